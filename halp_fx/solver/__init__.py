@@ -1,0 +1,20 @@
+"""Choose a width for every channel group: the value is greatest, every budget is met, the gap is certified.
+
+Takes a `WidthProblem` (numbers only, see `problem`), returns a `Solution`. Imports no torch.
+"""
+
+from .limits import restrict
+from .problem import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem
+from .solution import Method, solve
+
+__all__ = [
+    "Branch",
+    "CostTable",
+    "Method",
+    "Solution",
+    "Term",
+    "WidthGroup",
+    "WidthProblem",
+    "restrict",
+    "solve",
+]

@@ -1,0 +1,168 @@
+"""Search around known choices: the best feasible state seen so far, repairs, and moves of one or two
+variables.
+
+States are (V,) option indices as in `Model`; batches are (V, M). Only groups and branches move, sums follow.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from .model import Floats, Ints, Model
+
+MAX_MOVES = 700
+"""Single moves that are paired with each other: 700^2 / 2 pairs take about 10 ms."""
+
+VERIFIED = 256
+"""Most promising pairs whose true effect is computed: pairs that share a table are not additive."""
+
+
+class Incumbent:
+    """The best feasible state offered so far.
+
+    Attributes:
+        state: (V,) options, or None. value: its value, -inf while there is none.
+        stop_at: `time.perf_counter` after which searches return what they have.
+    """
+
+    def __init__(self, model: Model, stop_at: float) -> None:
+        self.model = model
+        self.stop_at = stop_at
+        self.state: Ints | None = None
+        self.value = -np.inf
+
+    def offer(self, states: Ints) -> tuple[Floats, Floats]:
+        """Evaluate complete (V, M) states, keep the best feasible one; returns their values and costs."""
+        value, cost = self.model.evaluate(states)
+        allowed = np.where(self.model.feasible(cost), value, -np.inf)
+        best = int(np.argmax(allowed))
+        if allowed[best] > self.value:
+            self.state, self.value = states[:, best].copy(), float(allowed[best])
+        return value, cost
+
+    @property
+    def late(self) -> bool:
+        return time.perf_counter() >= self.stop_at
+
+
+class Neighbourhood:
+    """All states that differ from another in one group or branch, restricted to options worth trying."""
+
+    def __init__(self, model: Model, free: int, worth: list[npt.NDArray[np.bool_]] | None = None) -> None:
+        """`free`: the first `free` variables move. `worth[v]`: (K,) options of v to try (all by default)."""
+        self.model = model
+        pairs = [(v, k) for v in range(free) for k in range(model.sizes[v]) if worth is None or worth[v][k]]
+        self.variable = np.array([v for v, _ in pairs], np.int64)
+        self.option = np.array([k for _, k in pairs], np.int64)
+
+    def around(self, state: Ints) -> tuple[Ints, Ints, Ints]:
+        """(M,) variables and options of the moves from a state, and the complete (V, M) states they lead to."""
+        moving = self.option != state[self.variable]
+        variable, option = self.variable[moving], self.option[moving]
+        states = np.repeat(state[:, None], len(variable), axis=1)
+        states[variable, np.arange(len(variable))] = option
+        return variable, option, self.model.complete(states)
+
+
+def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | None:
+    """Make single moves, least value lost for each unit of overrun saved, until every limit is met."""
+    model = incumbent.model
+    value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
+    while not model.feasible(cost[:, None])[0]:
+        variable, _, states = moves.around(state)
+        if incumbent.late or len(variable) == 0:
+            return None
+        values, costs = incumbent.offer(states)
+        over = np.maximum(cost - model.limit, 0.0).sum()
+        saved = over - np.maximum(costs - model.limit[:, None], 0.0).sum(axis=0)
+        lost = value - values
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(lost > 0, lost / saved, lost * np.maximum(saved, 1e-12))
+        rate[~(saved > 1e-12)] = np.inf
+        best = int(np.argmin(rate))
+        if rate[best] == np.inf:
+            return None
+        state, value, cost = states[:, best].copy(), values[best], costs[:, best]
+    return state
+
+
+def climb(incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: Floats) -> Ints:
+    """From a feasible state, make the best move of one or two variables until none gains.
+
+    Args:
+        multipliers: (R,) price of each resource; the moves that lose least at these prices are paired.
+    """
+    value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
+    while not incumbent.late:
+        found = _best_move(incumbent, moves, state, value, cost, multipliers)
+        if found is None:
+            break
+        state, value, cost = found
+    return state
+
+
+def _best_move(
+    incumbent: Incumbent, moves: Neighbourhood, state: Ints, value: float, cost: Floats, multipliers: Floats
+) -> tuple[Ints, float, Floats] | None:
+    model = incumbent.model
+    variable, option, states = moves.around(state)
+    if len(variable) == 0:
+        return None
+    values, costs = incumbent.offer(states)
+    tiny = 1e-12 * max(1.0, abs(value))
+    gain = np.where(model.feasible(costs), values - value, -np.inf)
+    best = int(np.argmax(gain))
+    single = (states[:, best], values[best], costs[:, best]) if gain[best] > tiny else None
+    found = _best_pair(incumbent, state, value, cost, multipliers, variable, option, values, costs)
+    if found is None or (single is not None and single[1] >= found[1]):
+        return single
+    return found
+
+
+def _best_pair(
+    incumbent: Incumbent,
+    state: Ints,
+    value: float,
+    cost: Floats,
+    multipliers: Floats,
+    variable: Ints,
+    option: Ints,
+    values: Floats,
+    costs: Floats,
+) -> tuple[Ints, float, Floats] | None:
+    """Two moves at once: pick pairs as if their effects added up, then evaluate the most promising."""
+    model = incumbent.model
+    priced = values - value - multipliers @ (costs - cost[:, None])
+    use = np.argsort(-priced, kind="stable")[:MAX_MOVES]
+    use = use[np.isfinite(priced[use])]
+    if len(use) < 2:
+        return None
+    gain = (values[use] - value)[:, None] + (values[use] - value)
+    promising = (gain > 1e-12 * max(1.0, abs(value))) & (variable[use][:, None] < variable[use])
+    first, second = np.nonzero(promising)
+    after = costs[:, use[first]] + costs[:, use[second]] - cost[:, None]
+    over = np.maximum(after - model.limit[:, None], 0.0).sum(axis=0)
+    # Where two moves share a table their effects do not add up: let slightly infeasible ones compete, too.
+    rank = gain[first, second] - 4 * float(np.max(multipliers, initial=0.0)) * over
+    top = np.argsort(-rank, kind="stable")[:VERIFIED] if len(rank) <= 4 * VERIFIED else _largest(rank)
+    if len(top) == 0:
+        return None
+    one, two = use[first[top]], use[second[top]]
+    states = np.repeat(state[:, None], len(top), axis=1)
+    columns = np.arange(len(top))
+    states[variable[one], columns] = option[one]
+    states[variable[two], columns] = option[two]
+    states = model.complete(states)
+    values, costs = incumbent.offer(states)
+    gains = np.where(model.feasible(costs), values - value, -np.inf)
+    best = int(np.argmax(gains))
+    if gains[best] <= 1e-12 * max(1.0, abs(value)):
+        return None
+    return states[:, best], float(values[best]), costs[:, best]
+
+
+def _largest(rank: Floats) -> Ints:
+    return np.argpartition(-rank, VERIFIED)[:VERIFIED]

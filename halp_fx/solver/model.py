@@ -1,0 +1,267 @@
+"""A width problem as numbers: discrete variables, tables over few of them, and sums. `compile_problem`
+builds it.
+
+Every group is a variable (an index into its widths), every removable branch is one (0 dropped, 1 kept), and
+every distinct sum of several groups that some layer has as its width is one (an index into the sums that
+can occur). Sums are built two at a time and share their parts, so that the nested concats of a DenseNet
+become one chain: `s3 = s2 + g3`. With that, every layer's table is over at most three variables, however
+many groups feed it.
+
+Costs that touch the same variables are added into one factor: batch norm, activation and add cost no time
+later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .problem import CostTable, Term, WidthProblem
+
+Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Factor:
+    """Part of the value and of the costs, as tables over the variables in `scope` (ascending).
+
+    Attributes:
+        value: (K_a, K_b, ...) float64. cost: (R, K_a, K_b, ...), as fractions of the budgets' scale.
+    """
+
+    scope: tuple[int, ...]
+    value: Floats
+    cost: Floats
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sum:
+    """`total = left + right`: `index[i, j]` is total's option for left's i and right's j, -1 where it has none."""
+
+    left: int
+    right: int
+    total: int
+    index: Ints
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """Maximise the factors' value with each row of their cost at most `limit`.
+
+    Attributes:
+        sizes: number of options of each variable: groups first, then branches, then sums (parts before
+        wholes).
+        options: for each variable, the positions of its options in the unrestricted model.
+        factors, sums: see `Factor`, `Sum`.
+        limit: (R,) budgets in units of `scale`, so about 1. scale: (R,) in the unit of the resource.
+    """
+
+    sizes: tuple[int, ...]
+    options: tuple[Ints, ...]
+    factors: tuple[Factor, ...]
+    sums: tuple[Sum, ...]
+    limit: Floats
+    scale: Floats
+    flat_value: Floats = field(init=False)
+    flat_cost: Floats = field(init=False)
+    _offset: Ints = field(init=False)
+    _axis: Ints = field(init=False)
+    _stride: Ints = field(init=False)
+
+    def __post_init__(self) -> None:
+        resources = len(self.limit)
+        values = [np.zeros(0), *(f.value.ravel() for f in self.factors)]
+        costs = [np.zeros((resources, 0)), *(f.cost.reshape(resources, -1) for f in self.factors)]
+        arity = max((len(f.scope) for f in self.factors), default=1)
+        axis = np.zeros((len(self.factors), max(arity, 1)), np.int64)
+        stride = np.zeros_like(axis)
+        for row, factor in enumerate(self.factors):
+            for column, variable in enumerate(factor.scope):
+                axis[row, column] = variable
+                stride[row, column] = int(np.prod(factor.value.shape[column + 1 :]))
+        sizes = [f.value.size for f in self.factors]
+        object.__setattr__(self, "flat_value", np.concatenate(values))
+        object.__setattr__(self, "flat_cost", np.concatenate(costs, axis=1))
+        object.__setattr__(self, "_offset", np.cumsum([0, *sizes])[:-1].astype(np.int64))
+        object.__setattr__(self, "_axis", axis)
+        object.__setattr__(self, "_stride", stride)
+
+    def entries(self, states: Ints) -> Ints:
+        """(F, M) positions in `flat_value` of what each factor contributes under each column of (V, M) states."""
+        where = np.repeat(self._offset[:, None], states.shape[1], axis=1)
+        for column in range(self._axis.shape[1]):
+            where += self._stride[:, column, None] * states[self._axis[:, column]]
+        return where
+
+    def complete(self, states: Ints) -> Ints:
+        """Fill in the sums' rows of (V, M) states from the groups'. States whose sum has no option get -1 there."""
+        for s in self.sums:
+            left, right = states[s.left], states[s.right]
+            states[s.total] = np.where((left < 0) | (right < 0), -1, s.index[left, right])
+        return states
+
+    def evaluate(self, states: Ints) -> tuple[Floats, Floats]:
+        """(M,) values and (R, M) costs of complete (V, M) states; a state with an impossible sum costs infinity."""
+        where = self.entries(np.maximum(states, 0))
+        cost = self.flat_cost[:, where].sum(axis=1)
+        cost[:, (states < 0).any(axis=0)] = np.inf
+        return self.flat_value[where].sum(axis=0), cost
+
+    def feasible(self, cost: Floats) -> npt.NDArray[np.bool_]:
+        """(M,) whether the columns of (R, M) costs are within every limit, up to rounding."""
+        slack = 1e-9 * np.maximum(1.0, np.abs(self.limit))
+        return np.asarray((cost <= (self.limit + slack)[:, None]).all(axis=0))
+
+    def keep(self, kept: Sequence[Ints]) -> Model:
+        """The same model with only the given options (ascending positions) of each variable."""
+        factors = []
+        for f in self.factors:
+            grid = np.ix_(*(kept[v] for v in f.scope))
+            factors.append(Factor(f.scope, f.value[grid], f.cost[(slice(None), *grid)]))
+        sums = []
+        for s in self.sums:
+            renumber = np.full(self.sizes[s.total] + 1, -1, np.int64)
+            renumber[kept[s.total]] = np.arange(len(kept[s.total]))
+            index = renumber[s.index[np.ix_(kept[s.left], kept[s.right])]]
+            sums.append(Sum(s.left, s.right, s.total, index))
+        options = tuple(old[new] for old, new in zip(self.options, kept, strict=True))
+        sizes = tuple(len(new) for new in kept)
+        return Model(sizes, options, tuple(factors), tuple(sums), self.limit, self.scale)
+
+
+def compile_problem(problem: WidthProblem) -> Model:
+    """The numeric form of a problem. Resources without a budget do not enter it."""
+    return _Compiler(problem).model()
+
+
+class _Compiler:
+    """Collects variables, sums and factors while it walks the costs once."""
+
+    def __init__(self, problem: WidthProblem) -> None:
+        self.problem = problem
+        self.number = {name: i for i, name in enumerate(problem.groups)}
+        self.widths: list[Ints] = [group.widths for group in problem.groups.values()]
+        self.branch = {b.name: len(self.widths) + i for i, b in enumerate(problem.branches)}
+        self.widths += [np.arange(2)] * len(problem.branches)
+        self.resources = list(problem.budgets)
+        self.sums: list[Sum] = []
+        self.sum_of: dict[frozenset[tuple[int, int]], int] = {}
+        self.tables: dict[tuple[int, ...], tuple[Floats, Floats]] = {}
+
+    def model(self) -> Model:
+        problem = self.problem
+        budgets = np.array([problem.budgets[r] for r in self.resources])
+        scale = np.where(np.abs(budgets) > 0, np.abs(budgets), 1.0)
+        self._add_values()
+        self._make_sums()
+        home = problem.branch_of_cost()
+        for index, cost in enumerate(problem.costs):
+            if cost.resource in problem.budgets:
+                self._add_cost(cost, self.branch.get(home.get(index, "")))
+        factors = tuple(
+            Factor(scope, value, cost / scale.reshape(-1, *[1] * value.ndim))
+            for scope, (value, cost) in self.tables.items()
+        )
+        sizes = tuple(len(w) for w in self.widths)
+        options = tuple(np.arange(size) for size in sizes)
+        return Model(sizes, options, factors, tuple(self.sums), budgets / scale, scale)
+
+    def _table(self, scope: tuple[int, ...]) -> tuple[Floats, Floats]:
+        if scope not in self.tables:
+            shape = tuple(len(self.widths[v]) for v in scope)
+            self.tables[scope] = (np.zeros(shape), np.zeros((len(self.resources), *shape)))
+        return self.tables[scope]
+
+    def _add_values(self) -> None:
+        owner = {group: b.name for b in self.problem.branches for group in b.groups}
+        for name, group in self.problem.groups.items():
+            if name in owner:
+                value, _ = self._table((self.number[name], self.branch[owner[name]]))
+                value[:, 1] += group.value
+            else:
+                value, _ = self._table((self.number[name],))
+                value += group.value
+        for b in self.problem.branches:
+            self._table((self.branch[b.name],))[0][1] += b.value
+
+    def _add_cost(self, cost: CostTable, branch: int | None) -> None:
+        """Add one layer's table, laid out over the variables of its output and input width."""
+        out, out_widths = self._coordinate(cost.output, cost.out_offset, cost.out_widths)
+        into, in_widths = self._coordinate(cost.inputs, cost.in_offset, cost.in_widths)
+        table = cost.at(out_widths, in_widths)
+        if out is None:
+            table, scope = table[0], [into]
+        elif into is None:
+            table, scope = table[:, 0], [out]
+        elif into == out:
+            table, scope = np.diagonal(table), [out]
+        else:
+            scope = [out, into]
+        if scope == [None]:
+            table, scope = table[0], []
+        if branch is not None:
+            table, scope = np.stack([np.zeros_like(table), table], axis=-1), [*scope, branch]
+        known = [v for v in scope if v is not None]
+        if not known:
+            known, table = [0], np.full(len(self.widths[0]), float(table))
+        order = np.argsort(known)
+        _, total = self._table(tuple(sorted(known)))
+        total[self.resources.index(cost.resource)] += np.transpose(table, order)
+
+    def _coordinate(self, terms: tuple[Term, ...], offset: int, grid: Ints) -> tuple[int | None, Ints]:
+        """The variable that decides a layer's width, and the width at each of its options."""
+        parts = self._parts(terms)
+        if not parts:
+            return None, grid if len(grid) == 1 else np.array([offset])
+        if len(parts) == 1:
+            ((variable, scale),) = parts
+            return variable, offset + scale * self.widths[variable]
+        variable = self.sum_of[parts]
+        return variable, offset + self.widths[variable]
+
+    def _parts(self, terms: tuple[Term, ...]) -> frozenset[tuple[int, int]]:
+        scales: dict[int, int] = {}
+        for term in terms:
+            variable = self.number[term.group]
+            scales[variable] = scales.get(variable, 0) + int(term.scale)
+        return frozenset(scales.items())
+
+    def _make_sums(self) -> None:
+        """Make a variable of every sum that occurs, from the largest sum made before that it contains."""
+        wanted: dict[frozenset[tuple[int, int]], list[tuple[int, int]]] = {}
+        for cost in self.problem.costs:
+            for terms in (cost.inputs, cost.output):
+                parts = self._parts(terms)
+                if len(parts) > 1 and cost.resource in self.problem.budgets:
+                    order = list(dict.fromkeys(self.number[term.group] for term in terms))
+                    wanted.setdefault(parts, [(v, dict(parts)[v]) for v in order])
+        for parts in sorted(wanted, key=len):
+            inside = max((made for made in self.sum_of if made <= parts), key=len, default=frozenset())
+            rest = [part for part in wanted[parts] if part not in inside]
+            if not inside:
+                first = rest.pop(0)
+                inside = frozenset([first])
+            for part in rest:
+                grown = inside | {part}
+                if grown not in self.sum_of:
+                    self.sum_of[grown] = self._make_sum(inside, part)
+                inside = grown
+
+    def _make_sum(self, inside: frozenset[tuple[int, int]], part: tuple[int, int]) -> int:
+        left, left_widths = self._addend(inside)
+        right, right_widths = self._addend(frozenset([part]))
+        widths, index = np.unique(left_widths[:, None] + right_widths, return_inverse=True)
+        self.widths.append(widths)
+        total = len(self.widths) - 1
+        self.sums.append(Sum(left, right, total, index.reshape(len(left_widths), len(right_widths))))
+        return total
+
+    def _addend(self, parts: frozenset[tuple[int, int]]) -> tuple[int, Ints]:
+        if len(parts) == 1:
+            ((variable, scale),) = parts
+            return variable, scale * self.widths[variable]
+        return self.sum_of[parts], self.widths[self.sum_of[parts]]
