@@ -1,0 +1,282 @@
+"""The channel algebra: slots, the labels that carry them through a network, and what couples them.
+
+Every dimension (longer than 1) of every parameter and buffer is an *axis*; its slots get consecutive positive
+integers, the *labels*. Beside each activation goes a tuple of *planes*: int32 tensors of the activation's shape whose
+elements say which slot the element stems from (0: none, it always stays). An element disappears when one of its
+labels does. A parameter has one plane per axis, most activations have one: the channel.
+
+Planes are expanded with stride 0 along every dimension that does not matter, so a plane of a 512 x 56 x 56 activation
+is 512 integers. The dimensions with a stride are those along which it *varies*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import fx
+
+from .types import Axis, TensorSpec
+
+Plane = torch.Tensor
+Planes = tuple[Plane, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What a rule sees of a tensor: its shape, its planes, and its value if it is a small integer tensor."""
+
+    spec: TensorSpec
+    planes: Planes = ()
+    # Computed from parameters and buffers only: its labels name the tensors whose roles a rule may set.
+    parameter: bool = False
+    data: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.spec.shape
+
+    @property
+    def ndim(self) -> int:
+        return len(self.spec.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One operator call: `args` and `kwargs` as recorded, with a `Value` for every tensor.
+
+    `outputs` are the shapes of the results that the network uses (None: that result is not used).
+    """
+
+    node: fx.Node
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: tuple[TensorSpec | None, ...]
+
+    @property
+    def op(self) -> str:
+        """The operator's name without namespace and overload, e.g. "convolution"."""
+        return str(getattr(self.node.target, "_opname", None) or getattr(self.node.target, "__name__", "?"))
+
+    @property
+    def function(self) -> str:
+        """The Python function that led to the operator, e.g. "chunk"."""
+        return str(self.node.meta.get("function", ""))
+
+    @property
+    def module(self) -> str:
+        return str(self.node.meta.get("module", ""))
+
+    @property
+    def where(self) -> str:
+        module = f" in {self.module!r}" if self.module else ""
+        source = f" ({self.node.meta['source']})" if self.node.meta.get("source") else ""
+        return f"{self.op}{module}{source}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the first result that is used."""
+        return next((o.shape for o in self.outputs if o is not None), ())
+
+    def tensors(self) -> list[Value]:
+        """All tensor arguments, those inside lists too, in order."""
+        found: list[Value] = []
+
+        def walk(value: Any) -> None:
+            if isinstance(value, Value):
+                found.append(value)
+            elif isinstance(value, list | tuple):
+                for v in value:
+                    walk(v)
+
+        walk(self.args)
+        walk(list(self.kwargs.values()))
+        return found
+
+    def arg(self, index: int, name: str, default: Any = None) -> Any:
+        """Argument `index`, or the keyword `name`, or its default."""
+        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Labels `a[i]` and `b[i]` go together, because of an operator."""
+
+    a: np.ndarray
+    b: np.ndarray
+    op: str
+    kind: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """A module attribute that equals (size of dimension `dim` of `node`'s result) / `divisor`."""
+
+    module: str
+    attribute: str
+    node: fx.Node
+    dim: int
+    divisor: int
+
+
+@dataclass(slots=True)
+class Algebra:
+    """Hands out slots and collects what the rules find out about them."""
+
+    axes: list[Axis] = field(default_factory=list)
+    starts: list[int] = field(default_factory=lambda: [1])
+    links: list[Link] = field(default_factory=list)
+    pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
+    grids: list[Plane] = field(default_factory=list)
+    roles: dict[int, str] = field(default_factory=dict)
+    inexact: list[np.ndarray] = field(default_factory=list)
+    edits: list[Edit] = field(default_factory=list)
+    notes: dict[str, None] = field(default_factory=dict)
+
+    def new_planes(self, name: str, shape: Sequence[int]) -> Planes:
+        """Fresh slots for every axis of a parameter or buffer: one plane each."""
+        planes = []
+        for dim, size in enumerate(shape):
+            if size < 2:
+                continue
+            start = self.starts[-1]
+            self.axes.append(Axis(name, dim))
+            self.starts.append(start + size)
+            labels = torch.arange(start, start + size, dtype=torch.int32)
+            planes.append(along(labels, dim, shape))
+        return tuple(planes)
+
+    def couple(self, a: Plane, b: Plane, call: Call, kind: str) -> None:
+        """Labels at equal places (after broadcasting) go together; a label that meets none stays for good."""
+        a, b = _shrunk(a, b)
+        self._link(a, b, call.op, kind, call.where)
+
+    def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
+        left, right = a.reshape(-1).numpy(), b.reshape(-1).numpy()
+        both = (left > 0) & (right > 0)
+        if not both.all():
+            reason = f"joined in {where} with channels that cannot be removed"
+            self.pin(left[~both], reason)
+            self.pin(right[~both], reason)
+            left, right = left[both], right[both]
+        if len(left):
+            self.links.append(Link(left, right, op, kind, where))
+
+    def tie(self, plane: Plane, dims: Iterable[int], call: Call, kind: str) -> Plane:
+        """Couple all labels along `dims`; returns the plane that no longer varies there."""
+        dims = [d for d in dims if d in varying(plane)]
+        if not dims:
+            return plane
+        first = plane
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self.couple(plane, first.expand(plane.shape), call, kind)
+        return first.expand(plane.shape)
+
+    def tie_labels(self, plane: Plane, dims: Iterable[int]) -> None:
+        """As `tie`, for a plane whose operator is no longer at hand."""
+        first = plane
+        for dim in dims:
+            first = first.narrow(dim, 0, 1)
+        self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
+
+    def pin(self, labels: Plane | np.ndarray, reason: str) -> None:
+        """The slots named by `labels` may not be removed."""
+        if isinstance(labels, torch.Tensor):
+            labels = compact(labels).reshape(-1).numpy()
+        labels = labels[labels > 0]
+        if len(labels):
+            self.pins.append((labels, reason))
+
+    def pin_all(self, values: Iterable[Value], reason: str) -> None:
+        for value in values:
+            for plane in value.planes:
+                self.pin(plane, reason)
+
+    def grid(self, plane: Plane) -> Plane:
+        """Remember a plane that varies along several dimensions: what stays must be a rectangle."""
+        if len(varying(plane)) > 1:
+            self.grids.append(compact(plane))
+        return plane
+
+    def mark(self, plane: Plane, role: str) -> None:
+        """Set the role of the axes that `plane` names. The first mark counts."""
+        labels = compact(plane).reshape(-1).numpy()
+        labels = labels[labels > 0]
+        if len(labels):
+            for axis in np.unique(self.axis_of(labels)):
+                self.roles.setdefault(int(axis), role)
+
+    def mark_inexact(self, plane: Plane) -> None:
+        """Removing these channels is not the same as zeroing them."""
+        self.inexact.append(compact(plane).reshape(-1).numpy())
+
+    def axis_of(self, labels: np.ndarray) -> np.ndarray:
+        """Index into `axes` for every label."""
+        return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
+
+    def classes(self) -> np.ndarray:
+        """The class of every label (index 0 is the class of "none"), as connected components."""
+        count = self.starts[-1]
+        if not self.links:
+            return np.arange(count)
+        a = np.concatenate([link.a for link in self.links])
+        b = np.concatenate([link.b for link in self.links])
+        pairs = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+        return connected_components(pairs, directed=False)[1]
+
+
+def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
+    """A plane of `shape` that varies along `dim` only: `labels` has shape (shape[dim],)."""
+    view = [1] * len(shape)
+    view[dim] = -1
+    return labels.reshape(view).expand(tuple(shape))
+
+
+def varying(plane: Plane) -> tuple[int, ...]:
+    """Dimensions along which a plane can vary."""
+    return tuple(d for d, (n, s) in enumerate(zip(plane.shape, plane.stride(), strict=True)) if n > 1 and s != 0)
+
+
+def compact(plane: Plane) -> Plane:
+    """The plane with length 1 along every dimension that it does not vary along."""
+    index = tuple(
+        slice(None) if n == 1 or s != 0 else slice(0, 1) for n, s in zip(plane.shape, plane.stride(), strict=True)
+    )
+    return plane[index]
+
+
+def simplify(plane: Plane) -> Plane:
+    """Find the dimensions along which a materialised plane is constant, and give them stride 0 again."""
+    small = compact(plane)
+    for dim in range(small.dim()):
+        if small.shape[dim] > 1:
+            first = small.narrow(dim, 0, 1)
+            if bool((small == first).all()):
+                small = first
+    return small.expand(plane.shape)
+
+
+def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
+    """Expand to the shape of a result, as elementwise operators do."""
+    return plane.expand(tuple(shape))
+
+
+def vector(plane: Plane, dim: int) -> torch.Tensor:
+    """The labels along `dim`, shape (size,), of a plane that varies along `dim` only."""
+    index = tuple(slice(None) if d == dim else 0 for d in range(plane.dim()))
+    return plane[index]
+
+
+def _shrunk(a: Plane, b: Plane) -> tuple[Plane, Plane]:
+    """Both planes with length 1 along dimensions that neither varies along, broadcast to each other."""
+    dims = set(varying(a)) | set(varying(b))
+    index = tuple(slice(None) if d in dims else slice(0, 1) for d in range(a.dim()))
+    a, b = torch.broadcast_tensors(a[index], b[index])
+    return a, b

@@ -1,0 +1,61 @@
+"""Module attributes that repeat a width (`in_channels`, `num_features`, `groups`): kept in step with the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from .types import Coupling, Plan
+
+Sync = Callable[[Any], None]
+
+
+def _conv(m: Any) -> None:
+    m.out_channels, m.in_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+
+
+def _conv_transposed(m: Any) -> None:
+    m.in_channels, m.out_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+
+
+def _linear(m: Any) -> None:
+    m.out_features, m.in_features = m.weight.shape
+
+
+def _norm(m: Any) -> None:
+    tensor = m.weight if m.weight is not None else m.running_mean
+    if tensor is not None:
+        m.num_features = tensor.shape[0]
+
+
+# isinstance in this order: transposed convolutions are no subclass of the plain ones.
+_SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
+    (nn.modules.conv._ConvTransposeNd, _conv_transposed),
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.Linear, _linear),
+    (nn.modules.batchnorm._NormBase, _norm),
+)
+
+
+def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan: Mapping[str, Any]) -> None:
+    """Bring the attributes of every module of `small` whose tensors differ in shape from `model`'s in step."""
+    widths = coupling.widths(plan if isinstance(plan, Plan) else Plan(plan))
+    modules = dict(small.named_modules())
+    for edit in coupling.edits:
+        module = modules[edit.module]
+        if hasattr(module, edit.attribute):
+            setattr(module, edit.attribute, edit.extent.at(widths) // edit.divisor)
+    for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
+        if _shapes(new) != _shapes(old):
+            for kinds, sync in _SYNC:
+                if isinstance(new, kinds):
+                    sync(new)
+                    break
+
+
+def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    own = (*module._parameters.values(), *module._buffers.values())
+    derived = [getattr(module, "weight", None)] if hasattr(module, "parametrizations") else []
+    return [tuple(t.shape) for t in (*own, *derived) if t is not None]

@@ -1,0 +1,204 @@
+"""couple: a traced graph -> channel groups.
+
+Every node's rule moves labels from its arguments to its results and couples them (`algebra`, `rules/`). Afterwards
+the slots fall into classes, the connected components at slot level: `groups` makes channel groups of them.
+Mathematics and invariants: `docs/coupling.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from torch import fx, nn
+
+from .algebra import Algebra, Call, Planes, Value, varying
+from .errors import HalpError, ModelError
+from .groups import Partition, axis_graph, free_dimension
+from .rules import find_rule
+from .tracing import getitem, trace, train_trace, written_through_alias
+from .types import AttributeEdit, Coupling, Traced
+
+
+def channel_groups(model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = ()) -> Coupling:
+    """`trace` and `couple` in one.
+
+    Parameters that only a train-mode forward reaches (auxiliary heads) are coupled too: the model is then traced a
+    second time, in train mode.
+
+    Raises:
+        ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
+    """
+    traced = trace(model, example_inputs)
+    further = []
+    if traced.unused:
+        try:
+            further.append(train_trace(model, example_inputs))
+        except ModelError:
+            # E.g. a detector wants targets in training. `couple` says which parameters it never saw.
+            pass
+    return couple(traced, ignore=ignore, further=further)
+
+
+def couple(traced: Traced, ignore: Sequence[str] = (), further: Sequence[Traced] = ()) -> Coupling:
+    """Find the channel groups of a traced network.
+
+    Args:
+        traced: from `trace`. Shapes and costs refer to this graph.
+        ignore: names of modules, parameters or groups that must stay as they are.
+        further: other traces of the same model (train mode): what they couple is coupled, too.
+
+    Raises:
+        ModelError: an entry of `ignore` matches nothing.
+    """
+    algebra = Algebra()
+    parameters: dict[str, Value] = {}
+    planes: dict[fx.Node, Planes] = {}
+    for graph in (traced, *further):
+        planes.update(_propagate(graph, algebra, parameters))
+    ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
+    _settle_grids(algebra)
+    partition = Partition.of(algebra)
+    groups = partition.groups
+    if ignored:
+        groups = partition.frozen_by_name(ignored, ModelError)
+    shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
+    edits = tuple(
+        AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
+        for e in algebra.edits
+    )
+    unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
+    for name in sorted(unseen):
+        algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
+    return Coupling(traced, groups, axis_graph(algebra), shapes, edits, tuple(algebra.notes))
+
+
+def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
+    """Run every node's rule in order; returns the planes of every tensor-valued node."""
+    values: dict[fx.Node, Any] = {}
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            values[node] = Value(node.meta["spec"], data=node.meta.get("value"))
+        elif node.op == "get_attr":
+            values[node] = _attribute(node, algebra, parameters)
+        elif node.op == "output":
+            for value in _values(node.args, values):
+                for plane in value.planes:
+                    algebra.pin(plane, "reaches the model's output")
+        else:
+            values[node] = _call(node, values, algebra)
+    return {n: v.planes for n, v in values.items() if isinstance(v, Value)}
+
+
+def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value]) -> Value:
+    spec, data = node.meta["spec"], node.meta.get("value")
+    if node.meta.get("constant"):
+        return Value(spec, parameter=True, data=data)
+    name = str(node.target)
+    if name not in parameters:
+        parameters[name] = Value(spec, algebra.new_planes(name, spec.shape), parameter=True, data=data)
+    return parameters[name]
+
+
+def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
+    """The `Value` of a node, or a list of them for an operator with several results."""
+    if node.target is getitem:
+        return values[node.args[0]][node.args[1]]  # type: ignore[index]
+    outputs = _output_specs(node)
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+    call = Call(node, tuple(args), dict(kwargs), outputs)
+    tensors = call.tensors()
+    single = node.meta["spec"] is not None
+    planes = _rule_planes(call, tensors, algebra)
+    rows = planes if isinstance(planes, list) else [planes] * len(outputs)
+    parameter = all(v.parameter for v in tensors)
+    results = [
+        None if spec is None else _checked(node, Value(spec, row, parameter, node.meta.get("value") if single else None))
+        for spec, row in zip(outputs, rows, strict=True)
+    ]
+    return results[0] if single else results
+
+
+def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
+    if call.node.target is written_through_alias:
+        return _aliased(call, algebra)
+    if not any(v.planes for v in tensors):
+        return ()
+    rule = find_rule(call.node.target)
+    if rule is not None:
+        return rule(call, algebra)
+    algebra.pin_all(tensors, f"no rule for operator {call.where}")
+    algebra.notes.setdefault(f"no rule for operator {call.node.target}: what reaches it is frozen ({call.where})")
+    return ()
+
+
+def _output_specs(node: fx.Node) -> tuple[Any, ...]:
+    """Specs of a node's results, None for those that nothing uses."""
+    if node.meta["spec"] is not None:
+        return (node.meta["spec"],)
+    used = {user.args[1]: user.meta["spec"] for user in node.users if user.target is getitem}
+    count = max([len(node.target._schema.returns), *(i + 1 for i in used)])  # type: ignore[union-attr, operator]
+    return tuple(used.get(i) for i in range(count))
+
+
+def _checked(node: fx.Node, value: Value) -> Value:
+    for plane in value.planes:
+        if tuple(plane.shape) != value.shape:
+            raise HalpError(
+                f"the rule of {node.target} returned labels of shape {tuple(plane.shape)} for a result of shape "
+                f"{value.shape} at {node.name}: this is a defect of the rule"
+            )
+    return value
+
+
+def _aliased(call: Call, algebra: Algebra) -> Planes:
+    """Memory written through another view: fine if the labels are as before, else nothing is known any more."""
+    old, writer = call.args
+    same = len(old.planes) == len(writer.planes) and all(
+        p.shape == q.shape and bool((p == q).all()) for p, q in zip(old.planes, writer.planes, strict=True)
+    )
+    if not same:
+        algebra.pin_all((old, writer), f"memory is shared between views and written in {call.where}")
+    return tuple(old.planes)
+
+
+def _values(args: Any, values: dict[fx.Node, Any]) -> Iterable[Value]:
+    found: list[Value] = []
+    fx.node.map_arg(args, lambda n: found.append(values[n]))
+    return found
+
+
+def _pin_ignored(algebra: Algebra, ignore: Sequence[str], traced: Traced) -> list[str]:
+    """Pin every axis of the ignored modules and parameters; returns the entries that must be names of groups."""
+    left = []
+    for entry in ignore:
+        tensors = {t for t in traced.tensors if t == entry or t.startswith(f"{entry}.")}
+        for index, axis in enumerate(algebra.axes):
+            if axis.tensor in tensors:
+                labels = np.arange(algebra.starts[index], algebra.starts[index + 1])
+                algebra.pin(labels, f"ignored by the caller ({entry!r})")
+        if not tensors:
+            left.append(entry)
+    return left
+
+
+def _settle_grids(algebra: Algebra) -> None:
+    """Where a plane varies along several dimensions, make every choice of channels leave a rectangle.
+
+    The classes must depend on one of the dimensions alone. Where consumers have not already seen to that, the same
+    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for.
+    """
+    grids = list({(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values())
+    while grids:
+        classes = algebra.classes()
+        tied = False
+        for grid in grids:
+            ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
+            dims = varying(grid)
+            if free_dimension(ids, dims) is None:
+                algebra.tie_labels(grid, dims[:-1])
+                tied = True
+        if not tied:
+            return
+

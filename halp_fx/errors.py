@@ -1,0 +1,55 @@
+"""Every error that halp_fx raises on purpose.
+
+One base class, so that callers can catch `HalpError`; the kinds tell whose move it is. A message names the
+node, parameter or file it is about, the shape or value found, and what the reader can do.
+"""
+
+
+class HalpError(Exception):
+    """Base class of all errors raised on purpose by halp_fx."""
+
+
+class ModelError(HalpError):
+    """The model cannot be handled as passed: wrapped, scripted, on the meta device, NaN weights, …"""
+
+
+class TraceError(ModelError):
+    """The model's forward could not be run on the example inputs, or could not be recorded."""
+
+
+class PlanError(HalpError):
+    """A plan does not fit the model: unknown group, index out of range, empty or frozen group."""
+
+
+class BudgetError(HalpError):
+    """A budget is malformed, out of range, or below what the model can reach."""
+
+
+class InfeasibleError(BudgetError):
+    """No choice of widths meets the budget.
+
+    Attributes:
+        minimum: smallest total cost that any choice reaches, in the unit of the problem.
+        groups: names of the groups that bound it, the most costly first.
+    """
+
+    def __init__(self, message: str, minimum: float, groups: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.minimum = minimum
+        self.groups = groups
+
+
+class ProblemError(HalpError):
+    """A width problem is malformed: ragged or unsorted table, NaN, unknown group name, …"""
+
+
+class SaliencyError(HalpError):
+    """Saliency cannot be computed: no gradient, all batches non-finite, wrong shape from a callable, …"""
+
+
+class LatencyError(HalpError):
+    """A latency could not be measured, or a latency table does not fit."""
+
+
+class RewriteError(HalpError):
+    """A rewritten network does not agree with its plan. This is a defect of halp_fx: please report it."""

@@ -1,0 +1,129 @@
+"""rewrite: plan -> smaller network; zero: plan -> the same network with zeros, the oracle of the rewrite.
+
+Both deep-copy the model and change tensors in place, so the class, the forward, `state_dict` names, hooks, modes,
+`requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .attributes import sync_attributes
+from .coupling import channel_groups
+from .errors import PlanError
+from .tracing import named_tensors
+from .types import Axis, Coupling, Plan
+from .verification import verify
+
+
+def rewrite(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+    check: bool = True,
+) -> nn.Module:
+    """A copy of `model` without the channels that `plan` drops.
+
+    Args:
+        model: the network the plan was made for; it is not changed.
+        plan: kept channels per group; groups not named keep all.
+        example_inputs: as for `trace`.
+        coupling: of this model, if at hand; otherwise found afresh.
+        check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
+            with what the plan asks for.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        RewriteError: the copy does not agree with the plan.
+    """
+    coupling = coupling or channel_groups(model, example_inputs)
+    dead = removed_slots(coupling, plan)
+    cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for axis, slots in dead.items():
+        cuts.setdefault(axis.tensor, []).append((axis.dim, slots))
+    # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
+    with torch.no_grad():
+        memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
+    small = copy.deepcopy(model, memo)
+    sync_attributes(small, model, coupling, plan)
+    if check:
+        verify(small, plan if isinstance(plan, Plan) else Plan(plan), coupling, example_inputs)
+    return small
+
+
+def zero(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+) -> nn.Module:
+    """The zeroed twin: a copy of `model` with every slot of every removed channel set to zero.
+
+    Slots are zeroed where channels are produced *and* where they are consumed, so that an activation with
+    f(0) != 0 in between does no harm.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    coupling = coupling or channel_groups(model, example_inputs)
+    dead = removed_slots(coupling, plan)
+    twin = copy.deepcopy(model)
+    tensors = dict(named_tensors(twin))
+    with torch.no_grad():
+        for axis, slots in dead.items():
+            tensors[axis.tensor].index_fill_(axis.dim, _index(slots, tensors[axis.tensor]), 0)
+    return twin
+
+
+def removed_slots(coupling: Coupling, plan: Mapping[str, Any]) -> dict[Axis, np.ndarray]:
+    """For every axis that shrinks, the sorted slots that go.
+
+    Raises:
+        PlanError: an unknown or frozen group, or an index out of range.
+    """
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    groups = {g.name: g for g in coupling.groups}
+    dead: dict[Axis, list[np.ndarray]] = {}
+    for name, kept in plan.items():
+        group = groups.get(name)
+        if group is None:
+            some = ", ".join(repr(n) for n in list(groups)[:6])
+            raise PlanError(f"the plan names a group {name!r} that this model does not have; it has {some}, …")
+        if kept[-1] >= group.size:
+            raise PlanError(f"group {name!r} has {group.size} channels: index {kept[-1]} is out of range")
+        if len(kept) == group.size:
+            continue
+        if group.frozen is not None:
+            raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
+        gone = np.ones(group.size, dtype=bool)
+        gone[list(kept)] = False
+        for member in group.members:
+            dead.setdefault(member.axis, []).append(member.slots[gone].reshape(-1))
+    return {axis: np.sort(np.concatenate(parts)) for axis, parts in dead.items()}
+
+
+def _index(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(slots, dtype=torch.int64, device=tensor.device)
+
+
+def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.Tensor:
+    """A parameter or buffer without some of its slots; type, `requires_grad` and memory format stay."""
+    data = tensor.detach()
+    channels_last = data.dim() == 4 and not data.is_contiguous()
+    channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
+    for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
+        keep = np.setdiff1d(np.arange(data.shape[dim]), slots, assume_unique=True)
+        data = data.index_select(dim, _index(keep, data))
+    data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if isinstance(tensor, nn.Parameter):
+        return type(tensor)(data, requires_grad=tensor.requires_grad)
+    return data

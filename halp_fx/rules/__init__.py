@@ -1,0 +1,32 @@
+"""One rule per operator that joins, creates or consumes channels.
+
+A rule is a function `(call: Call, algebra: Algebra) -> planes`, where `planes` is a tuple of planes for an operator
+with one result, or a list of such tuples for one with several. It couples labels through `algebra`, and returns the
+labels of its results. An operator without a rule freezes whatever reaches it.
+"""
+
+from ..algebra import Algebra, Call
+from .contraction import contraction
+from .convolution import convolution
+from .elementwise import like, pointwise
+from .normalization import batch_norm
+from .reductions import reduction
+from .registry import Rule, find_rule, register_rule
+from .shapes import shape_only
+from .spatial import spatial
+
+__all__ = [
+    "Algebra",
+    "Call",
+    "Rule",
+    "batch_norm",
+    "contraction",
+    "convolution",
+    "find_rule",
+    "like",
+    "pointwise",
+    "reduction",
+    "register_rule",
+    "shape_only",
+    "spatial",
+]

@@ -1,0 +1,113 @@
+"""Elementwise operators with broadcasting, and those that only take over another tensor's shape."""
+
+from __future__ import annotations
+
+import torch
+
+from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, varying
+from .registry import register_rule
+
+aten = torch.ops.aten
+
+
+def pointwise(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """Labels that meet in one element go together; see `join`."""
+    planes = join(call.tensors(), call.shape, call, algebra)
+    return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> Planes:
+    """Couple the labels of tensors that are broadcast against each other to `shape`.
+
+    A plane that varies along some dimensions is coupled to every plane of another tensor that varies along one of
+    them. A tensor that is as long there but has no labels would not shrink along: the plane is pinned.
+    """
+    result: list[Plane] = []
+    owners: list[Value] = []
+    values = [v for i, v in enumerate(values) if v.ndim <= len(shape) and all(v is not u for u in values[:i])]
+    for value in values:
+        for plane in value.planes:
+            wide = broadcast(plane, shape)
+            dims = set(varying(wide))
+            if not dims:
+                algebra.pin(plane, f"a single channel is taken in {call.where}")
+                continue
+            # Planes of the same tensor are not coupled with each other.
+            partners = [i for i, p in enumerate(result) if owners[i] is not value and dims & set(varying(p))]
+            for i in partners:
+                algebra.couple(result[i], wide, call, _kind(call))
+                if value.parameter:
+                    algebra.mark(plane, "other")
+                if len(dims) < len(varying(result[i])):
+                    result[i], owners[i] = wide, value
+            if not partners:
+                result.append(wide)
+                owners.append(value)
+    for plane in result:
+        for value in values:
+            if _blocks(value, plane, shape):
+                algebra.pin(plane, f"meets a tensor of fixed shape {value.shape} in {call.where}")
+    return tuple(algebra.grid(p) for p in result) if len(values) > 1 else tuple(result)
+
+
+def _blocks(value: Value, plane: Plane, shape: tuple[int, ...]) -> bool:
+    """Whether `value` is long along the dimensions of `plane` but has no labels there."""
+    offset = len(shape) - value.ndim
+    dims = [d - offset for d in varying(plane) if d >= offset]
+    if all(value.shape[d] == 1 for d in dims):
+        return False
+    labelled = {d for p in value.planes for d in varying(p)}
+    return not labelled & set(dims)
+
+
+def _kind(call: Call) -> str:
+    return {"add": "residual", "add_": "residual", "mul": "gate", "mul_": "gate"}.get(call.op, "elementwise")
+
+
+def like(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """A tensor as the first argument is, elementwise: copies, casts, dropout masks, `zeros_like`."""
+    planes = call.args[0].planes
+    return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+def copy_into(call: Call, algebra: Algebra) -> Planes:
+    """`dst.copy_(src)`: the result is the source in the destination's shape."""
+    source = call.args[1]
+    return tuple(algebra.grid(broadcast(p, call.shape)) for p in source.planes)
+
+
+register_rule(
+    aten.clone,
+    aten._to_copy,
+    aten.detach,
+    aten.alias,
+    aten.lift_fresh,
+    aten.lift_fresh_copy,
+    aten.contiguous,
+    aten.native_dropout,
+    aten.zeros_like,
+    aten.ones_like,
+    aten.full_like,
+    aten.empty_like,
+    aten.rand_like,
+    aten.randn_like,
+    aten.bernoulli,
+    aten.bernoulli_,
+    aten.fill_,
+    aten.zero_,
+)(like)
+register_rule(torch.Tag.pointwise)(pointwise)
+register_rule(aten.copy_)(copy_into)
+register_rule(
+    aten.hardtanh,
+    aten.hardswish,
+    aten.leaky_relu,
+    aten.elu,
+    aten.celu,
+    aten.glu_jvp,
+    aten._prelu_kernel,
+    aten.lerp,
+    aten.addcmul,
+    aten.addcdiv,
+    aten.rrelu_with_noise,
+)(pointwise)

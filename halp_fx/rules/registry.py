@@ -1,0 +1,63 @@
+"""The registry of operator rules: one rule per operator, a second registration is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..algebra import Algebra, Call, Planes
+
+Rule = Callable[[Call, Algebra], "Planes | list[Planes]"]
+
+_REGISTRY: dict[Any, Rule] = {}
+
+
+def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
+    """Register a rule for operators: `torch.ops.namespace.name` packets, or single overloads.
+
+    The ready-made rules `halp_fx.rules.pointwise`, `spatial`, `reduction`, `contraction` and `shape_only` cover most
+    operators that a user would add:
+
+        register_rule(torch.ops.mylib.fast_gelu)(halp_fx.rules.pointwise)
+
+    Raises:
+        ValueError: a target has a rule already.
+    """
+
+    def add(rule: Rule) -> Rule:
+        for target in targets:
+            if target in _REGISTRY:
+                raise ValueError(f"{target} has a rule already: {_REGISTRY[target].__qualname__}")
+            _REGISTRY[target] = rule
+        return rule
+
+    return add
+
+
+def find_rule(target: Any) -> Rule | None:
+    """The rule of an operator: its overload's, its packet's, its functional form's, or the elementwise rule if ATen
+    tags it so."""
+    packet = getattr(target, "overloadpacket", None)
+    functional = _functional(target)
+    for key in (target, packet, functional):
+        if key is not None and key in _REGISTRY:
+            return _REGISTRY[key]
+    return _REGISTRY[torch.Tag.pointwise] if _is_pointwise(target, functional) else None
+
+
+def _functional(target: Any) -> Any:
+    """For an in-place operator (`relu_`) the packet of the one it is made from (`relu`)."""
+    name = getattr(target, "_opname", "")
+    if not name.endswith("_") or name.startswith("__"):
+        return None
+    return getattr(getattr(torch.ops, target.namespace), name[:-1], None)
+
+
+def _is_pointwise(target: Any, functional: Any) -> bool:
+    if torch.Tag.pointwise in getattr(target, "tags", ()):
+        return True
+    if functional is None:
+        return False
+    return any(torch.Tag.pointwise in getattr(functional, o).tags for o in functional.overloads())

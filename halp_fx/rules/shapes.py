@@ -1,0 +1,159 @@
+"""Operators that only move elements: the operator itself runs on the planes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
+from .registry import register_rule
+from .elementwise import join
+
+aten = torch.ops.aten
+
+
+def shape_only(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """Run the operator on each plane of the first argument."""
+    x: Value = call.args[0]
+    results = [_finish(call.node.target(p, *call.args[1:], **call.kwargs), algebra) for p in x.planes]  # type: ignore[operator]
+    return _by_result(results, len(call.outputs))
+
+
+def reshape(call: Call, algebra: Algebra) -> Planes:
+    """`view` and its kin. A plane need not be viewable where the tensor was, hence `reshape`."""
+    return tuple(algebra.grid(_reshaped(p, call.shape)) for p in call.args[0].planes)
+
+
+def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
+    result = plane.reshape(shape)
+    return simplify(result) if result.data_ptr() != plane.data_ptr() else result
+
+
+def _finish(result: Any, algebra: Algebra) -> Any:
+    if isinstance(result, torch.Tensor):
+        return algebra.grid(simplify(result))
+    return [algebra.grid(r) for r in result]
+
+
+def _by_result(results: list[Any], count: int) -> Planes | list[Planes]:
+    """From a list over planes to planes per result."""
+    if not results:
+        return () if count == 1 else [()] * count
+    if isinstance(results[0], torch.Tensor):
+        return tuple(results)
+    return [tuple(row[i] for row in results) for i in range(count)]
+
+
+def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`slice`, `select`, `split`, `unbind` …: a piece of a dimension.
+
+    A piece of a labelled dimension lies at a position that the program computed in a way not seen here. `chunk` is
+    known to follow the width: the i-th slots of all parts go together, so the parts stay equal. Otherwise the
+    channels are pinned.
+    """
+    x: Value = call.args[0]
+    dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
+    for plane in x.planes:
+        if dim not in varying(plane) or _covers_all(call, x.shape[dim]):
+            continue
+        parts = _chunks(call, plane, dim)
+        if parts is not None:
+            for part in parts[1:]:
+                algebra.couple(parts[0], part, call, "chunk")
+        elif len(varying(plane)) > 1:
+            # An index along one side of a grid: every index must keep the same channels.
+            algebra.tie(plane, [dim], call, "index")
+        else:
+            algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
+    return shape_only(call, algebra)
+
+
+_DIM_ARGUMENT = {
+    "split": (2, "dim"),
+    "split_with_sizes": (2, "dim"),
+    "slice": (1, "dim"),
+    "select": (1, "dim"),
+    "unbind": (1, "dim"),
+}
+
+
+def _covers_all(call: Call, size: int) -> bool:
+    if call.op != "slice":
+        return False
+    start, end, step = call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1)
+    return start == 0 and step == 1 and (end is None or end >= size)
+
+
+def _chunks(call: Call, plane: Plane, dim: int) -> list[Plane] | None:
+    """The parts of a `chunk` into equal parts, else None."""
+    if call.function != "chunk" or call.op != "split" or plane.shape[dim] % call.args[1]:
+        return None
+    return list(plane.split(call.args[1], dim))
+
+
+def concatenate(call: Call, algebra: Algebra) -> Planes:
+    """`cat`: labels along the dimension follow one another; labels along others are coupled between the parts."""
+    values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
+    ndim = len(call.shape)
+    dim = int(call.arg(1, "dim", 0)) % ndim
+    across = [Value(v.spec, tuple(p for p in v.planes if dim not in varying(p)), v.parameter) for v in values]
+    planes = list(_couple_across(across, dim, call, algebra))
+    for rank in range(max((_count_along(v, dim) for v in values), default=0)):
+        planes.append(_joined(values, rank, dim, call, algebra))
+    return tuple(algebra.grid(p) for p in planes)
+
+
+def _count_along(value: Value, dim: int) -> int:
+    return sum(dim in varying(p) for p in value.planes)
+
+
+def _joined(values: list[Value], rank: int, dim: int, call: Call, algebra: Algebra) -> Plane:
+    """The parts' `rank`-th planes along `dim`, one after another; zeros where a part has none."""
+    own = [[p for p in v.planes if dim in varying(p)] for v in values]
+    # Only the dimensions that some part varies along are written out.
+    dims = {d for planes in own for p in planes[rank : rank + 1] for d in varying(p)}
+    parts = []
+    for value, planes in zip(values, own, strict=True):
+        size = [n if d in dims or d == dim else 1 for d, n in enumerate(value.shape)]
+        if rank < len(planes):
+            index = tuple(slice(0, n) for n in size)
+            parts.append(planes[rank][index].expand(size))
+        else:
+            parts.append(torch.zeros(size, dtype=torch.int32))
+    return torch.cat(parts, dim).expand(call.shape)
+
+
+def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) -> Planes:
+    """Planes that do not vary along `dim`: the parts must lose the same channels."""
+    if not any(v.planes for v in values):
+        return ()
+    flat = []
+    for value in values:
+        planes = tuple(compact(p.narrow(dim, 0, 1)) for p in value.planes)
+        shape = tuple(1 if d == dim else n for d, n in enumerate(value.shape))
+        spec = type(value.spec)(shape, value.spec.stride, value.spec.dtype, value.spec.device)
+        flat.append(Value(spec, tuple(p.expand(shape) for p in planes), value.parameter))
+    shape = tuple(1 if d == dim else n for d, n in enumerate(call.shape))
+    return tuple(p.expand(call.shape) for p in join(flat, shape, call, algebra))
+
+
+register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
+register_rule(
+    aten.permute,
+    aten.transpose,
+    aten.t,
+    aten.squeeze,
+    aten.unsqueeze,
+    aten.expand,
+    aten.repeat,
+    aten.flip,
+    aten.roll,
+    aten.pixel_shuffle,
+    aten.pixel_unshuffle,
+    aten.channel_shuffle,
+    aten.diagonal,
+    aten.unfold,
+)(shape_only)
+register_rule(aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind)(cut)
+register_rule(aten.cat)(concatenate)

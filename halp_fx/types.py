@@ -1,0 +1,221 @@
+"""The values that the stages pass to each other: frozen, and free of torch modules.
+
+This is a leaf module: it imports no sibling but `errors`. Terms are those of `docs/terms.md`: an *axis* is one
+dimension of one tensor, a *slot* one index of an axis, a *channel* a class of coupled slots, a *group* a set of
+channels that share the same axes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import torch
+from torch import fx
+
+from .errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Shape, strides (in elements), dtype and device of a tensor that was seen while tracing."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> TensorSpec:
+        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
+
+
+@dataclass(frozen=True, slots=True)
+class Traced:
+    """What one forward did, as a graph of ATen operators.
+
+    Attributes:
+        graph: an `fx.Graph` of `call_function` nodes on `torch.ops.aten` overloads. `get_attr` nodes are
+            parameters and buffers by their `state_dict` name, `placeholder` nodes the input tensors. Each node's
+            `meta` holds `spec` (a `TensorSpec`, or None for a node with several results), `module` (qualified
+            name of the innermost module), `function` (the Python function that led to it, e.g. "chunk") and
+            `source` ("file.py:123").
+        tensors: shape and dtype of every parameter and buffer, by `state_dict` name (tied names: the first).
+        unused: parameters that this forward did not reach.
+    """
+
+    graph: fx.Graph
+    tensors: Mapping[str, TensorSpec]
+    unused: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Axis:
+    """Dimension `dim` of the parameter or buffer `tensor` (its `state_dict` name)."""
+
+    tensor: str
+    dim: int
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{self.dim}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One axis that a group reaches.
+
+    Attributes:
+        axis: the axis.
+        slots: int array, shape (channels of the group, slots per channel): row c lists the slots of channel c.
+        role: "producer" (a layer's output channels), "consumer" (its input channels), "norm" (the affine
+            parameters or statistics of a normalisation), "bias", or "other".
+    """
+
+    axis: Axis
+    slots: np.ndarray
+    role: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelGroup:
+    """Channels that touch the same axes; every non-empty subset of them is a legal choice.
+
+    Attributes:
+        name: unique and stable; by default the layer that produces the channels.
+        size: number of channels.
+        members: the axes it reaches, in the order of the forward.
+        frozen: None, or in words why the group may not shrink.
+        zero_exact: removing a channel equals zeroing it. False where a statistic runs over the channels
+            (LayerNorm, GroupNorm, mean or softmax over channels).
+    """
+
+    name: str
+    size: int
+    members: tuple[Member, ...]
+    frozen: str | None = None
+    zero_exact: bool = True
+
+    def __repr__(self) -> str:
+        state = f", frozen={self.frozen!r}" if self.frozen else ""
+        return f"ChannelGroup({self.name!r}, size={self.size}, members={len(self.members)}{state})"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """A size that depends on widths: `fixed + sum(scale * width(group))`."""
+
+    fixed: int
+    terms: tuple[tuple[str, int], ...] = ()
+
+    def at(self, widths: Mapping[str, int]) -> int:
+        """The size when each group is as wide as `widths` says."""
+        return self.fixed + sum(scale * widths[group] for group, scale in self.terms)
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeEdit:
+    """The attribute `module.attribute` must be `extent / divisor` after pruning (e.g. a convolution's groups)."""
+
+    module: str
+    attribute: str
+    extent: Extent
+    divisor: int
+
+
+@dataclass(frozen=True, slots=True)
+class Coupling:
+    """The channel groups of a traced network.
+
+    Attributes:
+        traced: the graph that was analysed.
+        groups: every group, frozen ones included, in the order of the forward; together they partition the
+            slots of all axes that a rule reached.
+        graph: NetworkX multigraph: nodes are `Axis`, edges carry `op`, `kind`, `source`, and `slots` (two equal
+            long arrays of slot indices that are coupled one to one).
+        shapes: for every node of the trace, its shape as extents.
+        edits: module attributes that follow a width.
+        notes: operators without a rule and other things a reader should know.
+    """
+
+    traced: Traced
+    groups: tuple[ChannelGroup, ...]
+    graph: nx.MultiGraph
+    shapes: Mapping[str, tuple[Extent, ...]]
+    edits: tuple[AttributeEdit, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def prunable(self) -> tuple[ChannelGroup, ...]:
+        return tuple(g for g in self.groups if g.frozen is None)
+
+    @property
+    def frozen(self) -> dict[str, str]:
+        return {g.name: g.frozen for g in self.groups if g.frozen is not None}
+
+    def widths(self, plan: Plan | None = None) -> dict[str, int]:
+        """Channels kept per group: those of `plan`, and all channels of a group that it does not name."""
+        kept = {} if plan is None else plan
+        return {g.name: len(kept[g.name]) if g.name in kept else g.size for g in self.groups}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Mapping[str, tuple[int, ...]]):
+    """For every group it names, the sorted indices of the channels kept. A group not named keeps all."""
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        clean = {}
+        for name, indices in self.kept.items():
+            row = tuple(int(i) for i in indices)
+            if not row:
+                raise PlanError(f"group {name!r}: a plan must keep at least one channel")
+            if any(b <= a for a, b in zip(row, row[1:], strict=False)) or row[0] < 0:
+                raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
+            clean[str(name)] = row
+        object.__setattr__(self, "kept", clean)
+
+    def __getitem__(self, group: str) -> tuple[int, ...]:
+        return self.kept[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def to_json(self) -> str:
+        """A JSON object from group name to kept channel indices."""
+        return json.dumps({"format": "halp_fx.plan/1", "kept": {k: list(v) for k, v in self.kept.items()}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: the text is not a plan.
+        """
+        try:
+            data = json.loads(text)
+            form, kept = data["format"], data["kept"]
+            rows = {str(k): tuple(v) for k, v in kept.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"this is not a plan in JSON: {error}") from error
+        if form != "halp_fx.plan/1":
+            raise PlanError(f"plan format {form!r} is not known here (expected 'halp_fx.plan/1')")
+        if any(not isinstance(i, int) or isinstance(i, bool) for row in rows.values() for i in row):
+            raise PlanError("a plan's kept channels must be whole numbers")
+        return cls(rows)
+
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a forward."""
+
+Scores = Mapping[str, np.ndarray]
+"""Saliency per group: a float64 array of shape (size,)."""
+
+Batches = Sequence[Any]

@@ -1,0 +1,126 @@
+"""The PyTorch twins: they define what every kernel computes, and run wherever Triton does not.
+
+`channel_scores` follows the definition (per segment: contribution of each element, summed over all other
+dimensions, added up by channel), in chunks that stay in cache. `lookup` is bilinear interpolation by gathers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .layout import SegmentLayout
+from .variants import Element, Final, Variant
+
+if TYPE_CHECKING:
+    from .tables import TableStack
+
+CHUNK = 1 << 18
+"""Elements per chunk: 1 MiB of float32. Each chunk is written once and read once per segment while it is in L2."""
+
+QUERIES = 1 << 16
+"""Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
+
+ELEMENTS: dict[Element, Callable[[Tensor, Tensor], Tensor]] = {
+    Element.PRODUCT: lambda w, g: w * g,
+    Element.ABS_PRODUCT: lambda w, g: (w * g).abs_(),
+    Element.SQUARED_PRODUCT: lambda w, g: (w * g).square_(),
+    Element.ABS: lambda w, g: w.abs(),
+    Element.SQUARE: lambda w, g: w.square(),
+}
+FINALS: dict[Final, Callable[[Tensor], Tensor]] = {
+    Final.IDENTITY: lambda total: total,
+    Final.ABS: torch.abs,
+    Final.SQUARE: torch.square,
+    Final.SQRT: torch.sqrt,
+}
+
+
+@torch.no_grad()
+def channel_scores(
+    layout: SegmentLayout,
+    weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None] | None,
+    variant: Variant,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Scores of all channels; see `halp_fx.kernels.channel_scores` for the contract.
+
+    float32 within a chunk (PyTorch's sums are pairwise), float64 across chunks, segments and parameters.
+    """
+    layout.check(weights, grads, variant.needs_grad)
+    device = weights[layout.scored[0]].device if layout.scored else torch.device("cpu")
+    totals = torch.zeros(layout.num_channels + 1, dtype=torch.float64, device=device)
+    for index in layout.scored:
+        weight = weights[index]
+        grad = grads[index] if variant.needs_grad and grads is not None else weight
+        if grad is None or weight.numel() == 0:
+            continue
+        segments = [s for s in layout.segments if s.tensor == index]
+        sums = _sums_along(weight, grad, [s.dim for s in segments], ELEMENTS[variant.element])
+        for segment in segments:
+            # Slots of channel -1 land in the extra last entry.
+            channels = torch.from_numpy(segment.channels % (layout.num_channels + 1)).to(device)
+            totals.index_add_(0, channels, sums[segment.dim])
+    scores = FINALS[variant.final](totals[:-1])
+    if out is None:
+        return scores.float()
+    layout.check_out(out, device)
+    return out.add_(scores)
+
+
+def _sums_along(
+    weight: Tensor, grad: Tensor, dims: Sequence[int], element: Callable[[Tensor, Tensor], Tensor]
+) -> dict[int, Tensor]:
+    """For every dim, the float64 sums over all other dims of element(weight, grad)."""
+    order = sorted(range(weight.dim()), key=lambda d: (weight.stride(d), weight.shape[d]), reverse=True)
+    weight, grad = weight.permute(order), grad.permute(order)
+    places = {dim: order.index(dim) for dim in dims}
+    sums = {d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()}
+    compute = torch.float64 if torch.float64 in (weight.dtype, grad.dtype) else torch.float32
+    rows = weight.shape[0]
+    step = max(1, CHUNK * rows // weight.numel())
+    for start in range(0, rows, step):
+        w, g = (t[start : start + step].to(compute) for t in (weight, grad))
+        values = element(w, g)
+        for dim, place in places.items():
+            # Rows are complete in one chunk; the slots of every other dimension get a part from each chunk.
+            target = sums[dim][start : start + step] if place == 0 else sums[dim]
+            target += _sum_all_but(values, place)
+    return sums
+
+
+def _sum_all_but(values: Tensor, place: int) -> Tensor:
+    """Sum over all dimensions but one. Two plain reductions: faster on a CPU than one over a tuple of dims."""
+    if place > 0:
+        values = values.flatten(0, place - 1).sum(0)
+    return values.flatten(1).sum(1) if values.dim() > 1 else values
+
+
+@torch.no_grad()
+def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tensor:
+    """Interpolated times; see `halp_fx.kernels.lookup` for the contract."""
+    times = torch.empty(layer.numel(), dtype=stack.records.dtype, device=stack.device)
+    queries = [q.reshape(-1).split(QUERIES) for q in (layer, cin, cout)]
+    for part, *query in zip(times.split(QUERIES), *queries, strict=True):
+        _interpolate(stack, part, *(q.long() for q in query))
+    return times.reshape(layer.shape)
+
+
+def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, cout: Tensor) -> None:
+    known = (layer >= 0) & (layer < stack.num_layers)
+    index = layer.clamp(0, stack.num_layers - 1)
+    low_in, high_in, map_in, low_out, high_out, map_out, base, pitch = (
+        column.index_select(0, index) for column in stack.layers_by_column
+    )
+    x, y = cin.clamp(low_in, high_in), cout.clamp(low_out, high_out)
+    column = stack.cells.index_select(0, map_in.add_(x)).long()
+    row = stack.cells.index_select(0, map_out.add_(y)).long()
+    records = stack.records.index_select(0, base.addcmul_(row, pitch).add_(column))
+    x0, per_dx, y0, per_dy, v00, v01, v10, v11 = records.unbind(1)
+    fx, fy = x.to(times.dtype).sub_(x0).mul_(per_dx), y.to(times.dtype).sub_(y0).mul_(per_dy)
+    near, far = (v01 - v00).mul_(fx).add_(v00), (v11 - v10).mul_(fx).add_(v10)
+    torch.where(known, far.sub_(near).mul_(fy).add_(near), torch.nan, out=times)

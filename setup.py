@@ -1,0 +1,42 @@
+"""Packaging of halp_fx. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+REQUIRES = [
+    "torch>=2.11",
+    "torchvision>=0.26",
+    "networkx>=3.2",
+    "scipy>=1.11",
+    # Triton 3.6's interpreter calls int() on a one-element array, which numpy 2.4 refuses.
+    "numpy>=1.26",
+    "tabulate>=0.9",
+    "tqdm>=4.64",
+    "typer>=0.12",
+]
+EXTRAS = {
+    "demo": ["scikit-learn>=1.4"],
+    "triton": ["triton>=3.6; platform_system == 'Linux'"],
+    "test": ["pytest>=8", "hypothesis>=6.100", "scikit-learn>=1.4", "triton>=3.6; platform_system == 'Linux'"],
+    "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
+}
+
+setup(
+    name="halp-fx",
+    version="0.1.0",
+    description="Hardware-aware latency pruning: shrink a vision network until it meets a measured budget.",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    python_requires=">=3.11",
+    # The Triton kernels live in the top-level folder kernels/ and install as halp_fx.kernels: the name
+    # `kernels` is taken on PyPI. The tracked symlink halp_fx/kernels makes both work.
+    packages=find_packages(include=["halp_fx", "halp_fx.*"]),
+    package_data={"halp_fx": ["py.typed"]},
+    install_requires=REQUIRES,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["halp-fx=halp_fx.cli:main"]},
+    zip_safe=False,
+)
