@@ -25,7 +25,16 @@ from .layout import Segment, SegmentLayout
 from .tables import TableStack
 from .variants import VARIANTS, Variant, resolve
 
-__all__ = ["VARIANTS", "Segment", "SegmentLayout", "TableStack", "Variant", "channel_scores", "lookup", "runs_on_triton"]
+__all__ = [
+    "VARIANTS",
+    "Segment",
+    "SegmentLayout",
+    "TableStack",
+    "Variant",
+    "channel_scores",
+    "lookup",
+    "runs_on_triton",
+]
 
 _HAS_TRITON = find_spec("triton") is not None
 

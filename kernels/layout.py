@@ -74,14 +74,18 @@ class SegmentLayout:
         clean = tuple(_validated(i, s, shapes, num_channels) for i, s in enumerate(segments))
         return cls(shapes, clean, int(num_channels), tuple(sorted({s.tensor for s in clean})))
 
-    def check(self, weights: Sequence[Tensor], grads: Sequence[Tensor | None] | None, needs_grad: bool) -> None:
+    def check(
+        self, weights: Sequence[Tensor], grads: Sequence[Tensor | None] | None, needs_grad: bool
+    ) -> None:
         """Raises SaliencyError unless these tensors fit: count, shapes, dtypes, one device."""
         if len(weights) != len(self.shapes):
             raise SaliencyError(f"the layout has {len(self.shapes)} parameters, {len(weights)} were passed")
         if needs_grad and grads is None:
             raise SaliencyError("this variant multiplies by gradients: pass grads, or use 'l1' or 'l2'")
         if needs_grad and grads is not None and len(grads) != len(weights):
-            raise SaliencyError(f"{len(weights)} weights but {len(grads)} gradients (None stands for a missing one)")
+            raise SaliencyError(
+                f"{len(weights)} weights but {len(grads)} gradients (None stands for a missing one)"
+            )
         device = weights[self.scored[0]].device if self.scored else None
         for i in self.scored:
             pair = (weights[i], grads[i]) if needs_grad and grads is not None else (weights[i],)
@@ -89,24 +93,34 @@ class SegmentLayout:
                 if tensor is None:
                     continue
                 if tuple(tensor.shape) != self.shapes[i]:
-                    raise SaliencyError(f"{name} {i} has shape {tuple(tensor.shape)}, the layout says {self.shapes[i]}")
+                    raise SaliencyError(
+                        f"{name} {i} has shape {tuple(tensor.shape)}, the layout says {self.shapes[i]}"
+                    )
                 if tensor.dtype not in FLOATS or tensor.layout is not torch.strided:
                     raise SaliencyError(
                         f"{name} {i} is {tensor.dtype} ({tensor.layout}); float32, bfloat16, float16 and float64 "
                         "strided tensors can be scored: densify it, or leave it out of the segments"
                     )
                 if tensor.device != device:
-                    raise SaliencyError(f"{name} {i} is on {tensor.device}, another on {device}: score per device")
+                    raise SaliencyError(
+                        f"{name} {i} is on {tensor.device}, another on {device}: score per device"
+                    )
 
     def check_out(self, out: Tensor, device: torch.device) -> None:
         """Raises SaliencyError unless `out` is a contiguous (num_channels,) float32 or float64 tensor there."""
         if tuple(out.shape) != (self.num_channels,) or not out.is_contiguous():
-            raise SaliencyError(f"out must be contiguous and of shape ({self.num_channels},), not {tuple(out.shape)}")
+            raise SaliencyError(
+                f"out must be contiguous and of shape ({self.num_channels},), not {tuple(out.shape)}"
+            )
         if out.dtype not in (torch.float32, torch.float64) or out.device != device:
-            raise SaliencyError(f"out must be float32 or float64 on {device}, not {out.dtype} on {out.device}")
+            raise SaliencyError(
+                f"out must be float32 or float64 on {device}, not {out.dtype} on {out.device}"
+            )
 
 
-def _validated(number: int, segment: Segment, shapes: tuple[tuple[int, ...], ...], num_channels: int) -> Segment:
+def _validated(
+    number: int, segment: Segment, shapes: tuple[tuple[int, ...], ...], num_channels: int
+) -> Segment:
     where = f"segment {number} (parameter {segment.tensor}, dim {segment.dim})"
     if not 0 <= segment.tensor < len(shapes):
         raise SaliencyError(f"{where}: there are {len(shapes)} parameters")

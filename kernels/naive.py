@@ -79,7 +79,9 @@ def _sums_along(
     order = sorted(range(weight.dim()), key=lambda d: (weight.stride(d), weight.shape[d]), reverse=True)
     weight, grad = weight.permute(order), grad.permute(order)
     places = {dim: order.index(dim) for dim in dims}
-    sums = {d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()}
+    sums = {
+        d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()
+    }
     compute = torch.float64 if torch.float64 in (weight.dtype, grad.dtype) else torch.float32
     rows = weight.shape[0]
     step = max(1, CHUNK * rows // weight.numel())
@@ -123,4 +125,4 @@ def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, c
     x0, per_dx, y0, per_dy, v00, v01, v10, v11 = records.unbind(1)
     fx, fy = x.to(times.dtype).sub_(x0).mul_(per_dx), y.to(times.dtype).sub_(y0).mul_(per_dy)
     near, far = (v01 - v00).mul_(fx).add_(v00), (v11 - v10).mul_(fx).add_(v10)
-    torch.where(known, far.sub_(near).mul_(fy).add_(near), torch.nan, out=times)
+    torch.addcmul(near, far.sub_(near), fy, out=times).masked_fill_(known.logical_not_(), torch.nan)

@@ -83,7 +83,9 @@ class TableStack:
             dtype=np.int64,
         )
         if max(np.abs(layers).max(), starts[-1], rows[-1]) >= 2**31:
-            raise LatencyError("the tables hold more than 2^31 widths or cells: split them into several stacks")
+            raise LatencyError(
+                "the tables hold more than 2^31 widths or cells: split them into several stacks"
+            )
         cell_dtype = np.uint8 if max(len(axis) for part in parts for axis in part[:2]) <= 256 else np.int32
         return cls(
             torch.from_numpy(records).to(device, dtype),
@@ -104,9 +106,13 @@ def _checked(number: int, in_widths, out_widths, times) -> tuple[np.ndarray, np.
         axes.append(axis.astype(np.int64))
     values = np.asarray(times, dtype=np.float64)
     if values.shape != (len(axes[1]), len(axes[0])):
-        raise LatencyError(f"table {number}: times have shape {values.shape}, not {(len(axes[1]), len(axes[0]))}")
+        raise LatencyError(
+            f"table {number}: times have shape {values.shape}, not {(len(axes[1]), len(axes[0]))}"
+        )
     if not np.isfinite(values).all():
-        raise LatencyError(f"table {number}: times must be finite; fill or drop the entries that were not measured")
+        raise LatencyError(
+            f"table {number}: times must be finite; fill or drop the entries that were not measured"
+        )
     return axes[0], axes[1], values
 
 
