@@ -7,6 +7,7 @@ Mathematics and invariants: `docs/coupling.md`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -33,11 +34,9 @@ def channel_groups(model: nn.Module, example_inputs: Any = None, ignore: Sequenc
     traced = trace(model, example_inputs)
     further = []
     if traced.unused:
-        try:
+        # A detector, for one, wants targets in training: `couple` then says which parameters it never saw.
+        with contextlib.suppress(ModelError):
             further.append(train_trace(model, example_inputs))
-        except ModelError:
-            # E.g. a detector wants targets in training. `couple` says which parameters it never saw.
-            pass
     return couple(traced, ignore=ignore, further=further)
 
 
@@ -114,7 +113,9 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
     results = [
-        None if spec is None else _checked(node, Value(spec, row, parameter, node.meta.get("value") if single else None))
+        None
+        if spec is None
+        else _checked(node, Value(spec, row, parameter, node.meta.get("value") if single else None))
         for spec, row in zip(outputs, rows, strict=True)
     ]
     return results[0] if single else results
@@ -201,4 +202,3 @@ def _settle_grids(algebra: Algebra) -> None:
                 tied = True
         if not tied:
             return
-

@@ -189,4 +189,3 @@ def _axis_pairs(algebra: Algebra, a: np.ndarray, b: np.ndarray) -> list[tuple[in
         return [(int(left[0]), int(right[0]), slice(None))]
     pairs, which = np.unique(np.stack([left, right]), axis=1, return_inverse=True)
     return [(int(x), int(y), np.flatnonzero(which == i)) for i, (x, y) in enumerate(pairs.T)]
-

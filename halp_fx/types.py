@@ -8,8 +8,9 @@ channels that share the same axes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -174,7 +175,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
             row = tuple(int(i) for i in indices)
             if not row:
                 raise PlanError(f"group {name!r}: a plan must keep at least one channel")
-            if any(b <= a for a, b in zip(row, row[1:], strict=False)) or row[0] < 0:
+            if any(b <= a for a, b in pairwise(row)) or row[0] < 0:
                 raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
             clean[str(name)] = row
         object.__setattr__(self, "kept", clean)
@@ -214,8 +215,3 @@ class Plan(Mapping[str, tuple[int, ...]]):
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""
-
-Scores = Mapping[str, np.ndarray]
-"""Saliency per group: a float64 array of shape (size,)."""
-
-Batches = Sequence[Any]

@@ -65,7 +65,3 @@ def _meta(value: Any) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
     return value.detach().to("meta") if isinstance(value, torch.Tensor) else value
-
-
-
-

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, varying
-from .registry import register_rule
 from .elementwise import join
+from .registry import register_rule
 
 aten = torch.ops.aten
 

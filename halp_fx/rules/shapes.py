@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
-from .registry import register_rule
 from .elementwise import join
+from .registry import register_rule
 
 aten = torch.ops.aten
 

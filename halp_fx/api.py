@@ -1,0 +1,166 @@
+"""prune: trace -> couple -> score -> time -> solve -> rewrite -> measure, again until the budget is met."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from .budgets import BudgetLike
+from .coupling import channel_groups
+from .goals import make_goals
+from .loop import Candidate, Clock, Network, close, schedule, step
+from .report import GroupReport, Report, Round
+from .request import Request, check_finite, check_prunable, example_of, rereadable
+from .saliency import Importance
+from .solver import Method
+from .tracing import check_model, preserved
+from .types import Coupling, Plan
+
+logger = logging.getLogger("halp_fx")
+
+
+def prune(
+    model: nn.Module,
+    budget: BudgetLike,
+    example_inputs: Any = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss_fn: Callable[[Any, Any], torch.Tensor] | None = None,
+    importance: Importance | None = None,
+    latency: Any = None,
+    ignore: Sequence[str] = (),
+    round_to: int | None = None,
+    min_keep: float | int = 0.1,
+    steps: int | None = None,
+    solver: Method = "auto",
+    tolerance: float = 0.02,
+    train_between: Callable[[nn.Module], Any] | None = None,
+    progress: bool = True,
+) -> nn.Module:
+    """A smaller network of the same class that meets the budget when measured.
+
+    Args:
+        model: an eager `nn.Module`; it is not changed.
+        budget: `0.6` or `"60%"` of the dense network's cost, or an amount such as `"4.0ms"`; or a mapping from
+            "latency", "macs", "params", "memory" to such budgets, which then all hold.
+        example_inputs: a tensor, tuple or dict as for `torch.onnx.export`: the shapes (batch!) that are timed.
+            None infers an image batch of one and logs it.
+        data, loss_fn: batches of (input, target) and a scalar loss for Taylor saliency; without them weight
+            magnitude is used.
+        importance: "taylor", "magnitude", or a callable from `ChannelGroup` to its scores.
+        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`.
+        ignore: modules, parameters or groups that must stay as they are.
+        round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
+        min_keep: smallest width of a group: fraction (float) or channels (int).
+        steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
+        solver: method of `halp_fx.solve`.
+        tolerance: relative deviation from a measured budget at which the closing loop stops.
+        train_between: called with the network between steps, e.g. to fine-tune.
+        progress: show a progress bar.
+
+    Returns:
+        The pruned network, in the mode of `model`; its attribute `halp` is the `Report`.
+
+    Raises:
+        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum).
+        ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink.
+        SaliencyError: no usable gradients.
+    """
+    check_model(model)
+    check_finite(model)
+    request = Request(
+        goals=make_goals(budget, latency),
+        example=example_of(model, example_inputs),
+        data=rereadable(data),
+        loss_fn=loss_fn,
+        importance=importance,
+        round_to=round_to,
+        min_keep=min_keep,
+        steps=steps,
+        solver=solver,
+        tolerance=tolerance,
+        train_between=train_between,
+        progress=progress,
+    )
+    clock = Clock()
+    with preserved(model):
+        with clock("trace + couple"):
+            coupling = channel_groups(model, request.example, ignore)
+        check_prunable(coupling)
+        with clock("measure"):
+            calibration = request.goals.calibration(coupling, model, request.inputs)
+        network = Network(model, Plan())
+        *early, last = schedule(request, coupling, calibration)
+        with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not progress) as bar:
+            for share in early:
+                network = step(network, coupling, request, calibration, share, clock)
+                bar.update()
+            candidates = close(model, network, coupling, request, calibration, clock, last)
+            bar.update()
+    best = min(candidates, key=lambda c: (c.deviation > tolerance, abs(c.deviation)))
+    small = best.network.model
+    report = _report(model, best, candidates, coupling, request, clock)
+    small.halp = report  # type: ignore[assignment]
+    if not report.met:
+        logger.warning("%s", report.notes[-1])
+    return small
+
+
+def _report(
+    model: nn.Module,
+    best: Candidate,
+    candidates: Sequence[Candidate],
+    coupling: Coupling,
+    request: Request,
+    clock: Clock,
+) -> Report:
+    saliency = best.network.saliency
+    assert saliency is not None
+    widths = coupling.widths(best.network.plan)
+    notes = [*coupling.notes]
+    if saliency.kind == "magnitude" and request.importance is None:
+        notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
+    if saliency.skipped:
+        notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
+    unit = request.goals.cost.unit
+    if best.deviation > request.tolerance:
+        notes.append(
+            f"the budget of {best.budget:.4g} {unit} is missed by {best.deviation:.1%} after {len(candidates)} rounds; "
+            "this is the closest network"
+        )
+    best_value = sum(float(s.sum()) for s in saliency.scores.values())
+    return Report(
+        unit=unit,
+        dense=best.dense,
+        budget=best.budget,
+        predicted=best.predicted,
+        measured=best.measured,
+        plan=best.network.plan,
+        groups=tuple(
+            GroupReport(g.name, g.size, widths[g.name], tuple(str(m.axis) for m in g.members))
+            for g in coupling.prunable
+        ),
+        frozen=coupling.frozen,
+        saliency=saliency.kind,
+        tolerance=request.tolerance,
+        parameters=(_count(model), _count(best.network.model)),
+        rounds=tuple(
+            Round(c.predicted, c.measured, c.solution.value / best_value if best_value else 1.0, c.solution.gap)
+            for c in candidates
+        ),
+        notes=tuple(notes),
+        seconds=dict(clock.seconds),
+        extra={
+            cost.resource: (dense := cost.total(coupling), b.target(dense), cost.total(coupling, widths))
+            for cost, b in request.goals.further
+        },
+    )
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

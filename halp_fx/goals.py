@@ -1,0 +1,103 @@
+"""What has to be met: one cost to steer by, further ones that also hold, and how each is measured end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from .budgets import Budget, BudgetLike, parse_budget
+from .errors import BudgetError
+from .latency import Calibration, Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
+from .solver import CostTable
+from .types import Coupling, Inputs
+
+_DETERMINISTIC = {"macs": MacsCost, "params": ParamsCost, "memory": MemoryCost}
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """The budget to steer by, and further ones.
+
+    Attributes:
+        cost, budget: the resource whose end-to-end figure is closed in on.
+        further: other resources whose budgets hold, too; these are deterministic.
+    """
+
+    cost: Cost
+    budget: Budget
+    further: tuple[tuple[Cost, Budget], ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether the steering cost is a time that must be measured."""
+        return isinstance(self.cost, MeasuredLatency)
+
+    def tables(self, coupling: Coupling, options: Mapping[str, Sequence[int]]) -> list[CostTable]:
+        """Cost tables of all resources."""
+        costs = (self.cost, *(cost for cost, _ in self.further))
+        return [table for cost in costs for table in cost.tables(coupling, options)]
+
+    def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
+        """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
+        stops at `share` (0 = dense, 1 = the end) of the way."""
+        limits = {self.cost.resource: steering}
+        for cost, budget in self.further:
+            dense = cost.total(coupling)
+            limits[cost.resource] = dense * (budget.target(dense) / dense) ** share
+        return limits
+
+    def measure(
+        self, coupling: Coupling, widths: Mapping[str, int], dense: nn.Module, small: nn.Module, inputs: Inputs
+    ) -> tuple[float, float]:
+        """End-to-end cost of the dense and of the pruned network."""
+        if not self.measured:
+            return self.cost.total(coupling), self.cost.total(coupling, widths)
+        first, second = interleaved((dense, small), inputs)
+        return first.median_ms, second.median_ms
+
+    def calibration(self, coupling: Coupling, dense: nn.Module, inputs: Inputs) -> Calibration:
+        """Starts the map from summed tables to end-to-end figures with the dense network."""
+        total = self.cost.total(coupling)
+        if not self.measured:
+            return Calibration().with_point(total, total)
+        (timing,) = interleaved((dense,), inputs)
+        return Calibration().with_point(total, timing.median_ms)
+
+
+def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
+    """Understand `prune`'s `budget` and `latency`.
+
+    Args:
+        budget: for one resource, or a mapping from "latency", "macs", "params", "memory" to budgets.
+        latency: None to measure here, a path to a saved table, or a `Cost` to steer by.
+
+    Raises:
+        BudgetError: malformed, out of range, or for an unknown resource.
+    """
+    cost = latency if isinstance(latency, Cost) else _measured(latency)
+    if not isinstance(budget, Mapping):
+        return Goals(cost, parse_budget(budget, cost.resource))
+    if not budget:
+        raise BudgetError('the budget is empty: write e.g. {"latency": "4ms", "params": "50%"}')
+    unknown = [name for name in budget if name not in _DETERMINISTIC and name not in ("latency", cost.resource)]
+    if unknown:
+        known = ", ".join(("latency", *_DETERMINISTIC))
+        raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}")
+    rest = {name: parse_budget(value, name) for name, value in budget.items()}
+    steer = cost.resource if cost.resource in rest else next(iter(rest))
+    if steer != cost.resource:
+        cost = _DETERMINISTIC[steer]()
+    first = rest.pop(steer)
+    return Goals(cost, first, tuple((_DETERMINISTIC[name](), b) for name, b in rest.items()))
+
+
+def _measured(latency: Any) -> MeasuredLatency:
+    if latency is None:
+        return MeasuredLatency()
+    if isinstance(latency, str | Path):
+        return MeasuredLatency(table=latency)
+    raise BudgetError(f"latency={latency!r} is neither a path to a table nor a cost such as halp_fx.MacsCost()")

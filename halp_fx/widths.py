@@ -1,0 +1,83 @@
+"""Scores + costs -> the width problem, and its solution -> a plan."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .errors import BudgetError
+from .solver import CostTable, WidthGroup, WidthProblem
+from .types import ChannelGroup, Coupling, Plan
+
+MAX_OPTIONS = 24
+"""Widths offered per group. More hardly change the optimum and make the exact solver slow."""
+
+
+def width_options(
+    group: ChannelGroup, round_to: int | None = None, min_keep: float | int = 0.1, floor: int = 1
+) -> tuple[int, ...]:
+    """The widths that a group may take, ascending; its present size is always one of them.
+
+    Args:
+        group: a group that may shrink.
+        round_to: widths are multiples of this many slots of the producing layers, where hardware runs best. None
+            takes 8, or less for groups so small that few widths would be left.
+        min_keep: smallest width: a fraction of the group (a float), or a number of channels (an int).
+        floor: a further smallest width.
+
+    Raises:
+        BudgetError: `round_to` or `min_keep` out of range.
+    """
+    if round_to is not None and (isinstance(round_to, bool) or int(round_to) != round_to or round_to < 1):
+        raise BudgetError(f"round_to={round_to!r} must be a whole number of at least 1")
+    if isinstance(min_keep, bool) or not min_keep > 0:
+        raise BudgetError(f"min_keep={min_keep!r} must be a fraction in (0, 1] or a number of channels")
+    slots = min((m.slots.shape[1] for m in group.members if m.role == "producer"), default=1)
+    if round_to is None:
+        round_to = next(r for r in (8, 4, 2, 1) if group.size * slots >= 6 * r or r == 1)
+    step = round_to // math.gcd(round_to, slots)
+    share = isinstance(min_keep, float)
+    if share and min_keep > 1:
+        raise BudgetError(f"min_keep={min_keep!r} is a fraction above 1: write a whole number for a channel count")
+    least = max(math.ceil(min_keep * group.size) if share else int(min_keep), floor)
+    if group.size // step > MAX_OPTIONS:
+        step *= math.ceil(group.size / step / MAX_OPTIONS)
+    widths = {w for w in range(step, group.size, step) if w >= least}
+    return tuple(sorted(widths | {group.size}))
+
+
+def build_problem(
+    coupling: Coupling,
+    scores: Mapping[str, np.ndarray],
+    options: Mapping[str, Sequence[int]],
+    tables: Sequence[CostTable],
+    budgets: Mapping[str, float],
+    unit: str,
+) -> WidthProblem:
+    """The value of a width is the sum of the group's highest scores (design: prefix sums)."""
+    groups = {}
+    for group in coupling.prunable:
+        best_first = np.sort(scores[group.name])[::-1]
+        prefix = np.concatenate([[0.0], np.cumsum(best_first)])
+        widths = np.asarray(options[group.name])
+        groups[group.name] = WidthGroup(widths, prefix[widths])
+    return WidthProblem("network", groups, tuple(tables), dict(budgets), unit=unit)
+
+
+def plan_from(coupling: Coupling, scores: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Plan:
+    """Keep the `widths[g]` channels with the highest scores of each group; ties go to the lower index."""
+    kept = {}
+    for group in coupling.prunable:
+        order = np.argsort(-scores[group.name], kind="stable")[: widths[group.name]]
+        kept[group.name] = tuple(np.sort(order).tolist())
+    return Plan(kept)
+
+
+def compose(first: Plan, second: Plan) -> Plan:
+    """The plan that does `first`, then `second` (whose indices count what `first` kept)."""
+    kept = dict(first.kept)
+    for name, rows in second.items():
+        kept[name] = tuple(kept[name][i] for i in rows) if name in kept else rows
+    return Plan(kept)
