@@ -55,7 +55,7 @@ def random_problem(kind: str, seed: int, groups: int, whole: bool) -> WidthProbl
         owner = int(rng.integers(0, len(branches))) if branches and rng.random() < 0.6 else None
         usable = [g for g in names if home.get(g) in (None, owner)]
         many = 4 if kind == "concat" else 1
-        pick = lambda upto: [  # noqa: E731
+        pick = lambda upto: [
             Term(g, int(rng.integers(1, 3)) if rng.random() < 0.2 else 1)
             for g in rng.permutation(usable)[: int(rng.integers(0, upto + 1))]
         ]
@@ -75,7 +75,9 @@ def random_problem(kind: str, seed: int, groups: int, whole: bool) -> WidthProbl
         for i, cost in enumerate(costs):
             if any(t.group == name for t in (*cost.inputs, *cost.output)):
                 assert i in branches[g][2]
-    bare = WidthProblem("random", made, tuple(costs), {}, tuple(Branch(n, tuple(g), tuple(c), v) for n, g, c, v in branches))
+    bare = WidthProblem(
+        "random", made, tuple(costs), {}, tuple(Branch(n, tuple(g), tuple(c), v) for n, g, c, v in branches)
+    )
     _, table = brute_force_table(bare)
     budgets = {}
     for resource in resources:
@@ -170,7 +172,7 @@ def test_relaxed_elimination_still_bounds(kind):
         if best is None:
             assert incumbent.state is None
         else:
-            assert not found.infeasible
+            assert found.upper > -np.inf
             assert found.upper >= best - 1e-9 * max(1.0, abs(best))
             assert incumbent.value <= best + 1e-9 * max(1.0, abs(best))
 

@@ -4,8 +4,9 @@ Takes a `WidthProblem` (numbers only, see `problem`), returns a `Solution`. Impo
 """
 
 from .limits import restrict
-from .problem import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem
+from .problem import Solution, WidthProblem
 from .solution import Method, solve
+from .tables import Branch, CostTable, Term, WidthGroup
 
 __all__ = [
     "Branch",

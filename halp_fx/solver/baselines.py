@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 
 from .local import Incumbent
-from .model import Floats, Ints, Model
+from .model import Model
+from .tables import Floats, Ints
 
 
 def full_state(model: Model) -> Ints:

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array
 
 from .local import Incumbent
-from .model import Floats, Ints, Model
+from .model import Model
+from .tables import Floats, Ints
 
 MAX_COLUMNS = 1_500_000
 """Above this HiGHS needs gigabytes before its first bound: refuse, and keep the Lagrangian's answer."""
@@ -73,9 +75,7 @@ def solve_exact(model: Model, free: int, incumbent: Incumbent, gap: float, upper
         return upper
     program, first = _formulate(model)
     rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
-    equalities = csr_array(
-        coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns))
-    )
+    equalities = csr_array(coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns)))
     right = np.concatenate(program.right)
     objective = np.concatenate(program.objective)
     constraints = [LinearConstraint(equalities, right, right)]
@@ -105,7 +105,7 @@ def solve_exact(model: Model, free: int, incumbent: Incumbent, gap: float, upper
             upper = min(upper, -float(result.mip_dual_bound))
         if result.x is None:
             return max(upper, incumbent.value)
-        chosen = [int(np.argmax(result.x[a:b])) for a, b in zip(first[:-1], first[1:], strict=True)]
+        chosen = [int(np.argmax(result.x[a:b])) for a, b in pairwise(first)]
         state = np.array([options[k] for options, k in zip(model.options, chosen, strict=True)])
         _, cost = incumbent.offer(incumbent.model.complete(state[:, None]))
         if incumbent.model.feasible(cost)[0]:
@@ -142,6 +142,6 @@ def _formulate(model: Model) -> tuple[_Program, Ints]:
     for s in model.sums:
         left, right = np.nonzero(s.index >= 0)
         new = program.add_columns(np.zeros(len(left)), np.zeros((resources, len(left))))
-        for v, index in ((s.left, left), (s.right, right), (s.total, s.index[left, right])):
-            program.equal(new, index, model.sizes[v], np.arange(first[v], first[v + 1]))
+        for u, option in ((s.left, left), (s.right, right), (s.total, s.index[left, right])):
+            program.equal(new, option, model.sizes[u], np.arange(first[u], first[u + 1]))
     return program, first

@@ -3,18 +3,19 @@
 Source: Shen et al., "HALP: Hardware-Aware Latency Pruning", arXiv 2110.10811, section 3 and algorithm 1
 (NeurIPS 2022 version: arXiv 2210.06659), written from the paper's description.
 
-* A group's channels are ranked; keeping one more step of them is an item, worth its saliency. Its weight is what
-  it adds to the layers that *produce* the group while their input width stays as it is now. What a wider
-  group costs the layers that read it is not seen: that is what the coupled problem has and this method lacks.
+* A group's channels are ranked; keeping one more step of them is an item, worth its saliency. Its weight is
+  what it adds to the layers that *produce* the group while their input width stays as it is now. What a
+  wider group costs the layers that read it is not seen: that is what the coupled problem has and this
+  method lacks.
 * The knapsack's dynamic program goes through the items in rank order and may take an item only where it took
-  all earlier ones of the group (algorithm 1's `keep[l, c - c_j] == j - 1`). It is greedy: of two ways to fill a
-  capacity it remembers the better one, even if only the other could go on.
-* The budget shrinks over T = 30 steps as C_t = C_0 (C / C_0)^(t/T); after each, pruned channels stay pruned and the
-  input widths are updated. The paper also re-scores saliency; here it is held fixed.
+  all earlier ones of the group (algorithm 1's `keep[l, c - c_j] == j - 1`). It is greedy: of two ways to
+  fill a capacity it remembers the better one, even if only the other could go on.
+* The budget shrinks over T = 30 steps as C_t = C_0 (C / C_0)^(t/T); after each, pruned channels stay pruned
+  and the input widths are updated. The paper also re-scores saliency; here it is held fixed.
 
-Choices that the paper leaves open: capacities are cells of 1/10,000 of the dense latency; weights of a group are
-the increments of its running maximum, rounded up (no item weighs less than nothing); the smallest width is always
-kept. Branches are kept.
+Choices that the paper leaves open: capacities are cells of 1/10,000 of the dense latency; weights of a
+group are the increments of its running maximum, rounded up (no item weighs less than nothing); the smallest
+width is always kept. Branches are kept.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ import numpy as np
 from ..errors import ProblemError
 from .baselines import full_state
 from .local import Incumbent, Neighbourhood, repair
-from .model import Floats, Ints, Model
+from .model import Model
 from .problem import WidthProblem
+from .tables import Floats, Ints
 
 STEPS = 30
 CELLS = 10_000
@@ -117,9 +119,7 @@ def _items(problem: WidthProblem, options: Ints, resource: str, cell: float) -> 
     return items, base
 
 
-def _produced(
-    problem: WidthProblem, name: str, options: Ints, widths: dict[str, int], resource: str
-) -> Floats:
+def _produced(problem: WidthProblem, name: str, options: Ints, widths: dict[str, int], resource: str) -> Floats:
     """(K,) cost of the layers that produce a group (or that only pass it on: norm, activation) at its options."""
     total = np.zeros(len(options))
     for cost in problem.costs:
@@ -139,9 +139,7 @@ def _produced(
 
 
 def _widths(problem: WidthProblem, options: Ints) -> dict[str, int]:
-    return {
-        name: int(group.widths[k]) for (name, group), k in zip(problem.groups.items(), options, strict=True)
-    }
+    return {name: int(group.widths[k]) for (name, group), k in zip(problem.groups.items(), options, strict=True)}
 
 
 def _cost(problem: WidthProblem, options: Ints, resource: str) -> float:

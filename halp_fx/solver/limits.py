@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import ProblemError
-from .problem import WidthGroup, WidthProblem
+from .problem import WidthProblem
+from .tables import WidthGroup
 
 Limit = int | Mapping[str, int]
 
@@ -31,9 +32,7 @@ def restrict(
         ProblemError: an unknown group, a multiple below 1, or a group with no width left; the message names
         it.
     """
-    for name in {
-        key for limit in (minimum, maximum, multiple) if isinstance(limit, Mapping) for key in limit
-    }:
+    for name in {key for limit in (minimum, maximum, multiple) if isinstance(limit, Mapping) for key in limit}:
         if name not in problem.groups:
             raise ProblemError(f"a limit is given for group {name!r}, which the problem does not have")
     groups = {}

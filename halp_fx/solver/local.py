@@ -11,7 +11,8 @@ import time
 import numpy as np
 import numpy.typing as npt
 
-from .model import Floats, Ints, Model
+from .model import Model
+from .tables import Floats, Ints
 
 MAX_MOVES = 700
 """Single moves that are paired with each other: 700^2 / 2 pairs take about 10 ms."""
@@ -95,7 +96,8 @@ def climb(incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: 
     Args:
         multipliers: (R,) price of each resource; the moves that lose least at these prices are paired.
     """
-    value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
+    values, costs = incumbent.offer(state[:, None])
+    value, cost = float(values[0]), costs[:, 0]
     while not incumbent.late:
         found = _best_move(incumbent, moves, state, value, cost, multipliers)
         if found is None:

@@ -19,10 +19,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .problem import CostTable, Term, WidthProblem
-
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+from .problem import WidthProblem
+from .tables import CostTable, Floats, Ints, Term
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +119,9 @@ class Model:
         factors = []
         for f in self.factors:
             grid = np.ix_(*(kept[v] for v in f.scope))
-            factors.append(Factor(f.scope, f.value[grid], f.cost[(slice(None), *grid)]))
+            costs = [row[grid] for row in f.cost]
+            cost = np.stack(costs) if costs else np.zeros((0, *f.value[grid].shape))
+            factors.append(Factor(f.scope, f.value[grid], cost))
         sums = []
         for s in self.sums:
             renumber = np.full(self.sizes[s.total] + 1, -1, np.int64)

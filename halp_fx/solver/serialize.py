@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ProblemError
-from .problem import LATENCY, Branch, CostTable, Term, WidthGroup, WidthProblem
+from .problem import WidthProblem
+from .tables import LATENCY, Branch, CostTable, Term, WidthGroup
 
 
 def read_problem(source: str | os.PathLike[str] | Mapping[str, Any]) -> WidthProblem:
     """See `WidthProblem.from_json`."""
     data = source if isinstance(source, Mapping) else _parse(source)
     name = str(data.get("name", "problem"))
-    groups = {
-        str(key): _group(str(key), entry)
-        for key, entry in _mapping(data, "groups", f"problem {name!r}").items()
-    }
+    groups = {str(key): _group(str(key), entry) for key, entry in _mapping(data, "groups", f"problem {name!r}").items()}
     costs = [_cost(index, entry) for index, entry in enumerate(_list(data, "costs", f"problem {name!r}"))]
     branches = [_branch(entry) for entry in _list(data, "branches", name)] if data.get("branches") else []
     unit = str(data.get("latency_unit", "us"))
@@ -37,8 +35,7 @@ def write_problem(problem: WidthProblem) -> str:
     """See `WidthProblem.to_json`."""
     data: dict[str, Any] = {"name": problem.name, "latency_unit": problem.unit}
     data["groups"] = {
-        name: {"widths": group.widths.tolist(), "value": group.value.tolist()}
-        for name, group in problem.groups.items()
+        name: {"widths": group.widths.tolist(), "value": group.value.tolist()} for name, group in problem.groups.items()
     }
     data["costs"] = [_write_cost(cost) for cost in problem.costs]
     if set(problem.budgets) == {LATENCY}:
@@ -59,9 +56,7 @@ def _parse(source: str | os.PathLike[str]) -> Mapping[str, Any]:
     except ValueError as error:
         raise ProblemError(f"not a JSON problem: {error}") from error
     if not isinstance(data, dict):
-        raise ProblemError(
-            f"not a JSON problem: the top level is a {type(data).__name__}, expected an object"
-        )
+        raise ProblemError(f"not a JSON problem: the top level is a {type(data).__name__}, expected an object")
     return data
 
 
@@ -98,9 +93,7 @@ def _branch(entry: Any) -> Branch:
     groups = _get(entry, "groups", where)
     if not isinstance(groups, list):
         raise ProblemError(f"{where}: groups must be a list of names, found {groups!r}")
-    return Branch(
-        name, tuple(map(str, groups)), tuple(costs), _number(_get(entry, "value", where, 0.0), where)
-    )
+    return Branch(name, tuple(map(str, groups)), tuple(costs), _number(_get(entry, "value", where, 0.0), where))
 
 
 def _terms(entry: Any, where: str) -> tuple[Term, ...]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from ..errors import InfeasibleError, ProblemError
 from .baselines import solve_greedy, solve_uniform
-from .elimination import Elimination
 from .exact import solve_exact
 from .halp import solve_halp
-from .lagrangian import Bounded, bound_and_search, smallest_costs
+from .infeasible import infeasible
+from .lagrangian import bound_and_search
 from .local import Incumbent
 from .model import Model, compile_problem
 from .problem import Solution, WidthProblem
@@ -23,9 +23,7 @@ OPTIMAL = 1e-6
 """Relative gap called optimal: what HiGHS and sums of rounded numbers can tell apart."""
 
 
-def solve(
-    problem: WidthProblem, method: Method = "auto", time_limit: float = 10.0, gap: float = 1e-3
-) -> Solution:
+def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10.0, gap: float = 1e-3) -> Solution:
     """Choose the widths of greatest value that meet every budget.
 
     Args:
@@ -52,35 +50,34 @@ def solve(
     model = compile_problem(problem)
     free = len(problem.groups) + len(problem.branches)
     incumbent = Incumbent(model, start + time_limit)
-    plan = Elimination(model)
-    _check_each_budget(problem, model, plan, incumbent)
     if method in ("uniform", "greedy", "halp"):
-        found = _baseline(problem, model, method, incumbent, free)
+        _baseline(problem, model, method, incumbent)
+        # The bound is searched for apart, or it would improve the baseline's answer.
+        searched = Incumbent(model, incumbent.stop_at)
     else:
-        found = bound_and_search(model, incumbent, free, gap if method != "exact" else OPTIMAL / 10)
+        searched = incumbent
+    found = bound_and_search(model, searched, free, OPTIMAL / 10 if method == "exact" else gap)
     upper = found.upper
     wanted = OPTIMAL if method == "exact" else gap
-    if method in ("auto", "exact") and found.reduced is not None and _gap(incumbent.value, upper) > wanted:
-        upper = max(
-            solve_exact(found.reduced, free, incumbent, min(wanted, 1e-3) / 10, upper), incumbent.value
-        )
+    more = method in ("auto", "exact") and _gap(searched.value, upper) > wanted
+    if found.reduced is not None and (more or searched.state is None):
+        upper = solve_exact(found.reduced, free, searched, min(wanted, 1e-3) / 10, upper)
+    if searched.state is None:
+        raise infeasible(problem, model, proven=upper == -np.inf)
     if incumbent.state is None:
-        raise _none_found(problem, model, free, incumbent, proven=found.infeasible or upper == -np.inf)
+        raise InfeasibleError(
+            f"method {method!r} found no choice within the budgets, though there is one: use 'auto'", np.nan
+        )
     return _solution(problem, incumbent, upper, method, gap, time.perf_counter() - start)
 
 
-def _baseline(
-    problem: WidthProblem, model: Model, method: Method, incumbent: Incumbent, free: int
-) -> Bounded:
-    """Run a baseline; the bound comes from a search of its own, which must not improve the baseline's answer."""
+def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: Incumbent) -> None:
     if method == "uniform":
         solve_uniform(model, [group.widths for group in problem.groups.values()], incumbent)
     elif method == "greedy":
         solve_greedy(model, len(problem.groups), incumbent)
     else:
         solve_halp(problem, model, incumbent)
-    other = Incumbent(model, incumbent.stop_at)
-    return bound_and_search(model, other, free, 1e-3)
 
 
 def _gap(value: float, upper: float) -> float:
@@ -94,9 +91,7 @@ def _solution(
 ) -> Solution:
     assert incumbent.state is not None
     groups = len(problem.groups)
-    dropped = tuple(
-        b.name for b, k in zip(problem.branches, incumbent.state[groups:], strict=False) if k == 0
-    )
+    dropped = tuple(b.name for b, k in zip(problem.branches, incumbent.state[groups:], strict=False) if k == 0)
     gone = {name for b in problem.branches if b.name in dropped for name in b.groups}
     widths = {
         name: 0 if name in gone else int(group.widths[k])
@@ -107,68 +102,3 @@ def _solution(
     gap = _gap(value, upper)
     status = "optimal" if gap <= OPTIMAL else "within_gap" if gap <= wanted else "feasible"
     return Solution(widths, value, costs, upper, gap, seconds, method, dropped, status)
-
-
-def _check_each_budget(problem: WidthProblem, model: Model, plan: Elimination, incumbent: Incumbent) -> None:
-    """Refuse a budget below the smallest cost that any choice has, and offer the cheapest choices."""
-    smallest, states = smallest_costs(model, plan)
-    _, costs = incumbent.offer(states) if states.shape[1] else (None, smallest[None])
-    slack = 1e-9 * np.maximum(1.0, np.abs(model.limit))
-    for r, (resource, budget) in enumerate(problem.budgets.items()):
-        if smallest[r] > model.limit[r] + slack[r]:
-            # Without an exact plan the bound proves that the budget is too small, the choice says what is
-            # reached.
-            reached = float((smallest if plan.exact else costs[:, r])[r] * model.scale[r])
-            groups = _costly_groups(problem, resource, states[:, r])
-            raise InfeasibleError(
-                f"no choice of widths has a {resource} within the budget of {budget:g}{_unit(problem, resource)}: "
-                f"the smallest is {reached:g}, bounded by {', '.join(groups[:5])}; raise the budget, or allow "
-                "smaller widths there",
-                reached,
-                groups,
-            )
-
-
-def _none_found(
-    problem: WidthProblem, model: Model, free: int, incumbent: Incumbent, proven: bool
-) -> InfeasibleError:
-    """The error for budgets that each can be met but, it seems, not together."""
-    budgets = ", ".join(f"{r} {b:g}" for r, b in problem.budgets.items())
-    states = smallest_costs(model, Elimination(model))[1]
-    _, costs = model.evaluate(states)
-    over = np.maximum(costs - model.limit[:, None], 0.0)
-    nearest = int(np.argmin(over.max(axis=0)))
-    resource_index = int(np.argmax(over[:, nearest]))
-    resource = list(problem.budgets)[resource_index]
-    reached = float(costs[resource_index, nearest] * model.scale[resource_index])
-    groups = _costly_groups(problem, resource, states[:, nearest])
-    what = (
-        "no choice of widths meets"
-        if proven
-        else "within the time limit no choice of widths was found to meet"
-    )
-    return InfeasibleError(
-        f"{what} the budgets ({budgets}) together, though each alone can be met: with the smallest "
-        f"{list(problem.budgets)[nearest]} the {resource} is {reached:g}",
-        reached,
-        groups,
-    )
-
-
-def _costly_groups(problem: WidthProblem, resource: str, state: np.ndarray) -> tuple[str, ...]:
-    """Groups by what the layers that produce them cost in a state, the most costly first."""
-    widths = {name: int(g.widths[k]) for (name, g), k in zip(problem.groups.items(), state, strict=False)}
-    home = problem.branch_of_cost()
-    kept = {b.name for b, k in zip(problem.branches, state[len(widths) :], strict=False) if k == 1}
-    share = dict.fromkeys(widths, 0.0)
-    for index, cost in enumerate(problem.costs):
-        if cost.resource == resource and (index not in home or home[index] in kept):
-            there = float(cost.at(problem.out_width(cost, widths), problem.in_width(cost, widths))[0, 0])
-            terms = cost.output or cost.inputs
-            for term in terms:
-                share[term.group] += there / len(terms)
-    return tuple(sorted((g for g in share if share[g] > 0), key=lambda g: -share[g]))
-
-
-def _unit(problem: WidthProblem, resource: str) -> str:
-    return f" {problem.unit}" if resource == "latency" else ""

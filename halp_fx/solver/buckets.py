@@ -1,0 +1,226 @@
+"""The plan behind `elimination`: which variable to eliminate when, from which tables, with which indexing.
+
+`make_plan(model, cap)` returns it as a flat list of steps in the order of execution. Order: greedily the
+variable whose elimination makes the smallest table. Each step's result is consumed by exactly one later
+step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .model import Model, Sum
+from .tables import Floats, Ints
+
+
+@dataclass(slots=True, eq=False)
+class Source:
+    """One table that a step adds: a factor (step is None) or an earlier step's result.
+
+    Attributes:
+        scope: variables of its axes.
+        factor, step: number of the factor or of the step that made it; the other is None.
+        order, spread: how to transpose and index it to broadcast over the scope of the step that adds it.
+        pick: for each of its axes, the axis of that step's scope.
+    """
+
+    scope: tuple[int, ...]
+    factor: int | None = None
+    step: int | None = None
+    order: tuple[int, ...] = ()
+    spread: tuple[slice | None, ...] = ()
+    pick: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BySum:
+    """How a step eliminates v, a function of two other variables a and b through a sum.
+
+    Attributes:
+        option: (K_a, K_b) option of v, 0 where it has none. penalty: 0, or -inf there, with axes for the
+        rest.
+        gather: index of the step's table that gives a table over (a, b, rest).
+        shared: which of a (0) and b (1) stand in the step's table, too.
+        other: (K_v, K_a) option of b for each of v and a, 0 where none. other_penalty: (K_v, K_a) 0 or -inf.
+            If only b is shared, a and b change roles in these two.
+    """
+
+    option: Ints
+    penalty: Floats
+    gather: tuple[Ints | slice, ...]
+    shared: tuple[int, ...]
+    other: Ints
+    other_penalty: Floats
+
+
+@dataclass(slots=True, eq=False)
+class Step:
+    """Add `sources` over `scope` (the eliminated variable first), then maximise over it or index by a sum.
+
+    Attributes:
+        result: variables of the table it makes.
+        consumer: the step that adds that table, None for a root. place: the axes of the consumer's scope
+        there.
+    """
+
+    variable: int
+    scope: tuple[int, ...]
+    shape: tuple[int, ...]
+    sources: list[Source]
+    result: tuple[int, ...]
+    by_sum: BySum | None = None
+    consumer: int | None = None
+    place: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """Steps, whether they give the exact maximum, and the entries of all tables that they make."""
+
+    steps: tuple[Step, ...]
+    exact: bool
+    work: int
+
+
+def make_plan(model: Model, cap: int) -> Plan:
+    """Plan the elimination of every variable; no table exceeds `cap` entries if a single factor does not."""
+    planner = _Planner(model, cap)
+    while planner.live:
+        planner.eliminate(min(planner.costs, key=planner.costs.__getitem__))
+    work = sum(
+        math.prod(step.shape) + (0 if step.by_sum is None else planner.entries(step.result)) for step in planner.steps
+    )
+    return Plan(tuple(planner.steps), planner.exact, work)
+
+
+class _Planner:
+    """The tables and sums that are left, by variable, and the steps so far."""
+
+    def __init__(self, model: Model, cap: int) -> None:
+        self.sizes = model.sizes
+        self.cap = cap
+        self.exact = True
+        self.steps: list[Step] = []
+        self.live: dict[int, list[Source]] = {v: [] for v in range(len(model.sizes))}
+        self.sums: dict[int, list[Sum]] = {v: [] for v in range(len(model.sizes))}
+        for number, factor in enumerate(model.factors):
+            source = Source(factor.scope, factor=number)
+            for v in factor.scope:
+                self.live[v].append(source)
+        for relation in model.sums:
+            for v in (relation.left, relation.right, relation.total):
+                self.sums[v].append(relation)
+        self.costs = {v: self._cost(v) for v in self.live}
+
+    def entries(self, scope: Sequence[int] | set[int]) -> int:
+        return math.prod(self.sizes[v] for v in scope)
+
+    def eliminate(self, v: int) -> None:
+        """Append the steps that eliminate v and put their results in place of what they consume."""
+        relations = self.sums.pop(v)
+        sources = self.live.pop(v)
+        touched = {u for s in sources for u in s.scope}
+        self.exact &= len(relations) <= 1
+        for relation in relations:
+            others = {relation.left, relation.right, relation.total} - {v}
+            touched |= others
+            for u in others:
+                self.sums[u] = [r for r in self.sums[u] if r is not relation]
+        buckets = self._split(v, sources)
+        with_sum = self._bucket_for_sum(v, buckets, relations[0]) if relations else None
+        for source in sources:
+            for u in source.scope:
+                if u != v:
+                    self.live[u] = [s for s in self.live[u] if s is not source]
+        for number, bucket in enumerate(buckets):
+            made = self._add_step(v, bucket, relations[0] if number == with_sum else None)
+            for u in made.scope:
+                self.live[u].append(made)
+        del self.costs[v]
+        for u in touched - {v}:
+            self.costs[u] = self._cost(u)
+
+    def _cost(self, v: int) -> tuple[bool, int, int]:
+        """Sort key of eliminating v next: exact ones first, then by size of the tables made."""
+        relation = self.sums[v][0] if len(self.sums[v]) == 1 else None
+        size = self._size(v, self.live[v], relation)
+        return len(self.sums[v]) > 1 or size > self.cap, size, v
+
+    def _size(self, v: int, bucket: Sequence[Source], relation: Sum | None = None) -> int:
+        scope = {u for s in bucket for u in s.scope} | {v}
+        size = self.entries(scope)
+        if relation is not None:
+            size = max(size, self.entries((scope | {relation.left, relation.right, relation.total}) - {v}))
+        return size
+
+    def _split(self, v: int, sources: list[Source]) -> list[list[Source]]:
+        """First-fit the tables into buckets whose sum stays within the cap, the largest first."""
+        buckets: list[list[Source]] = []
+        for source in sorted(sources, key=lambda s: -self.entries(s.scope)):
+            for bucket in buckets:
+                if self._size(v, [*bucket, source]) <= self.cap:
+                    bucket.append(source)
+                    break
+            else:
+                buckets.append([source])
+        self.exact &= len(buckets) <= 1
+        return buckets or [[]]
+
+    def _bucket_for_sum(self, v: int, buckets: list[list[Source]], relation: Sum) -> int | None:
+        """The bucket whose result stays smallest when v is eliminated through the sum; None if none fits."""
+        sizes = [self._size(v, bucket, relation) for bucket in buckets]
+        best = int(np.argmin(sizes))
+        self.exact &= sizes[best] <= self.cap
+        return best if sizes[best] <= self.cap else None
+
+    def _add_step(self, v: int, bucket: list[Source], relation: Sum | None) -> Source:
+        rest = tuple(sorted({u for s in bucket for u in s.scope} - {v}))
+        scope = (v, *rest)
+        number = len(self.steps)
+        for source in bucket:
+            source.pick = tuple(scope.index(u) for u in source.scope)
+            source.order = tuple(int(a) for a in np.argsort(source.pick))
+            source.spread = tuple(slice(None) if u in source.scope else None for u in scope)
+            if source.step is not None:
+                self.steps[source.step].consumer = number
+                self.steps[source.step].place = source.pick
+        step = Step(v, scope, tuple(self.sizes[u] for u in scope), bucket, rest)
+        if relation is not None:
+            step.result, step.by_sum = _by_sum(scope, relation, self.sizes)
+        self.steps.append(step)
+        return Source(step.result, step=number)
+
+
+def _by_sum(scope: tuple[int, ...], relation: Sum, sizes: Sequence[int]) -> tuple[tuple[int, ...], BySum]:
+    """The result's variables and the index arrays of eliminating `scope[0]` through `relation`."""
+    v = scope[0]
+    first, second = (u for u in (relation.left, relation.right, relation.total) if u != v)
+    option = _solve(relation, (first, second), v, sizes)
+    shared = tuple(i for i, u in enumerate((first, second)) if u in scope)
+    inner, outer = (second, first) if shared == (1,) else (first, second)
+    other = _solve(relation, (v, inner), outer, sizes)
+    result = (first, second, *(u for u in scope[1:] if u not in (first, second)))
+    gather: list[Ints | slice] = [np.maximum(option, 0)]
+    for u in scope[1:]:
+        if u == first:
+            gather.append(np.arange(sizes[first])[:, None])
+        elif u == second:
+            gather.append(np.arange(sizes[second])[None, :])
+        else:
+            gather.append(slice(None))
+    penalty = np.where(option < 0, -np.inf, 0.0).reshape(*option.shape, *[1] * (len(result) - 2))
+    other_penalty = np.where(other < 0, -np.inf, 0.0)
+    return result, BySum(np.maximum(option, 0), penalty, tuple(gather), shared, np.maximum(other, 0), other_penalty)
+
+
+def _solve(relation: Sum, known: tuple[int, int], wanted: int, sizes: Sequence[int]) -> Ints:
+    """(K_a, K_b) option of the wanted variable for each of the two known ones', -1 where there is none."""
+    left, right = np.nonzero(relation.index >= 0)
+    options = {relation.left: left, relation.right: right, relation.total: relation.index[left, right]}
+    table = np.full((sizes[known[0]], sizes[known[1]]), -1, np.int64)
+    table[options[known[0]], options[known[1]]] = options[wanted]
+    return table
