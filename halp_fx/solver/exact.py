@@ -136,7 +136,7 @@ def _formulate(model: Model) -> tuple[_Program, Ints]:
     variable = np.repeat(np.arange(len(model.sizes)), model.sizes)
     program.equal(np.arange(first[-1]), variable, len(model.sizes), None)
     for factor in several:
-        new = program.add_columns(factor.value.ravel(), factor.cost.reshape(resources, -1))
+        new = program.add_columns(factor.value.ravel(), factor.cost.reshape(resources, factor.value.size))
         for v, index in zip(factor.scope, np.indices(factor.value.shape), strict=True):
             program.equal(new, index.ravel(), model.sizes[v], np.arange(first[v], first[v + 1]))
     for s in model.sums:

@@ -73,7 +73,7 @@ class Model:
     def __post_init__(self) -> None:
         resources = len(self.limit)
         values = [np.zeros(0), *(f.value.ravel() for f in self.factors)]
-        costs = [np.zeros((resources, 0)), *(f.cost.reshape(resources, -1) for f in self.factors)]
+        costs = [np.zeros((resources, 0)), *(f.cost.reshape(resources, f.value.size) for f in self.factors)]
         arity = max((len(f.scope) for f in self.factors), default=1)
         axis = np.zeros((len(self.factors), max(arity, 1)), np.int64)
         stride = np.zeros_like(axis)

@@ -1,0 +1,353 @@
+"""The width solver on the stored problems, its limits, its baselines, and what it refuses."""
+
+import ast
+import itertools
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import halp_fx.solver
+from halp_fx.errors import InfeasibleError, ProblemError
+from halp_fx.solver import Branch, CostTable, Term, WidthGroup, WidthProblem, restrict, solve
+from halp_fx.solver.elimination import Elimination
+from halp_fx.solver.halp import greedy_knapsack
+from halp_fx.solver.model import compile_problem
+
+STORED = sorted((Path(__file__).parent / "data" / "solver_problems").glob("*.json"))
+FEASIBLE = [path for path in STORED if path.stem != "infeasible"]
+
+
+def small(**changes) -> dict:
+    """Two groups in a chain as parsed JSON. Values 1..4 and 2..8, latencies 1..7."""
+    data = {
+        "name": "small",
+        "groups": {
+            "a": {"widths": [4, 8, 16], "value": [1, 3, 4]},
+            "b": {"widths": [8, 16], "value": [2, 8]},
+        },
+        "costs": [
+            {"name": "first", "in": [], "out": "a", "in_widths": [3], "out_widths": [4, 16], "table": [[1], [4]]},
+            {
+                "name": "second", "in": ["a"], "out": "b", "in_widths": [4, 8, 16], "out_widths": [8, 16],
+                "table": [[1, 2, 3], [2, 5, 7]],
+            },
+        ],
+        "budget": 6.0,
+    }  # fmt: skip
+    return data | changes
+
+
+def problem(**changes) -> WidthProblem:
+    return WidthProblem.from_json(small(**changes))
+
+
+@pytest.mark.parametrize("path", FEASIBLE, ids=lambda p: p.stem)
+@pytest.mark.parametrize("method", ["auto", "lagrangian", "exact"])
+def test_stored_problem(path, method):
+    known = json.loads(path.read_text())["known"]
+    p = WidthProblem.from_json(path)
+    s = solve(p, method)
+    least = 1 - 1e-6 if method == "exact" else 0.999
+    assert s.value >= least * known["optimal_value"]
+    assert s.costs["latency"] <= p.budgets["latency"]
+    assert (s.value, s.costs) == p.evaluate(s.widths)
+    assert s.upper_bound >= known["optimal_value"] * (1 - 1e-6)
+    assert s.gap <= 0.005
+    assert s.gap == pytest.approx((s.upper_bound - s.value) / s.upper_bound, abs=1e-12)
+    assert s.status == ("optimal" if s.gap <= 1e-6 else "within_gap" if s.gap <= 1e-3 else "feasible")
+
+
+@pytest.mark.parametrize("method", ["halp", "uniform", "greedy"])
+@pytest.mark.parametrize("path", FEASIBLE[:5], ids=lambda p: p.stem)
+def test_baselines_stay_within_the_budget_and_below_auto(path, method):
+    p = WidthProblem.from_json(path)
+    s = solve(p, method)
+    assert p.fits(s.costs)
+    assert s.method == method
+    at_its_latency = solve(replace(p, budgets={"latency": s.costs["latency"]}))
+    # Greedy can be optimal, and then `auto` may stop within its gap of it.
+    assert at_its_latency.value >= s.value * (1 - (1e-3 if method == "greedy" else 1e-9))
+    assert s.upper_bound >= s.value
+
+
+def test_infeasible_names_the_minimum_and_the_groups():
+    path = next(path for path in STORED if path.stem == "infeasible")
+    known = json.loads(path.read_text())["known"]
+    for method in ("auto", "exact", "lagrangian", "greedy", "uniform", "halp"):
+        with pytest.raises(InfeasibleError, match=r"smallest is 236\.371") as caught:
+            solve(WidthProblem.from_json(path), method)
+        assert caught.value.minimum == pytest.approx(known["minimum_latency"], abs=1e-3)
+        assert caught.value.groups[0] == "dense1"
+
+
+def test_budgets_that_each_can_be_met_but_not_together():
+    grow = [[5.0], [1.0]]
+    shrink = [[1.0], [5.0]]
+    costs = [
+        {"in": [], "out": "a", "in_widths": [3], "out_widths": [4, 16], "table": table, "resource": resource}
+        for table, resource in ((grow, "latency"), (shrink, "memory"))
+    ]
+    p = problem(costs=costs, budgets={"latency": 2.0, "memory": 2.0})
+    for method in ("auto", "exact", "lagrangian"):
+        with pytest.raises(InfeasibleError, match=r"latency 2, memory 2\) together"):
+            solve(p, method)
+    loose = replace(p, budgets={"latency": 3.7, "memory": 3.7})
+    s = solve(loose, "exact")
+    assert s.widths["a"] == 8
+    assert s.costs == pytest.approx({"latency": 5 - 4 / 3, "memory": 1 + 4 / 3})
+
+
+def test_wider_and_faster_is_taken():
+    table = [[9.0], [1.0]]
+    costs = [{"in": [], "out": "a", "in_widths": [3], "out_widths": [4, 16], "table": table}]
+    groups = {"a": {"widths": [4, 16], "value": [1, 4]}}
+    assert solve(problem(groups=groups, costs=costs, budget=2.0)).widths == {"a": 16}
+
+
+def test_interpolates_along_both_axes_and_is_exact_at_grid_points():
+    table = CostTable("c", (), (), 0, 0, np.array([4, 8]), np.array([10, 20, 40]), np.array([[1, 2], [3, 8], [5, 6]]))
+    np.testing.assert_array_equal(table.at([10, 20, 40], [4, 8]), table.table)
+    assert table.at(15, 6)[0, 0] == pytest.approx((1 + 2 + 3 + 8) / 4)
+    assert table.at(25, 4)[0, 0] == pytest.approx(3 + 2 * 5 / 20)
+    with pytest.raises(ProblemError, match="input width 9 is outside its table, which covers 4 to 8"):
+        table.at(20, 9)
+
+
+def test_offsets_scales_and_input_only_costs():
+    groups = {
+        "a": WidthGroup(np.array([2, 4]), np.array([1.0, 3.0])),
+        "b": WidthGroup(np.array([1, 3]), np.array([1.0, 2.0])),
+    }
+    grid = np.array([0, 100])
+    line = np.array([[0.0, 100.0]])
+    flat = CostTable("norm", (Term("a", 9), Term("b")), (), in_offset=5, in_widths=grid, out_widths=[1], table=line)
+    p = WidthProblem("p", groups, (flat,), {"latency": 5 + 9 * 4 + 1})
+    s = solve(p, "exact")
+    assert s.widths == {"a": 4, "b": 1}
+    assert s.costs["latency"] == 42
+
+
+def test_a_branch_is_dropped_when_it_costs_more_than_it_is_worth():
+    data = small(branches=[{"name": "rest", "groups": ["b"], "costs": ["second"], "value": 0.5}])
+    tight = solve(WidthProblem.from_json(data | {"budget": 4.0}), "exact")
+    assert tight.widths == {"a": 4, "b": 16}
+    assert tight.dropped == ()
+    data["groups"]["b"]["value"] = [0.1, 0.2]
+    s = solve(WidthProblem.from_json(data | {"budget": 4.0}), "exact")
+    assert s.dropped == ("rest",)
+    assert s.widths == {"a": 16, "b": 0}
+    assert s.value == 4
+    assert s.costs == {"latency": 4}
+
+
+def test_a_resource_without_a_budget_is_reported_only():
+    p = WidthProblem("p", problem().groups, problem().costs, {})
+    s = solve(p)
+    assert s.widths == {"a": 16, "b": 16}
+    assert s.costs == {"latency": 11}
+    assert s.status == "optimal"
+
+
+def test_restrict():
+    p = problem()
+    assert list(restrict(p, minimum=8).groups["a"].widths) == [8, 16]
+    assert list(restrict(p, maximum={"a": 8}).groups["a"].widths) == [4, 8]
+    assert list(restrict(p, maximum={"a": 8}).groups["b"].widths) == [8, 16]
+    # The full width needs no alignment.
+    assert list(restrict(p, multiple=16).groups["a"].widths) == [16]
+    assert list(restrict(p, multiple={"a": 3}).groups["a"].widths) == [16]
+    for bad, message in [
+        ({"minimum": 17}, "group 'a' has widths 4 to 16, none of which"),
+        ({"maximum": {"c": 4}}, "group 'c', which the problem does not have"),
+        ({"multiple": 0}, "must be at least 1"),
+    ]:
+        with pytest.raises(ProblemError, match=message):
+            restrict(p, **bad)
+    assert solve(restrict(p, maximum={"b": 8}), "exact").widths["b"] == 8
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
+def test_json_round_trip(path):
+    text = WidthProblem.from_json(path).to_json()
+    assert WidthProblem.from_json(text).to_json() == text
+    assert json.loads(text)["groups"] == json.loads(path.read_text())["groups"]
+
+
+def test_json_round_trip_of_the_extensions():
+    data = small(
+        budgets={"latency": 6.0, "memory": 9.0},
+        branches=[{"name": "rest", "groups": ["b"], "costs": [1, "third"], "value": 0.5}],
+    )
+    extra = {"name": "third", "in": ["a", ["b", 49]], "out": None, "in_offset": 3, "resource": "memory"}
+    data["costs"].append(extra | {"in_widths": [0, 999], "out_widths": [1], "table": [[0, 9]]})
+    del data["budget"]
+    p = WidthProblem.from_json(data)
+    assert p.costs[2].inputs == (Term("a"), Term("b", 49))
+    again = WidthProblem.from_json(p.to_json())
+    assert again.to_json() == p.to_json()
+    assert again.branches == p.branches == (Branch("rest", ("b",), (1, "third"), 0.5),)
+
+
+def with_cost(**changes) -> dict:
+    data = small()
+    data["costs"][1] = data["costs"][1] | changes
+    return data
+
+
+def with_group(**changes) -> dict:
+    data = small()
+    data["groups"]["a"] = data["groups"]["a"] | changes
+    return data
+
+
+NAN, INF = float("nan"), float("inf")
+MALFORMED = {
+    "nan value": (with_group(value=[1, NAN, 2]), r"group 'a': value: entry \[1\] is nan"),
+    "value count": (with_group(value=[1, 2]), "group 'a': 3 widths but 2 values"),
+    "unsorted widths": (with_group(widths=[4, 16, 8]), "group 'a': widths: 16 is followed by 8"),
+    "repeated width": (with_group(widths=[4, 4, 8]), "group 'a': widths: 4 is followed by 4"),
+    "zero width": (with_group(widths=[0, 4, 8]), "group 'a': width 0 is not positive"),
+    "half a channel": (with_group(widths=[0.5, 4, 8]), "group 'a': widths: 0.5 is not a whole number"),
+    "no widths": (with_group(widths=[], value=[]), "group 'a': a group has no widths"),
+    "no value": ({**small(), "groups": {"a": {"widths": [1]}}}, "group 'a': has no 'value'"),
+    "no groups": (small(groups={}), "has no groups"),
+    "groups a list": (small(groups=[]), "'groups' must be an object"),
+    "infinite table": (with_cost(table=[[1, 2, INF], [2, 5, 7]]), r"cost 'second': table: entry \[0, 2\] is inf"),
+    "ragged table": (with_cost(table=[[1, 2], [2, 5, 7]]), "cost 'second': table: not a rectangular array"),
+    "transposed table": (with_cost(table=[[1, 2], [3, 4], [5, 6]]), r"cost 'second': table has shape \(3, 2\)"),
+    "flat table": (with_cost(table=[1, 2, 3]), "cost 'second': table: has 1 dimensions"),
+    "words in table": (with_cost(table=[["x", 2, 3], [1, 2, 3]]), "cost 'second': table: not a rectangular"),
+    "unsorted grid": (with_cost(in_widths=[4, 16, 8]), "cost 'second': in_widths: 16 is followed by 8"),
+    "empty grid": (with_cost(in_widths=[], table=[[], []]), "cost 'second': table has shape"),
+    "unknown input": (with_cost(**{"in": ["c"]}), "cost 'second' uses group 'c'"),
+    "unknown output": (with_cost(out="c"), "cost 'second' uses group 'c'"),
+    "off the grid": (with_cost(in_widths=[5, 8, 16]), "cost 'second': input width 4 is outside its table"),
+    "negative scale": (with_cost(**{"in": [["a", -1]]}), "cost 'second': scale -1 of group 'a'"),
+    "odd term": (with_cost(**{"in": [["a", 1, 2]]}), "cost 'second': in: .* is neither a group name nor"),
+    "odd offset": (with_cost(in_offset="x"), "cost 'second': in_offset: expected a whole number"),
+    "missing table": ({**small(), "costs": [{"name": "c", "in": []}]}, "cost 'c': has no 'in_widths'"),
+    "cost not an object": (small(costs=[3]), "cost 0: expected an object"),
+    "nan budget": (small(budget=NAN), "budget of 'latency' is nan"),
+    "infinite budget": (small(budget=INF), "budget of 'latency' is inf"),
+    "budget in words": (small(budget="6 ms"), "budget: expected a number"),
+    "no budget": ({k: v for k, v in small().items() if k != "budget"}, "has no 'budget'"),
+    "unknown group in a branch": (
+        small(branches=[{"name": "x", "groups": ["c"], "costs": []}]),
+        "branch 'x' has group 'c'",
+    ),
+    "unknown cost in a branch": (
+        small(branches=[{"name": "x", "groups": [], "costs": ["third"]}]),
+        "branch 'x': no cost is called 'third'",
+    ),
+    "cost position in a branch": (
+        small(branches=[{"name": "x", "groups": [], "costs": [2]}]),
+        "branch 'x': no cost is called 2",
+    ),
+    "cost left out of a branch": (
+        small(branches=[{"name": "x", "groups": ["a"], "costs": ["second"]}]),
+        "cost 'first' uses group 'a' of branch 'x'",
+    ),
+    "group in two branches": (
+        small(branches=[{"name": n, "groups": ["b"], "costs": ["second"]} for n in "xy"]),
+        "group 'b' is in branches 'x' and 'y'",
+    ),
+    "two branches of one name": (
+        small(branches=[{"name": "x", "groups": [], "costs": []}] * 2),
+        "branch 'x': two branches have this name",
+    ),
+    "costs of a branch a word": (
+        small(branches=[{"name": "x", "groups": [], "costs": "second"}]),
+        "branch 'x': costs must be a list",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+def test_malformed_problem_is_refused_by_name(name):
+    data, message = MALFORMED[name]
+    with pytest.raises(ProblemError, match=message):
+        WidthProblem.from_json(data)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not a JSON problem"), ("[1]", "top level is a list")])
+def test_not_a_problem_file(text, message, tmp_path):
+    path = tmp_path / "problem.json"
+    path.write_text(text)
+    for source in (text, path):
+        with pytest.raises(ProblemError, match=message):
+            WidthProblem.from_json(source)
+
+
+def test_bad_arguments():
+    with pytest.raises(ProblemError, match="method 'magic' is not one of auto, exact"):
+        solve(problem(), "magic")
+    for arguments in ({"time_limit": 0.0}, {"gap": -1.0}, {"gap": NAN}):
+        with pytest.raises(ProblemError, match="give seconds > 0 and a gap >= 0"):
+            solve(problem(), **arguments)
+    with pytest.raises(ProblemError, match="knows one budget"):
+        solve(replace(problem(), budgets={"latency": 6.0, "memory": 1.0}), "halp")
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "lagrangian"])
+def test_time_limit_returns_the_best_found_with_its_gap(method):
+    path = next(path for path in STORED if path.stem == "resnet101-8@0.5")
+    p = WidthProblem.from_json(path)
+    start = time.perf_counter()
+    s = solve(p, method, time_limit=1e-3)
+    assert time.perf_counter() - start < 2.0
+    assert p.fits(s.costs)
+    assert s.upper_bound >= 1063.2654 * (1 - 1e-6)
+    assert s.gap > 0
+
+
+def test_every_option_s_max_marginal_against_brute_force():
+    """On the concat problem, whose elimination goes through sums."""
+    model = compile_problem(WidthProblem.from_json(STORED[0]))
+    prices = model.flat_value - 20.0 * model.flat_cost[0]
+    sizes = model.sizes[:4]
+    marginals = Elimination(model).max_marginals(prices)
+    rest = itertools.product(*(range(size) for size in model.sizes[4:7]))
+    states = np.array([[*front, *back] for back in rest for front in itertools.product(*map(range, sizes))]).T
+    states = model.complete(np.concatenate([states, np.zeros((len(model.sizes) - 7, states.shape[1]), int)]))
+    total = prices[model.entries(states)].sum(axis=0)
+    for row, marginal in zip(states, marginals, strict=True):
+        best = [total[row == k].max() for k in range(len(marginal))]
+        np.testing.assert_allclose(marginal, best, rtol=1e-9)
+
+
+def test_published_knapsack_against_its_definition():
+    """Algorithm 1 as scalar loops, on random items with ties, zero weights and capacities below one item."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        items = [
+            (rng.integers(0, 4, n).astype(float).tolist(), rng.integers(0, 6, n).tolist())
+            for n in rng.integers(0, 5, 4)
+        ]
+        capacity = int(rng.integers(0, 25))
+        best, kept = [0.0] * (capacity + 1), []
+        for values, weights in items:
+            count = [0] * (capacity + 1)
+            for rank, (value, weight) in enumerate(zip(values, weights, strict=True)):
+                old_best, old_count = best[:], count[:]
+                for c in range(weight, capacity + 1):
+                    if old_best[c - weight] + value > old_best[c] and old_count[c - weight] == rank:
+                        best[c], count[c] = old_best[c - weight] + value, rank + 1
+            kept.append(count)
+        expected, left = [], capacity
+        for count, (_, weights) in zip(reversed(kept), reversed(items), strict=True):
+            expected.insert(0, count[left])
+            left -= sum(weights[: count[left]])
+        assert greedy_knapsack(items, capacity) == expected
+
+
+def test_imports_no_torch():
+    for path in Path(halp_fx.solver.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0:
+                names = [node.module]
+            assert not {name.split(".")[0] for name in names} & {"torch", "torchvision"}, path.name
