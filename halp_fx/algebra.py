@@ -21,7 +21,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
-from .types import Axis, TensorSpec
+from .types import Axis, Link, TensorSpec
 
 Plane = torch.Tensor
 Planes = tuple[Plane, ...]
@@ -104,17 +104,6 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
-    """Labels `a[i]` and `b[i]` go together, because of an operator."""
-
-    a: np.ndarray
-    b: np.ndarray
-    op: str
-    kind: str
-    where: str
-
-
-@dataclass(frozen=True, slots=True)
 class Edit:
     """A module attribute that equals (size of dimension `dim` of `node`'s result) / `divisor`."""
 
@@ -138,6 +127,8 @@ class Algebra:
     inexact: list[np.ndarray] = field(default_factory=list)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
+    choices: dict[str, str] = field(default_factory=dict)
+    _axis_of: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
 
     def new_planes(self, name: str, shape: Sequence[int]) -> Planes:
         """Fresh slots for every axis of a parameter or buffer: one plane each."""
@@ -199,6 +190,11 @@ class Algebra:
             for plane in value.planes:
                 self.pin(plane, reason)
 
+    def choose(self, call: Call, default: str) -> str:
+        """A free choice of a rule between two ways to shrink: as in the coupling that this one follows, else
+        `default`. A default may depend on sizes, and those change when the network is pruned again."""
+        return self.choices.setdefault(f"{call.module}/{call.node.name}", default)
+
     def grid(self, plane: Plane) -> Plane:
         """Remember a plane that varies along several dimensions: what stays must be a rectangle."""
         if len(varying(plane)) > 1:
@@ -210,8 +206,9 @@ class Algebra:
         labels = compact(plane).reshape(-1).numpy()
         labels = labels[labels > 0]
         if len(labels):
-            for axis in np.unique(self.axis_of(labels)):
-                self.roles.setdefault(int(axis), role)
+            axes = self.axis_of(labels)
+            for axis in (axes[:1] if axes[0] == axes[-1] else np.unique(axes)).tolist():
+                self.roles.setdefault(axis, role)
 
     def mark_inexact(self, plane: Plane) -> None:
         """Removing these channels is not the same as zeroing them."""
@@ -219,7 +216,14 @@ class Algebra:
 
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label."""
-        return np.searchsorted(np.asarray(self.starts), labels, side="right") - 1
+        known = len(self._axis_of)
+        if known < self.starts[-1]:
+            # Grown to twice the need: axes are added one at a time.
+            done = int(self._axis_of[-1]) + 1 if known else 0
+            del done
+            sizes = np.diff(self.starts)
+            self._axis_of = np.concatenate([[-1], np.repeat(np.arange(len(sizes)), sizes)])
+        return self._axis_of[labels]
 
     def classes(self) -> np.ndarray:
         """The class of every label (index 0 is the class of "none"), as connected components."""

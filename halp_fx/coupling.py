@@ -16,13 +16,15 @@ from torch import fx, nn
 
 from .algebra import Algebra, Call, Planes, Value, varying
 from .errors import HalpError, ModelError
-from .groups import Partition, axis_graph, free_dimension
+from .groups import Partition, free_dimension
 from .rules import find_rule
 from .tracing import getitem, trace, train_trace, written_through_alias
-from .types import AttributeEdit, Coupling, Traced
+from .types import AttributeEdit, Coupling, Links, Traced
 
 
-def channel_groups(model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = ()) -> Coupling:
+def channel_groups(
+    model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
+) -> Coupling:
     """`trace` and `couple` in one.
 
     Parameters that only a train-mode forward reaches (auxiliary heads) are coupled too: the model is then traced a
@@ -37,21 +39,24 @@ def channel_groups(model: nn.Module, example_inputs: Any = None, ignore: Sequenc
         # A detector, for one, wants targets in training: `couple` then says which parameters it never saw.
         with contextlib.suppress(ModelError):
             further.append(train_trace(model, example_inputs))
-    return couple(traced, ignore=ignore, further=further)
+    return couple(traced, ignore, further, like)
 
 
-def couple(traced: Traced, ignore: Sequence[str] = (), further: Sequence[Traced] = ()) -> Coupling:
+def couple(
+    traced: Traced, ignore: Sequence[str] = (), further: Sequence[Traced] = (), like: Coupling | None = None
+) -> Coupling:
     """Find the channel groups of a traced network.
 
     Args:
         traced: from `trace`. Shapes and costs refer to this graph.
         ignore: names of modules, parameters or groups that must stay as they are.
         further: other traces of the same model (train mode): what they couple is coupled, too.
+        like: the coupling of the same network before it was pruned: its free choices are followed.
 
     Raises:
         ModelError: an entry of `ignore` matches nothing.
     """
-    algebra = Algebra()
+    algebra = Algebra(choices=dict(like.choices) if like else {})
     parameters: dict[str, Value] = {}
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
@@ -70,7 +75,8 @@ def couple(traced: Traced, ignore: Sequence[str] = (), further: Sequence[Traced]
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
-    return Coupling(traced, groups, axis_graph(algebra), shapes, edits, tuple(algebra.notes))
+    links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
+    return Coupling(traced, groups, links, shapes, edits, tuple(algebra.notes), algebra.choices)
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
@@ -139,7 +145,8 @@ def _output_specs(node: fx.Node) -> tuple[Any, ...]:
     if node.meta["spec"] is not None:
         return (node.meta["spec"],)
     used = {user.args[1]: user.meta["spec"] for user in node.users if user.target is getitem}
-    count = max([len(node.target._schema.returns), *(i + 1 for i in used)])  # type: ignore[union-attr, operator]
+    declared = len(node.target._schema.returns)  # type: ignore[union-attr]
+    count = max([declared, *(int(i) + 1 for i in used)])  # type: ignore[arg-type]
     return tuple(used.get(i) for i in range(count))
 
 

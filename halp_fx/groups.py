@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
 
-import networkx as nx
 import numpy as np
 from torch import fx
 
-from .algebra import Algebra, Planes, compact, varying
+from .algebra import Algebra, Plane, Planes, compact, varying
 from .errors import HalpError
 from .types import ChannelGroup, Extent, Member
 
@@ -21,45 +21,54 @@ class Partition:
     Attributes:
         groups: all groups, in the order of the forward.
         group_of: int array over labels: index into `groups`, -1 for labels that belong to none (kernel sizes).
-        class_of: int array over labels: the class (connected component); 0 stays for label 0.
+        class_of: int array over labels: the class (connected component).
     """
 
     groups: tuple[ChannelGroup, ...]
     group_of: np.ndarray
     class_of: np.ndarray
+    _extents: dict[Hashable, tuple[int, int, tuple[tuple[str, int], ...]] | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, algebra: Algebra) -> Partition:
         """Group the classes that touch the same axes equally often."""
-        count = algebra.starts[-1]
-        if count == 1:
-            return cls((), np.array([-1]), np.array([0]))
+        labels = np.arange(algebra.starts[-1])
         classes = np.unique(algebra.classes(), return_inverse=True)[1]
-        axis_of = np.zeros(count, dtype=np.int64)
-        axis_of[1:] = np.repeat(np.arange(len(algebra.axes)), np.diff(algebra.starts))
+        axis_of = algebra.axis_of(labels)
         reasons = _pin_reasons(algebra, classes)
-        signature = _signatures(classes, axis_of, reasons)
-        # Groups in the order of their first label, which is the order of the forward.
-        _, first, group_of = np.unique(signature[classes[1:]], return_index=True, return_inverse=True)
-        order = np.argsort(np.argsort(first))
-        group_of = np.concatenate([[-1], order[group_of]])
-        names: dict[str, int] = {}
-        inexact = np.zeros(count, dtype=bool)
-        for labels in algebra.inexact:
-            inexact[labels[labels > 0]] = True
+        # Groups are numbered by their first label, which follows the forward; so are the channels in a group.
+        group_of = _by_first(_signatures(classes, axis_of, reasons)[classes])
+        first_label = np.unique(classes, return_index=True)[1]
+        class_group = group_of[first_label]
+        order = np.lexsort((first_label, class_group))
+        channel_of = np.empty(len(order), dtype=np.int64)
+        channel_of[order] = np.arange(len(order)) - np.searchsorted(class_group[order], class_group[order])
+        channel = channel_of[classes]
+        sizes = np.bincount(class_group)
+
+        members: dict[int, list[Member]] = {}
+        rows = np.lexsort((labels, channel, axis_of, group_of))
+        keys = group_of[rows] * (len(algebra.axes) + 1) + axis_of[rows]
+        for part in np.split(rows, np.flatnonzero(np.diff(keys)) + 1):
+            group, axis = int(group_of[part[0]]), int(axis_of[part[0]])
+            if part[0] == 0:
+                continue  # Label 0 is no slot.
+            slots = (part - algebra.starts[axis]).reshape(sizes[group], -1)
+            members.setdefault(group, []).append(Member(algebra.axes[axis], slots, algebra.roles.get(axis, "other")))
+        inexact = np.zeros(len(sizes), dtype=bool)
+        for found in algebra.inexact:
+            inexact[group_of[found[found > 0]]] = True
+
         groups: list[ChannelGroup] = []
-        index_of = np.full(len(first), -1)
-        by_group = np.argsort(group_of[1:], kind="stable") + 1
-        bounds = np.searchsorted(group_of[by_group], np.arange(len(first) + 1))
-        for g in range(len(first)):
-            labels = by_group[bounds[g] : bounds[g + 1]]
-            reason = reasons.get(int(classes[labels[0]]))
-            group = _group(algebra, labels, classes, axis_of, reason, names)
-            if group is not None:
+        index_of = np.full(len(sizes), -1)
+        names: Counter[str] = Counter()
+        for g, own in sorted(members.items()):
+            reason = reasons.get(int(classes[first_label[class_group == g][0]]))
+            made = _group(own, int(sizes[g]), reason, not inexact[g], names)
+            if made is not None:
                 index_of[g] = len(groups)
-                groups.append(replace(group, zero_exact=not inexact[labels].any()))
-        group_of[1:] = index_of[group_of[1:]]
-        return cls(tuple(groups), group_of, classes)
+                groups.append(made)
+        return cls(tuple(groups), index_of[group_of], classes)
 
     def frozen_by_name(self, names: Sequence[str], error: type[HalpError]) -> tuple[ChannelGroup, ...]:
         """The groups, with the named ones frozen."""
@@ -80,21 +89,33 @@ class Partition:
             return ()
         extents = [Extent(n) for n in spec.shape]
         for plane in planes:
-            small = compact(plane).numpy()
-            dim = free_dimension(self.class_of[small], varying(plane))
-            if dim is None:
-                continue  # Pinned everywhere: a single fixed channel.
-            line = small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]
-            found, counts = np.unique(self.group_of[line], return_counts=True)
-            shares = [
-                (self.groups[g], n)
-                for g, n in zip(found.tolist(), counts.tolist(), strict=True)
-                if g >= 0 and self.groups[g].frozen is None
-            ]
-            fixed = extents[dim].fixed - sum(n for _, n in shares)
-            terms = tuple((group.name, n // group.size) for group, n in shares)
-            extents[dim] = Extent(fixed, extents[dim].terms + terms)
+            key = (plane.data_ptr(), tuple(plane.shape), plane.stride())
+            if key not in self._extents:
+                self._extents[key] = self._moving(plane)
+            found = self._extents[key]
+            if found is not None:
+                dim, moving, terms = found
+                extents[dim] = Extent(extents[dim].fixed - moving, (*extents[dim].terms, *terms))
         return tuple(extents)
+
+    def _moving(self, plane: Plane) -> tuple[int, int, tuple[tuple[str, int], ...]] | None:
+        """The dimension along which a plane's elements can go, how many can, and the terms that say which."""
+        small = compact(plane).numpy()
+        dim = free_dimension(self.class_of[small], varying(plane))
+        if dim is None:
+            return None  # Pinned everywhere.
+        line = self.group_of[small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]]
+        counts = np.bincount(line + 1, minlength=1)[1:]
+        shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts) if self.groups[g].frozen is None]
+        return dim, sum(n for _, n in shares), tuple((g.name, n // g.size) for g, n in shares)
+
+
+def _by_first(keys: np.ndarray) -> np.ndarray:
+    """Number equal keys alike, in the order of their first appearance."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
 
 
 def free_dimension(ids: np.ndarray, dims: Sequence[int]) -> int | None:
@@ -120,7 +141,7 @@ def _signatures(classes: np.ndarray, axis_of: np.ndarray, reasons: dict[int, str
 
     A sum of well-mixed hashes: 10^4 classes collide with a probability below 10^-11.
     """
-    width = int(axis_of.max()) + 1
+    width = int(axis_of.max()) + 2
     pairs, counts = np.unique(classes[1:] * width + axis_of[1:], return_counts=True)
     signature = np.zeros(int(classes.max()) + 1, dtype=np.uint64)
     np.add.at(signature, pairs // width, _mix((pairs % width) * 1_000_003 + counts))
@@ -140,52 +161,13 @@ def _mix(values: np.ndarray) -> np.ndarray:
 
 
 def _group(
-    algebra: Algebra,
-    labels: np.ndarray,
-    classes: np.ndarray,
-    axis_of: np.ndarray,
-    reason: str | None,
-    names: dict[str, int],
+    members: list[Member], size: int, reason: str | None, exact: bool, names: Counter[str]
 ) -> ChannelGroup | None:
-    """The group of `labels`, or None where no layer produces them (kernel sizes, unused parameters, the first
-    layer's input): such slots always stay."""
-    axes = np.unique(axis_of[labels])
-    if not any(algebra.roles.get(int(a)) == "producer" for a in axes):
+    """A group, or None where no layer produces the slots (kernel sizes, the first layer's input): those stay."""
+    base = next((m.axis.tensor for m in members if m.role == "producer"), None)
+    if base is None:
         return None
-    _, first, channel = np.unique(classes[labels], return_index=True, return_inverse=True)
-    channel = np.argsort(np.argsort(first))[channel]
-    size = len(first)
-    members = []
-    for a in axes.tolist():
-        mine = axis_of[labels] == a
-        slots = labels[mine] - algebra.starts[a]
-        rows = slots[np.lexsort((slots, channel[mine]))].reshape(size, -1)
-        members.append(Member(algebra.axes[a], rows, algebra.roles.get(a, "other")))
-    base = next(m.axis.tensor for m in members if m.role == "producer")
     name = base.rpartition(".")[0] or base
-    names[name] = names.get(name, -1) + 1
-    return ChannelGroup(name if names[name] == 0 else f"{name}:{names[name]}", size, tuple(members), reason)
-
-
-def axis_graph(algebra: Algebra) -> nx.MultiGraph:
-    """The dependency graph: axes as nodes, an edge for every operator that couples two of them.
-
-    Edges carry `op`, `kind`, `where`, and `slots`, two equally long arrays of slots coupled one to one.
-    """
-    graph: nx.MultiGraph = nx.MultiGraph()
-    graph.add_nodes_from(algebra.axes)
-    starts = np.asarray(algebra.starts)
-    for link in algebra.links:
-        for a, b, rows in _axis_pairs(algebra, link.a, link.b):
-            slots = (link.a[rows] - starts[a], link.b[rows] - starts[b])
-            left, right = algebra.axes[a], algebra.axes[b]
-            graph.add_edge(left, right, op=link.op, kind=link.kind, where=link.where, slots=slots)
-    return graph
-
-
-def _axis_pairs(algebra: Algebra, a: np.ndarray, b: np.ndarray) -> list[tuple[int, int, np.ndarray | slice]]:
-    left, right = algebra.axis_of(a), algebra.axis_of(b)
-    if left[0] == left[-1] and right[0] == right[-1] and (left == left[0]).all() and (right == right[0]).all():
-        return [(int(left[0]), int(right[0]), slice(None))]
-    pairs, which = np.unique(np.stack([left, right]), axis=1, return_inverse=True)
-    return [(int(x), int(y), np.flatnonzero(which == i)) for i, (x, y) in enumerate(pairs.T)]
+    names[name] += 1
+    unique = name if names[name] == 1 else f"{name}:{names[name] - 1}"
+    return ChannelGroup(unique, size, tuple(members), reason, exact)

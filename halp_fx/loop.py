@@ -129,7 +129,7 @@ def close(
 def _scored(network: Network, coupling: Coupling, request: Request, clock: Clock) -> Network:
     """Score the network as it stands."""
     with clock("score"):
-        now = coupling if not network.plan else channel_groups(network.model, request.example)
+        now = coupling if not network.plan else channel_groups(network.model, request.example, like=coupling)
         now = _only(now, {g.name for g in coupling.prunable})
         saliency = score(network.model, now, request.data, request.loss_fn, request.importance)
     return replace(network, saliency=saliency)
@@ -176,7 +176,7 @@ def _solve_and_rewrite(
                     raise _out_of_reach(error, goals, coupling, budget) from error
     assert solution is not None
     with clock("rewrite"):
-        now = coupling if not network.plan else channel_groups(network.model, request.example)
+        now = coupling if not network.plan else channel_groups(network.model, request.example, like=coupling)
         step = plan_from(_only(now, set(scores)), scores, solution.widths)
         small = rewrite(network.model, step, request.example, coupling=now)
     return Network(small, compose(network.plan, step), network.saliency), solution

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -127,7 +128,41 @@ class AttributeEdit:
     divisor: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """An operator couples labels: `a[i]` goes with `b[i]`. Label l stands for slot `l - starts[i]` of axis i."""
+
+    a: np.ndarray
+    b: np.ndarray
+    op: str
+    kind: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Links:
+    """All links of a network, and the axes that their labels name."""
+
+    axes: tuple[Axis, ...]
+    starts: np.ndarray
+    links: tuple[Link, ...]
+
+    def graph(self) -> nx.MultiGraph:
+        """Axes as nodes; for each link and pair of axes an edge with `op`, `kind`, `where`, and `slots`, two equally
+        long arrays of slots that are coupled one to one."""
+        graph: nx.MultiGraph = nx.MultiGraph()
+        graph.add_nodes_from(self.axes)
+        for link in self.links:
+            left, right = (np.searchsorted(self.starts, side, side="right") - 1 for side in (link.a, link.b))
+            pairs, which = np.unique(np.stack([left, right]), axis=1, return_inverse=True)
+            for i, (x, y) in enumerate(pairs.T):
+                rows = np.flatnonzero(which.reshape(-1) == i)
+                slots = (link.a[rows] - self.starts[x], link.b[rows] - self.starts[y])
+                graph.add_edge(self.axes[x], self.axes[y], op=link.op, kind=link.kind, where=link.where, slots=slots)
+        return graph
+
+
+@dataclass(frozen=True)
 class Coupling:
     """The channel groups of a traced network.
 
@@ -135,19 +170,25 @@ class Coupling:
         traced: the graph that was analysed.
         groups: every group, frozen ones included, in the order of the forward; together they partition the
             slots of all axes that a rule reached.
-        graph: NetworkX multigraph: nodes are `Axis`, edges carry `op`, `kind`, `source`, and `slots` (two equal
-            long arrays of slot indices that are coupled one to one).
+        links: everything that was coupled, and by what: what `graph` is made from.
         shapes: for every node of the trace, its shape as extents.
         edits: module attributes that follow a width.
         notes: operators without a rule and other things a reader should know.
+        choices: what rules decided freely, so that the pruned network can be coupled alike.
     """
 
     traced: Traced
     groups: tuple[ChannelGroup, ...]
-    graph: nx.MultiGraph
+    links: Links
     shapes: Mapping[str, tuple[Extent, ...]]
     edits: tuple[AttributeEdit, ...] = ()
     notes: tuple[str, ...] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def graph(self) -> nx.MultiGraph:
+        """The dependency graph of the network's axes; see `Links.graph`. Made when first asked for."""
+        return self.links.graph()
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:

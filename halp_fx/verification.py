@@ -11,14 +11,16 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
+from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
 from .tracing import record, trace
-from .types import Coupling, Plan, Traced
+from .types import Axis, Coupling, Plan, Traced
 
 
 def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:
@@ -42,6 +44,47 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
             )
     if len(before) != len(after):
         raise RewriteError(f"the forward ran {len(before)} operators before pruning and {len(after)} after")
+    _check_channels(coupling, couple(traced, like=coupling), plan)
+
+
+def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
+    """The channels of `after` are those of `before` that the plan keeps: the same slots, coupled alike.
+
+    Axes that are down to one slot have no labels any more, so groups of width 1 are not compared.
+    """
+    old, new = _channel_ids(before, plan), _channel_ids(after, Plan())
+    shared = [axis for axis in old if axis in new and len(old[axis]) == len(new[axis])]
+    if not shared:
+        return
+    a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
+    compared = (a >= 0) & (b >= 0)
+    pairs = np.unique(np.stack([a[compared], b[compared]]), axis=1)
+    if len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1])) and not (compared ^ (a >= 0)).any():
+        return
+    place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
+    repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
+    wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
+    axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
+    raise RewriteError(
+        f"after pruning, the channels of {axis} are coupled to other channels than before. A constant in the forward "
+        "may cut them at a fixed position: pass ignore=[...] with the layers around it"
+    )
+
+
+def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
+    """For every axis, the channel (numbered over all groups) of each slot that stays, -1 for none."""
+    sizes = {t: s.shape for t, s in coupling.traced.tensors.items()}
+    ids: dict[Axis, np.ndarray] = {}
+    start = 0
+    for group in coupling.groups:
+        kept = np.asarray(plan[group.name]) if group.name in plan else np.arange(group.size)
+        numbers = np.full(group.size, -2)
+        numbers[kept] = start + kept if len(kept) > 1 else -1
+        for m in group.members:
+            row = ids.setdefault(m.axis, np.full(sizes[m.axis.tensor][m.axis.dim], -1))
+            row[m.slots] = numbers[:, None]
+        start += group.size
+    return {axis: row[row > -2] for axis, row in ids.items()}
 
 
 def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:

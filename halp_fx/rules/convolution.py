@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, varying, vector
@@ -24,7 +26,7 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
     if groups == 1:
         _couple(inputs, w_in, call, algebra, "input")
         outputs = w_out
-    elif groups >= in_per_group:
+    elif algebra.choose(call, "groups" if groups >= in_per_group else "positions") == "groups":
         outputs = _whole_groups(inputs, w_in, w_out, groups, transposed, call, algebra)
     else:
         outputs = _positions(inputs, w_in, w_out, groups, transposed, call, algebra)
@@ -38,7 +40,9 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
     return (along(outputs, 1, call.shape), *(p for p in carried(call.shape)))
 
 
-def channel_labels(x: Value, dim: int, call: Call, algebra: Algebra):  # type: ignore[no-untyped-def]
+def channel_labels(
+    x: Value, dim: int, call: Call, algebra: Algebra
+) -> tuple[torch.Tensor, Callable[[tuple[int, ...]], Planes]]:
     """The labels along `dim` of a tensor, shape (size,), 0 where there are none.
 
     Labels that also vary elsewhere are tied along those dimensions. Planes over the batch are carried on (second

@@ -1,0 +1,18 @@
+"""Settings shared by all tests: one thread (the machines that run them are shared), fixed seeds."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _reproducible():
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        # torchvision's GoogLeNet warns about a future default of its own.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torchvision")
+        yield

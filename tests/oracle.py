@@ -1,0 +1,86 @@
+"""What the tests measure a rewrite against: the zeroed twin."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import nn
+
+import halp_fx
+from halp_fx import Coupling, Plan
+
+TORCHVISION = (
+    "resnet18",
+    "resnet50",
+    "resnext50_32x4d",
+    "mobilenet_v2",
+    "mobilenet_v3_large",
+    "vgg11_bn",
+    "densenet121",
+    "googlenet",
+    "squeezenet1_1",
+    "efficientnet_b0",
+    "shufflenet_v2_x1_0",
+)
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """float64, and nothing at its initial value: a channel that is zero by luck would hide a mistake."""
+    generator = torch.Generator().manual_seed(0)
+    model.double()
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+    return model
+
+
+def half_plan(coupling: Coupling, seed: int = 0) -> Plan:
+    """Every group loses half of its channels, at random places."""
+    pick = random.Random(seed)
+    return Plan({g.name: sorted(pick.sample(range(g.size), max(1, g.size // 2))) for g in coupling.prunable})
+
+
+def random_plan(coupling: Coupling, seed: int = 0) -> Plan:
+    """Every group keeps a random number of channels, one at least."""
+    pick = random.Random(seed)
+    return Plan({g.name: sorted(pick.sample(range(g.size), pick.randint(1, g.size))) for g in coupling.prunable})
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    while not isinstance(output, torch.Tensor):
+        output = next(iter(output.values() if isinstance(output, dict) else output))
+    return output
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-30))
+
+
+def assert_equals_twin(model: nn.Module, plan: Plan, inputs: torch.Tensor, coupling: Coupling) -> nn.Module:
+    """The rewritten network equals the zeroed twin, differs from the dense one, and trains."""
+    small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    twin = halp_fx.zero(model, plan, inputs, coupling=coupling)
+    assert type(small) is type(model)
+    assert list(small.state_dict()) == list(model.state_dict())
+    modes = [m.training for m in model.modules()]
+    assert [m.training for m in small.modules()] == modes
+    with torch.no_grad():
+        got, want = first_tensor(small.eval()(inputs)), first_tensor(twin.eval()(inputs))
+        model.eval()
+        dense = first_tensor(model(inputs))
+        for module, mode in zip(model.modules(), modes, strict=True):
+            module.training = mode
+    assert got.shape == dense.shape
+    assert torch.isfinite(want).all()
+    assert relative_error(got, want) <= 1e-5
+    assert relative_error(dense, want) > 1e-6, "the plan changed nothing: the comparison proves nothing"
+    small.train()
+    outputs = small(torch.cat([inputs, inputs]))
+    leaves = [o for o in torch.utils._pytree.tree_leaves(outputs) if isinstance(o, torch.Tensor)]
+    sum(o.sum() for o in leaves).backward()
+    missing = [n for n, p in small.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    return small

@@ -1,0 +1,177 @@
+"""rewrite against its oracle, the zeroed twin, on real networks; and what must survive a rewrite."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from oracle import TORCHVISION, assert_equals_twin, half_plan, random_plan, randomized, relative_error
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import halp_fx
+from halp_fx import Plan, PlanError, RewriteError
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_equals_zeroed_twin(name):
+    torch.manual_seed(0)
+    model = randomized(torchvision.models.get_model(name, weights=None)).eval()
+    # 75 is the smallest side with which every one of these networks runs.
+    inputs = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    before = copy.deepcopy(model.state_dict())
+    for plan in (half_plan(coupling), random_plan(coupling, 1)):
+        assert_equals_twin(model, plan, inputs, coupling)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_halving_every_group_leaves_little(name):
+    """Freezing groups would pass the comparison with the twin: what is kept must be about a quarter."""
+    model = torchvision.models.get_model(name, weights=None).eval()
+    inputs = torch.randn(1, 3, 96, 96)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert all("output" in reason for reason in coupling.frozen.values()), coupling.frozen
+    small = halp_fx.rewrite(model, half_plan(coupling), inputs, coupling=coupling)
+    kept = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    assert kept < 0.55
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + self.bn(self.conv(x)).relu()).mean((2, 3)))
+
+
+def plan_for(model, inputs):
+    return half_plan(halp_fx.channel_groups(model, inputs))
+
+
+def test_keeps_what_the_user_set():
+    model = Residual().to(memory_format=torch.channels_last)
+    model.train()
+    model.bn.eval()
+    model.bn.weight.requires_grad_(False)
+    calls = []
+    model.conv.register_forward_hook(lambda *_: calls.append(1))
+    inputs = torch.randn(2, 3, 8, 8)
+    small = halp_fx.rewrite(model, plan_for(model, inputs), inputs)
+    assert [m.training for m in small.modules()] == [m.training for m in model.modules()]
+    assert not small.bn.weight.requires_grad
+    assert small.stem.weight.requires_grad
+    assert small.conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not small.conv.weight.is_contiguous()
+    calls.clear()
+    small(inputs)
+    assert calls == [1]
+    assert (small.conv.in_channels, small.conv.out_channels, small.bn.num_features) == (4, 4, 4)
+    assert (small.head.in_features, small.head.out_features) == (4, 5)
+
+
+def test_bfloat16_stays():
+    model = Residual().bfloat16()
+    inputs = torch.randn(2, 3, 8, 8, dtype=torch.bfloat16)
+    small = halp_fx.rewrite(model, plan_for(model, inputs), inputs)
+    assert {p.dtype for p in small.parameters()} == {torch.bfloat16}
+    assert small(inputs).dtype is torch.bfloat16
+
+
+def test_tied_weights_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Conv2d(6, 6, 3, padding=1)
+            self.b = nn.Conv2d(6, 6, 3, padding=1)
+            self.b.weight = self.a.weight
+            self.stem, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(self.stem(x)).relu()))
+
+    model = randomized(Tied())
+    inputs = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert small.a.weight is small.b.weight
+
+
+def test_parametrized_weight():
+    model = nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(3, 8, 3)), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(64, 3)
+    )
+    model = randomized(model)
+    inputs = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    small = halp_fx.rewrite(model, half_plan(coupling), inputs, coupling=coupling)
+    # An operator without a rule freezes; what is not frozen must agree.
+    twin = halp_fx.zero(model, half_plan(coupling), inputs, coupling=coupling)
+    assert relative_error(small(inputs), twin(inputs)) <= 1e-5
+
+
+def test_flatten_covers_space():
+    model = randomized(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)))
+    inputs = torch.randn(1, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    (group,) = coupling.prunable
+    assert {m.slots.shape for m in group.members} == {(6, 1), (6, 36)}
+    assert assert_equals_twin(model, half_plan(coupling), inputs, coupling)[3].in_features == 3 * 36
+
+
+@pytest.mark.parametrize(
+    ("plan", "words"),
+    [
+        ({"nowhere": [0]}, "nowhere"),
+        ({"stem": [0, 99]}, "out of range"),
+        ({"head": [0]}, "may not shrink"),
+    ],
+    ids=["unknown", "range", "frozen"],
+)
+def test_plan_that_does_not_fit(plan, words):
+    model = Residual()
+    with pytest.raises(PlanError, match=words):
+        halp_fx.rewrite(model, Plan(plan), torch.randn(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("kept", [[], [1, 1], [2, 1], [-1, 0]], ids=["empty", "twice", "order", "negative"])
+def test_malformed_plan(kept):
+    with pytest.raises(PlanError, match="stem"):
+        Plan({"stem": kept})
+
+
+def test_plan_survives_json():
+    plan = Plan({"a": (0, 2, 5), "b": (1,)})
+    assert Plan.from_json(plan.to_json()) == plan
+    for text in ("", "[]", '{"format": "other", "kept": {}}', '{"format": "halp_fx.plan/1", "kept": {"a": [0.5]}}'):
+        with pytest.raises(PlanError):
+            Plan.from_json(text)
+
+
+class Constant(nn.Module):
+    """Cuts at a position that depends on the width but is written as a constant."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        x = self.a(x).view(x.shape[0], 2, 4, *x.shape[2:])
+        return self.head(self.b(x.sum(1)))
+
+
+def test_constant_in_the_forward_is_never_a_wrong_network():
+    model = Constant()
+    inputs = torch.randn(1, 3, 4, 4)
+    coupling = halp_fx.channel_groups(model, inputs)
+    with pytest.raises(RewriteError, match="constant"):
+        halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=coupling)
