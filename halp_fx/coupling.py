@@ -197,15 +197,15 @@ def _settle_grids(algebra: Algebra) -> None:
     The classes must depend on one of the dimensions alone. Where consumers have not already seen to that, the same
     inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for.
     """
-    grids = list({(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values())
-    while grids:
+    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values()
+    settled = False
+    while not settled:
         classes = algebra.classes()
-        tied = False
+        settled = True
         for grid in grids:
             ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
-            dims = varying(grid)
-            if free_dimension(ids, dims) is None:
-                algebra.tie_labels(grid, dims[:-1])
-                tied = True
-        if not tied:
-            return
+            if free_dimension(ids, varying(grid)) is None:
+                algebra.tie_labels(grid, varying(grid)[:-1])
+                # What is tied here may settle the other views of the same axis.
+                settled = False
+                break

@@ -13,14 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.utils._pytree import tree_map
 
 from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
-from .tracing import record, trace
+from .tracing import record
 from .types import Axis, Coupling, Plan, Traced
+
+_REMEDY = (
+    "A constant in the forward may depend on a width: pass ignore=[...] with the layers around it, or compute it "
+    "from a shape"
+)
 
 
 def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:
@@ -29,9 +34,12 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     Raises:
         RewriteError: names the first operator that differs.
     """
-    traced = _trace_shapes(small, example_inputs)
+    try:
+        traced = _trace_shapes(small, example_inputs)
+    except TraceError as error:
+        raise RewriteError(f"the pruned network does not run: {error}\n{_REMEDY}") from error
     widths = coupling.widths(plan)
-    before, after = list(coupling.traced.graph.nodes), list(traced.graph.nodes)
+    before, after = _working(coupling.traced), _working(traced)
     for old, new in zip(before, after, strict=False):
         expected = tuple(e.at(widths) for e in coupling.shapes[old.name])
         spec = new.meta.get("spec")
@@ -39,8 +47,7 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
             found = f"{new.target} of shape {spec.shape if spec else '()'}"
             raise RewriteError(
                 f"after pruning, {old.name} in {old.meta.get('module')!r} ({old.meta.get('source')}) should be "
-                f"{old.target} of shape {expected}, but the network ran {found}. A constant in the forward may "
-                "depend on a width: pass ignore=[...] with the layers around it"
+                f"{old.target} of shape {expected}, but the network ran {found}. {_REMEDY}"
             )
     if len(before) != len(after):
         raise RewriteError(f"the forward ran {len(before)} operators before pruning and {len(after)} after")
@@ -65,10 +72,7 @@ def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
     repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
     wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
     axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
-    raise RewriteError(
-        f"after pruning, the channels of {axis} are coupled to other channels than before. A constant in the forward "
-        "may cut them at a fixed position: pass ignore=[...] with the layers around it"
-    )
+    raise RewriteError(f"after pruning, the channels of {axis} are coupled to other channels than before. {_REMEDY}")
 
 
 def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
@@ -87,6 +91,12 @@ def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
     return {axis: row[row > -2] for axis, row in ids.items()}
 
 
+def _working(traced: Traced) -> list[fx.Node]:
+    """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
+    moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
+    return [n for n in traced.graph.nodes if getattr(n.target, "_opname", "") not in moving]
+
+
 def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:
     """Trace on the meta device, which costs no arithmetic; really where the forward needs values."""
     args, kwargs = normalize_inputs(model, example_inputs)
@@ -95,7 +105,7 @@ def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:
         args, kwargs = tree_map(_meta, (args, kwargs))
         return record(hollow, args, kwargs)
     except (TraceError, NotImplementedError, RuntimeError):
-        return trace(model, example_inputs)
+        return record(model, *normalize_inputs(model, example_inputs))
 
 
 def _to_meta(model: nn.Module) -> nn.Module:

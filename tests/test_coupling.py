@@ -46,7 +46,7 @@ ZOO = {
     "residual": (lambda: Net(lambda s, x: s.c(s.a(x) + s.b(x)), a=conv(3, 8), b=conv(3, 8), c=conv(8, 2)), {"a": 8}),
     "in place": (
         lambda: Net(
-            lambda s, x: s.c(F.relu(s.a(x), inplace=True).add_(s.b(x))), a=conv(3, 8), b=conv(3, 8), c=conv(8, 2)
+            lambda s, x: s.c(F.relu(s.a(x).add_(s.b(x)), inplace=True)), a=conv(3, 8), b=conv(3, 8), c=conv(8, 2)
         ),
         {"a": 8},
     ),

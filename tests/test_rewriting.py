@@ -157,21 +157,29 @@ def test_plan_survives_json():
 
 
 class Constant(nn.Module):
-    """Cuts at a position that depends on the width but is written as a constant."""
+    """Depends on a width in a way that no shape error shows: with half the channels, `parts` changes."""
 
-    def __init__(self):
+    def __init__(self, inner, parts):
         super().__init__()
-        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 4, 1)
-        self.head = nn.Conv2d(4, 2, 1)
+        self.inner, self.parts = inner, parts
+        self.a, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(4, 2, 1)
 
     def forward(self, x):
-        x = self.a(x).view(x.shape[0], 2, 4, *x.shape[2:])
-        return self.head(self.b(x.sum(1)))
+        parts = self.a(x).view(x.shape[0], self.parts, self.inner, *x.shape[2:])
+        return self.head(parts[:, 0] + parts[:, 1])
 
 
-def test_constant_in_the_forward_is_never_a_wrong_network():
-    model = Constant()
+@pytest.mark.parametrize(("inner", "parts"), [(4, -1), (4, 2)], ids=["runs but differs", "does not run"])
+def test_constant_in_the_forward_is_never_a_wrong_network(inner, parts):
+    model = Constant(inner, parts)
     inputs = torch.randn(1, 3, 4, 4)
     coupling = halp_fx.channel_groups(model, inputs)
-    with pytest.raises(RewriteError, match="constant"):
+    with pytest.raises(RewriteError, match="constant in the forward"):
         halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=coupling)
+
+
+def test_shape_that_follows_the_width():
+    model = randomized(Constant(-1, 2))
+    inputs = torch.randn(1, 3, 4, 4, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, Plan({"a": [0, 2]}), inputs, coupling)
