@@ -1,0 +1,90 @@
+"""Budgets as users write them, and the widths that groups may take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import halp_fx
+from halp_fx import BudgetError, Plan
+from halp_fx.budgets import parse_budget
+from halp_fx.widths import compose, width_options
+
+
+@pytest.mark.parametrize(
+    ("text", "resource", "dense", "expected"),
+    [
+        (0.6, "latency", 10, 6),
+        (1, "latency", 10, 10),
+        ("60%", "latency", 10, 6),
+        (" 4.0 ms ", "latency", 10, 4),
+        ("500us", "latency", 10, 0.5),
+        ("0.004s", "latency", 10, 4),
+        ("1.5G", "macs", 4e9, 1.5e9),
+        ("0.5", "latency", 10, 5),
+        ("50%", "params", 100, 50),
+        ("2MiB", "memory", 1, 2**21),
+    ],
+)
+def test_forms(text, resource, dense, expected):
+    assert parse_budget(text, resource).target(dense) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        0,
+        -0.5,
+        1.5,
+        4.0,
+        float("nan"),
+        float("inf"),
+        "",
+        "fast",
+        "120%",
+        "-3ms",
+        "0ms",
+        "4 parsecs",
+        True,
+        None,
+        "4,0ms",
+    ],
+    ids=str,
+)
+def test_malformed_or_out_of_range(budget):
+    with pytest.raises(BudgetError, match="budget"):
+        parse_budget(budget)
+
+
+def group(size, slots=1):
+    model = nn.Sequential(
+        nn.Conv2d(3, size * slots, 1),
+        nn.Conv2d(size * slots, size * slots, 1, groups=size),
+        nn.Conv2d(size * slots, 2, 1),
+    )
+    return halp_fx.channel_groups(model, torch.randn(1, 3, 4, 4)).prunable[0]
+
+
+def test_widths_suit_the_hardware():
+    assert width_options(group(64)) == (8, 16, 24, 32, 40, 48, 56, 64)
+    assert width_options(group(64), min_keep=0.5) == (32, 40, 48, 56, 64)
+    assert width_options(group(64), min_keep=17) == (24, 32, 40, 48, 56, 64)
+    assert width_options(group(20), round_to=8) == (8, 16, 20)
+    assert width_options(group(4)) == (1, 2, 3, 4)
+    # Two slots a channel: 4 channels are 8 slots.
+    assert width_options(group(16, slots=2), round_to=8) == (4, 8, 12, 16)
+    assert len(width_options(group(2048))) <= 24
+
+
+@pytest.mark.parametrize(
+    "bad", [{"round_to": 0}, {"round_to": 1.5}, {"min_keep": 0}, {"min_keep": 1.5}, {"min_keep": -1}], ids=str
+)
+def test_bad_width_options(bad):
+    with pytest.raises(BudgetError):
+        width_options(group(8), **bad)
+
+
+def test_plans_compose():
+    first, second = Plan({"a": (0, 2, 4, 6), "b": (1,)}), Plan({"a": (1, 3), "c": (0,)})
+    assert compose(first, second) == Plan({"a": (2, 6), "b": (1,), "c": (0,)})

@@ -1,0 +1,115 @@
+"""score against a float64 reference written out by hand, and bad data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+from halp_fx import SaliencyError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn_a = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.b, self.bn_b = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.c, self.fc = nn.Conv2d(8, 6, 1), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.bn_a(self.a(x)).relu()
+        x = x + self.bn_b(self.b(x))
+        return self.fc(self.c(x).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def setting():
+    model = Net().double().train()
+    batches = [(torch.randn(5, 3, 6, 6).double(), torch.randint(4, (5,))) for _ in range(3)]
+    return model, halp_fx.channel_groups(model, batches[0][0]), batches
+
+
+def test_taylor_is_the_formula(setting):
+    model, coupling, batches = setting
+    got = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    want = {"a": np.zeros(8), "c": np.zeros(6)}
+    model.eval()
+    for x, y in batches:
+        model.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        residual = sum(bn.weight.grad * bn.weight + bn.bias.grad * bn.bias for bn in (model.bn_a, model.bn_b))
+        want["a"] += residual.abs().detach().numpy() / 3
+        plain = (model.c.weight.grad * model.c.weight).sum((1, 2, 3)) + model.c.bias.grad * model.c.bias
+        want["c"] += plain.abs().detach().numpy() / 3
+    assert got.scores.keys() == want.keys()
+    for name, expected in want.items():
+        np.testing.assert_allclose(got.scores[name], expected, rtol=1e-5)
+    assert (got.kind, got.batches, got.skipped) == ("taylor", 3, 0)
+
+
+def test_model_stays_as_it_is(setting):
+    model, coupling, batches = setting
+    model.a.weight.grad = torch.ones_like(model.a.weight)
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    halp_fx.score(model, coupling, batches, F.cross_entropy)
+    assert model.training
+    assert model.b.weight.grad is None
+    assert torch.equal(model.a.weight.grad, torch.ones_like(model.a.weight))
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+
+
+def test_frozen_parameters_are_scored_too(setting):
+    model, coupling, batches = setting
+    before = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    model.requires_grad_(False)
+    after = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    np.testing.assert_allclose(after.scores["a"], before.scores["a"])
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_magnitude_without_data(setting):
+    model, coupling, _ = setting
+    got = halp_fx.score(model, coupling)
+    assert got.kind == "magnitude"
+    norms = torch.sqrt((model.a.weight**2).sum((1, 2, 3)) + (model.b.weight**2).sum((1, 2, 3))).detach().numpy()
+    np.testing.assert_allclose(got.scores["a"], norms / norms.mean(), rtol=1e-6)
+
+
+def test_custom_importance(setting):
+    model, coupling, _ = setting
+    got = halp_fx.score(model, coupling, importance=lambda g: torch.arange(g.size))
+    np.testing.assert_array_equal(got.scores["c"], np.arange(6))
+    for bad in (lambda g: [1.0], lambda g: [float("nan")] * g.size, lambda g: [-1.0] * g.size):
+        with pytest.raises(SaliencyError, match="'a'"):
+            halp_fx.score(model, coupling, importance=bad)
+
+
+def test_non_finite_batches_are_skipped_and_counted(setting):
+    model, coupling, batches = setting
+    bad = (torch.full_like(batches[0][0], float("nan")), batches[0][1])
+    clean = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    mixed = halp_fx.score(model, coupling, [bad, *batches], F.cross_entropy)
+    assert (mixed.batches, mixed.skipped) == (3, 1)
+    np.testing.assert_array_equal(mixed.scores["a"], clean.scores["a"])
+    with pytest.raises(SaliencyError, match="all 2 batches"):
+        halp_fx.score(model, coupling, [bad, bad], F.cross_entropy)
+
+
+@pytest.mark.parametrize(
+    ("data", "loss_fn", "words"),
+    [
+        ([], F.cross_entropy, "no batches"),
+        ([torch.zeros(1)], F.cross_entropy, r"\(input, target\)"),
+        ([(torch.zeros(1, 3, 6, 6).double(), torch.zeros(1, dtype=torch.long))], lambda o, t: o, "scalar"),
+        (None, F.cross_entropy, "loss_fn without data"),
+        ([], None, "data without loss_fn"),
+    ],
+    ids=["empty", "no pair", "no scalar", "no data", "no loss"],
+)
+def test_bad_data(setting, data, loss_fn, words):
+    model, coupling, _ = setting
+    with pytest.raises(SaliencyError, match=words):
+        halp_fx.score(model, coupling, data, loss_fn)

@@ -1,0 +1,139 @@
+"""trace: what the graph holds, and that the model is as found."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+import halp_fx
+from halp_fx import ModelError, TraceError
+
+
+def targets(traced):
+    return [str(n.target) for n in traced.graph.nodes if n.op == "call_function"]
+
+
+def test_records_operators_with_shapes_and_sources():
+    model = torchvision.models.resnet18(weights=None)
+    traced = halp_fx.trace(model, torch.randn(2, 3, 64, 64))
+    traced.graph.lint()
+    convolutions = [n for n in traced.graph.nodes if str(n.target) == "aten.convolution.default"]
+    assert len(convolutions) == 20
+    first = convolutions[0]
+    assert first.meta["spec"].shape == (2, 64, 32, 32)
+    assert first.meta["module"] == "conv1"
+    assert first.meta["function"] == "conv2d"
+    assert first.meta["source"].startswith("models/resnet.py:")
+    assert [a.target for a in first.args[:2]] == ["input_0", "conv1.weight"]
+    assert traced.unused == ()
+
+
+def test_python_control_flow_and_functional_calls():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 3, 1, 1))
+
+        def forward(self, x, *, scale):
+            x = nn.functional.conv2d(x, self.w)
+            if float(x.sum()) > 1e9:
+                x = x * 2
+            for _ in range(int(scale)):
+                x = x.relu()
+            return {"out": (x, None)}
+
+    traced = halp_fx.trace(Net(), (torch.randn(1, 3, 4, 4), {"scale": 3}))
+    assert targets(traced).count("aten.relu.default") == 3
+    assert "w" in [n.target for n in traced.graph.nodes]
+
+
+def test_custom_autograd_function_is_seen_through():
+    class Square(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * x
+
+        @staticmethod
+        def backward(ctx, g):
+            return g
+
+    class Net(nn.Module):
+        def forward(self, x):
+            return Square.apply(x)
+
+    assert "aten.mul.Tensor" in targets(halp_fx.trace(Net(), torch.randn(1, 3)))
+
+
+class Counting(nn.Module):
+    """Changes a buffer and draws random numbers in every forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.drop = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.register_buffer("calls", torch.zeros(()))
+        self.fail = False
+
+    def forward(self, x):
+        self.calls += 1
+        torch.rand(3)
+        if self.fail:
+            raise ValueError("on purpose")
+        return self.drop(self.bn(self.conv(x)))
+
+
+@pytest.mark.parametrize("fail", [False, True], ids=["ok", "error"])
+def test_model_is_as_before(fail):
+    model = Counting().train()
+    model.bn.eval()
+    model.fail = fail
+    inputs = torch.randn(2, 3, 4, 4)
+    model.conv.weight.grad = torch.ones_like(model.conv.weight)
+    before = copy.deepcopy(model.state_dict())
+    random_state = torch.get_rng_state()
+    if fail:
+        with pytest.raises(TraceError, match="on purpose"):
+            halp_fx.trace(model, inputs)
+    else:
+        halp_fx.trace(model, inputs)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert [m.training for m in model.modules()] == [True, True, False, True]
+    assert torch.equal(model.conv.weight.grad, torch.ones_like(model.conv.weight))
+    model.fail = False
+    model(inputs)
+    assert model.calls == 1
+
+
+def test_input_is_inferred_for_images(caplog):
+    caplog.set_level("INFO", logger="halp_fx")
+    traced = halp_fx.trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()))
+    assert next(iter(traced.graph.nodes)).meta["spec"].shape == (1, 1, 224, 224)
+    assert "(1, 1, 224, 224)" in caplog.text
+    with pytest.raises(ModelError, match="example_inputs"):
+        halp_fx.trace(nn.Linear(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (torch.jit.script, "ScriptModule"),
+        (torch.compile, "_orig_mod"),
+        (nn.DataParallel, "model.module"),
+        (lambda m: m.to("meta"), "meta device"),
+        (lambda m: m.state_dict(), "nn.Module"),
+    ],
+    ids=["scripted", "compiled", "data parallel", "meta", "no module"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_models_that_are_refused(wrap, words):
+    with pytest.raises(ModelError, match=words):
+        halp_fx.trace(wrap(nn.Sequential(nn.Conv2d(3, 4, 1))), torch.randn(1, 3, 4, 4))
+
+
+def test_wrong_inputs_name_shape_and_module():
+    with pytest.raises(TraceError, match=r"\(1, 5, 4, 4\)"):
+        halp_fx.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.randn(1, 5, 4, 4))
