@@ -1,0 +1,120 @@
+"""What a time depends on beside the layer: device, software and setting."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RUNTIMES = ("eager", "inductor", "cudagraph")
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Device and setting of a latency table. Dtype and memory format stand in each layer's signature.
+
+    Attributes:
+        device: name of the processor or GPU, with its memory or core count.
+        driver: of the GPU; on a CPU the instruction set that torch uses.
+        torch_version: with the CUDA version it was built for. cudnn: version, "" on a CPU.
+        runtime: "eager", "inductor" or "cudagraph".
+        threads: CPU threads; 0 on a GPU.
+        timer: how times were taken.
+        settings: switches that change which kernels run (TF32, cuDNN benchmark, deterministic).
+    """
+
+    device: str
+    driver: str
+    torch_version: str
+    cudnn: str
+    runtime: str
+    threads: int
+    timer: str
+    settings: str = ""
+
+    @classmethod
+    def of(cls, device: torch.device, runtime: str = "eager", threads: int | None = None) -> Fingerprint:
+        """The fingerprint of a device on this machine, now."""
+        if device.type == "cuda":
+            return cls._cuda(device, runtime)
+        return cls(
+            device=_cpu_name() if device.type == "cpu" else device.type,
+            driver=torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
+            torch_version=torch.__version__,
+            cudnn="",
+            runtime=runtime,
+            threads=threads or torch.get_num_threads(),
+            timer="perf_counter, blocks, median, warm caches",
+            settings="" if torch.backends.mkldnn.enabled else "no mkldnn",
+        )
+
+    @classmethod
+    def _cuda(cls, device: torch.device, runtime: str) -> Fingerprint:
+        properties = torch.cuda.get_device_properties(device)
+        switches = {
+            "tf32": torch.backends.cudnn.allow_tf32,
+            "matmul tf32": torch.backends.cuda.matmul.allow_tf32,
+            "cudnn benchmark": torch.backends.cudnn.benchmark,
+            "deterministic": torch.backends.cudnn.deterministic,
+        }
+        graph = runtime == "cudagraph"
+        return cls(
+            device=f"{properties.name}, {properties.total_memory >> 20} MiB",
+            driver=_cuda_driver(),
+            torch_version=torch.__version__,
+            cudnn=str(torch.backends.cudnn.version() or ""),
+            runtime=runtime,
+            threads=0,
+            timer="CUDA graph, L2 warm, median" if graph else "CUDA events, L2 flushed, median",
+            settings=", ".join(name for name, on in switches.items() if on),
+        )
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Fingerprint:
+        """Inverse of `asdict`.
+
+        Raises:
+            TypeError, KeyError: a field is missing or of the wrong type.
+        """
+        found = {f.name: data[f.name] for f in fields(cls)}
+        if not all(isinstance(v, int if n == "threads" else str) for n, v in found.items()):
+            raise TypeError(f"a field of the header has the wrong type: {found}")
+        return cls(**found)
+
+    def differences(self, other: Fingerprint) -> dict[str, tuple[object, object]]:
+        """Fields that differ: name -> (here, in `other`)."""
+        mine, theirs = asdict(self), asdict(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    @property
+    def file_name(self) -> str:
+        """A file name of its own for every fingerprint, that still says what it is."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        words = "".join(c if c.isalnum() else "-" for c in self.device.split(",")[0])
+        return f"{words[:40].strip('-')}-{self.runtime}-{digest}.json"
+
+
+@cache
+def _cpu_name() -> str:
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        rows: dict[str, str] = {}
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            name_of_field, _, value = line.partition(":")
+            rows[name_of_field.strip()] = value.strip()
+        # A virtual machine may hide the model's name; family and model number still tell processors apart.
+        name = f"{rows.get('model name', name)} family {rows.get('cpu family', '?')} model {rows.get('model', '?')}"
+    return f"{name}, {torch.multiprocessing.cpu_count()} cores"
+
+
+def _cuda_driver() -> str:
+    """The CUDA version that the driver supports, e.g. "13000"; "" where torch does not tell."""
+    version = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return "" if version is None else str(version())
