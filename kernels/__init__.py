@@ -1,8 +1,8 @@
 """Memory-speed parts of halp_fx: channel saliency in one launch, and latency-table lookup.
 
-Takes tensors, gives tensors. CUDA tensors go to the Triton kernels where Triton can be imported; everything else
-goes to the PyTorch twins of `naive.py`, which define the results. Importing this module needs neither CUDA nor
-Triton.
+Takes tensors, gives tensors. CUDA tensors go to the Triton kernels where Triton can be imported; everything
+else goes to the PyTorch twins of `naive.py`, which define the results. Importing this module needs neither
+CUDA nor Triton.
 
     layout = SegmentLayout.build(parameters, segments, num_channels)      # once
     channel_scores(layout, parameters, gradients, "taylor", out=scores)   # every step
@@ -55,18 +55,19 @@ def channel_scores(
 
     Args:
         layout: which slots belong to which channel.
-        weights: the parameters, in the layout's order: float32, bfloat16, float16 or float64, mixed at will, with
-            any strides, on one device. Those without a segment are not touched.
-        grads: their gradients; None for a gradient that is missing (its parameter then counts as zero), or for all
-            when the variant does not need them.
+        weights: the parameters, in the layout's order: float32, bfloat16, float16 or float64, mixed at will,
+            with any strides, on one device. Those without a segment are not touched.
+        grads: their gradients; None for a gradient that is missing (its parameter then counts as zero), or
+            for all when the variant does not need them.
         variant: a name in `VARIANTS`. Channels without any element score 0.
-        out: (num_channels,), float32 or float64: the step's scores are *added* to it in place. A step with a NaN
-            spoils the channels it reaches, so a loop that must skip such steps scores into a fresh tensor first.
+        out: (num_channels,), float32 or float64: the step's scores are *added* to it in place. A step with a
+            NaN spoils the channels it reaches, so a loop that must skip such steps scores into a fresh tensor
+            first.
 
     Returns:
-        `out`, or a new float32 tensor of shape (num_channels,). Sums are float32 (products and blocks on a GPU),
-        their order is fixed: equal inputs give bitwise equal scores. float64 parameters are reduced in float64 by
-        the twin and in float32 by the kernel.
+        `out`, or a new float32 tensor of shape (num_channels,). Sums are float32, in a fixed
+        order: equal inputs give bitwise equal scores. float64 parameters are reduced in float64 by the twin
+        and in float32 by the kernel.
 
     Raises:
         SaliencyError: unknown variant; tensors that do not fit the layout; missing gradients.

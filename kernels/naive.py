@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .tables import TableStack
 
 CHUNK = 1 << 18
-"""Elements per chunk: 1 MiB of float32. Each chunk is written once and read once per segment while it is in L2."""
+"""Elements per chunk: 1 MiB of float32, written once and read once per segment while it is in L2."""
 
 QUERIES = 1 << 16
 """Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
@@ -79,9 +79,7 @@ def _sums_along(
     order = sorted(range(weight.dim()), key=lambda d: (weight.stride(d), weight.shape[d]), reverse=True)
     weight, grad = weight.permute(order), grad.permute(order)
     places = {dim: order.index(dim) for dim in dims}
-    sums = {
-        d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()
-    }
+    sums = {d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()}
     compute = torch.float64 if torch.float64 in (weight.dtype, grad.dtype) else torch.float32
     rows = weight.shape[0]
     step = max(1, CHUNK * rows // weight.numel())
@@ -96,7 +94,7 @@ def _sums_along(
 
 
 def _sum_all_but(values: Tensor, place: int) -> Tensor:
-    """Sum over all dimensions but one. Two plain reductions: faster on a CPU than one over a tuple of dims."""
+    """Sum over all dimensions but one. Two plain reductions are faster on a CPU than one over a tuple."""
     if place > 0:
         values = values.flatten(0, place - 1).sum(0)
     return values.flatten(1).sum(1) if values.dim() > 1 else values

@@ -1,13 +1,13 @@
 """Latency tables of many layers, packed so that one query reads one record.
 
-Grids are irregular, so the cell of a width is looked up, not searched: `cells` maps every whole width between the
-first and the last grid point of an axis to its cell. A record holds all that one cell needs (32 bytes in float32:
-one memory sector):
+Grids are irregular, so the cell of a width is looked up, not searched: `cells` maps every whole width between
+the first and the last grid point of an axis to its cell. A record holds all that one cell needs (32 bytes in
+float32: one memory sector):
 
     x0, 1 / (x1 - x0), y0, 1 / (y1 - y0), t00, t01, t10, t11        x: input width, y: output width, tYX: time
 
-The last grid point of an axis begins a cell of its own, with slope 0: hence a width on a grid point always has
-fraction exactly 0, and its time comes back bit for bit.
+The last grid point of an axis begins a cell of its own, with slope 0: hence a width on a grid point always
+has fraction exactly 0, and its time comes back bit for bit.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class TableStack:
         """Packs tables.
 
         Args:
-            tables: for every layer (in_widths, out_widths, times): ascending whole widths, and the time at each
-                pair, times[o][i], shape (len(out_widths), len(in_widths)).
+            tables: for every layer (in_widths, out_widths, times): ascending whole widths, and the time at
+                each pair, times[o][i], shape (len(out_widths), len(in_widths)).
             dtype: of records and results. float32 halves what a query reads.
             device: where the queries will be.
 
@@ -83,9 +83,7 @@ class TableStack:
             dtype=np.int64,
         )
         if max(np.abs(layers).max(), starts[-1], rows[-1]) >= 2**31:
-            raise LatencyError(
-                "the tables hold more than 2^31 widths or cells: split them into several stacks"
-            )
+            raise LatencyError("the tables hold more than 2^31 widths or cells: split them into several stacks")
         cell_dtype = np.uint8 if max(len(axis) for part in parts for axis in part[:2]) <= 256 else np.int32
         return cls(
             torch.from_numpy(records).to(device, dtype),
@@ -106,18 +104,15 @@ def _checked(number: int, in_widths, out_widths, times) -> tuple[np.ndarray, np.
         axes.append(axis.astype(np.int64))
     values = np.asarray(times, dtype=np.float64)
     if values.shape != (len(axes[1]), len(axes[0])):
-        raise LatencyError(
-            f"table {number}: times have shape {values.shape}, not {(len(axes[1]), len(axes[0]))}"
-        )
+        raise LatencyError(f"table {number}: times have shape {values.shape}, not {(len(axes[1]), len(axes[0]))}")
     if not np.isfinite(values).all():
-        raise LatencyError(
-            f"table {number}: times must be finite; fill or drop the entries that were not measured"
-        )
+        raise LatencyError(f"table {number}: times must be finite; fill or drop the entries that were not measured")
     return axes[0], axes[1], values
 
 
 def _cell_of_width(widths: np.ndarray) -> np.ndarray:
-    """Cell of every whole width from the first to the last grid point; the last point is a cell of its own."""
+    """Cell of every whole width from the first to the last grid point; the last point is a cell of its
+    own."""
     return np.searchsorted(widths, np.arange(widths[0], widths[-1] + 1), side="right") - 1
 
 

@@ -2,8 +2,9 @@
 
     score(channel) = final( sum over every element of the channel of element(w, g) )
 
-The first-order Taylor forms are from Molchanov et al., arXiv 1906.10771 (eq. 8 and section 3.1); "taylor" is the
-form of HALP (arXiv 2110.10811, section 3.2): the layers that a channel spans are summed before the absolute value.
+The first-order Taylor forms are from Molchanov et al., arXiv 1906.10771 (eq. 8 and section 3.1); "taylor" is
+the form of HALP (arXiv 2110.10811, section 3.2): the layers that a channel spans are summed before the
+absolute value.
 """
 
 from __future__ import annotations
