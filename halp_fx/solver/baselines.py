@@ -1,6 +1,6 @@
 """Two plain methods to compare with: one common fraction of every group, and greedy removal.
 
-Neither drops branches, and neither bounds the optimum.
+Neither bounds the optimum.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ def solve_uniform(model: Model, widths: list[Ints], incumbent: Incumbent) -> Non
     incumbent.offer(model.complete(states))
 
 
-def solve_greedy(model: Model, groups: int, incumbent: Incumbent) -> None:
+def solve_greedy(model: Model, free: int, incumbent: Incumbent) -> None:
     """From the dense network, take the step that loses least value per cost saved until the budgets are met.
 
-    A step lowers one group to any smaller width; its true effect on every layer counts. Cost is what is above
-    the budgets, relative to them.
+    A step lowers one of the first `free` variables (groups, then branches) to any smaller option; its true
+    effect on every layer counts. Cost is what is above the budgets, relative to them.
     """
     state = full_state(model)
     value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
     while not model.feasible(cost[:, None])[0] and not incumbent.late:
-        states = _smaller(model, groups, state)
+        states = _smaller(model, free, state)
         if states.shape[1] == 0:
             return
         values, costs = incumbent.offer(states)
@@ -49,15 +49,14 @@ def solve_greedy(model: Model, groups: int, incumbent: Incumbent) -> None:
         rate = np.where(saved > 0, (value - values) / np.maximum(saved, 1e-300), np.inf)
         best = int(np.argmin(rate))
         if not np.isfinite(rate[best]):
-            # A plateau: no single step saves anything. Take the one that loses least and look again from
-            # there.
+            # A plateau: no single step saves anything. Take the one that loses least and look again from there.
             best = int(np.argmin(value - values))
         state, value, cost = states[:, best].copy(), values[best], costs[:, best]
 
 
-def _smaller(model: Model, groups: int, state: Ints) -> Ints:
+def _smaller(model: Model, free: int, state: Ints) -> Ints:
     """(V, M) all states with one group at a smaller width."""
-    moves = [(v, k) for v in range(groups) for k in range(state[v])]
+    moves = [(v, k) for v in range(free) for k in range(state[v])]
     states = np.repeat(state[:, None], len(moves), axis=1)
     for column, (v, k) in enumerate(moves):
         states[v, column] = k

@@ -1,8 +1,7 @@
 """The plan behind `elimination`: which variable to eliminate when, from which tables, with which indexing.
 
-`make_plan(model, cap)` returns it as a flat list of steps in the order of execution. Order: greedily the
-variable whose elimination makes the smallest table. Each step's result is consumed by exactly one later
-step.
+`make_plan(model, cap)` returns it as a flat list of steps in the order of execution. Each step's result is consumed by
+exactly one later step. Orders are greedy; several keys are tried, and the plan with the least work is taken.
 """
 
 from __future__ import annotations
@@ -63,6 +62,7 @@ class Step:
 
     Attributes:
         result: variables of the table it makes.
+        relation: the sum through which the variable is eliminated, and how; None to maximise over it.
         consumer: the step that adds that table, None for a root. place: the axes of the consumer's scope
         there.
     """
@@ -72,6 +72,7 @@ class Step:
     shape: tuple[int, ...]
     sources: list[Source]
     result: tuple[int, ...]
+    relation: Sum | None = None
     by_sum: BySum | None = None
     consumer: int | None = None
     place: tuple[int, ...] = ()
@@ -86,24 +87,38 @@ class Plan:
     work: int
 
 
+CHEAP = 300_000
+"""Work (1-2 ms) that no other order needs to be tried for."""
+
+ORDERS = ("table", "spare totals", "result")
+"""What is smallest goes first: the larger of the tables made; the same, but the total of a sum late (eliminating it
+ties its parts together); or the table left behind."""
+
+
 def make_plan(model: Model, cap: int) -> Plan:
     """Plan the elimination of every variable; no table exceeds `cap` entries if a single factor does not."""
-    planner = _Planner(model, cap)
-    while planner.live:
-        planner.eliminate(min(planner.costs, key=planner.costs.__getitem__))
-    work = sum(
-        math.prod(step.shape) + (0 if step.by_sum is None else planner.entries(step.result)) for step in planner.steps
-    )
-    return Plan(tuple(planner.steps), planner.exact, work)
+    planner = _Planner(model, cap, ORDERS[0]).run()
+    for order in ORDERS[1:] if model.sums else ():
+        if planner.exact and planner.work <= CHEAP:
+            break
+        other = _Planner(model, cap, order).run()
+        if (not other.exact, other.work) < (not planner.exact, planner.work):
+            planner = other
+    for step in planner.steps:
+        if step.relation is not None:
+            step.by_sum = _by_sum(step, model.sizes)
+    return Plan(tuple(planner.steps), planner.exact, planner.work)
 
 
 class _Planner:
     """The tables and sums that are left, by variable, and the steps so far."""
 
-    def __init__(self, model: Model, cap: int) -> None:
+    def __init__(self, model: Model, cap: int, order: str) -> None:
         self.sizes = model.sizes
         self.cap = cap
+        self.order = order
         self.exact = True
+        self.work = 0
         self.steps: list[Step] = []
         self.live: dict[int, list[Source]] = {v: [] for v in range(len(model.sizes))}
         self.sums: dict[int, list[Sum]] = {v: [] for v in range(len(model.sizes))}
@@ -115,6 +130,11 @@ class _Planner:
             for v in (relation.left, relation.right, relation.total):
                 self.sums[v].append(relation)
         self.costs = {v: self._cost(v) for v in self.live}
+
+    def run(self) -> _Planner:
+        while self.live:
+            self.eliminate(min(self.costs, key=self.costs.__getitem__))
+        return self
 
     def entries(self, scope: Sequence[int] | set[int]) -> int:
         return math.prod(self.sizes[v] for v in scope)
@@ -148,11 +168,16 @@ class _Planner:
         """Sort key of eliminating v next: exact ones first, then by size of the tables made."""
         relation = self.sums[v][0] if len(self.sums[v]) == 1 else None
         size = self._size(v, self.live[v], relation)
-        return len(self.sums[v]) > 1 or size > self.cap, size, v
+        inexact = len(self.sums[v]) > 1 or size > self.cap
+        if self.order == "spare totals" and relation is not None and relation.total == v:
+            size *= 100
+        elif self.order == "result":
+            size = self._size(v, self.live[v], relation, result_only=True)
+        return inexact, size, v
 
-    def _size(self, v: int, bucket: Sequence[Source], relation: Sum | None = None) -> int:
+    def _size(self, v: int, bucket: Sequence[Source], relation: Sum | None = None, result_only: bool = False) -> int:
         scope = {u for s in bucket for u in s.scope} | {v}
-        size = self.entries(scope)
+        size = self.entries(scope - {v} if result_only else scope)
         if relation is not None:
             size = max(size, self.entries((scope | {relation.left, relation.right, relation.total}) - {v}))
         return size
@@ -189,21 +214,25 @@ class _Planner:
                 self.steps[source.step].consumer = number
                 self.steps[source.step].place = source.pick
         step = Step(v, scope, tuple(self.sizes[u] for u in scope), bucket, rest)
+        self.work += math.prod(step.shape)
         if relation is not None:
-            step.result, step.by_sum = _by_sum(scope, relation, self.sizes)
+            step.relation = relation
+            first, second = (u for u in (relation.left, relation.right, relation.total) if u != v)
+            step.result = (first, second, *(u for u in rest if u not in (first, second)))
+            self.work += self.entries(step.result)
         self.steps.append(step)
         return Source(step.result, step=number)
 
 
-def _by_sum(scope: tuple[int, ...], relation: Sum, sizes: Sequence[int]) -> tuple[tuple[int, ...], BySum]:
-    """The result's variables and the index arrays of eliminating `scope[0]` through `relation`."""
-    v = scope[0]
-    first, second = (u for u in (relation.left, relation.right, relation.total) if u != v)
+def _by_sum(step: Step, sizes: Sequence[int]) -> BySum:
+    """The index arrays of eliminating a step's variable through its sum."""
+    assert step.relation is not None
+    relation, scope, result = step.relation, step.scope, step.result
+    v, (first, second) = step.variable, result[:2]
     option = _solve(relation, (first, second), v, sizes)
     shared = tuple(i for i, u in enumerate((first, second)) if u in scope)
     inner, outer = (second, first) if shared == (1,) else (first, second)
     other = _solve(relation, (v, inner), outer, sizes)
-    result = (first, second, *(u for u in scope[1:] if u not in (first, second)))
     gather: list[Ints | slice] = [np.maximum(option, 0)]
     for u in scope[1:]:
         if u == first:
@@ -214,7 +243,7 @@ def _by_sum(scope: tuple[int, ...], relation: Sum, sizes: Sequence[int]) -> tupl
             gather.append(slice(None))
     penalty = np.where(option < 0, -np.inf, 0.0).reshape(*option.shape, *[1] * (len(result) - 2))
     other_penalty = np.where(other < 0, -np.inf, 0.0)
-    return result, BySum(np.maximum(option, 0), penalty, tuple(gather), shared, np.maximum(other, 0), other_penalty)
+    return BySum(np.maximum(option, 0), penalty, tuple(gather), shared, np.maximum(other, 0), other_penalty)
 
 
 def _solve(relation: Sum, known: tuple[int, int], wanted: int, sizes: Sequence[int]) -> Ints:

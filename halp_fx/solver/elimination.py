@@ -31,6 +31,12 @@ from .tables import Floats, Ints
 DEFAULT_CAP = 4_000_000
 """Entries of the largest intermediate table: 32 MB."""
 
+MAX_WORK = 250_000_000
+"""Entries of all tables of one run, about a second."""
+
+RELAXED_CAP = 100_000
+"""The cap where one of the two above would be exceeded: a bound of relaxed tables is not worth a second."""
+
 
 class Elimination:
     """Maximises sums of a model's factors. See the module's docstring.
@@ -42,6 +48,8 @@ class Elimination:
 
     def __init__(self, model: Model, cap: int = DEFAULT_CAP) -> None:
         plan = make_plan(model, cap)
+        if cap > RELAXED_CAP and (not plan.exact or plan.work > MAX_WORK):
+            plan = make_plan(model, RELAXED_CAP)
         self.model = model
         self.exact = plan.exact
         self.work = plan.work

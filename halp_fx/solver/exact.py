@@ -21,8 +21,8 @@ from .local import Incumbent
 from .model import Model
 from .tables import Floats, Ints
 
-MAX_COLUMNS = 1_500_000
-"""Above this HiGHS needs gigabytes before its first bound: refuse, and keep the Lagrangian's answer."""
+MAX_COLUMNS = 400_000
+"""Above this HiGHS works for longer than any usual time limit before it looks at the clock: do not start."""
 
 
 @dataclass(slots=True, eq=False)

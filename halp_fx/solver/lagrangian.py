@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .baselines import solve_greedy
 from .dual import Dual, minimise_dual
 from .elimination import DEFAULT_CAP, Elimination
 from .local import Incumbent, Neighbourhood, climb, repair
@@ -61,6 +62,9 @@ def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: floa
         coarse = _coarsen(model, free)
         if sum(coarse.sizes) < 0.7 * sum(model.sizes):
             seen = bound_and_search(coarse, incumbent, free, target, cap).states
+    if not plan.exact:
+        # Maximisers of relaxed tables are no good starts.
+        solve_greedy(incumbent.model, free, incumbent)
     for _ in range(MAX_ROUNDS):
         dual = minimise_dual(current, plan, incumbent, _seeds(current, incumbent, seen))
         if incumbent.state is None and dual.bound == -np.inf:
@@ -71,14 +75,14 @@ def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: floa
         if incumbent.state is None:
             _repair_nearest(current, dual, incumbent, free)
         prices = current.flat_value - dual.multipliers @ current.flat_cost
-        done = _relative_gap(incumbent, upper) <= target / 10 or dual.bound <= incumbent.value
-        marginals = [] if done else plan.max_marginals(prices)
+        done = _relative_gap(incumbent, upper) <= target / 3 or dual.bound <= incumbent.value
+        marginals = [] if done or incumbent.late else plan.max_marginals(prices)
         at_limit = float(dual.multipliers @ current.limit)
-        if not done:
+        if marginals:
             kept = _worth(marginals, incumbent.value - at_limit)
             _improve(current, kept, dual, incumbent, free, upper, target)
         upper = max(upper, incumbent.value)
-        if done or _relative_gap(incumbent, upper) <= target or incumbent.late:
+        if not marginals or _relative_gap(incumbent, upper) <= target or incumbent.late:
             break
         kept = _worth(marginals, incumbent.value - at_limit)
         if any(len(options) == 0 for options in kept):
@@ -176,7 +180,7 @@ def _improve(
     if incumbent.state is not None:
         starts.insert(0, incumbent.state)
     for start in starts:
-        if _relative_gap(incumbent, upper) <= target / 10:
+        if _relative_gap(incumbent, upper) <= target / 3:
             return
         feasible_start = repair(incumbent, moves, start)
         if feasible_start is not None:
