@@ -40,12 +40,12 @@ class BySum:
     """How a step eliminates v, a function of two other variables a and b through a sum.
 
     Attributes:
-        option: (K_a, K_b) option of v, 0 where it has none. penalty: 0, or -inf there, with axes for the
-        rest.
+        option: (K_a, K_b) option of v, 0 where it has none.
+        penalty: 0, or -inf where v has none, with axes for the rest.
         gather: index of the step's table that gives a table over (a, b, rest).
         shared: which of a (0) and b (1) stand in the step's table, too.
-        other: (K_v, K_a) option of b for each of v and a, 0 where none. other_penalty: (K_v, K_a) 0 or -inf.
-            If only b is shared, a and b change roles in these two.
+        other: (K_v, K_a) option of b for each of v and a, 0 where none. If only b is shared, a and b change roles.
+        other_penalty: (K_v, K_a) 0, or -inf where b has none.
     """
 
     option: Ints
@@ -63,8 +63,8 @@ class Step:
     Attributes:
         result: variables of the table it makes.
         relation: the sum through which the variable is eliminated, and how; None to maximise over it.
-        consumer: the step that adds that table, None for a root. place: the axes of the consumer's scope
-        there.
+        consumer: the step that adds that table, None for a root.
+        place: the axes of the consumer's scope that the result has there.
     """
 
     variable: int

@@ -51,9 +51,9 @@ def minimise_dual(model: Model, plan: Elimination, incumbent: Incumbent, seeds: 
     search = _Search(model, plan, incumbent, seeds)
     known_feasible = bool(model.feasible(search.over + model.limit[:, None]).any())
     if not known_feasible:
-        for row in model.flat_cost:
+        for row, limit in zip(model.flat_cost, model.limit, strict=True):
             smallest = -search.evaluate(-row)
-            if smallest > model.limit[len(search.states) - 1] + 1e-9 * max(1.0, abs(smallest)):
+            if smallest > limit + 1e-9 * max(1.0, abs(limit)):
                 return Dual(-np.inf, np.zeros(len(model.limit)), search.seen())
     worst = incumbent.value
     if not np.isfinite(worst):

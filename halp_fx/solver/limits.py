@@ -29,8 +29,7 @@ def restrict(
             leaving a layer as it is needs no alignment.
 
     Raises:
-        ProblemError: an unknown group, a multiple below 1, or a group with no width left; the message names
-        it.
+        ProblemError: an unknown group, a multiple below 1, or a group with no width left; the message names it.
     """
     for name in {key for limit in (minimum, maximum, multiple) if isinstance(limit, Mapping) for key in limit}:
         if name not in problem.groups:

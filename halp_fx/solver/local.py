@@ -1,5 +1,4 @@
-"""Search around known choices: the best feasible state seen so far, repairs, and moves of one or two
-variables.
+"""Search around known choices: the best feasible state seen so far, repairs, and moves of one or two variables.
 
 States are (V,) option indices as in `Model`; batches are (V, M). Only groups and branches move, sums follow.
 """
@@ -25,7 +24,8 @@ class Incumbent:
     """The best feasible state offered so far.
 
     Attributes:
-        state: (V,) options, or None. value: its value, -inf while there is none.
+        state: (V,) options, or None.
+        value: its value, -inf while there is none.
         stop_at: `time.perf_counter` after which searches return what they have.
     """
 

@@ -28,7 +28,8 @@ class Factor:
     """Part of the value and of the costs, as tables over the variables in `scope` (ascending).
 
     Attributes:
-        value: (K_a, K_b, ...) float64. cost: (R, K_a, K_b, ...), as fractions of the budgets' scale.
+        value: (K_a, K_b, ...) float64.
+        cost: (R, K_a, K_b, ...) as fractions of the budgets.
     """
 
     scope: tuple[int, ...]
@@ -51,11 +52,11 @@ class Model:
     """Maximise the factors' value with each row of their cost at most `limit`.
 
     Attributes:
-        sizes: number of options of each variable: groups first, then branches, then sums (parts before
-        wholes).
+        sizes: number of options of each variable: groups first, then branches, then sums (parts before wholes).
         options: for each variable, the positions of its options in the unrestricted model.
         factors, sums: see `Factor`, `Sum`.
-        limit: (R,) budgets in units of `scale`, so about 1. scale: (R,) in the unit of the resource.
+        limit: (R,) budgets in units of `scale`: 1 for a positive budget.
+        scale: (R,) in the unit of the resource.
     """
 
     sizes: tuple[int, ...]

@@ -29,8 +29,7 @@ class WidthProblem:
     Attributes:
         groups: name -> `WidthGroup`.
         costs: one `CostTable` a layer and resource.
-        budgets: resource -> most that the sum of its costs may be. A resource without a budget is only
-        reported.
+        budgets: resource -> most that the sum of its costs may be. A resource without a budget is only reported.
         branches: parts that may be dropped whole.
         unit: of the latency, for display.
     """
@@ -168,11 +167,13 @@ class Solution:
 
     Attributes:
         widths: group -> width kept; 0 for the groups of a dropped branch.
-        value: what it is worth. costs: resource -> what it costs, for every resource of the problem.
+        value: what it is worth.
+        costs: resource -> what it costs, for every resource of the problem.
         upper_bound: no choice within the budgets is worth more.
         gap: (upper_bound - value) / |upper_bound|; 0 is proven optimal.
         seconds: wall-clock time of the call.
-        method: that found it. dropped: names of the branches dropped.
+        method: that was asked for.
+        dropped: names of the branches dropped.
         status: "optimal" (gap below 1e-6), "within_gap" (below the gap asked for), "feasible" (budgets met,
             gap larger, e.g. the time limit came first).
     """

@@ -30,17 +30,18 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
         problem: see `WidthProblem`.
         method: "lagrangian" (bound, local search), "exact" (that, then a MILP to the end), "auto" (the MILP
             only while the gap is above `gap`), or a baseline: "halp" (the published dynamic program),
-            "uniform", "greedy". Baselines report the Lagrangian bound too. time_limit: seconds; the best
-            choice found by then is returned with its gap. gap: relative gap at which "auto" and
-            "lagrangian" are content.
+            "uniform", "greedy". Baselines report the Lagrangian bound too.
+        time_limit: seconds; the best choice found by then is returned with its gap. It is looked at between
+            steps, the longest of which (one elimination) takes about a second.
+        gap: relative gap at which "auto" and "lagrangian" are content.
 
     Returns:
         A choice that meets every budget, with an upper bound that holds for all choices.
 
     Raises:
         InfeasibleError: no choice meets the budgets (or, if the message says so, none was found in time).
-        ProblemError: unknown method or unusable time limit or gap; malformed problems are refused on
-        construction.
+        ProblemError: unknown method, unusable time limit or gap, or several budgets with "halp". Malformed
+            problems are refused on construction.
     """
     if method not in get_args(Method):
         raise ProblemError(f"method {method!r} is not one of {', '.join(get_args(Method))}")

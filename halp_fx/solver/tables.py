@@ -63,8 +63,7 @@ class CostTable:
 
     Attributes:
         name: layer or operator; need not be unique (a module may run twice).
-        inputs, output: terms of the two widths. A group may stand in both (depthwise) or in one of them
-        (norm).
+        inputs, output: terms of the two widths. A group may stand in both (depthwise) or in one of them (norm).
         in_widths: (I,) int64 strictly ascending. out_widths: (O,) likewise.
         table: (O, I) float64 in the unit of the resource. Need not be monotone nor positive.
         resource: which budget it counts towards.
