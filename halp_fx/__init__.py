@@ -1,5 +1,6 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
+from .api import prune
 from .coupling import channel_groups, couple
 from .errors import (
     BudgetError,
@@ -13,6 +14,7 @@ from .errors import (
     SaliencyError,
     TraceError,
 )
+from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .report import Report
 from .rewriting import rewrite, zero
 from .rules import register_rule
@@ -25,23 +27,30 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BudgetError",
+    "CallableCost",
     "ChannelGroup",
     "Coupling",
     "HalpError",
     "InfeasibleError",
     "LatencyError",
+    "MacsCost",
+    "MeasuredLatency",
+    "MemoryCost",
     "ModelError",
+    "ParamsCost",
     "Plan",
     "PlanError",
     "ProblemError",
     "Report",
     "RewriteError",
+    "RooflineCost",
     "Saliency",
     "SaliencyError",
     "TraceError",
     "WidthProblem",
     "channel_groups",
     "couple",
+    "prune",
     "register_rule",
     "rewrite",
     "score",

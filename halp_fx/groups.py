@@ -56,8 +56,10 @@ class Partition:
             slots = (part - algebra.starts[axis]).reshape(sizes[group], -1)
             members.setdefault(group, []).append(Member(algebra.axes[axis], slots, algebra.roles.get(axis, "other")))
         inexact = np.zeros(len(sizes), dtype=bool)
-        for found in algebra.inexact:
-            inexact[group_of[found[found > 0]]] = True
+        for call in algebra.restricted.values():
+            for plane in (p for value in call.tensors() for p in value.planes):
+                found = compact(plane).numpy()
+                inexact[group_of[found[found > 0]]] = True
 
         groups: list[ChannelGroup] = []
         index_of = np.full(len(sizes), -1)

@@ -97,7 +97,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Give back each module's mode, changed buffers, and the CPU and device random state at the end."""
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone(), buffer._version) for buffer in model.buffers()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     slots = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
     with ExitStack() as stack:
@@ -110,8 +110,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
             for module, kept in slots:
                 module._buffers.update(kept)
             with torch.no_grad():
-                for buffer, copy, version in buffers:
-                    if buffer._version != version:
+                # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
+                for buffer, copy in buffers:
+                    if not torch.equal(buffer, copy):
                         buffer.copy_(copy)
 
 

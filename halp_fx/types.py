@@ -162,6 +162,18 @@ class Links:
         return graph
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ChannelMap:
+    """Which channel lies where along the dimensions of one tensor.
+
+    Attributes:
+        dims: dimension -> (groups, channels): two int arrays of the dimension's length; the index of the group in
+            `Coupling.groups` (-1: fixed) and of the channel in it.
+    """
+
+    dims: Mapping[int, tuple[np.ndarray, np.ndarray]]
+
+
 @dataclass(frozen=True)
 class Coupling:
     """The channel groups of a traced network.
@@ -175,6 +187,8 @@ class Coupling:
         edits: module attributes that follow a width.
         notes: operators without a rule and other things a reader should know.
         choices: what rules decided freely, so that the pruned network can be coupled alike.
+        restricted: for operators with a statistic over channels (by node name): where the channels of each tensor
+            argument lie. The zeroed twin needs them.
     """
 
     traced: Traced
@@ -184,6 +198,7 @@ class Coupling:
     edits: tuple[AttributeEdit, ...] = ()
     notes: tuple[str, ...] = ()
     choices: Mapping[str, str] = field(default_factory=dict)
+    restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
 
     @cached_property
     def graph(self) -> nx.MultiGraph:

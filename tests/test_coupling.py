@@ -217,5 +217,7 @@ def test_auxiliary_heads_are_coupled():
     import torchvision
 
     model = torchvision.models.googlenet(weights=None, init_weights=False)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
     coupling = halp_fx.channel_groups(model, torch.randn(1, 3, 96, 96))
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "running statistics moved"
     assert any(m.axis.tensor.startswith("aux1") for g in coupling.prunable for m in g.members)

@@ -21,8 +21,8 @@ def test_equals_zeroed_twin(name):
     model = randomized(torchvision.models.get_model(name, weights=None)).eval()
     # 75 is the smallest side with which every one of these networks runs.
     inputs = torch.randn(1, 3, 96, 96, dtype=torch.float64)
-    coupling = halp_fx.channel_groups(model, inputs)
     before = copy.deepcopy(model.state_dict())
+    coupling = halp_fx.channel_groups(model, inputs)
     for plan in (half_plan(coupling), random_plan(coupling, 1)):
         assert_equals_twin(model, plan, inputs, coupling)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -1,4 +1,4 @@
-"""Normalisations with parameters per channel."""
+"""Normalisations: with parameters per channel, and with statistics over the channels."""
 
 from __future__ import annotations
 
@@ -13,20 +13,69 @@ aten = torch.ops.aten
 def batch_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """input (N, C, ...), and weight, bias, running mean, running variance of shape (C,) or None."""
     x = call.args[0]
-    channel = [p for p in x.planes if 1 in varying(p)]
     for index, role in ((1, "norm"), (2, "norm"), (3, "statistic"), (4, "statistic")):
         value = call.args[index] if index < len(call.args) else None
+        if isinstance(value, Value):
+            _couple_affine(x, value, 1, role, call, algebra)
+    return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def _couple_affine(x: Value, affine: Value, dim: int, role: str, call: Call, algebra: Algebra) -> None:
+    """Couple a tensor of shape (C,) with the channels along `dim` of x."""
+    channel = [p for p in x.planes if dim in varying(p)]
+    for own in affine.planes:
+        if affine.parameter:
+            algebra.mark(own, role)
+        if not channel:
+            algebra.pin(own, f"{call.where} normalises channels that cannot be removed")
+        view = [1] * x.ndim
+        view[dim] = -1
+        for plane in channel:
+            algebra.couple(plane, vector(own, 0).reshape(view).expand(x.shape), call, "norm")
+
+
+def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
+    """input (*, normalized_shape), weight and bias of normalized_shape or None: statistics over the last dimensions.
+
+    Labels over several of the normalised dimensions are left alone: their parameters are pinned.
+    """
+    x, normalized = call.args[0], list(call.args[1])
+    dims = set(range(x.ndim - len(normalized), x.ndim))
+    if any(set(varying(p)) & dims for p in x.planes):
+        algebra.restrict(call)
+    for value in call.args[2:4]:
         if not isinstance(value, Value):
             continue
-        for own in value.planes:
-            algebra.mark(own, role)
-            labels = vector(own, 0)
-            if not channel:
-                algebra.pin(own, f"{call.where} normalises channels that cannot be removed")
-            for plane in channel:
-                view = [1, -1] + [1] * (x.ndim - 2)
-                algebra.couple(plane, labels.reshape(view).expand(x.shape), call, "norm")
+        if len(normalized) == 1:
+            _couple_affine(x, value, x.ndim - 1, "norm", call, algebra)
+        else:
+            algebra.pin_all((value, x), f"{call.where} normalises over several dimensions")
     return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
+    """input (N, C, *), weight, bias (C,), N, C, HxW, groups: statistics over each group of channels.
+
+    Every group keeps the same positions, so that the groups stay equally wide.
+    """
+    x, groups = call.args[0], int(call.args[6])
+    for plane in x.planes:
+        if varying(plane) == (1,):
+            algebra.restrict(call)
+            if groups > 1:
+                algebra.tie(vector(plane, 1).reshape(groups, -1), [0], call, "group norm")
+        elif varying(plane) != (0,):
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+    for value in call.args[1:3]:
+        if isinstance(value, Value):
+            _couple_affine(x, value, 1, "norm", call, algebra)
+    return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def rms_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`_fused_rms_norm(x, normalized_shape, weight, eps)`: as layer norm without mean and bias."""
+    planes = layer_norm(call, algebra)
+    return planes if len(call.outputs) > 1 else planes[0]
 
 
 register_rule(
@@ -38,3 +87,6 @@ register_rule(
     aten._batch_norm_with_update,
     aten._batch_norm_no_update,
 )(batch_norm)
+register_rule(aten.native_layer_norm)(layer_norm)
+register_rule(aten.native_group_norm)(group_norm)
+register_rule(*(getattr(aten, name) for name in ("_fused_rms_norm",) if hasattr(aten, name)))(rms_norm)

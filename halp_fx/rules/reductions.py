@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, varying
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -13,7 +15,7 @@ aten = torch.ops.aten
 def reduction(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """`op(x, dims, keepdim)`: planes over other dimensions are carried on.
 
-    A statistic over the channels themselves is pinned: with fewer channels it would be another number.
+    A statistic over the channels themselves runs over those that stay: removing is not the same as zeroing there.
     """
     x: Value = call.args[0]
     dims = _dims(call.arg(1, "dim"), x.ndim)
@@ -21,13 +23,23 @@ def reduction(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     kept = []
     for plane in x.planes:
         if set(varying(plane)) & dims:
-            algebra.pin(plane, f"{call.where} reduces over the channels")
-            continue
+            algebra.restrict(call)
+            plane = _over_channels(plane, dims, call, algebra)
         for d in sorted(dims, reverse=True):
             plane = plane.narrow(d, 0, 1) if keepdim else plane.select(d, 0)
-        kept.append(plane)
+        if varying(plane):
+            kept.append(plane)
     planes = tuple(kept)
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+def _over_channels(plane: Plane, dims: set[int], call: Call, algebra: Algebra) -> Plane:
+    """The plane of a reduction over labelled dimensions: what is left of it varies along the other ones."""
+    others = set(varying(plane)) - dims
+    if others:
+        # Each result must stand for the same set of channels: one label along what is reduced.
+        plane = algebra.tie(plane, dims, call, "reduction")
+    return plane
 
 
 def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
@@ -37,11 +49,28 @@ def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     kept = []
     for plane in x.planes:
         if set(varying(plane)) & dims:
-            algebra.pin(plane, f"{call.where} runs over the channels")
-        else:
-            kept.append(plane)
+            algebra.restrict(call)
+        kept.append(algebra.grid(plane))
     planes = tuple(kept)
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+def vector_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`linalg_vector_norm(x, ord, dim, keepdim)`."""
+    x, order, *rest = call.args
+    del order
+    return reduction(replace(call, args=(x, *rest)), algebra)
+
+
+def index_of_extreme(call: Call, algebra: Algebra) -> Planes:
+    """`argmax` and its kin: an index into the channels means something else when some are gone."""
+    x: Value = call.args[0]
+    dims = _dims(call.arg(1, "dim"), x.ndim)
+    over = [p for p in x.planes if set(varying(p)) & dims]
+    for plane in over:
+        algebra.pin(plane, f"{call.where} gives an index of a channel")
+    rest = tuple(p for p in x.planes if not set(varying(p)) & dims)
+    return tuple(reduction(replace(call, args=(replace(x, planes=rest), *call.args[1:])), algebra))  # type: ignore[arg-type]
 
 
 def _dims(dims: object, ndim: int) -> set[int]:
@@ -65,7 +94,7 @@ register_rule(
     aten.std,
     aten.var_mean,
     aten.logsumexp,
-    aten.argmax,
-    aten.argmin,
 )(reduction)
+register_rule(aten.linalg_vector_norm)(vector_norm)
+register_rule(aten.argmax, aten.argmin)(index_of_extreme)
 register_rule(aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod)(along_dimension)

@@ -1,0 +1,205 @@
+"""Prune every model of a library and compare each with its zeroed twin.
+
+For every model, in a process of its own with a time limit: trace and couple, prune every group to half at random
+places, rewrite, run forward and backward, compare with the zeroed twin in float64. Writes a table as CSV and
+Markdown.
+
+    python tools/sweep.py torchvision --csv sweep.csv --markdown docs/coverage.md
+    python tools/sweep.py timm --max-params 30 --jobs 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+FIELDS = ("model", "result", "error", "kept", "groups", "frozen", "trace_couple_s", "rewrite_s", "total_s", "detail")
+ERROR_LIMIT = 1e-5
+SMALL_SIDE = 64
+
+
+def names(library: str) -> list[str]:
+    """Every model that the library registers."""
+    if library == "torchvision":
+        import torchvision
+
+        return [n for n in torchvision.models.list_models() if not n.endswith("_quantized")]
+    import timm
+
+    return timm.list_models()
+
+
+def build(library: str, name: str) -> tuple[Any, Any]:
+    """The model with random weights, and example inputs for it."""
+    import torch
+
+    if library == "timm":
+        import timm
+
+        model = timm.create_model(name, pretrained=False)
+        size = tuple(model.pretrained_cfg.get("input_size") or (3, 224, 224))
+        return model, torch.randn(1, *size)
+    import torchvision
+
+    options: dict[str, Any] = {"weights": None}
+    module = torchvision.models.get_model_builder(name).__module__
+    if "detection" in module or "segmentation" in module:
+        options["weights_backbone"] = None
+    if "quantization" in module:
+        options["quantize"] = False
+    model = torchvision.models.get_model(name, **options)
+    if "detection" in module:
+        return model, ([torch.randn(3, 320, 320)],)
+    if "optical_flow" in module:
+        return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
+    if "video" in module:
+        frames = 16 if not name.startswith("mvit") and not name.startswith("swin3d") else 16
+        side = 224 if name.startswith(("mvit", "swin3d")) else 64
+        return model, torch.randn(1, 3, frames, side, side)
+    if "segmentation" in module:
+        return model, torch.randn(1, 3, 128, 128)
+    side = getattr(model, "image_size", None) or (512 if name == "vit_h_14" else 224)
+    return model, torch.randn(1, 3, side, side)
+
+
+def check(library: str, name: str) -> dict[str, Any]:
+    """One model, in this process."""
+    warnings.simplefilter("ignore")
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    import halp_fx
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model, inputs = build(library, name)
+    randomize(model)
+    start = time.perf_counter()
+    coupling = halp_fx.channel_groups(model, inputs)
+    coupled = time.perf_counter()
+    pick = random.Random(0)
+    plan = {g.name: sorted(pick.sample(range(g.size), max(1, g.size // 2))) for g in coupling.prunable}
+    started = time.perf_counter()
+    small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    rewritten = time.perf_counter()
+    double = torch.utils._pytree.tree_map(lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, inputs)
+    twin = halp_fx.zero(model, plan, inputs, coupling=coupling).double().eval()
+    args = double if isinstance(double, tuple) else (double,)
+    small.double().eval()
+    with torch.no_grad():
+        got, want = ([t for t in tree_leaves(plain(m(*args))) if torch.is_tensor(t)] for m in (small, twin))
+    error = max(
+        (float((a - b).double().norm() / b.double().norm().clamp_min(1e-12)) if a.shape == b.shape else float("inf"))
+        for a, b in zip(got, want, strict=True)
+    )
+    trains = backward(small.train(), args)
+    kept = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
+    return {
+        "model": name,
+        "result": "pass" if error <= ERROR_LIMIT and trains == "" else "fail",
+        "error": f"{error:.1e}",
+        "kept": round(kept, 3),
+        "groups": len(coupling.prunable),
+        "frozen": len(coupling.frozen),
+        "trace_couple_s": round(coupled - start, 2),
+        "rewrite_s": round(rewritten - started, 2),
+        "total_s": round(time.perf_counter() - start, 1),
+        "detail": trains or "; ".join(sorted(set(coupling.frozen.values()) - {"reaches the model's output"}))[:300],
+    }
+
+
+def randomize(model: Any) -> None:
+    """No affine parameter or statistic at its initial value: a channel that is zero by luck would hide a mistake."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.is_floating_point() and tensor.dim() == 1:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+
+
+def plain(output: Any) -> Any:
+    return vars(output) if hasattr(output, "__dict__") and not hasattr(output, "shape") else output
+
+
+def backward(model: Any, args: tuple[Any, ...]) -> str:
+    """Run a training step where the model takes plain inputs; returns what went wrong."""
+    import torch
+    from torch.utils._pytree import tree_leaves, tree_map
+
+    if isinstance(args[0], list):
+        model.eval()  # Detectors want targets in training: their gradients are taken in eval mode.
+    doubled = tree_map(lambda t: torch.cat([t, t]) if torch.is_tensor(t) and t.dim() > 3 else t, args)
+    try:
+        outputs = [t for t in tree_leaves(plain(model(*doubled))) if torch.is_tensor(t) and t.requires_grad]
+        sum(t.sum() for t in outputs).backward()
+    except Exception as failure:
+        return f"backward: {type(failure).__name__}: {failure}"[:300]
+    return "" if outputs else "backward: no output requires a gradient"
+
+
+def child(library: str, name: str, limit: float) -> dict[str, Any]:
+    """One model in a process of its own."""
+    command = [sys.executable, __file__, library, "--one", name]
+    row: dict[str, Any] = dict.fromkeys(FIELDS, "")
+    row.update(model=name, result="fail")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return {**row, "detail": f"not done after {limit:.0f} s"}
+    for line in reversed(done.stdout.splitlines()):
+        if line.startswith("{"):
+            return {**row, **json.loads(line)}
+    tail = done.stderr.strip().splitlines()
+    return {**row, "detail": (tail[-1] if tail else f"exit status {done.returncode}")[:400]}
+
+
+def markdown(rows: list[dict[str, Any]], title: str) -> str:
+    from tabulate import tabulate
+
+    passed = sum(r["result"] == "pass" for r in rows)
+    table = tabulate([[r[f] for f in FIELDS] for r in rows], headers=FIELDS, tablefmt="github")
+    return f"# {title}: {passed} of {len(rows)} pass\n\n{table}\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("library", choices=("torchvision", "timm"))
+    parser.add_argument("--one", help="check this model here and print a JSON line")
+    parser.add_argument("--only", nargs="*", help="names to check instead of all")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds a model")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--csv", type=Path, default=Path("sweep.csv"))
+    parser.add_argument("--markdown", type=Path)
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(check(options.library, options.one)))
+        return
+    rows = []
+    with ThreadPoolExecutor(options.jobs) as pool, options.csv.open("w", newline="") as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        for row in pool.map(lambda n: child(options.library, n, options.limit), options.only or names(options.library)):
+            rows.append(row)
+            writer.writerow(row)
+            file.flush()
+            print(*(row[f] for f in FIELDS), sep="  ", flush=True)
+    print(f"{sum(r['result'] == 'pass' for r in rows)} of {len(rows)} pass")
+    if options.markdown:
+        options.markdown.write_text(markdown(rows, f"Coverage of {options.library}"))
+
+
+if __name__ == "__main__":
+    main()
