@@ -175,3 +175,25 @@ def test_relaxed_elimination_still_bounds(kind):
 
     check()
     assert sum(relaxed) > 30
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_coarse_problem_first(kind, monkeypatch):
+    """What large problems do, on small ones: solve with every second option, then with all of them."""
+    monkeypatch.setattr("halp_fx.solver.lagrangian.LARGE", 0)
+    monkeypatch.setattr("halp_fx.solver.lagrangian.COARSE_OPTIONS", 2)
+
+    @settings(CASES, max_examples=60)
+    @given(seed=st.integers(0, 2**32 - 1))
+    def check(seed):
+        problem = random_problem(kind, seed, 5, whole=False)
+        best = optimum(problem)
+        if best is None:
+            with pytest.raises(InfeasibleError, match="no choice"):
+                solve(problem)
+            return
+        s = solve(problem, "exact")
+        assert s.value == pytest.approx(best, abs=1e-6 * max(1.0, abs(best)))
+        assert solve(problem, "lagrangian").upper_bound >= best - 1e-6 * max(1.0, abs(best))
+
+    check()
