@@ -2,16 +2,23 @@
 
 from .calibration import Calibration
 from .costs import CallableCost, Cost, MacsCost, ParamsCost, RooflineCost
+from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
+from .files import read_table, write_table
+from .fingerprint import Fingerprint
 from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
+from .store import cache_directory
 from .table import LatencyTable
 from .timing import Timing, interleaved
 
 __all__ = [
     "Calibration",
     "CallableCost",
+    "CorruptTableError",
     "Cost",
+    "Fingerprint",
+    "ForeignTableError",
     "LatencyTable",
     "Layer",
     "MacsCost",
@@ -19,7 +26,13 @@ __all__ = [
     "MemoryCost",
     "ParamsCost",
     "RooflineCost",
+    "TableFileError",
+    "TableVersionError",
     "Timing",
+    "TimingError",
+    "cache_directory",
     "interleaved",
     "layers",
+    "read_table",
+    "write_table",
 ]

@@ -54,11 +54,23 @@ class Cost(Protocol):
         ...
 
 
-class LayerCost:
-    """A cost that is the sum over layers of a function of (layer, n_in, n_out)."""
+class CountedCost:
+    """A cost that does not depend on the machine: equal networks cost the same, so nothing needs calibrating."""
 
     resource = ""
     unit = ""
+
+    def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
+        """See `Cost`."""
+        raise NotImplementedError
+
+    def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
+        """See `Cost`."""
+        raise NotImplementedError
+
+
+class LayerCost(CountedCost):
+    """A cost that is the sum over layers of a function of (layer, n_in, n_out)."""
 
     def at(self, layer: Layer, n_in: int, n_out: int) -> float:
         """What one layer costs, in `unit`."""
@@ -136,7 +148,7 @@ class CallableCost(LayerCost):
         return value
 
 
-class ParamsCost:
+class ParamsCost(CountedCost):
     """Number of parameters, each tensor once however often it is used.
 
     Buffers do not count. The trace does not mark them: they are told by what reads them (running statistics), by an

@@ -8,7 +8,7 @@ get points, flat and straight parts do not.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from math import gcd
@@ -59,6 +59,10 @@ class Range:
             return self.high
         return min(self.low + self.step * max(0, round((width - self.low) / self.step)), self.high)
 
+    def allows(self, width: int) -> bool:
+        """Whether the axis can have this width."""
+        return width == self.high or (self.low <= width < self.high and (width - self.low) % self.step == 0)
+
     def between(self, a: int, b: int) -> int | None:
         """A width near the middle of a and b, None if there is none strictly between."""
         middle = self.snap((a + b) / 2)
@@ -94,6 +98,7 @@ def adaptive_grid(
     tolerance: float | Callable[[np.ndarray], float],
     first: int = 3,
     most: int = 9,
+    known: Collection[tuple[int, int]] = (),
 ) -> Grid:
     """Costs over two ranges.
 
@@ -102,12 +107,14 @@ def adaptive_grid(
         tolerance: largest interpolation error that is left alone, in the unit of the cost; or a function of the
             values so far.
         first, most: lines per axis at the beginning and at the end.
+        known: points that cost nothing to ask for; lines all of whose crossings are known are in the grid.
     """
     lines = [in_range.lines(first), out_range.lines(first)]
     ranges = (in_range, out_range)
-    known: dict[tuple[int, int], float] = {}
+    _add_known_lines(lines, ranges, set(known))
+    seen: dict[tuple[int, int], float] = {}
     while True:
-        values = _values(lines, known, evaluate)
+        values = _values(lines, seen, evaluate)
         limit = tolerance(values) if callable(tolerance) else tolerance
         split = _worst_interval(lines, ranges, values, limit, most)
         if split is None:
@@ -116,10 +123,23 @@ def adaptive_grid(
         lines[axis] = sorted((*lines[axis], width))
 
 
-def _values(lines: Sequence[Sequence[int]], known: dict[tuple[int, int], float], evaluate: Evaluate) -> np.ndarray:
-    missing = [(i, o) for o in lines[1] for i in lines[0] if (i, o) not in known]
-    known.update(zip(missing, evaluate(missing), strict=True))
-    return np.array([[known[i, o] for i in lines[0]] for o in lines[1]])
+def _add_known_lines(lines: list[list[int]], ranges: Sequence[Range], known: set[tuple[int, int]]) -> None:
+    """Add every line whose crossings with the others are all known, until there is none left."""
+    grown = bool(known)
+    while grown:
+        grown = False
+        for axis in (0, 1):
+            for width in sorted({p[axis] for p in known} - set(lines[axis])):
+                crossings = [(width, o) if axis == 0 else (o, width) for o in lines[1 - axis]]
+                if ranges[axis].allows(width) and known.issuperset(crossings):
+                    lines[axis] = sorted((*lines[axis], width))
+                    grown = True
+
+
+def _values(lines: Sequence[Sequence[int]], seen: dict[tuple[int, int], float], evaluate: Evaluate) -> np.ndarray:
+    missing = [(i, o) for o in lines[1] for i in lines[0] if (i, o) not in seen]
+    seen.update(zip(missing, evaluate(missing), strict=True))
+    return np.array([[seen[i, o] for i in lines[0]] for o in lines[1]])
 
 
 def _worst_interval(

@@ -22,7 +22,7 @@ from ..types import Coupling
 from .costs import Options, cost_table
 from .errors import LatencyError, TimingError
 from .fingerprint import RUNTIMES, Fingerprint
-from .grids import Evaluate, Grid, Range, adaptive_grid
+from .grids import Grid, Range, adaptive_grid
 from .layers import Layer, layers
 from .recheck import suspects
 from .store import TableStore, open_store
@@ -33,6 +33,8 @@ logger = logging.getLogger("halp_fx")
 
 EFFORT = Effort(min_blocks=7, min_time_s=0.006, max_time_s=0.06, precision=0.01)
 """Per point. A network has a few hundred points: this is seconds for a small one, a minute for ResNet-50."""
+
+_SETTLING_ROUNDS = 3
 
 SPREAD_LIMIT = 0.25
 """Quartile distance, relative to the median, beyond which a point is measured again."""
@@ -62,6 +64,7 @@ class MeasuredLatency:
     timer: Timer | None = None
     _store: TableStore | None = field(default=None, init=False, repr=False)
     _grids: dict[tuple[str, Point], Grid] = field(default_factory=dict, init=False, repr=False)
+    _unsteady: dict[str, float] = field(default_factory=dict, init=False, repr=False)
     _failed: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,6 +94,7 @@ class MeasuredLatency:
                 ranges = Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense)
                 grid = self._grid(layer, *ranges, limits[layer.key], device)
                 result.append(cost_table(layer, grid, self.resource))
+        self._warn_of_spread()
         return tuple(result)
 
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
@@ -163,12 +167,14 @@ class MeasuredLatency:
         def tolerance(values: np.ndarray) -> float:
             return max(0.02 * float(values.max()), limit, 2 * self._noise(layer))
 
+        assert self._store is not None
         evaluate = lambda points: self._times(layer, points, device)  # noqa: E731
         shape = {"first": 5, "most": 12} if narrow else {"first": 4, "most": 8}
-        grid = adaptive_grid(in_range, out_range, evaluate, tolerance, **shape)
-        again = [p for p in suspects(grid) if self._settle(layer, p, device)]
-        if again:
-            grid = Grid(grid.in_widths, grid.out_widths, _values(grid, evaluate))
+        for _ in range(_SETTLING_ROUNDS):
+            stored = self._store.table.entries.get(layer.key, {})
+            grid = adaptive_grid(in_range, out_range, evaluate, tolerance, **shape, known=stored.keys())
+            if sum(self._settle(layer, p, device) for p in suspects(grid)) == 0:
+                break
         self._grids[layer.key, layer.dense] = grid
         return grid
 
@@ -177,6 +183,16 @@ class MeasuredLatency:
         assert self._store is not None
         points = self._store.table.entries.get(layer.key, {})
         return float(np.median([t.iqr_ms / t.count**0.5 for t in points.values()])) if points else 0.0
+
+    def _warn_of_spread(self) -> None:
+        if self._unsteady:
+            worst = max(self._unsteady, key=self._unsteady.__getitem__)
+            logger.warning(
+                "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
+                "%s, %.0f %%): something else may be using this machine",
+                *(len(self._unsteady), 100 * SPREAD_LIMIT, worst, 100 * self._unsteady[worst]),
+            )
+            self._unsteady.clear()
 
     def _times(self, layer: Layer, points: Sequence[Point], device: torch.device) -> list[float]:
         """Times in ms; measures those that are not known. A layer that cannot be replayed counts as 0: the
@@ -204,7 +220,7 @@ class MeasuredLatency:
             return None
         if timing.spread > SPREAD_LIMIT:
             self._store.table.notes[layer.key] = f"spread {timing.spread:.0%} at widths {point}"
-            logger.warning("%s at widths %s: times spread by %.0f %%", layer.name, point, 100 * timing.spread)
+            self._unsteady[layer.name] = max(timing.spread, self._unsteady.get(layer.name, 0.0))
         self._store.put(layer.key, point, timing)
         return timing
 
@@ -224,8 +240,3 @@ class MeasuredLatency:
         args, kwargs = layer.arguments(*point, device=device)
         with cpu_threads(self.threads):
             return (self.timer or time_call)(partial(layer.function, *args, **kwargs), device, effort)
-
-
-def _values(grid: Grid, evaluate: Evaluate) -> np.ndarray:
-    points = [(i, o) for o in grid.out_widths for i in grid.in_widths]
-    return np.array(evaluate(points)).reshape(grid.values.shape)

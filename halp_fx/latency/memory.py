@@ -20,7 +20,7 @@ from torch import fx
 from ..solver import CostTable
 from ..tracing import getitem
 from ..types import Coupling, Extent
-from .costs import Options, counted_table
+from .costs import CountedCost, Options, counted_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class _Buffer:
         return self.itemsize * int(np.prod([e.at(widths) for e in self.shape], dtype=np.int64))
 
 
-class MemoryCost:
+class MemoryCost(CountedCost):
     """Peak activation bytes of one forward in eager mode (see the module's docstring for what is exact)."""
 
     resource = "memory"
