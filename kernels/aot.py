@@ -17,7 +17,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from . import interpolate, reduction, saliency
-from .tables import LAYER_FIELDS
 from .variants import VARIANTS
 from .workplan import FIELDS, Tiling
 
@@ -94,20 +93,20 @@ def compile_lookup(dtype: str, cells: str, capability: int, queries: str = "i64"
     types = dict.fromkeys(("layer", "cin", "cout"), f"*{queries}")
     types |= {"records": f"*{dtype}", "out": f"*{dtype}", "cells": f"*{cells}", "layers": "*i32"}
     types |= {"num_queries": "i32", "num_layers": "i32"}
-    constants = {"LAYER_FIELDS": LAYER_FIELDS, "BLOCK": interpolate.BLOCK}
+    constants = {"BLOCK": interpolate.BLOCK}
     target = GPUTarget("cuda", capability, 32)
     name = f"lookup {dtype} {cells}"
     return _compile(name, interpolate.lookup_kernel, types, constants, target, interpolate.NUM_WARPS)
 
 
 def compile_all(capability: int) -> Iterator[Compiled]:
-    """Every kernel: all variants in float32, all dtypes and strides for "taylor" and "l2", both lookups."""
+    """Every kernel: all variants in float32, all dtypes and strides for "taylor", both lookups."""
     for variant in VARIANTS:
         yield compile_saliency("fp32", variant, capability)
     for kinds in KINDS:
-        for variant in ("taylor", "l2"):
-            if kinds != "fp32":
-                yield compile_saliency(kinds, variant, capability)
+        if kinds != "fp32":
+            yield compile_saliency(kinds, "taylor", capability)
+    yield compile_saliency("mixed", "l2", capability)
     yield compile_saliency("fp32", "taylor", capability, accumulate=False, lanes=256)
     yield compile_saliency("fp32", "taylor", capability, out="*fp64", lanes=16)
     yield from (compile_lookup(d, c, capability) for d, c in (("fp32", "u8"), ("fp64", "u8"), ("fp64", "i32")))

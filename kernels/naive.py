@@ -113,7 +113,7 @@ def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tenso
 def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, cout: Tensor) -> None:
     known = (layer >= 0) & (layer < stack.num_layers)
     index = layer.clamp(0, stack.num_layers - 1)
-    low_in, high_in, map_in, low_out, high_out, map_out, base, pitch = (
+    low_in, high_in, map_in, base, low_out, high_out, map_out, pitch = (
         column.index_select(0, index) for column in stack.layers_by_column
     )
     x, y = cin.clamp(low_in, high_in), cout.clamp(low_out, high_out)

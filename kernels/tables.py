@@ -22,7 +22,6 @@ from torch import Tensor
 from ..errors import LatencyError
 
 Table = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray, Sequence[Sequence[float]] | np.ndarray]
-LAYER_FIELDS = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -33,7 +32,8 @@ class TableStack:
         records: (cells, 8), float32 or float64, in the unit of the tables: see the module's docstring.
         cells: unsigned 8-bit where every axis has at most 256 points (so that it stays in L1), else int32.
         layers: (num_layers, 8) int32: smallest and largest input width, offset of its map in `cells` less the
-            smallest width; the same for the output; first record; records per row (one row: one output cell).
+            smallest width, first record; smallest and largest output width, offset of its map likewise, and
+            records per output cell.
         layers_by_column: the same as 8 int64 tensors, for the PyTorch twin.
     """
 
@@ -77,7 +77,7 @@ class TableStack:
         rows = np.cumsum([0] + [len(i) * len(o) for i, o, _ in parts])
         layers = np.array(
             [
-                (i[0], i[-1], starts[2 * n] - i[0], o[0], o[-1], starts[2 * n + 1] - o[0], rows[n], len(i))
+                (i[0], i[-1], starts[2 * n] - i[0], rows[n], o[0], o[-1], starts[2 * n + 1] - o[0], len(i))
                 for n, (i, o, _) in enumerate(parts)
             ],
             dtype=np.int64,
