@@ -1,10 +1,10 @@
 """Latency tables as files: JSON that is checked on the way in and replaced whole on the way out.
 
     {"format": "halp_fx.latency_table", "version": 1, "fingerprint": {...}, "points": 2,
-     "layers": {"aten::relu_([float32[1,I,56,56]])": [[32, 0, 0.011, 0.0002, 9], [64, 0, 0.019, 0.0003, 9]]},
+     "layers": {"aten::relu_([float32[1,I,56,56]])": [[32, 0, 0.011, 0.0002, 9, 1], [64, 0, 0.019, 0.0003, 9, 1]]},
      "notes": {}}
 
-A point is [n_in, n_out, median_ms, iqr_ms, count]. Files are data: nothing in them is ever executed.
+A point is [n_in, n_out, median_ms, iqr_ms, count, runs]. Files are data: nothing in them is ever executed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def dumps(table: LatencyTable) -> str:
     head = {"format": FORMAT, "version": VERSION, "fingerprint": asdict(table.fingerprint), "points": len(table)}
     rows = []
     for key, points in sorted(table.entries.items()):
-        row = [[*p, t.median_ms, t.iqr_ms, t.count] for p, t in sorted(points.items())]
+        row = [[*p, t.median_ms, t.iqr_ms, t.count, t.runs] for p, t in sorted(points.items())]
         rows.append(f"  {json.dumps(key)}: {json.dumps(row)}")
     layers = ",\n".join(rows)
     return (
@@ -77,10 +77,10 @@ def _refuse(constant: str) -> Any:
 
 
 def _take(table: LatencyTable, key: str, row: Any) -> None:
-    n_in, n_out, median_ms, iqr_ms, count = row
-    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in (n_in, n_out, count)):
-        raise ValueError(f"{row} of {key!r}: widths and count must be whole numbers")
-    table.put(key, (n_in, n_out), Timing(float(median_ms), float(iqr_ms), count))
+    n_in, n_out, median_ms, iqr_ms, count, runs = row
+    if any(not isinstance(n, int) or isinstance(n, bool) or n < 0 for n in (n_in, n_out, count, runs)):
+        raise ValueError(f"{row} of {key!r}: widths and counts must be whole numbers")
+    table.put(key, (n_in, n_out), Timing(float(median_ms), float(iqr_ms), count, runs))
 
 
 def read_table(path: Path) -> LatencyTable:

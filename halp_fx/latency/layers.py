@@ -7,7 +7,7 @@ follow, so its time, its MACs and its bytes are functions of (n_in, n_out).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from math import gcd
@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from ..tracing import getitem
-from ..types import Coupling, Extent, TensorSpec
+from ..types import Coupling, Extent
 from .templates import IN, OUT, Size, TensorTemplate, fill, render, templates
 from .width_arguments import fit_widths, without_widths
 
@@ -120,34 +120,65 @@ def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Layer:
-    roles = _roles(node, coupling)
-    inputs, output = roles.inputs, roles.output
-    dense = (inputs.at(widths), 0 if output is None else output.at(widths))
-    written = _written(node)
-
-    def template(n: fx.Node) -> TensorTemplate:
-        spec: TensorSpec = n.meta["spec"]
-        sizes = tuple(roles.size(e, widths) for e in coupling.shapes[n.name])
-        return TensorTemplate.of(spec, sizes, n in written, n.meta.get("value"))
-
+    target: torch._ops.OpOverload = node.target  # type: ignore[assignment]
+    results = _result_nodes(node)
+    roles = _roles(list(_tensor_nodes(node)), results, coupling, target._opname, node)
+    template = _templates(roles, coupling, widths, _written(node))
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), template)  # type: ignore[arg-type]
     args, kwargs = _plain(args), _plain(kwargs)
-    target: torch._ops.OpOverload = node.target  # type: ignore[assignment]
+    key = f"{target.name()}({render(without_widths(target, args))}{', ' if kwargs else ''}{render(kwargs)})"
+    return _make(node, target._opname, key, roles, widths, target, tuple(args), kwargs, tuple(map(template, results)))
+
+
+def layer_of_unit(
+    last: fx.Node,
+    inputs: list[fx.Node],
+    results: list[fx.Node],
+    coupling: Coupling,
+    function: Callable[..., Any],
+    op: str,
+    text: str,
+) -> Layer:
+    """A layer that stands for several operators: `function` takes the tensors of `inputs` in this order.
+
+    Args:
+        last: the node that names it.
+        op, text: its name, and what its operators do, for the signature.
+    """
+    widths = coupling.widths()
+    roles = _roles(inputs, results, coupling, op, None)
+    template = _templates(roles, coupling, widths, set())
+    args = tuple(map(template, inputs))
+    key = f"{op}({render(args)}) {text}"
+    return _make(last, op, key, roles, widths, function, args, {}, tuple(map(template, results)))
+
+
+def _make(
+    node: fx.Node,
+    op: str,
+    key: str,
+    roles: _Roles,
+    widths: Mapping[str, int],
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    results: tuple[TensorTemplate, ...],
+) -> Layer:
     module = str(node.meta.get("module", ""))
-    return Layer(
-        name=f"{module}/{node.name}",
-        module=module,
-        op=target._opname,
-        key=f"{target.name()}({render(without_widths(target, args))}{', ' if kwargs else ''}{render(kwargs)})",
-        inputs=inputs,
-        output=output,
-        dense=dense,
-        function=target,
-        args=tuple(args),
-        kwargs=kwargs,
-        results=tuple(template(n) for n in _result_nodes(node)),
-        nodes=(node.name,),
-    )
+    output = roles.output
+    dense = (roles.inputs.at(widths), 0 if output is None else output.at(widths))
+    name = f"{module}/{node.name}"
+    return Layer(name, module, op, key, roles.inputs, output, dense, function, args, kwargs, results, (node.name,))
+
+
+def _templates(
+    roles: _Roles, coupling: Coupling, widths: Mapping[str, int], written: set[fx.Node]
+) -> Callable[[fx.Node], TensorTemplate]:
+    def template(node: fx.Node) -> TensorTemplate:
+        sizes = tuple(roles.size(e, widths) for e in coupling.shapes[node.name])
+        return TensorTemplate.of(node.meta["spec"], sizes, node in written, node.meta.get("value"))
+
+    return template
 
 
 def _plain(tree: Any) -> Any:
@@ -212,14 +243,15 @@ def _ratio(extent: Extent, unit: Extent) -> tuple[int, int] | None:
     return p // gcd(p, q), q // gcd(p, q)
 
 
-def _roles(node: fx.Node, coupling: Coupling) -> _Roles:
+def _roles(
+    arguments: list[fx.Node], results: Iterable[fx.Node], coupling: Coupling, op: str, node: fx.Node | None
+) -> _Roles:
     """Find the one or two widths that vary, and which of them the layer takes in and puts out."""
     shape = lambda n: coupling.shapes[n.name]  # noqa: E731
-    reached = _classes(e for n in _tensor_nodes(node) for e in shape(n))
-    produced = _classes(e for n in _result_nodes(node) for e in shape(n))
+    reached = _classes(e for n in arguments for e in shape(n))
+    produced = _classes(e for n in results for e in shape(n))
     found = _classes((*reached, *produced))
-    op = node.target._opname  # type: ignore[union-attr]
-    fixed = _contraction(op, node, shape)
+    fixed = _contraction(op, node, shape) if node is not None else None
     if op == "cat" and len(found) > 1:
         return _Roles(next(e for e in produced if e.terms), None, spread=True)
     if len(found) > 2:

@@ -6,12 +6,9 @@ a saved table is not measured again.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from os import PathLike
 
 import numpy as np
@@ -20,24 +17,24 @@ import torch
 from ..solver import CostTable
 from ..types import Coupling
 from .costs import Options, cost_table
-from .errors import LatencyError, TimingError
+from .errors import LatencyError
 from .fingerprint import RUNTIMES, Fingerprint
 from .grids import Grid, Range, adaptive_grid
-from .layers import Layer, layers
+from .layers import Layer
 from .recheck import suspects
-from .store import TableStore, open_store
+from .runtimes import units
+from .sampler import Sampler
+from .store import open_store
 from .table import LatencyTable, Point
-from .timing import Effort, Timer, Timing, cpu_threads, time_call
-
-logger = logging.getLogger("halp_fx")
+from .timing import Effort, Timer, Timing
 
 EFFORT = Effort(min_blocks=7, min_time_s=0.006, max_time_s=0.06, precision=0.01)
 """Per point. A network has a few hundred points: this is seconds for a small one, a minute for ResNet-50."""
 
-_SETTLING_ROUNDS = 3
+_SETTLING_ROUNDS = 4
 
-SPREAD_LIMIT = 0.25
-"""Quartile distance, relative to the median, beyond which a point is measured again."""
+GridKey = tuple[str, Point]
+"""Signature and dense widths of a layer: layers that share both have one grid."""
 
 
 @dataclass(slots=True, eq=False)
@@ -62,10 +59,8 @@ class MeasuredLatency:
     allow_foreign: bool = False
     effort: Effort = EFFORT
     timer: Timer | None = None
-    _store: TableStore | None = field(default=None, init=False, repr=False)
-    _grids: dict[tuple[str, Point], Grid] = field(default_factory=dict, init=False, repr=False)
-    _unsteady: dict[str, float] = field(default_factory=dict, init=False, repr=False)
-    _failed: dict[str, str] = field(default_factory=dict, init=False, repr=False)
+    _sampler: Sampler | None = field(default=None, init=False, repr=False)
+    _grids: dict[GridKey, Grid] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.runtime not in RUNTIMES:
@@ -85,17 +80,16 @@ class MeasuredLatency:
         Raises:
             LatencyError: the table file cannot be used.
         """
-        found = self.layers(coupling)
-        device, dense = self._device(coupling), coupling.widths()
-        limits = self._limits(found, device)
-        result = []
-        with self._measuring(device):
-            for layer in found:
-                ranges = Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense)
-                grid = self._grid(layer, *ranges, limits[layer.key], device)
-                result.append(cost_table(layer, grid, self.resource))
-        self._warn_of_spread()
-        return tuple(result)
+        found, dense = self.layers(coupling), coupling.widths()
+        ranges: dict[GridKey, tuple[Layer, Range, Range]] = {}
+        for layer in found:
+            row = (layer, Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense))
+            ranges.setdefault(_grid_key(layer), row)
+        sampler = self._open(coupling)
+        with sampler.store.saving():
+            self._measure_grids(ranges, _limits(found, sampler), sampler)
+        sampler.warn_of_spread()
+        return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
 
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
         """The sum of layer times, in ms, before any calibration."""
@@ -104,25 +98,24 @@ class MeasuredLatency:
     def by_layer(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> dict[str, float]:
         """Time of each layer, in ms, by its name: from the tables made so far, or measured at these very widths."""
         widths = coupling.widths() if widths is None else widths
-        device = self._device(coupling)
+        sampler = self._open(coupling)
         result = {}
-        with self._measuring(device):
+        with sampler.store.saving():
             for layer in self.layers(coupling):
-                point = layer.widths(widths)
-                grid = self._grids.get((layer.key, layer.dense))
+                point, grid = layer.widths(widths), self._grids.get(_grid_key(layer))
                 if grid is not None and grid.covers(*point):
                     result[layer.name] = grid.at(*point)
                 else:
-                    result[layer.name] = self._times(layer, [point], device)[0]
+                    result[layer.name] = sampler.times(layer, [point])[0]
         return result
 
     def layers(self, coupling: Coupling) -> tuple[Layer, ...]:
-        """The units that this runtime executes."""
-        return layers(coupling)
+        """The units that this runtime executes: operators, or fused runs of them."""
+        return units(coupling, self.runtime)
 
     def timing(self, layer: Layer, n_in: int, n_out: int = 0) -> Timing | None:
         """The stored time of a layer at these widths with its spread, None if it was not measured there."""
-        return None if self._store is None else self._store.table.get(layer.key, (n_in, n_out))
+        return None if self._sampler is None else self._sampler.store.table.get(layer.key, (n_in, n_out))
 
     @property
     def measured(self) -> LatencyTable:
@@ -131,112 +124,66 @@ class MeasuredLatency:
         Raises:
             LatencyError: nothing has been measured or loaded yet.
         """
-        if self._store is None:
+        if self._sampler is None:
             raise LatencyError("no table yet: call tables() or total() first")
-        return self._store.table
+        return self._sampler.store.table
 
-    def _device(self, coupling: Coupling) -> torch.device:
-        if self.device is not None:
-            return torch.device(self.device)
-        specs = [n.meta["spec"] for n in coupling.traced.graph.nodes if n.meta.get("spec") is not None]
-        return next((s.device for s in specs), torch.device("cpu"))
+    def _open(self, coupling: Coupling) -> Sampler:
+        """The sampler for the device; the table is opened at the first use."""
+        if self._sampler is None:
+            device = torch.device(self.device) if self.device is not None else _device_of(coupling)
+            store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)
+            self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
+        return self._sampler
 
-    def _measuring(self, device: torch.device) -> AbstractContextManager[None]:
-        """Open the table for this device, and save it at the end."""
-        if self._store is None:
-            here = Fingerprint.of(device, self.runtime, self.threads)
-            self._store = open_store(self.table, here, self.allow_foreign)
-        return self._store.saving()
-
-    def _limits(self, found: Sequence[Layer], device: torch.device) -> dict[str, float]:
-        """Interpolation error in ms that may stand, per signature: 0.5 % of the network shared by its uses, for
-        detail in what hardly counts is measured in vain."""
-        uses = Counter(layer.key for layer in found)
-        with self._measuring(device):
-            total = sum(self._times(layer, [layer.dense], device)[0] for layer in found)
-        return {key: 0.005 * total / count for key, count in uses.items()}
-
-    def _grid(self, layer: Layer, in_range: Range, out_range: Range, limit: float, device: torch.device) -> Grid:
-        """The grid of a layer, with a line wherever it is off by more than 2 % of the layer, `limit`, and noise."""
-        known = self._grids.get((layer.key, layer.dense))
-        ends = ((in_range.low, out_range.low), (in_range.high, out_range.high))
-        if known is not None and all(known.covers(*end) for end in ends):
-            return known
-        narrow = in_range.low == in_range.high or out_range.low == out_range.high
-
-        def tolerance(values: np.ndarray) -> float:
-            return max(0.02 * float(values.max()), limit, 2 * self._noise(layer))
-
-        assert self._store is not None
-        evaluate = lambda points: self._times(layer, points, device)  # noqa: E731
-        shape = {"first": 5, "most": 12} if narrow else {"first": 4, "most": 8}
+    def _measure_grids(
+        self, ranges: Mapping[GridKey, tuple[Layer, Range, Range]], limits: Mapping[str, float], sampler: Sampler
+    ) -> None:
+        """All grids first, then, well apart in time, whatever looks wrong in them again."""
+        due = [key for key, row in ranges.items() if not _covers(self._grids.get(key), *row[1:])]
         for _ in range(_SETTLING_ROUNDS):
-            stored = self._store.table.entries.get(layer.key, {})
-            grid = adaptive_grid(in_range, out_range, evaluate, tolerance, **shape, known=stored.keys())
-            if sum(self._settle(layer, p, device) for p in suspects(grid)) == 0:
-                break
-        self._grids[layer.key, layer.dense] = grid
-        return grid
+            for key in due:
+                self._grids[key] = _grid(*ranges[key], limits[ranges[key][0].key], sampler)
+            due = [key for key in due if _settle(ranges[key][0], self._grids[key], sampler)]
+            if not due:
+                return
 
-    def _noise(self, layer: Layer) -> float:
-        """Typical standard error of this layer's times, in ms."""
-        assert self._store is not None
-        points = self._store.table.entries.get(layer.key, {})
-        return float(np.median([t.iqr_ms / t.count**0.5 for t in points.values()])) if points else 0.0
 
-    def _warn_of_spread(self) -> None:
-        if self._unsteady:
-            worst = max(self._unsteady, key=self._unsteady.__getitem__)
-            logger.warning(
-                "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
-                "%s, %.0f %%): something else may be using this machine",
-                *(len(self._unsteady), 100 * SPREAD_LIMIT, worst, 100 * self._unsteady[worst]),
-            )
-            self._unsteady.clear()
+def _grid_key(layer: Layer) -> GridKey:
+    return layer.key, layer.dense
 
-    def _times(self, layer: Layer, points: Sequence[Point], device: torch.device) -> list[float]:
-        """Times in ms; measures those that are not known. A layer that cannot be replayed counts as 0: the
-        calibration against the whole network makes up for it."""
-        assert self._store is not None
-        result = []
-        for point in points:
-            timing = self._store.table.get(layer.key, point)
-            if timing is None and layer.key not in self._failed:
-                timing = self._measure(layer, point, device)
-            result.append(0.0 if timing is None else timing.median_ms)
-        return result
 
-    def _measure(self, layer: Layer, point: Point, device: torch.device) -> Timing | None:
-        assert self._store is not None
-        try:
-            timing = self._time(layer, point, device, self.effort)
-            if timing.spread > SPREAD_LIMIT:
-                timing = min(timing, self._time(layer, point, device, self.effort.longer()), key=lambda t: t.spread)
-        except (TimingError, RuntimeError, ValueError, TypeError, IndexError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            self._failed[layer.key] = str(error)
-            logger.warning("%s cannot be timed on its own and is left to the calibration: %s", layer.name, error)
-            return None
-        if timing.spread > SPREAD_LIMIT:
-            self._store.table.notes[layer.key] = f"spread {timing.spread:.0%} at widths {point}"
-            self._unsteady[layer.name] = max(timing.spread, self._unsteady.get(layer.name, 0.0))
-        self._store.put(layer.key, point, timing)
-        return timing
+def _covers(grid: Grid | None, in_range: Range, out_range: Range) -> bool:
+    ends = ((in_range.low, out_range.low), (in_range.high, out_range.high))
+    return grid is not None and all(grid.covers(*end) for end in ends)
 
-    def _settle(self, layer: Layer, point: Point, device: torch.device) -> bool:
-        """Measure a point again that looks wrong; the lower time stays, for interference only adds. Points with
-        many samples are settled already."""
-        assert self._store is not None
-        before = self._store.table.get(layer.key, point)
-        if before is None or before.count >= self.effort.longer().min_blocks:
-            return False
-        timing = self._time(layer, point, device, self.effort.longer())
-        best = min(timing, before, key=lambda t: t.median_ms)
-        self._store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, before.count + timing.count))
-        return True
 
-    def _time(self, layer: Layer, point: Point, device: torch.device, effort: Effort) -> Timing:
-        args, kwargs = layer.arguments(*point, device=device)
-        with cpu_threads(self.threads):
-            return (self.timer or time_call)(partial(layer.function, *args, **kwargs), device, effort)
+def _device_of(coupling: Coupling) -> torch.device:
+    specs = [n.meta["spec"] for n in coupling.traced.graph.nodes if n.meta.get("spec") is not None]
+    return next((s.device for s in specs), torch.device("cpu"))
+
+
+def _limits(found: Sequence[Layer], sampler: Sampler) -> dict[str, float]:
+    """Interpolation error in ms that may stand, per signature: 0.5 % of the network shared by its uses, for detail
+    in what hardly counts is measured in vain."""
+    uses = Counter(layer.key for layer in found)
+    total = sum(sampler.times(layer, [layer.dense])[0] for layer in found)
+    return {key: 0.005 * total / count for key, count in uses.items()}
+
+
+def _grid(layer: Layer, in_range: Range, out_range: Range, limit: float, sampler: Sampler) -> Grid:
+    """The grid of a layer, with a line wherever it is off by more than 2 % of the layer, `limit`, and noise."""
+
+    def tolerance(values: np.ndarray) -> float:
+        return max(0.02 * float(values.max()), limit, 2 * sampler.noise(layer))
+
+    narrow = in_range.low == in_range.high or out_range.low == out_range.high
+    first, most = (5, 12) if narrow else (4, 8)
+    known = sampler.store.table.entries.get(layer.key, {}).keys()
+    evaluate = lambda points: sampler.times(layer, points)  # noqa: E731
+    return adaptive_grid(in_range, out_range, evaluate, tolerance, first, most, known)
+
+
+def _settle(layer: Layer, grid: Grid, sampler: Sampler) -> bool:
+    """Measure the suspicious points of a grid again; whether there were any."""
+    return sum(sampler.settle(layer, point) for point in suspects(grid)) > 0

@@ -33,12 +33,12 @@ class LatencyTable:
         self.entries.setdefault(key, {})[point] = timing
 
     def merge(self, other: LatencyTable) -> int:
-        """Take in what `other` has; of a point that both have, the time with more samples stays. Returns how many
+        """Take in what `other` has; of a point that both have, the time from more measurements stays. Returns how many
         points were taken. Whether the fingerprints agree is the caller's business."""
         taken = 0
         for key, point, timing in other:
             mine = self.get(key, point)
-            if mine is None or (timing.count, -timing.iqr_ms) > (mine.count, -mine.iqr_ms):
+            if mine is None or (timing.runs, timing.count) > (mine.runs, mine.count):
                 self.put(key, point, timing)
                 taken += 1
         for key, note in other.notes.items():

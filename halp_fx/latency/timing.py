@@ -45,11 +45,13 @@ class Timing:
         median_ms: median over blocks.
         iqr_ms: distance between the quartiles.
         count: undisturbed blocks timed.
+        runs: separate measurements, of which this is the fastest.
     """
 
     median_ms: float
     iqr_ms: float
     count: int
+    runs: int = 1
 
     def __post_init__(self) -> None:
         if not (isfinite(self.median_ms) and self.median_ms > 0 and isfinite(self.iqr_ms) and self.iqr_ms >= 0):

@@ -1,0 +1,102 @@
+"""Runs of elementwise operators and norms that a compiler turns into one kernel.
+
+An operator joins its consumer's unit if that consumer is its only reader, and both are elementwise: such a unit is a
+tree, so no path can leave it and come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..tracing import getitem
+from ..types import Coupling
+from .layers import Layer, does_work, layer_of_unit, layers
+
+_ACTIVATIONS = ("relu", "relu6", "hardtanh", "clamp", "hardswish", "hardsigmoid", "silu", "sigmoid", "tanh", "gelu")
+_NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm")
+_FUSIBLE = frozenset((*_ACTIVATIONS, *_NORMS, "elu", "leaky_relu", "add", "sub", "mul", "div"))
+
+
+def fused_layers(coupling: Coupling) -> tuple[Layer, ...]:
+    """The layers of the network with runs of elementwise operators as one `Layer` each, in order of their ends."""
+    single = {layer.nodes[0]: layer for layer in layers(coupling)}
+    result = []
+    for members in _runs(coupling.traced.graph):
+        if len(members) == 1:
+            result.append(single[members[0].name])
+        else:
+            result.append(_unit(members, coupling))
+    return tuple(result)
+
+
+def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
+    """Every node that does work, with those that are fused into it, in order."""
+    run_of: dict[fx.Node, list[fx.Node]] = {}
+    runs: list[list[fx.Node]] = []
+    for node in graph.nodes:
+        if not does_work(node):
+            continue
+        run: list[fx.Node] = []
+        for producer in dict.fromkeys(_producer(a) for a in node.all_input_nodes):
+            if producer in run_of and _fusible(node) and _fusible(producer) and _only_reader(producer) is node:
+                run += run_of.pop(producer)
+        run.append(node)
+        run_of[node] = run
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    runs = [sorted(run, key=order.__getitem__) for run in run_of.values()]
+    return sorted(runs, key=lambda run: order[run[-1]])
+
+
+def _fusible(node: fx.Node) -> bool:
+    return str(node.target._opname).rstrip("_") in _FUSIBLE  # type: ignore[union-attr]
+
+
+def _producer(node: fx.Node) -> fx.Node:
+    return node.args[0] if node.target is getitem else node  # type: ignore[return-value]
+
+
+def _only_reader(node: fx.Node) -> fx.Node | None:
+    """The one node that reads the result (through the access to a tuple), None if there are several or none."""
+    readers: list[fx.Node] = []
+    for user in node.users:
+        readers += list(user.users) if user.target is getitem else [user]
+    return readers[0] if len(set(readers)) == 1 else None
+
+
+def _unit(members: list[fx.Node], coupling: Coupling) -> Layer:
+    """One layer for a run: its function is a graph module of the members, without in-place writes."""
+    graph = fx.Graph()
+    inside: dict[fx.Node, Any] = {}
+    outer: list[fx.Node] = []
+    for member in members:
+        for argument in member.all_input_nodes:
+            if argument not in inside and _producer(argument) not in members:
+                inside[argument] = graph.placeholder(argument.name)
+                outer.append(argument)
+    # Placeholders come first in a graph, so the members are copied in a second pass.
+    for member in members:
+        copied = graph.node_copy(member, lambda n: inside[n])
+        copied.target = _functional(copied.target)
+        inside[member] = copied
+        for user in member.users:
+            if user.target is getitem:
+                inside[user] = graph.call_function(getitem, (copied, user.args[1]))
+    last = members[-1]
+    result = next((u for u in last.users if u.target is getitem), last)
+    graph.output(inside[result])
+    module = fx.GraphModule(torch.nn.Module(), graph)
+    text = " ".join(f"{n.target}{n.args}" for n in graph.nodes if n.op == "call_function" and n.target is not getitem)
+    op = "+".join(str(m.target._opname).rstrip("_") for m in members)  # type: ignore[union-attr]
+    layer = layer_of_unit(last, outer, [result], coupling, module, op, text)
+    return replace(layer, nodes=tuple(m.name for m in members))
+
+
+def _functional(target: Any) -> Any:
+    """`relu` for `relu_`: what a compiler makes of an in-place operator."""
+    name = getattr(target, "_opname", "")
+    packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
+    return getattr(packet, target._overloadname, target) if packet is not None else target

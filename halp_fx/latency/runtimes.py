@@ -1,0 +1,73 @@
+"""How a runtime executes a network: which operators it fuses into one unit, and how a unit is called and timed.
+
+eager: one kernel an operator. cudagraph: the same kernels, replayed without launch overhead. inductor: convolutions
+and matrix products stay calls of the library (without weight freezing it does not fold norms into them), runs of
+elementwise operators and norms between them become one kernel each, everything else is compiled on its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from ..types import Coupling
+from .errors import LatencyError
+from .fusion import fused_layers
+from .layers import Layer, layers
+from .timing import Call, Timer, time_call, time_graph
+
+EXTERN = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
+"""Operators that inductor calls from a library."""
+
+
+def units(coupling: Coupling, runtime: str) -> tuple[Layer, ...]:
+    """What the runtime executes, one `Layer` a unit."""
+    return fused_layers(coupling) if runtime == "inductor" else layers(coupling)
+
+
+def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
+    """A function without arguments that runs the layer as the runtime does."""
+    if runtime == "inductor" and layer.op not in EXTERN and not layer.op.startswith("_scaled_dot_product"):
+        return _compiled_call(layer, args, dict(kwargs))
+    return partial(layer.function, *args, **kwargs)
+
+
+def _compiled_call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    """The layer compiled once for all widths, with its constants built in.
+
+    A compiled unit pays for its guards at every call, some 20 us that the whole network pays once: small units come
+    out too slow by a constant. It does not depend on widths, so it does not change which widths are chosen, and the
+    calibration takes it out of the total.
+    """
+    leaves, tree = tree_flatten((args, kwargs))
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    constants = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
+    holes = tuple(isinstance(leaf, torch.Tensor) for leaf in leaves)
+    key = (layer.key, repr(constants))
+    if key not in _COMPILED:
+
+        def run(*given: torch.Tensor) -> Any:
+            rest = iter(given)
+            filled = [next(rest) if hole else constant for hole, constant in zip(holes, constants, strict=True)]
+            row, named = tree_unflatten(filled, tree)
+            return layer.function(*row, **named)
+
+        # A code object of its own: recompilations are limited per code object.
+        run.__code__ = run.__code__.replace(co_name=f"unit_{len(_COMPILED)}")
+        _COMPILED[key] = torch.compile(run, dynamic=True)
+    return partial(_COMPILED[key], *tensors)
+
+
+_COMPILED: dict[tuple[str, str], Callable[..., Any]] = {}
+
+
+def timer_for(runtime: str) -> Timer:
+    """The timer that sees what the runtime does."""
+    timers: dict[str, Timer] = {"eager": time_call, "inductor": time_call, "cudagraph": time_graph}
+    if runtime not in timers:
+        raise LatencyError(f"runtime {runtime!r} is not known: {', '.join(timers)}")
+    return timers[runtime]

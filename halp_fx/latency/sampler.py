@@ -1,0 +1,109 @@
+"""Times single layers at single widths, and decides which times to believe."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .errors import TimingError
+from .layers import Layer
+from .runtimes import callable_for, timer_for
+from .store import TableStore
+from .table import Point
+from .timing import Effort, Timer, Timing, cpu_threads
+
+logger = logging.getLogger("halp_fx")
+
+SPREAD_LIMIT = 0.25
+"""Quartile distance, relative to the median, beyond which a point is measured again at once."""
+
+MOST_RUNS = 3
+"""Separate measurements after which a suspicious point is believed."""
+
+
+@dataclass(slots=True, eq=False)
+class Sampler:
+    """Measures what the store does not have yet.
+
+    Attributes:
+        store: times known so far; new ones go there.
+        device, runtime, threads: where and how layers are run.
+        effort: per point. timer: None for the runtime's own.
+        failed: signature -> why its layers cannot be timed on their own. They count as 0, and the calibration
+            against the whole network makes up for it.
+        unsteady: layer name -> widest spread that a second try did not cure.
+    """
+
+    store: TableStore
+    device: torch.device
+    runtime: str
+    threads: int | None
+    effort: Effort
+    timer: Timer | None = None
+    failed: dict[str, str] = field(default_factory=dict)
+    unsteady: dict[str, float] = field(default_factory=dict)
+
+    def times(self, layer: Layer, points: Sequence[Point]) -> list[float]:
+        """Times in ms; those that are not known are measured."""
+        result = []
+        for point in points:
+            timing = self.store.table.get(layer.key, point)
+            if timing is None and layer.key not in self.failed:
+                timing = self._measure(layer, point)
+            result.append(0.0 if timing is None else timing.median_ms)
+        return result
+
+    def settle(self, layer: Layer, point: Point) -> bool:
+        """Measure a suspicious point again, unless that was done often enough; the lower time stays, for
+        interference only adds."""
+        before = self.store.table.get(layer.key, point)
+        if before is None or before.runs >= MOST_RUNS:
+            return False
+        timing = self._time(layer, point, self.effort.longer())
+        best = min(timing, before, key=lambda t: t.median_ms)
+        self.store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, best.count, before.runs + 1))
+        return True
+
+    def noise(self, layer: Layer) -> float:
+        """Typical standard error of this layer's times, in ms."""
+        points = self.store.table.entries.get(layer.key, {})
+        return float(np.median([t.iqr_ms / t.count**0.5 for t in points.values()])) if points else 0.0
+
+    def warn_of_spread(self) -> None:
+        """Say once how many layers could not be timed steadily, and forget them."""
+        if not self.unsteady:
+            return
+        worst = max(self.unsteady, key=self.unsteady.__getitem__)
+        logger.warning(
+            "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
+            "%s, %.0f %%): something else may be using this machine",
+            *(len(self.unsteady), 100 * SPREAD_LIMIT, worst, 100 * self.unsteady[worst]),
+        )
+        self.unsteady.clear()
+
+    def _measure(self, layer: Layer, point: Point) -> Timing | None:
+        try:
+            timing = self._time(layer, point, self.effort)
+            if timing.spread > SPREAD_LIMIT:
+                timing = min(timing, self._time(layer, point, self.effort.longer()), key=lambda t: t.spread)
+        except torch.OutOfMemoryError:
+            raise
+        except (TimingError, RuntimeError, ValueError, TypeError, IndexError) as error:
+            self.failed[layer.key] = str(error)
+            logger.warning("%s cannot be timed on its own and is left to the calibration: %s", layer.name, error)
+            return None
+        if timing.spread > SPREAD_LIMIT:
+            self.unsteady[layer.name] = max(timing.spread, self.unsteady.get(layer.name, 0.0))
+            self.store.table.notes[layer.key] = f"spread {timing.spread:.0%} at widths {point}"
+        self.store.put(layer.key, point, timing)
+        return timing
+
+    def _time(self, layer: Layer, point: Point, effort: Effort) -> Timing:
+        args, kwargs = layer.arguments(*point, device=self.device)
+        with torch.no_grad(), cpu_threads(self.threads):
+            call = callable_for(layer, args, kwargs, self.runtime)
+            return (self.timer or timer_for(self.runtime))(call, self.device, effort)
