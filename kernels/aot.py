@@ -110,3 +110,12 @@ def compile_all(capability: int) -> Iterator[Compiled]:
     yield compile_saliency("fp32", "taylor", capability, accumulate=False, lanes=256)
     yield compile_saliency("fp32", "taylor", capability, out="*fp64", lanes=16)
     yield from (compile_lookup(d, c, capability) for d, c in (("fp32", "u8"), ("fp64", "u8"), ("fp64", "i32")))
+
+
+def report(capability: int) -> str:
+    """What can be said without a device: 16-byte loads and local memory of every kernel, as a Markdown table."""
+    lines = ["| kernel | v4.b32 loads | v2.b64 loads | local loads and stores |", "|---|---|---|---|"]
+    for compiled in compile_all(capability):
+        counts = (r"ld\.global\S*v4\.b32", r"ld\.global\S*v2\.b64", r"(?:ld|st)\.local")
+        lines.append(f"| {compiled.name} | " + " | ".join(str(compiled.count(c)) for c in counts) + " |")
+    return "\n".join(lines) + "\n"

@@ -28,13 +28,13 @@ NUM_WARPS = 4
 class Launch:
     """A plan's tables on the device, its workspace, and the addresses of the latest step.
 
-    The workspace belongs to one layout: calls that share a layout must be ordered on one stream (or by
-        events).
+    The workspace belongs to one layout: calls that share a layout must be ordered, on one stream or by events.
     """
 
     plan: WorkPlan
     tiling: Tiling
     num_channels: int
+    lanes: int
     tables: tuple[Tensor, ...]
     pointers: Tensor
     addresses: list[int]
@@ -47,7 +47,9 @@ class Launch:
         counters = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
         pointers = torch.zeros(2 * len(layout.shapes), dtype=torch.int64, device=device)
         tables = (items, offsets, partials, indptr, index, counters)
-        return cls(plan, tiling, layout.num_channels, tables, pointers, [])
+        longest = int(np.diff(plan.indptr).max(initial=1))
+        lanes = min(max(triton.next_power_of_2(longest) // 4, 16), 256)
+        return cls(plan, tiling, layout.num_channels, lanes, tables, pointers, [])
 
     def point_at(self, weights: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
         """Uploads the tensors' addresses, unless they are those of the last step (the usual case: the caching
@@ -64,15 +66,13 @@ class Launch:
 
     def run(self, variant: Variant, out: Tensor, accumulate: bool) -> None:
         """The launch. `out` has been checked."""
-        longest = int(np.diff(self.plan.indptr).max(initial=1))
-        lanes = min(max(triton.next_power_of_2(longest) // 4, 16), 256)
-        channels = FINISH_TILE // lanes
+        channels = FINISH_TILE // self.lanes
         num_items, num_blocks = len(self.plan.items), triton.cdiv(self.num_channels, channels)
         saliency_kernel[(num_items + num_blocks,)](
             self.pointers, *self.tables, out, num_items, num_blocks, self.num_channels,
             KINDS=self.plan.kinds, FIELDS=FIELDS, ELEMENT=int(variant.element), FINAL=int(variant.final),
             ACCUMULATE=accumulate, ROWS=self.tiling.rows, COLS=self.tiling.cols,
-            CHANNELS=channels, LANES=lanes, num_warps=NUM_WARPS, enable_fp_fusion=True,
+            CHANNELS=channels, LANES=self.lanes, num_warps=NUM_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -83,13 +83,12 @@ def prepare(
     variant: Variant,
     tiling: Tiling = Tiling(),  # noqa: B008 (frozen)
 ) -> Launch:
-    """The launch for these tensors, from the layout's cache if their strides, dtypes and alignment were
-    seen."""
-    layout.check(weights, grads, variant.needs_grad)
+    """The launch for these tensors: from the layout's cache if such tensors were checked and planned before."""
     used = grads if variant.needs_grad else None
-    device = weights[layout.scored[0]].device
-    key = (tiling, device, used is None, signature(weights), () if used is None else signature(used))
+    key = (tiling, variant.needs_grad, signature(weights), None if used is None else signature(used))
     if key not in layout.cache:
+        layout.check(weights, grads, variant.needs_grad)
+        device = weights[layout.scored[0]].device
         layout.cache[key] = Launch.of(build_plan(layout, weights, used, tiling), tiling, layout, device)
     launch = layout.cache[key]
     launch.point_at(weights, weights if used is None else used)

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..errors import SaliencyError
@@ -275,6 +274,8 @@ def _offsets(tensor: Tensor, dims: Sequence[int]) -> np.ndarray:
     return flat
 
 
-def signature(tensors: Sequence[Tensor | None]) -> tuple[tuple[torch.dtype, tuple[int, ...], bool] | None, ...]:
-    """What a plan depends on besides the layout: dtype, strides, 16-byte alignment."""
-    return tuple(None if t is None else (t.dtype, t.stride(), t.data_ptr() % 16 == 0) for t in tensors)
+def signature(tensors: Sequence[Tensor | None]) -> tuple[object, ...]:
+    """All that a plan and the layout's checks depend on, and that a later step might change."""
+    return tuple(
+        None if t is None else (t.dtype, t.shape, t.stride(), t.get_device(), t.data_ptr() % 16 == 0) for t in tensors
+    )
