@@ -89,10 +89,19 @@ def _unit(members: list[fx.Node], coupling: Coupling) -> Layer:
     result = next((u for u in last.users if u.target is getitem), last)
     graph.output(inside[result])
     module = fx.GraphModule(torch.nn.Module(), graph)
-    text = " ".join(f"{n.target}{n.args}" for n in graph.nodes if n.op == "call_function" and n.target is not getitem)
+    text = _text(graph)
     op = "+".join(str(m.target._opname).rstrip("_") for m in members)  # type: ignore[union-attr]
     layer = layer_of_unit(last, outer, [result], coupling, module, op, text)
     return replace(layer, nodes=tuple(m.name for m in members))
+
+
+def _text(graph: fx.Graph) -> str:
+    """What the unit does, with nodes numbered: equal units have equal texts."""
+    number = {node: f"%{i}" for i, node in enumerate(graph.nodes)}
+    calls = (node for node in graph.nodes if node.op == "call_function" and node.target is not getitem)
+    return "; ".join(
+        f"{number[n]} = {n.target}{fx.node.map_arg((n.args, n.kwargs), number.__getitem__)}" for n in calls
+    )
 
 
 def _functional(target: Any) -> Any:

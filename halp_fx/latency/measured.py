@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -127,6 +128,11 @@ class MeasuredLatency:
         if self._sampler is None:
             raise LatencyError("no table yet: call tables() or total() first")
         return self._sampler.store.table
+
+    @property
+    def path(self) -> Path | None:
+        """The file that times are saved to; None before the first use, and for a table in memory."""
+        return None if self._sampler is None else self._sampler.store.path
 
     def _open(self, coupling: Coupling) -> Sampler:
         """The sampler for the device; the table is opened at the first use."""

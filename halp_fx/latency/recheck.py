@@ -6,10 +6,12 @@ picked), some is noise; both points of such a pair are measured again before the
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from .grids import Grid
-from .table import Point
+from .table import LatencyTable, Point
 
 _NOISE = 0.02
 
@@ -27,6 +29,21 @@ def suspects(grid: Grid) -> list[Point]:
             marked[tuple(index)] |= wrong
     rows, columns = np.nonzero(marked)
     return [(grid.in_widths[c], grid.out_widths[r]) for r, c in zip(rows.tolist(), columns.tolist(), strict=True)]
+
+
+def slower_when_narrower(table: LatencyTable) -> tuple[int, int]:
+    """(adjacent pairs, those where the narrower point is slower by more than 2 %) of all points of a table."""
+    pairs = slower = 0
+    for points in table.entries.values():
+        for axis in (0, 1):
+            rows: dict[int, list[tuple[int, float]]] = {}
+            for point, timing in points.items():
+                rows.setdefault(point[1 - axis], []).append((point[axis], timing.median_ms))
+            for row in rows.values():
+                times = [time for _, time in sorted(row)]
+                pairs += len(times) - 1
+                slower += sum(a > b * (1 + _NOISE) for a, b in pairwise(times))
+    return pairs, slower
 
 
 def _pairs(length: int) -> tuple[np.ndarray, np.ndarray]:
