@@ -16,11 +16,12 @@ from .errors import (
 )
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .report import Report
-from .rewriting import rewrite, zero
+from .rewriting import rewrite
 from .rules import register_rule
 from .saliency import Saliency, score
 from .solver import WidthProblem, solve
 from .tracing import trace
+from .twin import zero
 from .types import ChannelGroup, Coupling, Plan
 
 __version__ = "0.1.0"

@@ -274,7 +274,9 @@ def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
 
 
 def vector(plane: Plane, dim: int) -> torch.Tensor:
-    """The labels along `dim`, shape (size,), of a plane that varies along `dim` only."""
+    """The labels along `dim`, shape (size,), of a plane that varies along `dim` only (0 if the tensor is empty)."""
+    if plane.numel() == 0:
+        return torch.zeros(plane.shape[dim], dtype=plane.dtype)
     index = tuple(slice(None) if d == dim else 0 for d in range(plane.dim()))
     return plane[index]
 

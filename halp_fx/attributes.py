@@ -30,12 +30,34 @@ def _norm(m: Any) -> None:
         m.num_features = tensor.shape[0]
 
 
+def _layer_norm(m: Any) -> None:
+    if m.weight is not None:
+        m.normalized_shape = tuple(m.weight.shape)
+
+
+def _group_norm(m: Any) -> None:
+    if m.weight is not None:
+        m.num_channels = m.weight.shape[0]
+
+
+def _embedding(m: Any) -> None:
+    m.embedding_dim = m.weight.shape[1]
+
+
+def _prelu(m: Any) -> None:
+    m.num_parameters = m.weight.shape[0]
+
+
 # isinstance in this order: transposed convolutions are no subclass of the plain ones.
 _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.modules.conv._ConvTransposeNd, _conv_transposed),
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
     (nn.modules.batchnorm._NormBase, _norm),
+    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
+    (nn.GroupNorm, _group_norm),
+    (nn.Embedding, _embedding),
+    (nn.PReLU, _prelu),
 )
 
 

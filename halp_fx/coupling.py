@@ -72,11 +72,16 @@ def couple(
         AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
         for e in algebra.edits
     )
+    restricted = {
+        call.node.name: tuple(partition.channel_map(v) for v in call.tensors())
+        for call in algebra.restricted.values()
+        if call.node.graph is traced.graph
+    }
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    return Coupling(traced, groups, links, shapes, edits, tuple(algebra.notes), algebra.choices)
+    return Coupling(traced, groups, links, shapes, edits, tuple(algebra.notes), algebra.choices, restricted)
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:

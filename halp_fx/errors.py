@@ -4,6 +4,8 @@ One base class, so that callers can catch `HalpError`; the kinds tell whose move
 node, parameter or file it is about, the shape or value found, and what the reader can do.
 """
 
+from typing import Any
+
 
 class HalpError(Exception):
     """Base class of all errors raised on purpose by halp_fx."""
@@ -14,7 +16,15 @@ class ModelError(HalpError):
 
 
 class TraceError(ModelError):
-    """The model's forward could not be run on the example inputs, or could not be recorded."""
+    """The model's forward could not be run on the example inputs, or could not be recorded.
+
+    Attributes:
+        recorded: the `fx.Graph` of what ran before the failure.
+    """
+
+    def __init__(self, message: str, recorded: Any = None) -> None:
+        super().__init__(message)
+        self.recorded = recorded
 
 
 class PlanError(HalpError):
@@ -52,4 +62,14 @@ class LatencyError(HalpError):
 
 
 class RewriteError(HalpError):
-    """A rewritten network does not agree with its plan. This is a defect of halp_fx: please report it."""
+    """A rewritten network does not do what its plan asks for, e.g. because of a constant in its forward.
+
+    Attributes:
+        groups: names of the groups that the failing operator handles.
+        place: (operator, source line) where it fails.
+    """
+
+    def __init__(self, message: str, groups: tuple[str, ...] = (), place: tuple[str, str] = ("", "")) -> None:
+        super().__init__(message)
+        self.groups = groups
+        self.place = place

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import fx
 
-from .algebra import Algebra, Plane, Planes, compact, varying
+from .algebra import Algebra, Plane, Planes, Value, compact, varying
 from .errors import HalpError
-from .types import ChannelGroup, Extent, Member
+from .types import ChannelGroup, ChannelMap, Extent, Member
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +22,13 @@ class Partition:
         groups: all groups, in the order of the forward.
         group_of: int array over labels: index into `groups`, -1 for labels that belong to none (kernel sizes).
         class_of: int array over labels: the class (connected component).
+        channel_of: int array over labels: the channel's index in its group.
     """
 
     groups: tuple[ChannelGroup, ...]
     group_of: np.ndarray
     class_of: np.ndarray
+    channel_of: np.ndarray
     _extents: dict[Hashable, tuple[int, int, tuple[tuple[str, int], ...]] | None] = field(default_factory=dict)
 
     @classmethod
@@ -70,7 +72,7 @@ class Partition:
             if made is not None:
                 index_of[g] = len(groups)
                 groups.append(made)
-        return cls(tuple(groups), index_of[group_of], classes)
+        return cls(tuple(groups), index_of[group_of], classes, channel)
 
     def frozen_by_name(self, names: Sequence[str], error: type[HalpError]) -> tuple[ChannelGroup, ...]:
         """The groups, with the named ones frozen."""
@@ -100,12 +102,23 @@ class Partition:
                 extents[dim] = Extent(extents[dim].fixed - moving, (*extents[dim].terms, *terms))
         return tuple(extents)
 
+    def channel_map(self, value: Value) -> ChannelMap:
+        """Which channel lies where along the dimensions of a tensor."""
+        dims = {}
+        for plane in value.planes:
+            small = compact(plane).numpy()
+            dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
+            if dim is not None:
+                line = small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]
+                dims[dim] = (self.group_of[line], self.channel_of[line])
+        return ChannelMap(dims)
+
     def _moving(self, plane: Plane) -> tuple[int, int, tuple[tuple[str, int], ...]] | None:
         """The dimension along which a plane's elements can go, how many can, and the terms that say which."""
         small = compact(plane).numpy()
-        dim = free_dimension(self.class_of[small], varying(plane))
+        dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
         if dim is None:
-            return None  # Pinned everywhere.
+            return None  # Pinned everywhere, or an empty tensor.
         line = self.group_of[small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]]
         counts = np.bincount(line + 1, minlength=1)[1:]
         shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts) if self.groups[g].frozen is None]

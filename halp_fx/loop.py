@@ -112,7 +112,14 @@ def close(
     while True:
         budget = goals.budget.target(dense)
         spend = goals.spend(coupling, calibration.budget_for(budget), share)
-        smaller, solution = _solve_and_rewrite(network, coupling, request, spend, clock, budget=(budget, calibration))
+        try:
+            smaller, solution = _solve_and_rewrite(
+                network, coupling, request, spend, clock, budget=(budget, calibration)
+            )
+        except InfeasibleError:
+            if candidates:  # Reachable by the first calibration, not by the corrected one: keep what was found.
+                return candidates
+            raise
         widths = coupling.widths(smaller.plan)
         total = goals.cost.total(coupling, widths)
         with clock("measure"):
@@ -123,7 +130,7 @@ def close(
         logger.info("budget %.4g, predicted %.4g, measured %.4g", budget, candidate.predicted, measured)
         if not goals.measured or abs(candidate.deviation) <= request.tolerance or len(candidates) == MAX_ROUNDS:
             return candidates
-        calibration = calibration.with_point(total, measured)
+        calibration = calibration.with_point(total, measured, dense)
 
 
 def _scored(network: Network, coupling: Coupling, request: Request, clock: Clock) -> Network:

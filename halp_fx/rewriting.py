@@ -1,7 +1,7 @@
-"""rewrite: plan -> smaller network; zero: plan -> the same network with zeros, the oracle of the rewrite.
+"""rewrite: plan -> smaller network.
 
-Both deep-copy the model and change tensors in place, so the class, the forward, `state_dict` names, hooks, modes,
-`requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are.
+The model is deep-copied with smaller tensors in place of those that shrink, so the class, the forward, `state_dict`
+names, hooks, modes, `requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are.
 """
 
 from __future__ import annotations
@@ -59,31 +59,6 @@ def rewrite(
     return small
 
 
-def zero(
-    model: nn.Module,
-    plan: Plan | Mapping[str, Any],
-    example_inputs: Any = None,
-    *,
-    coupling: Coupling | None = None,
-) -> nn.Module:
-    """The zeroed twin: a copy of `model` with every slot of every removed channel set to zero.
-
-    Slots are zeroed where channels are produced *and* where they are consumed, so that an activation with
-    f(0) != 0 in between does no harm.
-
-    Raises:
-        PlanError: the plan does not fit the model.
-    """
-    coupling = coupling or channel_groups(model, example_inputs)
-    dead = removed_slots(coupling, plan)
-    twin = copy.deepcopy(model)
-    tensors = dict(named_tensors(twin))
-    with torch.no_grad():
-        for axis, slots in dead.items():
-            tensors[axis.tensor].index_fill_(axis.dim, _index(slots, tensors[axis.tensor]), 0)
-    return twin
-
-
 def removed_slots(coupling: Coupling, plan: Mapping[str, Any]) -> dict[Axis, np.ndarray]:
     """For every axis that shrinks, the sorted slots that go.
 
@@ -111,7 +86,7 @@ def removed_slots(coupling: Coupling, plan: Mapping[str, Any]) -> dict[Axis, np.
     return {axis: np.sort(np.concatenate(parts)) for axis, parts in dead.items()}
 
 
-def _index(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+def index_of(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(slots, dtype=torch.int64, device=tensor.device)
 
 
@@ -122,7 +97,7 @@ def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.T
     channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
     for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
         keep = np.setdiff1d(np.arange(data.shape[dim]), slots, assume_unique=True)
-        data = data.index_select(dim, _index(keep, data))
+        data = data.index_select(dim, index_of(keep, data))
     data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if isinstance(tensor, nn.Parameter):
         return type(tensor)(data, requires_grad=tensor.requires_grad)

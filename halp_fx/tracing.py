@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -116,6 +117,25 @@ def preserved(model: nn.Module) -> Iterator[None]:
                         buffer.copy_(copy)
 
 
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Attention as matrix products and softmax, for which there are rules, instead of fused operators."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def is_recorded(target: Any, result: Any = None) -> bool:
+    """Whether an operator call becomes a node. Given a node alone: whether it stands for an operator call."""
+    if isinstance(target, fx.Node):
+        return target.op == "call_function" and target.target not in (getitem, written_through_alias)
+    return target.namespace != "prim" and _has_tensor(result)
+
+
 def _at_least_two(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == 1:
         return value.expand(2, *value.shape[1:]).contiguous()
@@ -134,7 +154,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     args, kwargs = tree_map(recorder.placeholder, (args, kwargs))
     names = _PythonNames()
     try:
-        with torch.no_grad(), recorder.module_hooks(), names, recorder:
+        with torch.no_grad(), decomposed(), recorder.module_hooks(), names, recorder:
             recorder.names = names
             result = model(*args, **kwargs)
     except Exception as error:
@@ -144,7 +164,8 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         shapes = _shapes((args, kwargs))
         raise TraceError(
             f"the model's forward failed on the example inputs {shapes}{where}: {error}\n"
-            "Pass example_inputs with which model(*example_inputs) runs."
+            "Pass example_inputs with which model(*example_inputs) runs.",
+            recorder.graph,
         ) from error
     recorder.finish(result)
     tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
@@ -223,7 +244,7 @@ class _Recorder(TorchDispatchMode):
         # Arguments are looked up first: an in-place operator returns one of them.
         node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
         result = func(*args, **kwargs)
-        if func.namespace == "prim" or not _has_tensor(result):
+        if not is_recorded(func, result):
             return result
         node = self.graph.call_function(func, tuple(node_args), dict(node_kwargs))
         self._describe(node, result)

@@ -9,6 +9,7 @@ the coupling.
 from __future__ import annotations
 
 import copy
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -27,31 +28,73 @@ _REMEDY = (
     "from a shape"
 )
 
+# Shapes behind these follow the values: a pruned detector finds other boxes.
+_BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "index", "_local_scalar_dense"}
+
 
 def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:
     """Check `small` against `plan`.
 
+    Shapes are compared up to the first operator whose result depends on values; couplings throughout.
+
     Raises:
-        RewriteError: names the first operator that differs.
+        RewriteError: names the first operator that differs; its `groups` are those that the operator handles.
     """
+    widths = coupling.widths(plan)
+    failure: TraceError | None = None
     try:
         traced = _trace_shapes(small, example_inputs)
+        after = _working(traced.graph)
     except TraceError as error:
-        raise RewriteError(f"the pruned network does not run: {error}\n{_REMEDY}") from error
-    widths = coupling.widths(plan)
-    before, after = _working(coupling.traced), _working(traced)
-    for old, new in zip(before, after, strict=False):
-        expected = tuple(e.at(widths) for e in coupling.shapes[old.name])
-        spec = new.meta.get("spec")
-        if old.target != new.target or (spec is not None and spec.shape != expected):
-            found = f"{new.target} of shape {spec.shape if spec else '()'}"
-            raise RewriteError(
-                f"after pruning, {old.name} in {old.meta.get('module')!r} ({old.meta.get('source')}) should be "
-                f"{old.target} of shape {expected}, but the network ran {found}. {_REMEDY}"
-            )
-    if len(before) != len(after):
-        raise RewriteError(f"the forward ran {len(before)} operators before pruning and {len(after)} after")
+        failure, after = error, _working(error.recorded) if error.recorded is not None else []
+    before = _working(coupling.traced.graph)
+    for old, new in zip_longest(before, after):
+        if _op(old) in _BY_VALUE:
+            break
+        expected = tuple(e.at(widths) for e in coupling.shapes[old.name]) if old is not None else ()
+        spec = new.meta.get("spec") if new is not None else None
+        if old is None or new is None or old.target != new.target or (spec and spec.shape != expected):
+            raise _mismatch(old, new, expected, failure, coupling)
+    if failure is not None:
+        raise RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}") from failure
     _check_channels(coupling, couple(traced, like=coupling), plan)
+
+
+def _mismatch(
+    old: fx.Node | None, new: fx.Node | None, expected: tuple[int, ...], failure: TraceError | None, coupling: Coupling
+) -> RewriteError:
+    groups = _groups_at(old, coupling) if old is not None else ()
+    if failure is not None and new is None:
+        return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, _place(old))
+    found = f"{new.target} of shape {new.meta['spec'].shape if new.meta.get('spec') else '()'}" if new else "nothing"
+    wanted = f"{old.target} of shape {expected}" if old else "nothing more"
+    meta = (old or new).meta  # type: ignore[union-attr]
+    return RewriteError(
+        f"after pruning, the network should run {wanted} in {meta.get('module')!r} ({meta.get('source')}), but ran "
+        f"{found}. {_REMEDY}",
+        groups,
+        _place(old),
+    )
+
+
+def _place(node: fx.Node | None) -> tuple[str, str]:
+    return (_op(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
+
+
+def groups_at(place: tuple[str, str], coupling: Coupling) -> set[str]:
+    """Groups that the operators at one place of the program handle, in all modules that run it."""
+    nodes = [n for n in coupling.traced.graph.nodes if _place(n) == place]
+    return {name for node in nodes for name in _groups_at(node, coupling)}
+
+
+def _groups_at(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups in the shapes of an operator's arguments and result."""
+    nodes = [node, *node.all_input_nodes]
+    return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
+
+
+def _op(node: fx.Node | None) -> str:
+    return str(getattr(node.target, "_opname", "")) if node is not None else ""
 
 
 def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
@@ -72,7 +115,10 @@ def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
     repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
     wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
     axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
-    raise RewriteError(f"after pruning, the channels of {axis} are coupled to other channels than before. {_REMEDY}")
+    raise RewriteError(
+        f"after pruning, the channels of {axis} are coupled to other channels than before. {_REMEDY}",
+        tuple(g.name for g in before.groups if any(m.axis == axis for m in g.members)),
+    )
 
 
 def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
@@ -91,10 +137,10 @@ def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
     return {axis: row[row > -2] for axis, row in ids.items()}
 
 
-def _working(traced: Traced) -> list[fx.Node]:
+def _working(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
     moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
-    return [n for n in traced.graph.nodes if getattr(n.target, "_opname", "") not in moving]
+    return [n for n in graph.nodes if _op(n) not in moving]
 
 
 def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:

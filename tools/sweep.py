@@ -63,12 +63,11 @@ def build(library: str, name: str) -> tuple[Any, Any]:
     if "optical_flow" in module:
         return model, (torch.randn(1, 3, 128, 128), torch.randn(1, 3, 128, 128))
     if "video" in module:
-        frames = 16 if not name.startswith("mvit") and not name.startswith("swin3d") else 16
-        side = 224 if name.startswith(("mvit", "swin3d")) else 64
-        return model, torch.randn(1, 3, frames, side, side)
+        side = 224 if name.startswith(("mvit", "swin3d", "s3d")) else 64
+        return model, torch.randn(1, 3, 16, side, side)
     if "segmentation" in module:
         return model, torch.randn(1, 3, 128, 128)
-    side = getattr(model, "image_size", None) or (512 if name == "vit_h_14" else 224)
+    side = getattr(model, "image_size", None) or (299 if "inception" in name else 224)
     return model, torch.randn(1, 3, side, side)
 
 
@@ -92,7 +91,9 @@ def check(library: str, name: str) -> dict[str, Any]:
     started = time.perf_counter()
     small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
     rewritten = time.perf_counter()
-    double = torch.utils._pytree.tree_map(lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, inputs)
+    double = torch.utils._pytree.tree_map(
+        lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, inputs
+    )
     twin = halp_fx.zero(model, plan, inputs, coupling=coupling).double().eval()
     args = double if isinstance(double, tuple) else (double,)
     small.double().eval()
@@ -130,7 +131,8 @@ def randomize(model: Any) -> None:
 
 
 def plain(output: Any) -> Any:
-    return vars(output) if hasattr(output, "__dict__") and not hasattr(output, "shape") else output
+    fields = hasattr(output, "__dict__") and not hasattr(output, "shape") and not isinstance(output, dict)
+    return vars(output) if fields else output
 
 
 def backward(model: Any, args: tuple[Any, ...]) -> str:

@@ -1,0 +1,148 @@
+"""zero: plan -> the zeroed twin, the oracle of a rewrite.
+
+The twin has the original architecture. Every slot of every removed channel is zero where the channel is produced *and*
+where it is consumed, so that an activation with f(0) != 0 in between does no harm. Where a statistic runs over
+channels (LayerNorm, GroupNorm, a mean or softmax over channels) zeroing is not removing: the twin computes such
+operators over the kept channels only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from .coupling import channel_groups
+from .errors import HalpError
+from .rewriting import index_of, removed_slots
+from .tracing import decomposed, is_recorded, named_tensors
+from .types import Coupling, Plan
+
+Keep = dict[int, np.ndarray]
+"""Dimension -> sorted indices that stay."""
+
+
+def zero(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+) -> nn.Module:
+    """The zeroed twin: a copy of `model` that computes what the rewritten network should.
+
+    If a statistic runs over channels that the plan removes, the twin's forward works in eval mode and without
+    gradients only.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    coupling = coupling or channel_groups(model, example_inputs)
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    dead = removed_slots(coupling, plan)
+    twin = copy.deepcopy(model)
+    tensors = dict(named_tensors(twin))
+    with torch.no_grad():
+        for axis, slots in dead.items():
+            tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
+    steps = _restrictions(coupling, plan)
+    if steps:
+        twin.forward = partial(_forward, twin, steps)  # type: ignore[method-assign]
+    return twin
+
+
+def _restrictions(coupling: Coupling, plan: Plan) -> dict[int, tuple[str, list[Keep]]]:
+    """Position of an operator in the forward -> its name and, for each of its tensors, what stays along which
+    dimension."""
+    kept = [
+        np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in coupling.groups
+    ]
+    steps = {}
+    calls = [n for n in coupling.traced.graph.nodes if is_recorded(n)]
+    for position, node in enumerate(calls):
+        keeps: list[Keep] = []
+        for channel_map in coupling.restricted.get(node.name, ()):
+            keep: Keep = {}
+            for dim, (groups, channels) in channel_map.dims.items():
+                stays = np.array([g < 0 or kept[g][c] for g, c in zip(groups, channels, strict=True)])
+                if not stays.all():
+                    keep[dim] = np.flatnonzero(stays)
+            keeps.append(keep)
+        if any(keeps):
+            steps[position] = (str(node.target), keeps)
+    return steps
+
+
+def _forward(twin: nn.Module, steps: dict[int, tuple[str, list[Keep]]], *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad(), decomposed(), _Restrict(steps):
+        return type(twin).forward(twin, *args, **kwargs)
+
+
+class _Restrict(TorchDispatchMode):
+    """Runs the operators at given positions of the forward over a part of their channels."""
+
+    def __init__(self, steps: dict[int, tuple[str, list[Keep]]]) -> None:
+        super().__init__()
+        self.steps = steps
+        self.position = -1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        full = func(*args, **kwargs)
+        if not is_recorded(func, full):
+            return full
+        self.position += 1
+        if self.position not in self.steps:
+            return full
+        target, keeps = self.steps[self.position]
+        if str(func) != target:
+            raise HalpError(f"the twin's forward ran {func} where {target} was traced: run it in eval mode, as traced")
+        return _over_kept(func, args, kwargs, keeps, full)
+
+
+def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep], full: Any) -> Any:
+    """The operator over what is kept, its results put back among zeros."""
+    leaves, tree = tree_flatten((args, kwargs))
+    rest = iter(keeps)
+    narrowed = [_narrow(v, next(rest)) if isinstance(v, torch.Tensor) else v for v in leaves]
+    small_args, small_kwargs = tree_unflatten(narrowed, tree)
+    small = func(*_resized(func, small_args), **small_kwargs)
+    keep = keeps[0]
+    if isinstance(full, torch.Tensor):
+        return _widen(small, full, keep)
+    return type(full)(_widen(s, f, keep) for s, f in zip(small, full, strict=True))
+
+
+def _narrow(tensor: torch.Tensor, keep: Keep) -> torch.Tensor:
+    for dim, indices in keep.items():
+        tensor = tensor.index_select(dim, index_of(indices, tensor))
+    return tensor
+
+
+def _resized(func: Any, args: Any) -> tuple[Any, ...]:
+    """Size arguments that repeat the shape of the first tensor."""
+    x, name = args[0], func._opname
+    if name in ("native_layer_norm", "_fused_rms_norm"):
+        return (x, list(x.shape[x.dim() - len(args[1]) :]), *args[2:])
+    if name == "native_group_norm":
+        return (*args[:3], x.shape[0], x.shape[1], x[0, 0].numel(), *args[6:])
+    return tuple(args)
+
+
+def _widen(small: torch.Tensor, full: torch.Tensor, keep: Keep) -> torch.Tensor:
+    if small.shape == full.shape:
+        return small
+    result = small
+    for dim, indices in keep.items():
+        if result.shape[dim] != full.shape[dim]:
+            shape = list(result.shape)
+            shape[dim] = full.shape[dim]
+            result = result.new_zeros(shape).index_copy_(dim, index_of(indices, result), result)
+    return result
