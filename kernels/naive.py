@@ -18,8 +18,9 @@ from .variants import Element, Final, Variant
 if TYPE_CHECKING:
     from .tables import TableStack
 
-CHUNK = 1 << 18
-"""Elements per chunk: 1 MiB of float32, written once and read once per segment while it is in L2."""
+CHUNK = 1 << 20
+"""Elements per chunk: bounds the temporary product to a few MiB (it would be 392 MiB for VGG-16's first linear layer)
+and keeps it in a last-level cache, where each segment reads it once."""
 
 QUERIES = 1 << 16
 """Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
@@ -54,22 +55,31 @@ def channel_scores(
     layout.check(weights, grads, variant.needs_grad)
     device = weights[layout.scored[0]].device if layout.scored else torch.device("cpu")
     totals = torch.zeros(layout.num_channels + 1, dtype=torch.float64, device=device)
-    for index in layout.scored:
+    for index, targets in _targets(layout, device).items():
         weight = weights[index]
         grad = grads[index] if variant.needs_grad and grads is not None else weight
         if grad is None or weight.numel() == 0:
             continue
-        segments = [s for s in layout.segments if s.tensor == index]
-        sums = _sums_along(weight, grad, [s.dim for s in segments], ELEMENTS[variant.element])
-        for segment in segments:
-            # Slots of channel -1 land in the extra last entry.
-            channels = torch.from_numpy(segment.channels % (layout.num_channels + 1)).to(device)
-            totals.index_add_(0, channels, sums[segment.dim])
+        sums = _sums_along(weight, grad, [dim for dim, _ in targets], ELEMENTS[variant.element])
+        for dim, channels in targets:
+            totals.index_add_(0, channels, sums[dim])
     scores = FINALS[variant.final](totals[:-1])
     if out is None:
         return scores.float()
     layout.check_out(out, device)
     return out.add_(scores)
+
+
+def _targets(layout: SegmentLayout, device: torch.device) -> dict[int, list[tuple[int, Tensor]]]:
+    """For every scored parameter its (dim, channel of each slot); channel -1 becomes an extra last one."""
+    key = ("targets", device)
+    if key not in layout.cache:
+        targets: dict[int, list[tuple[int, Tensor]]] = {index: [] for index in layout.scored}
+        for segment in layout.segments:
+            channels = torch.from_numpy(segment.channels % (layout.num_channels + 1)).to(device)
+            targets[segment.tensor].append((segment.dim, channels))
+        layout.cache[key] = targets
+    return layout.cache[key]
 
 
 def _sums_along(

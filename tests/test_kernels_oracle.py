@@ -155,7 +155,8 @@ def test_coupled_layers_are_summed_before_the_absolute_value():
     assert kernels.channel_scores(layout, weights, grads, "taylor_abs").tolist() == [6.0, 4.0]
 
 
-def test_chunks_of_a_large_parameter_add_up():
+def test_chunks_of_a_large_parameter_add_up(monkeypatch):
+    monkeypatch.setattr(kernels.naive, "CHUNK", 10_000)
     weight, grad = torch.randn(300, 2001), torch.randn(300, 2001)
     segments = [Segment(0, 0, np.arange(300)), Segment(0, 1, 300 + np.arange(2001) // 49)]
     layout = SegmentLayout.build([weight], segments, 341)
