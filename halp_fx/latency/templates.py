@@ -19,7 +19,10 @@ IN, OUT = "I", "O"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """One dimension: `fixed + (n - base) * numerator / denominator`, n being n_in or n_out as `axis` says."""
+    """One dimension: `fixed + (n - base) * numerator / denominator`, n being n_in or n_out as `axis` says.
+
+    Rounded, where a width has no whole share for it (parts of a concat).
+    """
 
     fixed: int
     axis: str = ""
@@ -31,7 +34,8 @@ class Size:
         if not self.axis:
             return self.fixed
         n = n_in if self.axis == IN else n_out
-        return max(self.fixed + (n - self.base) * self.numerator // self.denominator, 1)
+        share = (2 * (n - self.base) * self.numerator + self.denominator) // (2 * self.denominator)
+        return max(self.fixed + share, 1)
 
     def __str__(self) -> str:
         if not self.axis:

@@ -1,0 +1,169 @@
+"""Layers: every operator that works is there, and replays at any widths with the shapes that the coupling states."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from halp_fx.coupling import channel_groups
+from halp_fx.latency.fusion import fused_layers
+from halp_fx.latency.layers import layers
+from halp_fx.latency.runtimes import callable_for
+from halp_fx.latency.templates import Size, TensorTemplate
+from halp_fx.types import TensorSpec
+
+
+class Everything(nn.Module):
+    """Residual, depthwise, grouped (both kinds), transposed, squeeze-excite, concat, norms, flatten, linear."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.grouped = nn.Conv2d(16, 16, 1, groups=2)
+        self.many_groups = nn.Conv2d(16, 32, 1, groups=8)
+        self.squeeze, self.excite = nn.Conv2d(32, 6, 1), nn.Conv2d(6, 32, 1)
+        self.up = nn.ConvTranspose2d(32, 12, 2, stride=2)
+        self.norm = nn.GroupNorm(1, 12)
+        self.side = nn.Conv2d(32, 10, 1)
+        self.fc1, self.fc2 = nn.Linear(22 * 16, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.depthwise(x)
+        x = self.many_groups(self.grouped(x))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = torch.cat([F.avg_pool2d(self.norm(self.up(x)), 2), self.side(x)], 1)
+        return self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 4).flatten(1))))
+
+
+def couple(channels_last=False):
+    model, x = Everything().eval(), torch.rand(2, 3, 8, 8)
+    if channels_last:
+        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    return channel_groups(model, x)
+
+
+def some_widths(coupling, seed):
+    rng = random.Random(seed)
+    return {g.name: g.size if g.frozen else rng.randint(1, g.size) for g in coupling.groups}
+
+
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("unit", [layers, fused_layers], ids=["operators", "fused"])
+def test_every_layer_replays_at_any_widths(unit, channels_last):
+    coupling = couple(channels_last)
+    found = unit(coupling)
+    with torch.no_grad():
+        for seed in range(3):
+            widths = some_widths(coupling, seed)
+            for layer in found:
+                args, kwargs = layer.arguments(*layer.widths(widths))
+                result = layer.function(*args, **kwargs)
+                results = [result] if isinstance(result, torch.Tensor) else result
+                shapes = [tuple(r.shape) for r in results if isinstance(r, torch.Tensor)]
+                for template in layer.results:
+                    assert template.shape(*layer.widths(widths)) in shapes, layer.name
+
+
+def test_dense_arguments_have_the_recorded_layout():
+    coupling = couple(channels_last=True)
+    convolution = next(x for x in layers(coupling) if x.op == "convolution")
+    x, weight = convolution.arguments(*convolution.dense)[0][:2]
+    assert x.shape == (2, 3, 8, 8)
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_what_costs_nothing_is_left_out():
+    ops = {layer.op for layer in layers(couple())}
+    assert {"convolution", "native_batch_norm", "relu_", "add", "cat", "addmm", "mul", "mean"} <= ops
+    assert not ops & {"view", "t", "empty", "_unsafe_view", "detach"}
+
+
+def test_widths_of_the_kinds_of_layers():
+    by_module = {x.module: x for x in layers(couple()) if x.op in ("convolution", "addmm", "cat")}
+    assert by_module["stem.0"].dense == (3, 16)
+    assert by_module["stem.0"].inputs.terms == ()
+    assert by_module["depthwise"].output is None
+    assert by_module["side"].dense == (32, 10)
+    assert by_module["fc2"].dense == (24, 5)
+    # The flatten: 16 columns a channel, of both sides of the concat.
+    assert dict(by_module["fc1"].inputs.terms) == {"up": 16, "side": 16}
+    assert by_module[""].dense == (22, 0)
+
+
+def test_equal_layers_have_equal_signatures_and_others_do_not():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Conv2d(12, 4, 1, stride=2)
+            self.d = nn.Conv2d(12, 10, 1)
+
+        def forward(self, x):
+            x = self.b(self.a(x))
+            return self.c(x).sum() + self.d(x).sum()
+
+    keys = {x.module: x.key for x in layers(channel_groups(Twins(), torch.rand(1, 3, 4, 4))) if x.op == "convolution"}
+    assert keys["b"] == keys["d"]
+    assert len(set(keys.values())) == 3
+    assert "float32[O,I,1,1]" in keys["b"]
+
+
+def test_random_state_is_left_alone():
+    layer = layers(couple())[0]
+    before = torch.get_rng_state()
+    layer.arguments(*layer.dense)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_fused_units_compute_what_their_operators_do():
+    coupling = couple()
+    fused, single = fused_layers(coupling), layers(coupling)
+    assert sum(len(x.nodes) for x in fused) == len(single)
+    assert {n for x in fused for n in x.nodes} == {x.nodes[0] for x in single}
+    unit = next(x for x in fused if x.op == "native_batch_norm+relu")
+    args, _ = unit.arguments(5)
+    x, gamma, beta, mean, var = args
+    expected = F.relu(F.batch_norm(x, mean, var, gamma, beta))
+    with torch.no_grad():
+        assert torch.allclose(callable_for(unit, args, {}, "eager")(), expected, atol=1e-6)
+    # The residual input has a second reader, so it does not join the unit of the addition.
+    assert len({x.key for x in fused}) <= len(fused)
+
+
+def test_template_keeps_expanded_dimensions_and_values():
+    base = torch.arange(6.0).reshape(1, 6).expand(4, 6)
+    template = TensorTemplate.of(TensorSpec.of(base), (Size(4), Size(0, "I", 1)))
+    built = template.build(3, 0, torch.device("cpu"), torch.Generator())
+    assert built.shape == (4, 3)
+    assert built.stride(0) == 0
+    assert template.bytes(3, 0) == 12
+    index = torch.tensor([2, 0, 1])
+    kept = TensorTemplate.of(TensorSpec.of(index), (Size(3),), value=index)
+    assert torch.equal(kept.build(1, 1, torch.device("cpu"), torch.Generator()), index)
+
+
+@pytest.mark.parametrize(
+    ("size", "n", "expected"),
+    [
+        (Size(7), 3, 7),
+        (Size(0, "I", 49), 3, 147),
+        (Size(5, "I", 1, 2, 4), 10, 8),
+        (Size(0, "I", 1, 8), 2, 1),
+        (Size(0, "I", 2, 3), 10, 7),
+    ],
+)
+def test_sizes(size, n, expected):
+    assert size.at(n, 0) == expected
+
+
+def test_autocast_is_part_of_what_is_traced():
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)), torch.rand(1, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layers(channel_groups(model, x))
+    assert any(layer.op == "convolution" and "bfloat16" in layer.key for layer in found)
