@@ -192,4 +192,6 @@ def _grid(layer: Layer, in_range: Range, out_range: Range, limit: float, sampler
 
 def _settle(layer: Layer, grid: Grid, sampler: Sampler) -> bool:
     """Measure the suspicious points of a grid again; whether there were any."""
-    return sum(sampler.settle(layer, point) for point in suspects(grid)) > 0
+    corner = grid.in_widths[-1], grid.out_widths[-1]
+    again = [corner] if sampler.runs(layer, corner) < 2 else []
+    return sum(sampler.settle(layer, point) for point in dict.fromkeys((*again, *suspects(grid)))) > 0

@@ -68,6 +68,11 @@ class Sampler:
         self.store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, best.count, before.runs + 1))
         return True
 
+    def runs(self, layer: Layer, point: Point) -> int:
+        """How many separate measurements a point has."""
+        timing = self.store.table.get(layer.key, point)
+        return 0 if timing is None else timing.runs
+
     def noise(self, layer: Layer) -> float:
         """Typical standard error of this layer's times, in ms."""
         points = self.store.table.entries.get(layer.key, {})
