@@ -1,7 +1,8 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
+from .analysis import channel_groups
 from .api import prune
-from .coupling import channel_groups, couple
+from .coupling import couple
 from .errors import (
     BudgetError,
     HalpError,

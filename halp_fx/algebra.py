@@ -228,13 +228,23 @@ class Algebra:
 
     def classes(self) -> np.ndarray:
         """The class of every label (index 0 is the class of "none"), as connected components."""
-        count = self.starts[-1]
+        single = np.arange(self.starts[-1])
         if not self.links:
-            return np.arange(count)
+            return single
         a = np.concatenate([link.a for link in self.links])
         b = np.concatenate([link.b for link in self.links])
-        pairs = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-        return connected_components(pairs, directed=False)[1]
+        return merged(single, a, b)
+
+
+def merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The classes when the labels `a[i]` and `b[i]` are put into one."""
+    count = int(classes.max()) + 1
+    left, right = classes[a], classes[b]
+    differ = left != right
+    # The same pair meets at every position of an image: once is enough.
+    pairs = np.unique(left[differ].astype(np.int64) * count + right[differ])
+    edges = coo_matrix((np.ones(len(pairs), dtype=np.int8), np.divmod(pairs, count)), shape=(count, count))
+    return connected_components(edges, directed=False)[1][classes]
 
 
 def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:

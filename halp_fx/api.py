@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
+from .analysis import channel_groups
 from .budgets import BudgetLike
-from .coupling import channel_groups
 from .goals import make_goals
 from .loop import Candidate, Clock, Network, close, schedule, step
 from .report import GroupReport, Report, Round

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from tabulate import tabulate
 
 from . import __version__
 from .errors import HalpError
@@ -53,8 +54,17 @@ def solve(
     from .solver import WidthProblem
     from .solver import solve as solve_problem
 
-    solution = solve_problem(WidthProblem.from_json(problem.read_text()), method, time_limit)  # type: ignore[arg-type]
-    typer.echo(solution.summary())
+    found = solve_problem(WidthProblem.from_json(problem), method, time_limit)  # type: ignore[arg-type]
+    typer.echo(tabulate(list(found.widths.items()), headers=["group", "width"]))
+    figures = [
+        ["value", found.value],
+        ["upper bound", found.upper_bound],
+        ["relative gap", found.gap],
+        *found.costs.items(),
+        ["seconds", found.seconds],
+    ]
+    typer.echo("\n" + tabulate([[name, f"{value:.6g}"] for name, value in figures], disable_numparse=True))
+    typer.echo(f"{found.method}: {found.status}" + (f"; dropped {', '.join(found.dropped)}" if found.dropped else ""))
 
 
 def main() -> None:

@@ -7,43 +7,26 @@ Mathematics and invariants: `docs/coupling.md`.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import fx, nn
+from torch import fx
 
-from .algebra import Algebra, Call, Planes, Value, varying
-from .errors import HalpError, ModelError
+from .algebra import Algebra, Call, Planes, Value, merged, varying
+from .errors import HalpError
 from .groups import Partition, free_dimension
 from .rules import find_rule
-from .tracing import getitem, trace, train_trace, written_through_alias
+from .tracing import getitem, written_through_alias
 from .types import AttributeEdit, Coupling, Links, Traced
 
 
-def channel_groups(
-    model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
-) -> Coupling:
-    """`trace` and `couple` in one.
-
-    Parameters that only a train-mode forward reaches (auxiliary heads) are coupled too: the model is then traced a
-    second time, in train mode.
-
-    Raises:
-        ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
-    """
-    traced = trace(model, example_inputs)
-    further = []
-    if traced.unused:
-        # A detector, for one, wants targets in training: `couple` then says which parameters it never saw.
-        with contextlib.suppress(ModelError):
-            further.append(train_trace(model, example_inputs))
-    return couple(traced, ignore, further, like)
-
-
 def couple(
-    traced: Traced, ignore: Sequence[str] = (), further: Sequence[Traced] = (), like: Coupling | None = None
+    traced: Traced,
+    ignore: Sequence[str] = (),
+    further: Sequence[Traced] = (),
+    like: Coupling | None = None,
+    frozen: Mapping[str, str] | None = None,
 ) -> Coupling:
     """Find the channel groups of a traced network.
 
@@ -52,6 +35,7 @@ def couple(
         ignore: names of modules, parameters or groups that must stay as they are.
         further: other traces of the same model (train mode): what they couple is coupled, too.
         like: the coupling of the same network before it was pruned: its free choices are followed.
+        frozen: further groups that may not shrink, and why.
 
     Raises:
         ModelError: an entry of `ignore` matches nothing.
@@ -64,9 +48,8 @@ def couple(
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
     _settle_grids(algebra)
     partition = Partition.of(algebra)
-    groups = partition.groups
-    if ignored:
-        groups = partition.frozen_by_name(ignored, ModelError)
+    reasons = {name: f"ignored by the caller ({name!r})" for name in ignored} | dict(frozen or {})
+    partition = partition.with_frozen(reasons)
     shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
     edits = tuple(
         AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
@@ -81,7 +64,7 @@ def couple(
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    return Coupling(traced, groups, links, shapes, edits, tuple(algebra.notes), algebra.choices, restricted)
+    return Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), algebra.choices, restricted)
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
@@ -136,6 +119,10 @@ def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes |
     if call.node.target is written_through_alias:
         return _aliased(call, algebra)
     if not any(v.planes for v in tensors):
+        return ()
+    if any(spec is not None and 0 in spec.shape for spec in call.outputs):
+        # Labels of an empty tensor cannot be followed: a detector that found nothing, for one.
+        algebra.pin_all(tensors, f"{call.where} ran on an empty tensor: the example inputs do not exercise it")
         return ()
     rule = find_rule(call.node.target)
     if rule is not None:
@@ -203,14 +190,14 @@ def _settle_grids(algebra: Algebra) -> None:
     inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for.
     """
     grids = {(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values()
-    settled = False
-    while not settled:
-        classes = algebra.classes()
-        settled = True
-        for grid in grids:
-            ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
-            if free_dimension(ids, varying(grid)) is None:
-                algebra.tie_labels(grid, varying(grid)[:-1])
-                # What is tied here may settle the other views of the same axis.
-                settled = False
-                break
+    if not grids:
+        return
+    classes = algebra.classes()
+    # One pass is enough: ties only merge classes, and what depends on one dimension alone still does afterwards.
+    for grid in grids:
+        ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
+        if free_dimension(ids, varying(grid)) is None:
+            known = len(algebra.links)
+            algebra.tie_labels(grid, varying(grid)[:-1])
+            for link in algebra.links[known:]:
+                classes = merged(classes, link.a, link.b)

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from .api import prune
 from .errors import HalpError
 from .latency import interleaved
+from .report import report_of
 
 BATCH = 128
 TIMED_BATCH = 64
@@ -134,7 +135,7 @@ def run(
     train(small, digits, epochs // 2, 0.05)
     tuned = accuracy(small, digits)
     dense_time, small_time = interleaved((dense, small), ((example,), {}))
-    report = small.halp
+    report = report_of(small)
     table = tabulate(
         [
             ["dense", before, report.dense_ms, _parameters(dense)],

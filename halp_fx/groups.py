@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import fx
 
 from .algebra import Algebra, Plane, Planes, Value, compact, varying
-from .errors import HalpError
+from .errors import ModelError
 from .types import ChannelGroup, ChannelMap, Extent, Member
 
 
@@ -74,17 +74,21 @@ class Partition:
                 groups.append(made)
         return cls(tuple(groups), index_of[group_of], classes, channel)
 
-    def frozen_by_name(self, names: Sequence[str], error: type[HalpError]) -> tuple[ChannelGroup, ...]:
-        """The groups, with the named ones frozen."""
+    def with_frozen(self, reasons: Mapping[str, str]) -> Partition:
+        """The same with the named groups frozen.
+
+        Raises:
+            ModelError: there is no such group.
+        """
+        if not reasons:
+            return self
         known = {g.name for g in self.groups}
-        for name in names:
+        for name in reasons:
             if name not in known:
                 some = ", ".join(sorted(known)[:8])
-                raise error(f"ignore={name!r} matches no module, parameter or group. Groups here: {some}, …")
-        return tuple(
-            replace(g, frozen=g.frozen or f"ignored by the caller ({g.name!r})") if g.name in names else g
-            for g in self.groups
-        )
+                raise ModelError(f"{name!r} matches no module, parameter or group. Groups here: {some}, …")
+        groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
+        return replace(self, groups=groups, _extents={})
 
     def extents(self, node: fx.Node, planes: Planes) -> tuple[Extent, ...]:
         """The shape of a node's result in terms of the widths of groups that may shrink."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from .coupling import channel_groups
+from .analysis import channel_groups
 from .errors import InfeasibleError
 from .goals import Goals
 from .latency import Calibration

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from tabulate import tabulate
+from torch import nn
 
+from .errors import HalpError
 from .types import Plan
 
 
@@ -115,3 +117,15 @@ class Report:
 
     def __str__(self) -> str:
         return self.summary(groups=False)
+
+
+def report_of(model: nn.Module) -> Report:
+    """The report of a network that `prune` returned: `model.halp`, typed.
+
+    Raises:
+        HalpError: the model does not come from `prune`.
+    """
+    report = getattr(model, "halp", None)
+    if not isinstance(report, Report):
+        raise HalpError(f"this {type(model).__name__} has no report: it does not come from halp_fx.prune")
+    return report

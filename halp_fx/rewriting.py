@@ -1,4 +1,4 @@
-"""rewrite: plan -> smaller network.
+"""rewrite: plan -> smaller network, checked.
 
 The model is deep-copied with smaller tensors in place of those that shrink, so the class, the forward, `state_dict`
 names, hooks, modes, `requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are.
@@ -6,19 +6,14 @@ names, hooks, modes, `requires_grad`, tied weights, parametrisations, memory for
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from .attributes import sync_attributes
-from .coupling import channel_groups
-from .errors import PlanError
-from .tracing import named_tensors
-from .types import Axis, Coupling, Plan
+from .analysis import channel_groups
+from .slicing import shrink
+from .types import Coupling, Plan
 from .verification import verify
 
 
@@ -42,63 +37,11 @@ def rewrite(
 
     Raises:
         PlanError: the plan does not fit the model.
-        RewriteError: the copy does not agree with the plan.
+        RewriteError: the copy does not do what the plan asks for.
     """
     coupling = coupling or channel_groups(model, example_inputs)
-    dead = removed_slots(coupling, plan)
-    cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for axis, slots in dead.items():
-        cuts.setdefault(axis.tensor, []).append((axis.dim, slots))
-    # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
-    with torch.no_grad():
-        memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
-    small = copy.deepcopy(model, memo)
-    sync_attributes(small, model, coupling, plan)
-    if check:
-        verify(small, plan if isinstance(plan, Plan) else Plan(plan), coupling, example_inputs)
-    return small
-
-
-def removed_slots(coupling: Coupling, plan: Mapping[str, Any]) -> dict[Axis, np.ndarray]:
-    """For every axis that shrinks, the sorted slots that go.
-
-    Raises:
-        PlanError: an unknown or frozen group, or an index out of range.
-    """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
-    groups = {g.name: g for g in coupling.groups}
-    dead: dict[Axis, list[np.ndarray]] = {}
-    for name, kept in plan.items():
-        group = groups.get(name)
-        if group is None:
-            some = ", ".join(repr(n) for n in list(groups)[:6])
-            raise PlanError(f"the plan names a group {name!r} that this model does not have; it has {some}, …")
-        if kept[-1] >= group.size:
-            raise PlanError(f"group {name!r} has {group.size} channels: index {kept[-1]} is out of range")
-        if len(kept) == group.size:
-            continue
-        if group.frozen is not None:
-            raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
-        gone = np.ones(group.size, dtype=bool)
-        gone[list(kept)] = False
-        for member in group.members:
-            dead.setdefault(member.axis, []).append(member.slots[gone].reshape(-1))
-    return {axis: np.sort(np.concatenate(parts)) for axis, parts in dead.items()}
-
-
-def index_of(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
-    return torch.as_tensor(slots, dtype=torch.int64, device=tensor.device)
-
-
-def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.Tensor:
-    """A parameter or buffer without some of its slots; type, `requires_grad` and memory format stay."""
-    data = tensor.detach()
-    channels_last = data.dim() == 4 and not data.is_contiguous()
-    channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
-    for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
-        keep = np.setdiff1d(np.arange(data.shape[dim]), slots, assume_unique=True)
-        data = data.index_select(dim, index_of(keep, data))
-    data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    if isinstance(tensor, nn.Parameter):
-        return type(tensor)(data, requires_grad=tensor.requires_grad)
-    return data
+    small = shrink(model, plan, coupling)
+    if check:
+        verify(small, plan, coupling, example_inputs)
+    return small

@@ -19,9 +19,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .coupling import channel_groups
+from .analysis import channel_groups
 from .errors import HalpError
-from .rewriting import index_of, removed_slots
+from .slicing import index_of, removed_slots
 from .tracing import decomposed, is_recorded, named_tensors
 from .types import Coupling, Plan
 
@@ -54,7 +54,7 @@ def zero(
             tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
     steps = _restrictions(coupling, plan)
     if steps:
-        twin.forward = partial(_forward, twin, steps)  # type: ignore[method-assign]
+        twin.forward = partial(_forward, twin, steps)
     return twin
 
 

@@ -11,8 +11,8 @@ from .errors import BudgetError
 from .solver import CostTable, WidthGroup, WidthProblem
 from .types import ChannelGroup, Coupling, Plan
 
-MAX_OPTIONS = 24
-"""Widths offered per group. More hardly change the optimum and make the exact solver slow."""
+MAX_OPTIONS = 32
+"""Widths offered per group: finer steps than a 32nd of a group hardly change the optimum."""
 
 
 def width_options(

@@ -74,7 +74,7 @@ def test_widths_suit_the_hardware():
     assert width_options(group(4)) == (1, 2, 3, 4)
     # Two slots a channel: 4 channels are 8 slots.
     assert width_options(group(16, slots=2), round_to=8) == (4, 8, 12, 16)
-    assert len(width_options(group(2048))) <= 24
+    assert len(width_options(group(2048))) <= 33
 
 
 @pytest.mark.parametrize(

@@ -173,9 +173,11 @@ class Constant(nn.Module):
 def test_constant_in_the_forward_is_never_a_wrong_network(inner, parts):
     model = Constant(inner, parts)
     inputs = torch.randn(1, 3, 4, 4)
-    coupling = halp_fx.channel_groups(model, inputs)
-    with pytest.raises(RewriteError, match="constant in the forward"):
-        halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=coupling)
+    untried = halp_fx.couple(halp_fx.trace(model, inputs))
+    with pytest.raises(RewriteError, match="constant in the forward") as caught:
+        halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=untried)
+    assert caught.value.groups == ("a",)
+    assert "a constant in the forward" in halp_fx.channel_groups(model, inputs).frozen["a"]
 
 
 def test_shape_that_follows_the_width():

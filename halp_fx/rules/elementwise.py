@@ -54,7 +54,9 @@ def _blocks(value: Value, plane: Plane, shape: tuple[int, ...]) -> bool:
     """Whether `value` is long along the dimensions of `plane` but has no labels there."""
     offset = len(shape) - value.ndim
     dims = [d - offset for d in varying(plane) if d >= offset]
-    if all(value.shape[d] == 1 for d in dims):
+    # What was itself expanded (stride 0) follows the width, as `expand_as` does; if it does not, `verify` sees it.
+    dims = [d for d in dims if value.shape[d] > 1 and not (value.spec.stride and value.spec.stride[d] == 0)]
+    if not dims:
         return False
     labelled = {d for p in value.planes for d in varying(p)}
     return not labelled & set(dims)

@@ -97,4 +97,4 @@ register_rule(
 )(reduction)
 register_rule(aten.linalg_vector_norm)(vector_norm)
 register_rule(aten.argmax, aten.argmin)(index_of_extreme)
-register_rule(aten._softmax, aten._log_softmax, aten.cumsum, aten.cumprod)(along_dimension)
+register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.cumprod)(along_dimension)

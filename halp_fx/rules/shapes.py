@@ -138,6 +138,16 @@ def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) 
     return tuple(p.expand(call.shape) for p in join(flat, shape, call, algebra))
 
 
+def as_strided(call: Call, algebra: Algebra) -> Planes:
+    """Pooling to 1 x 1 restates the strides of what it has; any other use is not understood."""
+    x: Value = call.args[0]
+    if x.shape == call.shape:
+        return x.planes
+    algebra.pin_all((x,), f"{call.where} reads memory in an order of its own")
+    return ()
+
+
+register_rule(aten.as_strided, aten.as_strided_)(as_strided)
 register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
 register_rule(
     aten.permute,

@@ -1,0 +1,91 @@
+"""channel_groups: trace and couple a model, and try out what its forward takes for constant.
+
+A trace cannot show whether `view(b, 12, 64)` was written with constants or computed from shapes. Where that matters, a
+trial network with every group at another share of its width is built on the meta device and verified: groups that
+an operator with a stale constant handles are frozen, with that reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from .coupling import couple
+from .errors import ModelError, RewriteError
+from .slicing import shrink
+from .tracing import trace, train_trace
+from .types import Coupling, Plan
+from .verification import groups_at, verify
+
+logger = logging.getLogger("halp_fx")
+
+# Python functions that take sizes along an axis from their argument, or cut it evenly.
+_FOLLOWS_WIDTH = {"flatten", "chunk", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
+_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
+_TRIAL_SHARES = (0.5, 0.75, 0.625)
+
+
+def channel_groups(
+    model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
+) -> Coupling:
+    """`trace` and `couple` in one, with groups frozen that a constant in the forward ties to their width.
+
+    Parameters that only a train-mode forward reaches (auxiliary heads) are coupled too: the model is then traced a
+    second time, in train mode.
+
+    Args:
+        model, example_inputs: as for `trace`.
+        ignore: names of modules, parameters or groups that must stay as they are.
+        like: the coupling of the same network before it was pruned: its free choices are followed.
+
+    Raises:
+        ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
+    """
+    traced = trace(model, example_inputs)
+    further = []
+    if traced.unused:
+        # A detector, for one, wants targets in training: `couple` then says which parameters it never saw.
+        with contextlib.suppress(ModelError):
+            further.append(train_trace(model, example_inputs))
+    frozen: dict[str, str] = {}
+    coupling = couple(traced, ignore, further, like)
+    while _takes_sizes(coupling) and coupling.prunable:
+        plan = _trial(coupling)
+        try:
+            verify(shrink(model, plan, coupling), plan, coupling, example_inputs)
+            break
+        except RewriteError as error:
+            names = groups_at(error.place, coupling) | set(error.groups)
+            names &= {g.name for g in coupling.prunable}
+            reason = f"a constant in the forward repeats its width: {error.place[0]} at {error.place[1]}"
+            if not names:
+                names = {g.name for g in coupling.prunable}
+                reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"
+            frozen.update(dict.fromkeys(names, reason))
+            coupling = couple(traced, ignore, further, like, frozen)
+    return coupling
+
+
+def _takes_sizes(coupling: Coupling) -> bool:
+    """Whether an operator was given sizes, from an unknown source, along an axis that can shrink."""
+    for node in coupling.traced.graph.nodes:
+        op = getattr(node.target, "_opname", "")
+        if op not in _TAKES_SIZES or node.meta.get("function") in _FOLLOWS_WIDTH:
+            continue
+        if any(e.terms for n in (node, *node.all_input_nodes) for e in coupling.shapes[n.name]):
+            return True
+    return False
+
+
+def _trial(coupling: Coupling) -> Plan:
+    """Each group at one of several shares of its width, so that equal widths do not hide what depends on which."""
+    kept = {}
+    for i, group in enumerate(coupling.prunable):
+        share = _TRIAL_SHARES[i % len(_TRIAL_SHARES)]
+        kept[group.name] = range(max(1, math.ceil(group.size * share) if group.size > 2 else group.size // 2))
+    return Plan({name: tuple(rows) for name, rows in kept.items()})

@@ -1,0 +1,75 @@
+"""The slots that a plan removes, and a copy of a model without them."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import torch
+from torch import nn
+
+from .attributes import sync_attributes
+from .errors import PlanError
+from .tracing import named_tensors
+from .types import Axis, Coupling, Plan
+
+
+def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
+    """A deep copy of `model` with smaller tensors; nothing is checked but the plan.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for axis, slots in removed_slots(coupling, plan).items():
+        cuts.setdefault(axis.tensor, []).append((axis.dim, slots))
+    # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
+    with torch.no_grad():
+        memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
+    small = copy.deepcopy(model, memo)
+    sync_attributes(small, model, coupling, plan)
+    return small
+
+
+def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
+    """For every axis that shrinks, the sorted slots that go.
+
+    Raises:
+        PlanError: an unknown or frozen group, or an index out of range.
+    """
+    groups = {g.name: g for g in coupling.groups}
+    dead: dict[Axis, list[np.ndarray]] = {}
+    for name, kept in plan.items():
+        group = groups.get(name)
+        if group is None:
+            some = ", ".join(repr(n) for n in list(groups)[:6])
+            raise PlanError(f"the plan names a group {name!r} that this model does not have; it has {some}, …")
+        if kept[-1] >= group.size:
+            raise PlanError(f"group {name!r} has {group.size} channels: index {kept[-1]} is out of range")
+        if len(kept) == group.size:
+            continue
+        if group.frozen is not None:
+            raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
+        gone = np.ones(group.size, dtype=bool)
+        gone[list(kept)] = False
+        for member in group.members:
+            dead.setdefault(member.axis, []).append(member.slots[gone].reshape(-1))
+    return {axis: np.sort(np.concatenate(parts)) for axis, parts in dead.items()}
+
+
+def index_of(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
+    return torch.as_tensor(slots, dtype=torch.int64, device=tensor.device)
+
+
+def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.Tensor:
+    """A parameter or buffer without some of its slots; type, `requires_grad` and memory format stay."""
+    data = tensor.detach()
+    channels_last = data.dim() == 4 and not data.is_contiguous()
+    channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
+    for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
+        keep = np.setdiff1d(np.arange(data.shape[dim]), slots, assume_unique=True)
+        data = data.index_select(dim, index_of(keep, data))
+    data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    if isinstance(tensor, nn.Parameter):
+        return type(tensor)(data, requires_grad=tensor.requires_grad)
+    return data
