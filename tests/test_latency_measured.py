@@ -11,7 +11,7 @@ from test_latency_layers import couple
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from halp_fx.coupling import channel_groups
+from halp_fx.analysis import channel_groups
 from halp_fx.errors import LatencyError
 from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, TimingError, read_table
 from halp_fx.latency.lookup import cost_at

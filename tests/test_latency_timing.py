@@ -102,12 +102,21 @@ def test_unknown_runtime_and_graphs_without_cuda():
         time_graph(lambda: None, torch.device("cpu"))
 
 
-def test_calibration_by_the_dense_network_is_a_ratio():
-    c = Calibration().with_point(100, 120)
-    assert c.measured_dense == 120
-    assert c.predict(50) == pytest.approx(60)
-    assert c.budget_for(60) == pytest.approx(50)
+def test_calibration_by_the_dense_network_alone():
+    c = Calibration().with_point(100, 130)
+    assert c.measured_dense == 130
+    assert c.predict(100) == pytest.approx(130)
+    # A third of the 30 ms that the sum leaves out stays.
+    assert c.overhead == pytest.approx(10)
+    assert c.predict(50) == pytest.approx(70)
+    assert c.budget_for(70) == pytest.approx(50)
+
+
+@pytest.mark.parametrize("measured", [100, 80], ids=["counted", "sum too high"])
+def test_calibration_without_overhead_is_a_ratio(measured):
+    c = Calibration().with_point(100, measured)
     assert c.overhead == pytest.approx(0)
+    assert c.predict(30) == pytest.approx(0.3 * measured)
 
 
 def test_calibration_finds_the_published_line():
@@ -130,7 +139,7 @@ def test_calibration_closes_in_like_a_secant():
         total = c.budget_for(target)
         errors.append(abs(end_to_end(total) / target - 1))
         c = c.with_point(total, end_to_end(total))
-    assert errors[0] > 0.01 > errors[1] > errors[2]
+    assert 0.02 > errors[0] > errors[1] > errors[2]
     assert errors[2] < 1e-4
 
 

@@ -12,7 +12,7 @@ import typer
 from tabulate import tabulate
 from torch import nn
 
-from ..coupling import channel_groups
+from ..analysis import channel_groups
 from ..widths import width_options
 from .errors import LatencyError
 from .files import read_table, require_same, write_table

@@ -13,7 +13,7 @@ import numpy as np
 from tabulate import tabulate
 from torch import nn
 
-from ..coupling import channel_groups
+from ..analysis import channel_groups
 from ..inputs import normalize_inputs
 from ..solver import CostTable
 from ..types import Coupling
