@@ -5,12 +5,13 @@ from .costs import CallableCost, Cost, MacsCost, ParamsCost, RooflineCost
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .files import read_table, write_table
 from .fingerprint import Fingerprint
+from .interleaving import interleaved
 from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
 from .store import cache_directory
 from .table import LatencyTable
-from .timing import Timing, interleaved
+from .timing import Timing
 
 __all__ = [
     "Calibration",

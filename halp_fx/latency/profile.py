@@ -20,10 +20,10 @@ from ..types import Coupling
 from ..widths import width_options
 from .calibration import Calibration
 from .costs import Cost, Options
+from .interleaving import interleaved
 from .layers import Layer, layers
 from .lookup import cost_at
 from .measured import MeasuredLatency
-from .timing import interleaved
 
 _PAYS = 0.01
 """A width pays if it saves at least this share of its group's time over the next wider one that does."""

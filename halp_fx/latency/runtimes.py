@@ -15,10 +15,11 @@ import torch
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..types import Coupling
+from .clocks import Call
 from .errors import LatencyError
 from .fusion import fused_layers
 from .layers import Layer, layers
-from .timing import Call, Timer, time_call, time_graph
+from .timing import Timer, time_call, time_graph
 
 EXTERN = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
 """Operators that inductor calls from a library."""

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from .clocks import cpu_threads
 from .errors import TimingError
 from .layers import Layer
 from .runtimes import callable_for, timer_for
 from .store import TableStore
 from .table import Point
-from .timing import Effort, Timer, Timing, cpu_threads
+from .timing import Effort, Timer, Timing
 
 logger = logging.getLogger("halp_fx")
 

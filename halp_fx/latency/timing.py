@@ -5,36 +5,23 @@ its own, samples beyond `_DISTURBED` times the fastest decile are set aside, and
 never the mean. On a shared 2-core machine a third of the samples of a 1 ms convolution took 3 times as long as the
 rest, which moves the plain median at random between the two; on a quiet machine nothing is set aside.
 
-CPU: `time.perf_counter_ns` around blocks of calls, each block at least 100 us long (the clock costs 50 ns), after
-warm-up; caches are warm. CUDA: events around single calls queued behind one another, with the L2 cache overwritten
-before each, as `triton.testing.do_bench` does (whose mean and whose sync per call are not wanted here); or a replayed
-CUDA graph of many calls, which leaves L2 warm and has no launch overhead.
+`clocks` says what is sampled on which device.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
-from torch.utils._pytree import tree_leaves
 
-from ..inputs import normalize_inputs
-from ..tracing import preserved
-from ..types import Inputs
+from .clocks import Call, captured, clock_sampler, event_sampler, flushed_sampler
 from .errors import TimingError
 
-_BLOCK_NS = 100_000
 _DISTURBED = 1.5
-_FLUSH_BYTES = 256 << 20  # More than the L2 of any current GPU (H100: 50 MB, MI300X: 256 MB).
-
-Call = Callable[[], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +115,7 @@ def time_call(call: Call, device: torch.device, effort: Effort | None = None) ->
     """
     effort = effort or Effort()
     with torch.no_grad():
-        sample = _cuda_sampler(call, device) if device.type == "cuda" else _clock_sampler(call, device)
+        sample = flushed_sampler(call, device) if device.type == "cuda" else clock_sampler(call, device)
         return Timing.of(_collect(sample, effort))
 
 
@@ -142,94 +129,8 @@ def time_graph(call: Call, device: torch.device, effort: Effort | None = None, c
         raise TimingError(f"CUDA graphs need a CUDA device, not {device}")
     with torch.no_grad():
         replay = captured(call, device, calls)
-        sample = _event_sampler(replay, device, calls, flush=None)
+        sample = event_sampler(replay, device, calls, flush=None)
         return Timing.of(_collect(sample, effort or Effort()))
-
-
-def captured(call: Call, device: torch.device, calls: int = 1) -> Call:
-    """A function that replays a CUDA graph of `calls` calls.
-
-    Raises:
-        TimingError: the function cannot be captured.
-    """
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    try:
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                call()
-        torch.cuda.current_stream(device).wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(calls):
-                call()
-    except RuntimeError as error:
-        raise TimingError(f"this cannot be captured in a CUDA graph: {error}") from error
-    return graph.replay
-
-
-def interleaved(
-    models: Sequence[nn.Module],
-    inputs: Inputs | Any,
-    *,
-    min_time_s: float = 1.0,
-    max_time_s: float = 5.0,
-    precision: float = 0.003,
-    repeats: int = 15,
-    runtime: str = "eager",
-    threads: int | None = None,
-) -> tuple[Timing, ...]:
-    """Time several networks in turn, A B A B …, so that drift of the machine hits all alike.
-
-    Runs in eval mode without gradients. Modes, buffers and random state are left as found.
-
-    Args:
-        models: networks that take the same inputs, each on its own device.
-        inputs: (args, kwargs), or anything that `trace` takes as example inputs.
-        min_time_s, max_time_s: time spent on each network.
-        precision: stop when the median's standard error is below this share of it.
-        repeats: least number of turns.
-        runtime: "eager", "inductor" or "cudagraph": how the networks are executed.
-        threads: CPU threads; None leaves them as they are.
-    """
-    effort = Effort(repeats, min_time_s, max_time_s, precision)
-    with ExitStack() as stack:
-        for model in models:
-            stack.enter_context(preserved(model))
-            model.eval()
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(cpu_threads(threads))
-        samplers = [_network_sampler(model, inputs, runtime) for model in models]
-        samples: list[list[float]] = [[] for _ in models]
-        spent = [0.0] * len(models)
-        while not all(map(effort.enough, samples, spent)):
-            for index, sample in enumerate(samplers):
-                start = time.perf_counter()
-                samples[index].append(sample())
-                spent[index] += time.perf_counter() - start
-    return tuple(Timing.of(row) for row in samples)
-
-
-def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Callable[[], float]:
-    args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
-    device = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), torch.device("cpu"))
-    call: Call = lambda: model(*args, **kwargs)  # noqa: E731
-    if runtime == "inductor":
-        compiled = torch.compile(model)
-        call = lambda: compiled(*args, **kwargs)  # noqa: E731
-    elif runtime == "cudagraph":
-        call = captured(call, device)
-    elif runtime != "eager":
-        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
-    if device.type == "cuda":
-        return _event_sampler(call, device, 1, flush=None)
-    return _clock_sampler(call, device)
-
-
-def _is_inputs(inputs: Any) -> bool:
-    return (
-        isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict)
-    )
 
 
 def _collect(sample: Callable[[], float], effort: Effort) -> list[float]:
@@ -238,66 +139,3 @@ def _collect(sample: Callable[[], float], effort: Effort) -> list[float]:
     while not effort.enough(samples, time.perf_counter() - start):
         samples.append(sample())
     return samples
-
-
-def _clock_sampler(call: Call, device: torch.device) -> Callable[[], float]:
-    """Times one block of calls with the wall clock, in ms per call, after warm-up."""
-    sync = _synchronizer(device)
-    call()
-    sync()
-    start = time.perf_counter_ns()
-    call()
-    sync()
-    number = max(1, round(_BLOCK_NS / max(time.perf_counter_ns() - start, 1)))
-
-    def sample() -> float:
-        start = time.perf_counter_ns()
-        for _ in range(number):
-            call()
-        sync()
-        return (time.perf_counter_ns() - start) / number * 1e-6
-
-    return sample
-
-
-def _synchronizer(device: torch.device) -> Callable[[], None]:
-    if device.type == "cpu":
-        return lambda: None
-    module = getattr(torch, device.type)
-    return lambda: module.synchronize(device)
-
-
-def _cuda_sampler(call: Call, device: torch.device) -> Callable[[], float]:
-    return _event_sampler(call, device, 1, torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device))
-
-
-def _event_sampler(call: Call, device: torch.device, calls: int, flush: torch.Tensor | None) -> Callable[[], float]:
-    """Times one call with CUDA events, in ms per call; `flush` is overwritten first, to empty the L2 cache."""
-    for _ in range(3):
-        call()
-    torch.cuda.synchronize(device)
-
-    def sample() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        if flush is not None:
-            flush.zero_()
-        start.record()
-        call()
-        end.record()
-        end.synchronize()
-        return float(start.elapsed_time(end)) / calls
-
-    return sample
-
-
-@contextmanager
-def cpu_threads(threads: int | None) -> Iterator[None]:
-    """Run with this many intra-op threads; None changes nothing."""
-    before = torch.get_num_threads()
-    if threads is not None and threads != before:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        if torch.get_num_threads() != before:
-            torch.set_num_threads(before)

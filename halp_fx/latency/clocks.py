@@ -1,0 +1,108 @@
+"""Clocks: a function -> a sampler, which takes the time of one block of calls, in ms per call.
+
+CPU: `time.perf_counter_ns` around blocks at least 100 us long (the clock costs 50 ns), caches warm. CUDA: events around
+a single call, with the L2 cache overwritten before it, as `triton.testing.do_bench` does; or around a replayed CUDA
+graph of many calls, which leaves L2 warm and has no launch overhead.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .errors import TimingError
+
+Call = Callable[[], Any]
+Sampler = Callable[[], float]
+
+_BLOCK_NS = 100_000
+_FLUSH_BYTES = 256 << 20  # More than the L2 of any current GPU (H100: 50 MB, MI300X: 256 MB).
+
+
+def clock_sampler(call: Call, device: torch.device) -> Sampler:
+    """Times one block of calls with the wall clock, in ms per call, after warm-up."""
+    sync = _synchronizer(device)
+    call()
+    sync()
+    start = time.perf_counter_ns()
+    call()
+    sync()
+    number = max(1, round(_BLOCK_NS / max(time.perf_counter_ns() - start, 1)))
+
+    def sample() -> float:
+        start = time.perf_counter_ns()
+        for _ in range(number):
+            call()
+        sync()
+        return (time.perf_counter_ns() - start) / number * 1e-6
+
+    return sample
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    if device.type == "cpu":
+        return lambda: None
+    module = getattr(torch, device.type)
+    return lambda: module.synchronize(device)
+
+
+def flushed_sampler(call: Call, device: torch.device) -> Sampler:
+    return event_sampler(call, device, 1, torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device))
+
+
+def event_sampler(call: Call, device: torch.device, calls: int, flush: torch.Tensor | None) -> Sampler:
+    """Times one call with CUDA events, in ms per call; `flush` is overwritten first, to empty the L2 cache."""
+    for _ in range(3):
+        call()
+    torch.cuda.synchronize(device)
+
+    def sample() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        if flush is not None:
+            flush.zero_()
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / calls
+
+    return sample
+
+
+def captured(call: Call, device: torch.device, calls: int = 1) -> Call:
+    """A function that replays a CUDA graph of `calls` calls.
+
+    Raises:
+        TimingError: the function cannot be captured.
+    """
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                call()
+    except RuntimeError as error:
+        raise TimingError(f"this cannot be captured in a CUDA graph: {error}") from error
+    return graph.replay
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Run with this many intra-op threads; None changes nothing."""
+    before = torch.get_num_threads()
+    if threads is not None and threads != before:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)

@@ -1,0 +1,83 @@
+"""Several networks timed in turn, A B A B …, so that drift of the machine hits all alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from ..inputs import normalize_inputs
+from ..tracing import preserved
+from ..types import Inputs
+from .clocks import Call, Sampler, captured, clock_sampler, cpu_threads, event_sampler
+from .errors import TimingError
+from .timing import Effort, Timing
+
+
+def interleaved(
+    models: Sequence[nn.Module],
+    inputs: Inputs | Any,
+    *,
+    min_time_s: float = 1.0,
+    max_time_s: float = 5.0,
+    precision: float = 0.003,
+    repeats: int = 15,
+    runtime: str = "eager",
+    threads: int | None = None,
+) -> tuple[Timing, ...]:
+    """Time several networks in turn, A B A B …, so that drift of the machine hits all alike.
+
+    Runs in eval mode without gradients. Modes, buffers and random state are left as found.
+
+    Args:
+        models: networks that take the same inputs, each on its own device.
+        inputs: (args, kwargs), or anything that `trace` takes as example inputs.
+        min_time_s, max_time_s: time spent on each network.
+        precision: stop when the median's standard error is below this share of it.
+        repeats: least number of turns.
+        runtime: "eager", "inductor" or "cudagraph": how the networks are executed.
+        threads: CPU threads; None leaves them as they are.
+    """
+    effort = Effort(repeats, min_time_s, max_time_s, precision)
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(preserved(model))
+            model.eval()
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(cpu_threads(threads))
+        samplers = [_network_sampler(model, inputs, runtime) for model in models]
+        samples: list[list[float]] = [[] for _ in models]
+        spent = [0.0] * len(models)
+        while not all(map(effort.enough, samples, spent)):
+            for index, sample in enumerate(samplers):
+                start = time.perf_counter()
+                samples[index].append(sample())
+                spent[index] += time.perf_counter() - start
+    return tuple(Timing.of(row) for row in samples)
+
+
+def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:
+    args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
+    device = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), torch.device("cpu"))
+    call: Call = lambda: model(*args, **kwargs)  # noqa: E731
+    if runtime == "inductor":
+        compiled = torch.compile(model)
+        call = lambda: compiled(*args, **kwargs)  # noqa: E731
+    elif runtime == "cudagraph":
+        call = captured(call, device)
+    elif runtime != "eager":
+        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
+    if device.type == "cuda":
+        return event_sampler(call, device, 1, flush=None)
+    return clock_sampler(call, device)
+
+
+def _is_inputs(inputs: Any) -> bool:
+    return (
+        isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict)
+    )
