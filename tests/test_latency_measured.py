@@ -144,6 +144,23 @@ def test_wide_spread_is_measured_again_then_reported(caplog):
     assert cost.measured.notes
 
 
+def test_a_machine_that_changes_speed_is_reported(caplog):
+    coupling = couple()
+    cost = measured(FakeTimer(lambda n, ms: ms * (1 + n / 300)))
+    cost.tables(coupling, all_options(coupling))
+    assert "changed speed" in caplog.text
+
+
+def test_prediction_errors_by_layer():
+    coupling, cost = couple(), measured()
+    cost.tables(coupling, all_options(coupling))
+    widths = narrow_widths(coupling)
+    predicted, exact = (cost.by_layer(coupling, widths, exact) for exact in (False, True))
+    assert predicted.keys() == exact.keys()
+    assert predicted != exact
+    assert sum(predicted.values()) == pytest.approx(sum(exact.values()), rel=0.05)
+
+
 @pytest.mark.parametrize("ms", [float("nan"), 0.0, -1.0, float("inf")])
 def test_times_that_are_none_are_refused(ms, caplog):
     coupling = couple()

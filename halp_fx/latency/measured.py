@@ -89,22 +89,30 @@ class MeasuredLatency:
         sampler = self._open(coupling)
         with sampler.store.saving():
             self._measure_grids(ranges, _limits(found, sampler), sampler)
-        sampler.warn_of_spread()
+        sampler.warn()
         return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
 
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
         """The sum of layer times, in ms, before any calibration."""
         return sum(self.by_layer(coupling, widths).values())
 
-    def by_layer(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> dict[str, float]:
-        """Time of each layer, in ms, by its name: from the tables made so far, or measured at these very widths."""
+    def by_layer(
+        self, coupling: Coupling, widths: Mapping[str, int] | None = None, exact: bool = False
+    ) -> dict[str, float]:
+        """Time of each layer, in ms, by its name.
+
+        Args:
+            widths: of the groups; None: dense.
+            exact: measure at these very widths. Otherwise the tables made so far are interpolated where they reach;
+                the difference is the error of each layer's prediction.
+        """
         widths = coupling.widths() if widths is None else widths
         sampler = self._open(coupling)
         result = {}
         with sampler.store.saving():
             for layer in self.layers(coupling):
                 point, grid = layer.widths(widths), self._grids.get(_grid_key(layer))
-                if grid is not None and grid.covers(*point):
+                if not exact and grid is not None and grid.covers(*point):
                     result[layer.name] = grid.at(*point)
                 else:
                     result[layer.name] = sampler.times(layer, [point])[0]

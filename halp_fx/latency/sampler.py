@@ -22,6 +22,11 @@ logger = logging.getLogger("halp_fx")
 SPREAD_LIMIT = 0.25
 """Quartile distance, relative to the median, beyond which a point is measured again at once."""
 
+DRIFT_LIMIT = 0.1
+"""Median change between first and second times beyond which the machine is said to have changed speed."""
+
+_LEAST_DRIFT_SAMPLES = 8
+
 MOST_RUNS = 3
 """Separate measurements after which a suspicious point is believed."""
 
@@ -37,6 +42,7 @@ class Sampler:
         failed: signature -> why its layers cannot be timed on their own. They count as 0, and the calibration
             against the whole network makes up for it.
         unsteady: layer name -> widest spread that a second try did not cure.
+        drift: second times relative to first ones.
     """
 
     store: TableStore
@@ -47,6 +53,7 @@ class Sampler:
     timer: Timer | None = None
     failed: dict[str, str] = field(default_factory=dict)
     unsteady: dict[str, float] = field(default_factory=dict)
+    drift: list[float] = field(default_factory=list)
 
     def times(self, layer: Layer, points: Sequence[Point]) -> list[float]:
         """Times in ms; those that are not known are measured."""
@@ -65,6 +72,7 @@ class Sampler:
         if before is None or before.runs >= MOST_RUNS:
             return False
         timing = self._time(layer, point, self.effort.longer())
+        self.drift.append(timing.median_ms / before.median_ms)
         best = min(timing, before, key=lambda t: t.median_ms)
         self.store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, best.count, before.runs + 1))
         return True
@@ -79,17 +87,23 @@ class Sampler:
         points = self.store.table.entries.get(layer.key, {})
         return float(np.median([t.iqr_ms / t.count**0.5 for t in points.values()])) if points else 0.0
 
-    def warn_of_spread(self) -> None:
-        """Say once how many layers could not be timed steadily, and forget them."""
-        if not self.unsteady:
-            return
-        worst = max(self.unsteady, key=self.unsteady.__getitem__)
-        logger.warning(
-            "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
-            "%s, %.0f %%): something else may be using this machine",
-            *(len(self.unsteady), 100 * SPREAD_LIMIT, worst, 100 * self.unsteady[worst]),
-        )
+    def warn(self) -> None:
+        """Say once how many layers could not be timed steadily and whether the machine changed speed; then forget."""
+        if self.unsteady:
+            worst = max(self.unsteady, key=self.unsteady.__getitem__)
+            logger.warning(
+                "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
+                "%s, %.0f %%): something else may be using this machine",
+                *(len(self.unsteady), 100 * SPREAD_LIMIT, worst, 100 * self.unsteady[worst]),
+            )
+        drift = float(np.median(self.drift)) - 1 if len(self.drift) >= _LEAST_DRIFT_SAMPLES else 0.0
+        if abs(drift) > DRIFT_LIMIT:
+            logger.warning(
+                "the device changed speed while it was measured: layers took %+.0f %% when measured a second time",
+                100 * drift,
+            )
         self.unsteady.clear()
+        self.drift.clear()
 
     def _measure(self, layer: Layer, point: Point) -> Timing | None:
         try:
