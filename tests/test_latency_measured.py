@@ -101,6 +101,25 @@ def test_narrower_options_of_a_later_step_use_the_same_lines():
     cost_at(tables[0], coupling.widths())
 
 
+def test_twins_with_different_options_share_a_grid_that_covers_both():
+    class Twins(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+            self.c, self.d = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.c(self.a(x)), self.d(self.b(x))
+
+    coupling, cost = channel_groups(Twins(), torch.rand(1, 3, 4, 4)), measured()
+    tables = {t.name: t for t in cost.tables(coupling, {"stem": (4, 8), "a": (4, 8), "b": (3, 6, 8)})}
+    for name in ("a", "b"):
+        table = next(t for key, t in tables.items() if key.startswith(f"{name}/"))
+        assert cost_at(table, {**coupling.widths(), name: 4}) > 0
+    assert table.out_widths[0] == 3
+
+
 def test_disturbed_points_are_measured_again_and_corrected():
     # Every 17th measurement comes out five times too long, until it is repeated.
     coupling = couple()

@@ -1,8 +1,11 @@
 """Clocks: a function -> a sampler, which takes the time of one block of calls, in ms per call.
 
-CPU: `time.perf_counter_ns` around blocks at least 100 us long (the clock costs 50 ns), caches warm. CUDA: events around
-a single call, with the L2 cache overwritten before it, as `triton.testing.do_bench` does; or around a replayed CUDA
-graph of many calls, which leaves L2 warm and has no launch overhead.
+CPU: blocks of calls at least 100 us long (a clock costs up to 0.3 us), caches warm. With one thread, that thread's CPU
+time is taken, which equals wall time on a quiet machine and leaves out what other processes took: on two cores shared
+by four processes, MobileNetV2 took 27 to 56 ms by the wall clock and 27 to 29 ms by this one. Several threads wait for
+each other, so theirs is wall time. CUDA: events around a single call, with the L2 cache overwritten before it, as
+`triton.testing.do_bench` does; or around a replayed CUDA graph of many calls, which leaves L2 warm and has no launch
+overhead.
 """
 
 from __future__ import annotations
@@ -24,23 +27,29 @@ _FLUSH_BYTES = 256 << 20  # More than the L2 of any current GPU (H100: 50 MB, MI
 
 
 def clock_sampler(call: Call, device: torch.device) -> Sampler:
-    """Times one block of calls with the wall clock, in ms per call, after warm-up."""
-    sync = _synchronizer(device)
+    """Times one block of calls, in ms per call, after warm-up."""
+    sync, clock_ns = _synchronizer(device), _clock(device)
     call()
     sync()
-    start = time.perf_counter_ns()
+    start = clock_ns()
     call()
     sync()
-    number = max(1, round(_BLOCK_NS / max(time.perf_counter_ns() - start, 1)))
+    number = max(1, round(_BLOCK_NS / max(clock_ns() - start, 1)))
 
     def sample() -> float:
-        start = time.perf_counter_ns()
+        start = clock_ns()
         for _ in range(number):
             call()
         sync()
-        return (time.perf_counter_ns() - start) / number * 1e-6
+        return (clock_ns() - start) / number * 1e-6
 
     return sample
+
+
+def _clock(device: torch.device) -> Callable[[], int]:
+    """Nanoseconds of this thread on one CPU thread, else of the wall."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.thread_time_ns if alone else time.perf_counter_ns
 
 
 def _synchronizer(device: torch.device) -> Callable[[], None]:

@@ -43,14 +43,15 @@ class Fingerprint:
         """The fingerprint of a device on this machine, now."""
         if device.type == "cuda":
             return cls._cuda(device, runtime)
+        threads = threads or torch.get_num_threads()
         return cls(
             device=_cpu_name() if device.type == "cpu" else device.type,
             driver=torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "",
             torch_version=torch.__version__,
             cudnn="",
             runtime=runtime,
-            threads=threads or torch.get_num_threads(),
-            timer="perf_counter, blocks, median, warm caches",
+            threads=threads,
+            timer=f"{'thread CPU' if threads == 1 else 'wall'} time, blocks, median, warm caches",
             settings="" if torch.backends.mkldnn.enabled else "no mkldnn",
         )
 

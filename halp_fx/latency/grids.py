@@ -49,6 +49,11 @@ class Range:
         low, high = extent.at(least), extent.at(widths)
         return cls(low, max(low, high), reduce(gcd, steps))
 
+    def union(self, other: Range) -> Range:
+        """A range that has the widths of both, which end at the same width."""
+        step = gcd(self.step, other.step, abs(self.low - other.low))
+        return Range(min(self.low, other.low), max(self.high, other.high), max(step, 1))
+
     def lines(self, count: int) -> list[int]:
         """About `count` evenly spaced widths, both ends included."""
         return sorted({self.snap(x) for x in np.linspace(self.low, self.high, count)} | {self.low, self.high})

@@ -84,8 +84,10 @@ class MeasuredLatency:
         found, dense = self.layers(coupling), coupling.widths()
         ranges: dict[GridKey, tuple[Layer, Range, Range]] = {}
         for layer in found:
-            row = (layer, Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense))
-            ranges.setdefault(_grid_key(layer), row)
+            pair = Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense)
+            first, known_in, known_out = ranges.get(_grid_key(layer), (layer, *pair))
+            # Twins may differ in how far their groups shrink.
+            ranges[_grid_key(layer)] = (first, pair[0].union(known_in), pair[1].union(known_out))
         sampler = self._open(coupling)
         with sampler.store.saving():
             self._measure_grids(ranges, _limits(found, sampler), sampler)
