@@ -8,7 +8,6 @@ an operator with a stale constant handles are frozen, with that reason.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,13 +19,8 @@ from .errors import ModelError, RewriteError
 from .slicing import shrink
 from .tracing import trace, train_trace
 from .types import Coupling, Plan
-from .verification import groups_at, verify
+from .verification import groups_at, takes_sizes, verify
 
-logger = logging.getLogger("halp_fx")
-
-# Python functions that take sizes along an axis from their argument, or cut it evenly.
-_FOLLOWS_WIDTH = {"flatten", "chunk", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
-_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
 
 
@@ -54,7 +48,7 @@ def channel_groups(
             further.append(train_trace(model, example_inputs))
     frozen: dict[str, str] = {}
     coupling = couple(traced, ignore, further, like)
-    while _takes_sizes(coupling) and coupling.prunable:
+    while takes_sizes(coupling) and coupling.prunable:
         plan = _trial(coupling)
         try:
             verify(shrink(model, plan, coupling), plan, coupling, example_inputs)
@@ -69,17 +63,6 @@ def channel_groups(
             frozen.update(dict.fromkeys(names, reason))
             coupling = couple(traced, ignore, further, like, frozen)
     return coupling
-
-
-def _takes_sizes(coupling: Coupling) -> bool:
-    """Whether an operator was given sizes, from an unknown source, along an axis that can shrink."""
-    for node in coupling.traced.graph.nodes:
-        op = getattr(node.target, "_opname", "")
-        if op not in _TAKES_SIZES or node.meta.get("function") in _FOLLOWS_WIDTH:
-            continue
-        if any(e.terms for n in (node, *node.all_input_nodes) for e in coupling.shapes[n.name]):
-            return True
-    return False
 
 
 def _trial(coupling: Coupling) -> Plan:

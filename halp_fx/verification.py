@@ -8,7 +8,8 @@ the coupling.
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
@@ -30,6 +31,10 @@ _REMEDY = (
 
 # Shapes behind these follow the values: a pruned detector finds other boxes.
 _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "index", "_local_scalar_dense"}
+
+# Python functions that take sizes along an axis from their argument, or cut it evenly.
+_FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
+_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 
 
 def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:
@@ -57,7 +62,9 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
             raise _mismatch(old, new, expected, failure, coupling)
     if failure is not None:
         raise RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}") from failure
-    _check_channels(coupling, couple(traced, like=coupling), plan)
+    if takes_sizes(coupling):
+        # Otherwise equal shapes mean equal couplings.
+        _check_channels(coupling, couple(traced, like=coupling), plan)
 
 
 def _mismatch(
@@ -147,20 +154,38 @@ def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:
     """Trace on the meta device, which costs no arithmetic; really where the forward needs values."""
     args, kwargs = normalize_inputs(model, example_inputs)
     try:
-        hollow = _to_meta(model)
-        args, kwargs = tree_map(_meta, (args, kwargs))
-        return record(hollow, args, kwargs)
+        with _hollow(model):
+            return record(model, *tree_map(_meta, (args, kwargs)))
     except (TraceError, NotImplementedError, RuntimeError):
-        return record(model, *normalize_inputs(model, example_inputs))
+        return record(model, args, kwargs)
 
 
-def _to_meta(model: nn.Module) -> nn.Module:
-    # Tensors are copied as their meta twins, so no weight is duplicated.
-    memo = {id(t): _meta(t) for t in (*model.parameters(), *model.buffers())}
-    return copy.deepcopy(model, memo)
+@contextmanager
+def _hollow(model: nn.Module) -> Iterator[None]:
+    """The model with meta tensors for its parameters and buffers, while the context lasts."""
+    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+    originals = [dict(table) for table in tables]
+    twins = {id(t): _meta(t) for t in (*model.parameters(), *model.buffers())}
+    try:
+        for table in tables:
+            table.update({k: twins[id(t)] for k, t in table.items() if t is not None})
+        yield
+    finally:
+        for table, original in zip(tables, originals, strict=True):
+            table.update(original)
 
 
 def _meta(value: Any) -> Any:
     if isinstance(value, nn.Parameter):
         return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
     return value.detach().to("meta") if isinstance(value, torch.Tensor) else value
+
+
+def takes_sizes(coupling: Coupling) -> bool:
+    """Whether an operator was given sizes or positions, from an unknown source, along an axis that can shrink."""
+    for node in coupling.traced.graph.nodes:
+        if _op(node) not in _TAKES_SIZES or node.meta.get("function") in _FOLLOWS_WIDTH:
+            continue
+        if any(e.terms for n in (node, *node.all_input_nodes) for e in coupling.shapes[n.name]):
+            return True
+    return False
