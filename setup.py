@@ -11,16 +11,24 @@ REQUIRES = [
     "torchvision>=0.26",
     "networkx>=3.2",
     "scipy>=1.11",
-    # Triton 3.6's interpreter calls int() on a one-element array, which numpy 2.4 refuses.
     "numpy>=1.26",
     "tabulate>=0.9",
     "tqdm>=4.64",
     "typer>=0.12",
+    "platformdirs>=4",
+    "filelock>=3.12",
 ]
 EXTRAS = {
     "demo": ["scikit-learn>=1.4"],
+    "plots": ["matplotlib>=3.8"],
     "triton": ["triton>=3.6; platform_system == 'Linux'"],
-    "test": ["pytest>=8", "hypothesis>=6.100", "scikit-learn>=1.4", "triton>=3.6; platform_system == 'Linux'"],
+    "test": [
+        "pytest>=8",
+        "hypothesis>=6.100",
+        "scikit-learn>=1.4",
+        "matplotlib>=3.8",
+        "triton>=3.6; platform_system == 'Linux'",
+    ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
 }
 

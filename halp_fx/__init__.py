@@ -16,6 +16,7 @@ from .errors import (
     TraceError,
 )
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
+from .latency.profile import Profile, profile
 from .report import Report
 from .rewriting import rewrite
 from .rules import register_rule
@@ -43,6 +44,7 @@ __all__ = [
     "Plan",
     "PlanError",
     "ProblemError",
+    "Profile",
     "Report",
     "RewriteError",
     "RooflineCost",
@@ -52,6 +54,7 @@ __all__ = [
     "WidthProblem",
     "channel_groups",
     "couple",
+    "profile",
     "prune",
     "register_rule",
     "rewrite",

@@ -12,10 +12,13 @@ from tabulate import tabulate
 
 from . import __version__
 from .errors import HalpError
+from .latency.commands import profile_command, table_app
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, help="Hardware-aware latency pruning.", pretty_exceptions_enable=False
 )
+app.add_typer(table_app, name="table")
+app.command("profile")(profile_command)
 
 
 def _version(wanted: bool) -> None:
