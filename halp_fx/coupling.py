@@ -155,6 +155,8 @@ def _checked(node: fx.Node, value: Value) -> Value:
 def _aliased(call: Call, algebra: Algebra) -> Planes:
     """Memory written through another view: fine if the labels are as before, else nothing is known any more."""
     old, writer = call.args
+    if not call.node.users:
+        return ()  # Never read again, e.g. the result of a linear layer whose view is activated in place.
     same = len(old.planes) == len(writer.planes) and all(
         p.shape == q.shape and bool((p == q).all()) for p, q in zip(old.planes, writer.planes, strict=True)
     )

@@ -37,6 +37,14 @@ def shuffle(x, groups):
     return x.view(b, groups, c // groups, h, w).transpose(1, 2).reshape(b, c, h, w)
 
 
+def attention(s, x):
+    """Heads of size 4, their number from a shape."""
+    tokens = s.a(x).flatten(2).transpose(1, 2)
+    q, k, v = s.qkv(tokens).unflatten(-1, (3, -1, 4)).permute(2, 0, 3, 1, 4)
+    mixed = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+    return s.c(mixed.transpose(1, 2).flatten(2))
+
+
 ZOO = {
     # name: (network, {group: size} of the groups that may shrink)
     "chain": (
@@ -113,6 +121,72 @@ ZOO = {
     "called twice": (
         lambda: Net(lambda s, x: s.c(s.b(s.b(s.a(x)).relu())), a=conv(3, 8), b=conv(8, 8), c=conv(8, 2)),
         {"a": 8},
+    ),
+    "equal split": (
+        lambda: Net(
+            lambda s, x: (lambda y: s.c(torch.mul(*y.split(y.shape[1] // 2, 1))))(s.a(x)), a=conv(3, 16), c=conv(8, 2)
+        ),
+        {"a": 8},
+    ),
+    "layer norm": (
+        lambda: Net(lambda s, x: s.c(s.n(s.a(x).mean((2, 3)))), a=conv(3, 8), n=nn.LayerNorm(8), c=nn.Linear(8, 2)),
+        {"a": 8},
+    ),
+    "group norm": (
+        lambda: Net(lambda s, x: s.c(s.n(s.a(x))), a=conv(3, 12), n=nn.GroupNorm(3, 12), c=conv(12, 2)),
+        {"a": 4},
+    ),
+    "mean over channels": (
+        lambda: Net(
+            lambda s, x: (lambda y: s.c(y * y.mean(1, keepdim=True).sigmoid()))(s.a(x).cos()),
+            a=conv(3, 8),
+            c=conv(8, 2),
+        ),
+        {"a": 8},
+    ),
+    "softmax over channels": (
+        lambda: Net(lambda s, x: s.c(s.a(x).softmax(1)), a=conv(3, 8), c=conv(8, 2)),
+        {"a": 8},
+    ),
+    "unfold and fold": (
+        lambda: Net(
+            lambda s, x: s.c(F.fold(F.unfold(s.a(x), 3, padding=1), (8, 8), 3, padding=1)), a=conv(3, 8), c=conv(8, 2)
+        ),
+        {"a": 8},
+    ),
+    "pixel shuffle": (
+        lambda: Net(lambda s, x: s.c(F.pixel_shuffle(s.a(x), 2)), a=conv(3, 16), c=conv(4, 2)),
+        {"a": 4},
+    ),
+    "stack": (
+        lambda: Net(lambda s, x: s.c(torch.stack([s.a(x), s.b(x)]).amax(0)), a=conv(3, 8), b=conv(3, 8), c=conv(8, 2)),
+        {"a": 8},
+    ),
+    "linear on tokens": (
+        lambda: Net(
+            lambda s, x: s.c(F.gelu(s.b(s.a(x).flatten(2).transpose(1, 2)))),
+            a=conv(3, 8),
+            b=nn.Linear(8, 6),
+            c=nn.Linear(6, 2),
+        ),
+        {"a": 8, "b": 6},
+    ),
+    "attention by hand": (
+        lambda: Net(attention, a=conv(3, 12), qkv=nn.Linear(12, 24), c=nn.Linear(8, 2)),
+        {"a": 12, "qkv": 2},
+    ),
+    "normalised by its length": (
+        lambda: Net(lambda s, x: s.c(F.normalize(s.a(x))), a=conv(3, 8), c=conv(8, 2)),
+        {"a": 8},
+    ),
+    "activated in place behind a view": (
+        lambda: Net(
+            lambda s, x: s.c(F.relu(s.b(s.a(x).flatten(2).transpose(1, 2)), inplace=True)),
+            a=conv(3, 8),
+            b=nn.Linear(8, 6),
+            c=nn.Linear(6, 2),
+        ),
+        {"a": 8, "b": 6},
     ),
     "padding and pooling": (
         lambda: Net(lambda s, x: s.c(F.max_pool2d(F.pad(s.a(x), (1, 1, 1, 1)), 3, 1)), a=conv(3, 8), c=conv(8, 2)),

@@ -9,6 +9,7 @@ from ..algebra import Algebra, Call
 from .contraction import contraction
 from .convolution import convolution
 from .elementwise import like, pointwise
+from .lookups import embedding
 from .normalization import batch_norm
 from .reductions import reduction
 from .registry import Rule, find_rule, register_rule
@@ -22,6 +23,7 @@ __all__ = [
     "batch_norm",
     "contraction",
     "convolution",
+    "embedding",
     "find_rule",
     "like",
     "pointwise",

@@ -15,7 +15,8 @@ _REGISTRY: dict[Any, Rule] = {}
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for operators: `torch.ops.namespace.name` packets, or single overloads.
+    """Register a rule for operators: `torch.ops.namespace.name` packets, single overloads, or names such as
+    "torchvision::roi_align" for libraries that may not be loaded.
 
     The ready-made rules `halp_fx.rules.pointwise`, `spatial`, `reduction`, `contraction` and `shape_only` cover most
     operators that a user would add:
@@ -41,7 +42,8 @@ def find_rule(target: Any) -> Rule | None:
     tags it so."""
     packet = getattr(target, "overloadpacket", None)
     functional = _functional(target)
-    for key in (target, packet, functional):
+    schema = getattr(target, "_schema", None)
+    for key in (target, packet, functional, getattr(schema, "name", None)):
         if key is not None and key in _REGISTRY:
             return _REGISTRY[key]
     return _REGISTRY[torch.Tag.pointwise] if _is_pointwise(target, functional) else None

@@ -48,9 +48,9 @@ def _by_result(results: list[Any], count: int) -> Planes | list[Planes]:
 def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """`slice`, `select`, `split`, `unbind` …: a piece of a dimension.
 
-    A piece of a labelled dimension lies at a position that the program computed in a way not seen here. `chunk` is
-    known to follow the width: the i-th slots of all parts go together, so the parts stay equal. Otherwise the
-    channels are pinned.
+    A piece of a labelled dimension lies at a position that the program computed in a way not seen here. Equal parts
+    are taken to follow the width, as `chunk` does: the i-th slots of all parts go together, so the parts stay equal.
+    Otherwise the channels are pinned.
     """
     x: Value = call.args[0]
     dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
@@ -86,10 +86,47 @@ def _covers_all(call: Call, size: int) -> bool:
 
 
 def _chunks(call: Call, plane: Plane, dim: int) -> list[Plane] | None:
-    """The parts of a `chunk` into equal parts, else None."""
-    if call.function != "chunk" or call.op != "split" or plane.shape[dim] % call.args[1]:
+    """The parts of a split into equal parts, else None. Whether they follow the width is tried out later."""
+    if call.op not in ("split", "split_with_sizes"):
         return None
-    return list(plane.split(call.args[1], dim))
+    parts = list(plane.split(call.args[1], dim))
+    return parts if len({part.shape[dim] for part in parts}) == 1 else None
+
+
+def stack(call: Call, algebra: Algebra) -> Planes:
+    """`stack`: the parts lose the same channels."""
+    values: list[Value] = call.args[0]
+    dim = int(call.arg(1, "dim", 0)) % len(call.shape)
+    shape = tuple(n for d, n in enumerate(call.shape) if d != dim)
+    joined = join(values, shape, call, algebra) if len(values) > 1 else values[0].planes
+    return tuple(p.unsqueeze(dim).expand(call.shape) for p in joined)
+
+
+def gather_along(call: Call, algebra: Algebra) -> Planes:
+    """`index(x, [i, None, j])` and `index_select(x, dim, i)`: the operator runs on the planes if the indices are known.
+
+    A labelled dimension may be indexed by constants only if the program computes them from the width; that is tried
+    out later.
+    """
+    x: Value = call.args[0]
+    plain = _known(call.args[1:])
+    if plain is None or any(v.planes for v in call.tensors()[1:]):
+        algebra.pin_all(call.tensors(), f"{call.where} picks elements by values that are not known")
+        return ()
+    return tuple(algebra.grid(simplify(call.node.target(p, *plain))) for p in x.planes)  # type: ignore[operator]
+
+
+def _known(args: Any) -> list[Any] | None:
+    """Arguments with tensors for values; None if one is not known."""
+    found: list[Any] = []
+    for arg in args:
+        value = _known(arg) if isinstance(arg, list | tuple) else arg
+        if isinstance(value, Value):
+            value = value.data
+        if value is None and arg is not None:
+            return None
+        found.append(value)
+    return found
 
 
 def concatenate(call: Call, algebra: Algebra) -> Planes:
@@ -167,3 +204,5 @@ register_rule(
 )(shape_only)
 register_rule(aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind)(cut)
 register_rule(aten.cat)(concatenate)
+register_rule(aten.stack)(stack)
+register_rule(aten.index, aten.index_select)(gather_along)

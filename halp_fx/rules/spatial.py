@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, compact, varying
+from ..algebra import Algebra, Call, Planes, Value, along, compact, varying, vector
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -77,5 +77,51 @@ register_rule(
     aten.replication_pad1d,
     aten.replication_pad2d,
     aten.replication_pad3d,
+    aten.grid_sampler_2d,
+    aten.grid_sampler_3d,
 )(spatial)
+
+
+def region_pool(call: Call, algebra: Algebra) -> Planes:
+    """`roi_align(x, boxes, …)`: (N, C, H, W) -> (boxes, C, h, w)."""
+    x: Value = call.args[0]
+    kept = []
+    for plane in x.planes:
+        if varying(plane) == (1,):
+            kept.append(compact(plane).expand(call.shape))
+        else:
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+    return tuple(kept)
+
+
+def image_to_columns(call: Call, algebra: Algebra) -> Planes:
+    """`unfold`: (N, C, H, W) -> (N, C * kh * kw, positions)."""
+    x: Value = call.args[0]
+    kept = []
+    for plane in x.planes:
+        if varying(plane) == (1,) and x.ndim == 4:
+            each = call.shape[1] // x.shape[1]
+            kept.append(along(vector(plane, 1).repeat_interleave(each), 1, call.shape))
+        else:
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+    return tuple(kept)
+
+
+def columns_to_image(call: Call, algebra: Algebra) -> Planes:
+    """`fold`: (N, C * kh * kw, positions) -> (N, C, H, W)."""
+    x: Value = call.args[0]
+    kept = []
+    for plane in x.planes:
+        if varying(plane) == (1,) and x.ndim == 3:
+            each = vector(plane, 1).reshape(call.shape[1], -1)
+            each = algebra.tie(each, [1], call, "fold")
+            kept.append(along(each[:, 0], 1, call.shape))
+        else:
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+    return tuple(kept)
+
+
 register_rule(aten.constant_pad_nd)(constant_pad)
+register_rule(aten.im2col)(image_to_columns)
+register_rule(aten.col2im)(columns_to_image)
+register_rule("torchvision::roi_align", "torchvision::roi_pool")(region_pool)
