@@ -15,6 +15,7 @@ from .errors import (
     SaliencyError,
     TraceError,
 )
+from .explain import explain
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.profile import Profile, profile
 from .report import Report
@@ -54,6 +55,7 @@ __all__ = [
     "WidthProblem",
     "channel_groups",
     "couple",
+    "explain",
     "profile",
     "prune",
     "register_rule",
