@@ -124,7 +124,7 @@ class Algebra:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     grids: list[Plane] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
-    restricted: dict[fx.Node, Call] = field(default_factory=dict)
+    restricted: dict[fx.Node, tuple[Call, set[int]]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
@@ -210,10 +210,10 @@ class Algebra:
             for axis in (axes[:1] if axes[0] == axes[-1] else np.unique(axes)).tolist():
                 self.roles.setdefault(axis, role)
 
-    def restrict(self, call: Call) -> None:
-        """The operator's statistic runs over labelled dimensions: removing channels is not the same as zeroing them.
-        The zeroed twin computes it over what is kept."""
-        self.restricted[call.node] = call
+    def restrict(self, call: Call, dims: Iterable[int]) -> None:
+        """The operator's statistic runs over labelled dimensions `dims` of its first tensor: removing channels is not
+        the same as zeroing them. The zeroed twin computes it over what is kept."""
+        self.restricted.setdefault(call.node, (call, set()))[1].update(dims)
 
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label."""

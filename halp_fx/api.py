@@ -13,13 +13,14 @@ from tqdm.auto import tqdm
 from .analysis import channel_groups
 from .budgets import BudgetLike
 from .goals import make_goals
-from .loop import Candidate, Clock, Network, close, schedule, step
+from .loop import Candidate, Clock, Network, best_of, close, schedule, step
 from .report import GroupReport, Report, Round
 from .request import Request, check_finite, check_prunable, example_of, rereadable
 from .saliency import Importance
 from .solver import Method
 from .tracing import check_model, preserved
-from .types import Coupling, Plan
+from .types import Plan
+from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 
@@ -93,32 +94,26 @@ def prune(
             coupling = channel_groups(model, request.example, ignore)
         check_prunable(coupling)
         with clock("measure"):
-            calibration = request.goals.calibration(coupling, model, request.inputs)
+            yardstick = Yardstick.start(request.goals, coupling, model, request.inputs)
         network = Network(model, Plan())
-        *early, last = schedule(request, coupling, calibration)
+        *early, _ = schedule(request, yardstick)
         with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not progress) as bar:
-            for share in early:
-                network = step(network, coupling, request, calibration, share, clock)
+            for way in early:
+                network = step(network, request, yardstick, way, clock)
                 bar.update()
-            candidates = close(model, network, coupling, request, calibration, clock, last)
+            candidates = close(network, request, yardstick, clock)
             bar.update()
-    best = min(candidates, key=lambda c: (c.deviation > tolerance, abs(c.deviation)))
-    small = best.network.model
-    report = _report(model, best, candidates, coupling, request, clock)
+    report = _report(candidates, request, yardstick, clock)
+    small = best_of(candidates, yardstick.fraction, tolerance).network.model
     small.halp = report  # type: ignore[assignment]
     if not report.met:
         logger.warning("%s", report.notes[-1])
     return small
 
 
-def _report(
-    model: nn.Module,
-    best: Candidate,
-    candidates: Sequence[Candidate],
-    coupling: Coupling,
-    request: Request,
-    clock: Clock,
-) -> Report:
+def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock) -> Report:
+    coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
+    best = best_of(candidates, yardstick.fraction, request.tolerance)
     saliency = best.network.saliency
     assert saliency is not None
     widths = coupling.widths(best.network.plan)
@@ -127,19 +122,20 @@ def _report(
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
     if saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    unit = request.goals.cost.unit
-    if best.deviation > request.tolerance:
+    over = best.deviation(yardstick.fraction)
+    if abs(over) > request.tolerance and yardstick.goals.measured:
+        side = "missed" if over > 0 else "undercut"
         notes.append(
-            f"the budget of {best.budget:.4g} {unit} is missed by {best.deviation:.1%} after {len(candidates)} rounds; "
-            "this is the closest network"
+            f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
+            f"{len(candidates)} rounds; this is the closest network"
         )
-    best_value = sum(float(s.sum()) for s in saliency.scores.values())
+    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
     return Report(
         unit=unit,
-        dense=best.dense,
-        budget=best.budget,
-        predicted=best.predicted,
-        measured=best.measured,
+        dense=dense,
+        budget=yardstick.fraction * dense,
+        predicted=best.predicted * dense,
+        measured=best.measured * dense,
         plan=best.network.plan,
         groups=tuple(
             GroupReport(g.name, g.size, widths[g.name], tuple(str(m.axis) for m in g.members))
@@ -148,16 +144,16 @@ def _report(
         frozen=coupling.frozen,
         saliency=saliency.kind,
         tolerance=request.tolerance,
-        parameters=(_count(model), _count(best.network.model)),
+        parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
-            Round(c.predicted, c.measured, c.solution.value / best_value if best_value else 1.0, c.solution.gap)
+            Round(c.predicted * dense, c.measured * dense, c.solution.value / everything, c.solution.gap)
             for c in candidates
         ),
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         extra={
-            cost.resource: (dense := cost.total(coupling), b.target(dense), cost.total(coupling, widths))
-            for cost, b in request.goals.further
+            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(coupling, widths))
+            for cost, b in yardstick.goals.further
         },
     )
 

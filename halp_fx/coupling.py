@@ -56,8 +56,8 @@ def couple(
         for e in algebra.edits
     )
     restricted = {
-        call.node.name: tuple(partition.channel_map(v) for v in call.tensors())
-        for call in algebra.restricted.values()
+        call.node.name: tuple(partition.channel_map(v, None if i else dims) for i, v in enumerate(call.tensors()))
+        for call, dims in algebra.restricted.values()
         if call.node.graph is traced.graph
     }
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))

@@ -44,9 +44,9 @@ def _group(group: ChannelGroup, coupling: Coupling) -> str:
         axes = [_slots(m.axis, m.slots.shape[1]) for m in group.members if m.role == role]
         more = f", … ({len(axes)} in all)" if len(axes) > _SHOWN else ""
         lines.append(f"  {role}: {', '.join(axes[:_SHOWN])}{more}")
-    axes = {m.axis for m in group.members}
-    edges = coupling.graph.edges(axes, data=True)
-    reasons = dict.fromkeys(f"{e['kind']}: {e['where']}" for a, b, e in edges if a in axes and b in axes)
+    own = {m.axis for m in group.members}
+    edges = coupling.graph.edges(own, data=True)
+    reasons = dict.fromkeys(f"{e['kind']}: {e['where']}" for a, b, e in edges if a in own and b in own)
     shown = [r for r in reasons if not r.startswith(("norm", "bias", "input"))] or list(reasons)
     for reason in shown[:_SHOWN]:
         lines.append(f"  coupled by {reason}")

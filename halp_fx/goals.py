@@ -11,7 +11,7 @@ from torch import nn
 
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
-from .latency import Calibration, Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
+from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
 from .solver import CostTable
 from .types import Coupling, Inputs
 
@@ -43,29 +43,28 @@ class Goals:
 
     def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
         """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
-        stops at `share` (0 = dense, 1 = the end) of the way."""
+        stops at `share` (0: dense, 1: the end) of the way."""
         limits = {self.cost.resource: steering}
         for cost, budget in self.further:
             dense = cost.total(coupling)
-            limits[cost.resource] = dense * (budget.target(dense) / dense) ** share
+            limits[cost.resource] = dense * min(budget.target(dense) / dense, 1.0) ** share
         return limits
 
     def measure(
         self, coupling: Coupling, widths: Mapping[str, int], dense: nn.Module, small: nn.Module, inputs: Inputs
     ) -> tuple[float, float]:
-        """End-to-end cost of the dense and of the pruned network."""
-        if not self.measured:
+        """End-to-end cost of the dense and of the pruned network, timed in turn."""
+        if not isinstance(self.cost, MeasuredLatency):
             return self.cost.total(coupling), self.cost.total(coupling, widths)
-        first, second = interleaved((dense, small), inputs)
+        first, second = interleaved((dense, small), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
         return first.median_ms, second.median_ms
 
-    def calibration(self, coupling: Coupling, dense: nn.Module, inputs: Inputs) -> Calibration:
-        """Starts the map from summed tables to end-to-end figures with the dense network."""
-        total = self.cost.total(coupling)
-        if not self.measured:
-            return Calibration().with_point(total, total)
-        (timing,) = interleaved((dense,), inputs)
-        return Calibration().with_point(total, timing.median_ms)
+    def measure_dense(self, coupling: Coupling, dense: nn.Module, inputs: Inputs) -> float:
+        """End-to-end cost of the dense network."""
+        if not isinstance(self.cost, MeasuredLatency):
+            return self.cost.total(coupling)
+        (timing,) = interleaved((dense,), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
+        return timing.median_ms
 
 
 def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:

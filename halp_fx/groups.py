@@ -58,8 +58,8 @@ class Partition:
             slots = (part - algebra.starts[axis]).reshape(sizes[group], -1)
             members.setdefault(group, []).append(Member(algebra.axes[axis], slots, algebra.roles.get(axis, "other")))
         inexact = np.zeros(len(sizes), dtype=bool)
-        for call in algebra.restricted.values():
-            for plane in (p for value in call.tensors() for p in value.planes):
+        for call, dims in algebra.restricted.values():
+            for plane in (p for p in call.tensors()[0].planes if dims & set(varying(p))):
                 found = compact(plane).numpy()
                 inexact[group_of[found[found > 0]]] = True
 
@@ -106,13 +106,13 @@ class Partition:
                 extents[dim] = Extent(extents[dim].fixed - moving, (*extents[dim].terms, *terms))
         return tuple(extents)
 
-    def channel_map(self, value: Value) -> ChannelMap:
-        """Which channel lies where along the dimensions of a tensor."""
+    def channel_map(self, value: Value, only: set[int] | None = None) -> ChannelMap:
+        """Which channel lies where along the dimensions of a tensor (or only some of them)."""
         dims = {}
         for plane in value.planes:
             small = compact(plane).numpy()
             dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
-            if dim is not None:
+            if dim is not None and (only is None or dim in only):
                 line = small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]
                 dims[dim] = (self.group_of[line], self.channel_of[line])
         return ChannelMap(dims)

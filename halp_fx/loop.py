@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -17,14 +17,13 @@ from torch import nn
 
 from .analysis import channel_groups
 from .errors import InfeasibleError
-from .goals import Goals
-from .latency import Calibration
 from .request import Request
 from .rewriting import rewrite
 from .saliency import Saliency, score
 from .solver import Solution, solve
 from .types import Coupling, Plan
 from .widths import build_problem, compose, plan_from, width_options
+from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 
@@ -64,73 +63,60 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A rewritten network with its figures, in the unit of the steering cost."""
+    """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost."""
 
     network: Network
-    dense: float
-    budget: float
     predicted: float
     measured: float
     solution: Solution
 
-    @property
-    def deviation(self) -> float:
-        """Relative to the budget; positive: over it."""
-        return self.measured / self.budget - 1
+    def deviation(self, fraction: float) -> float:
+        """From a budget that is this share of dense, relative to it; positive: over it."""
+        return self.measured / fraction - 1
 
 
-def step(
-    network: Network, coupling: Coupling, request: Request, calibration: Calibration, share: float, clock: Clock
-) -> Network:
-    """One step of several: stop at `share` of the way, then let the caller train."""
-    goals = request.goals
-    dense = calibration.predict(goals.cost.total(coupling))
-    target = dense * (goals.budget.target(dense) / dense) ** share
-    network = _scored(network, coupling, request, clock)
-    spend = goals.spend(coupling, calibration.budget_for(target), share)
-    smaller, _ = _solve_and_rewrite(network, coupling, request, spend, clock, floor=STEP_FLOOR)
+def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
+    """One step of several: stop at `way` of the way, then let the caller train."""
+    network = _scored(network, yardstick.coupling, request, clock)
+    smaller, _ = _solve_and_rewrite(network, request, yardstick, way, clock, floor=STEP_FLOOR)
     if request.train_between is not None:
         with clock("train_between"):
             request.train_between(smaller.model)
     return smaller
 
 
-def close(
-    dense_model: nn.Module,
-    network: Network,
-    coupling: Coupling,
-    request: Request,
-    calibration: Calibration,
-    clock: Clock,
-    share: float,
-) -> list[Candidate]:
+def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> list[Candidate]:
     """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed."""
-    goals = request.goals
-    network = _scored(network, coupling, request, clock)
+    network = _scored(network, yardstick.coupling, request, clock)
     candidates: list[Candidate] = []
-    dense = calibration.predict(goals.cost.total(coupling))
-    while True:
-        budget = goals.budget.target(dense)
-        spend = goals.spend(coupling, calibration.budget_for(budget), share)
+    while len(candidates) < MAX_ROUNDS:
         try:
-            smaller, solution = _solve_and_rewrite(
-                network, coupling, request, spend, clock, budget=(budget, calibration)
-            )
+            smaller, solution = _solve_and_rewrite(network, request, yardstick, 1.0, clock)
         except InfeasibleError:
             if candidates:  # Reachable by the first calibration, not by the corrected one: keep what was found.
-                return candidates
+                break
             raise
-        widths = coupling.widths(smaller.plan)
-        total = goals.cost.total(coupling, widths)
+        if candidates and smaller.plan == candidates[-1].network.plan:
+            break  # No finer choice of widths.
+        widths = yardstick.coupling.widths(smaller.plan)
+        total = yardstick.goals.cost.total(yardstick.coupling, widths)
         with clock("measure"):
-            dense, measured = goals.measure(coupling, widths, dense_model, smaller.model, request.inputs)
-        budget = goals.budget.target(dense)
-        candidate = Candidate(smaller, dense, budget, calibration.predict(total), measured, solution)
+            measured = yardstick.measure(widths, smaller.model)
+        candidate = Candidate(smaller, yardstick.predict(total), measured, solution)
         candidates.append(candidate)
-        logger.info("budget %.4g, predicted %.4g, measured %.4g", budget, candidate.predicted, measured)
-        if not goals.measured or abs(candidate.deviation) <= request.tolerance or len(candidates) == MAX_ROUNDS:
-            return candidates
-        calibration = calibration.with_point(total, measured, dense)
+        logger.info(
+            "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
+            *(100 * share for share in (yardstick.fraction, candidate.predicted, measured)),
+        )
+        if not yardstick.goals.measured or abs(candidate.deviation(yardstick.fraction)) <= request.tolerance:
+            break
+        yardstick.learn(total, measured)
+    return candidates
+
+
+def best_of(candidates: Sequence[Candidate], fraction: float, tolerance: float) -> Candidate:
+    """The candidate closest to the budget; one that keeps it (within the tolerance) before one that does not."""
+    return min(candidates, key=lambda c: (c.deviation(fraction) > tolerance, abs(c.deviation(fraction))))
 
 
 def _scored(network: Network, coupling: Coupling, request: Request, clock: Clock) -> Network:
@@ -152,35 +138,28 @@ def _only(coupling: Coupling, names: set[str]) -> Coupling:
 
 
 def _solve_and_rewrite(
-    network: Network,
-    coupling: Coupling,
-    request: Request,
-    spend: Mapping[str, float],
-    clock: Clock,
-    floor: float = 0.0,
-    budget: tuple[float, Calibration] | None = None,
+    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
 ) -> tuple[Network, Solution]:
-    """Widths within `spend`, and the network that has them.
+    """Widths for a step that stops at `way` of the way, and the network that has them.
 
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
-        budget: end-to-end budget and calibration, to say in the user's unit what the minimum is.
     """
     assert network.saliency is not None
-    goals, scores = request.goals, network.saliency.scores
+    coupling, goals, scores = yardstick.coupling, yardstick.goals, network.saliency.scores
     with clock("time layers"):
         tables = goals.tables(coupling, _options(coupling, network.plan, request, 0.0))
     with clock("solve"):
         solution = None
         for share in dict.fromkeys((floor, 0.0)):
             options = _options(coupling, network.plan, request, share)
-            problem = build_problem(coupling, scores, options, tables, spend, goals.cost.unit)
+            problem = build_problem(coupling, scores, options, tables, yardstick.spend(way), goals.cost.unit)
             try:
                 solution = solve(problem, method=request.solver)
                 break
             except InfeasibleError as error:
                 if share == 0.0:
-                    raise _out_of_reach(error, goals, coupling, budget) from error
+                    raise _out_of_reach(error, yardstick) from error
     assert solution is not None
     with clock("rewrite"):
         now = coupling if not network.plan else channel_groups(network.model, request.example, like=coupling)
@@ -201,28 +180,25 @@ def _options(coupling: Coupling, plan: Plan, request: Request, floor: float) -> 
     return options
 
 
-def _out_of_reach(
-    error: InfeasibleError, goals: Goals, coupling: Coupling, budget: tuple[float, Calibration] | None
-) -> InfeasibleError:
-    if budget is None:
-        return error
-    target, calibration = budget
-    least, dense = calibration.predict(error.minimum), calibration.predict(goals.cost.total(coupling))
+def _out_of_reach(error: InfeasibleError, yardstick: Yardstick) -> InfeasibleError:
+    """The error in the user's unit."""
+    if len(yardstick.goals.further):
+        return error  # Which of several budgets it is, the solver says in its own words.
+    unit, least = yardstick.goals.cost.unit, yardstick.predict(error.minimum)
     groups = f" Groups that bound it: {', '.join(error.groups[:5])}." if error.groups else ""
     return InfeasibleError(
-        f"a budget of {target:.4g} {goals.cost.unit} cannot be reached: the smallest that min_keep and round_to "
-        f"allow is about {least:.4g} {goals.cost.unit} ({least / dense:.1%} of dense).{groups}",
-        least,
+        f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
+        f"and round_to allow is about {least * yardstick.dense:.4g} {unit} ({least:.1%} of dense).{groups}",
+        least * yardstick.dense,
         error.groups,
     )
 
 
-def schedule(request: Request, coupling: Coupling, calibration: Calibration) -> list[float]:
+def schedule(request: Request, yardstick: Yardstick) -> list[float]:
     """Shares of the way (in the logarithm of the cost) at which the steps stop; the last is 1."""
-    dense = calibration.predict(request.goals.cost.total(coupling))
-    fraction = min(request.goals.budget.target(dense) / dense, 1.0)
     steps = request.steps
     if steps is None:
         renewed = request.data is not None or request.train_between is not None
-        steps = max(1, math.ceil(math.log(fraction) / math.log(STEP_FACTOR))) if renewed else 1
+        wanted = math.ceil(math.log(min(yardstick.fraction, 1.0)) / math.log(STEP_FACTOR))
+        steps = max(1, wanted) if renewed else 1
     return [(i + 1) / steps for i in range(steps)]

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
-from .tracing import record
+from .tracing import record, written_through_alias
 from .types import Axis, Coupling, Plan, Traced
 
 _REMEDY = (
@@ -168,7 +168,7 @@ def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
 def _working(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
     moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
-    return [n for n in graph.nodes if _op(n) not in moving]
+    return [n for n in graph.nodes if _op(n) not in moving and n.target is not written_through_alias]
 
 
 def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:

@@ -42,7 +42,7 @@ def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
     x, normalized = call.args[0], list(call.args[1])
     dims = set(range(x.ndim - len(normalized), x.ndim))
     if any(set(varying(p)) & dims for p in x.planes):
-        algebra.restrict(call)
+        algebra.restrict(call, dims)
     for value in call.args[2:4]:
         if not isinstance(value, Value):
             continue
@@ -61,7 +61,7 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     x, groups = call.args[0], int(call.args[6])
     for plane in x.planes:
         if varying(plane) == (1,):
-            algebra.restrict(call)
+            algebra.restrict(call, {1})
             if groups > 1:
                 algebra.tie(vector(plane, 1).reshape(groups, -1), [0], call, "group norm")
         elif varying(plane) != (0,):

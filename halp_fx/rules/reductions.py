@@ -23,7 +23,6 @@ def reduction(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     kept = []
     for plane in x.planes:
         if set(varying(plane)) & dims:
-            algebra.restrict(call)
             plane = _over_channels(plane, dims, call, algebra)
         for d in sorted(dims, reverse=True):
             plane = plane.narrow(d, 0, 1) if keepdim else plane.select(d, 0)
@@ -38,7 +37,8 @@ def _over_channels(plane: Plane, dims: set[int], call: Call, algebra: Algebra) -
     others = set(varying(plane)) - dims
     if others:
         # Each result must stand for the same set of channels: one label along what is reduced.
-        plane = algebra.tie(plane, dims, call, "reduction")
+        return algebra.tie(plane, dims, call, "reduction")
+    algebra.restrict(call, dims)
     return plane
 
 
@@ -49,7 +49,7 @@ def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     kept = []
     for plane in x.planes:
         if set(varying(plane)) & dims:
-            algebra.restrict(call)
+            algebra.restrict(call, dims)
         kept.append(algebra.grid(plane))
     planes = tuple(kept)
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
