@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from .analysis import channel_groups
 from .budgets import BudgetLike
 from .goals import make_goals
-from .loop import Candidate, Clock, Network, best_of, close, schedule, step
+from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
 from .report import GroupReport, Report, Round
 from .request import Request, check_finite, check_prunable, example_of, rereadable
 from .saliency import Importance
@@ -93,9 +93,10 @@ def prune(
         with clock("trace + couple"):
             coupling = channel_groups(model, request.example, ignore)
         check_prunable(coupling)
-        with clock("measure"):
-            yardstick = Yardstick.start(request.goals, coupling, model, request.inputs)
         network = Network(model, Plan())
+        with clock("time layers"):
+            options = options_of(coupling, network.plan, request)
+            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs)
         *early, _ = schedule(request, yardstick)
         with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not progress) as bar:
             for way in early:

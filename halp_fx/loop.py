@@ -146,14 +146,12 @@ def _solve_and_rewrite(
         floor: no group loses more than this share of its present channels, as long as that can be met.
     """
     assert network.saliency is not None
-    coupling, goals, scores = yardstick.coupling, yardstick.goals, network.saliency.scores
-    with clock("time layers"):
-        tables = goals.tables(coupling, _options(coupling, network.plan, request, 0.0))
+    coupling, scores, unit = yardstick.coupling, network.saliency.scores, yardstick.goals.cost.unit
     with clock("solve"):
         solution = None
         for share in dict.fromkeys((floor, 0.0)):
-            options = _options(coupling, network.plan, request, share)
-            problem = build_problem(coupling, scores, options, tables, yardstick.spend(way), goals.cost.unit)
+            options = options_of(coupling, network.plan, request, share)
+            problem = build_problem(coupling, scores, options, yardstick.tables, yardstick.spend(way), unit)
             try:
                 solution = solve(problem, method=request.solver)
                 break
@@ -168,7 +166,7 @@ def _solve_and_rewrite(
     return Network(small, compose(network.plan, step), network.saliency), solution
 
 
-def _options(coupling: Coupling, plan: Plan, request: Request, floor: float) -> dict[str, tuple[int, ...]]:
+def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
     """Widths per group, none wider than what is left of it."""
     left = coupling.widths(plan)
     options = {}

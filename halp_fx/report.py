@@ -104,6 +104,8 @@ class Report:
         ]
         parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
         parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
+        if self.seconds:
+            parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
         for name, (dense, budget, measured) in self.extra.items():
             parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
         if groups:

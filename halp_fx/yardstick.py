@@ -7,13 +7,14 @@ dense network's own cost is the lowest that was seen, the machine undisturbed.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from .goals import Goals
 from .latency import Calibration
+from .solver import CostTable
 from .types import Coupling, Inputs
 
 logger = logging.getLogger("halp_fx")
@@ -32,6 +33,7 @@ class Yardstick:
         goals, coupling, model, inputs: what is to be met, and the dense network.
         dense: its lowest end-to-end cost so far, in the unit of the steering cost.
         calibration: sum of layer costs -> share of the dense network's end-to-end cost.
+        tables: what each layer costs over all widths that its groups may take; they serve every step.
     """
 
     goals: Goals
@@ -40,13 +42,17 @@ class Yardstick:
     inputs: Inputs
     dense: float
     calibration: Calibration
+    tables: Sequence[CostTable]
 
     @classmethod
-    def start(cls, goals: Goals, coupling: Coupling, model: nn.Module, inputs: Inputs) -> Yardstick:
-        """With the dense network as the first point."""
+    def start(
+        cls, goals: Goals, coupling: Coupling, options: Mapping[str, Sequence[int]], model: nn.Module, inputs: Inputs
+    ) -> Yardstick:
+        """Measure the layers over the widths that the groups may take, and the dense network as the first point."""
+        tables = goals.tables(coupling, options)
         dense = goals.measure_dense(coupling, model, inputs)
         first = Calibration().with_point(goals.cost.total(coupling), 1.0)
-        return cls(goals, coupling, model, inputs, dense, first)
+        return cls(goals, coupling, model, inputs, dense, first, tables)
 
     @property
     def fraction(self) -> float:
