@@ -129,13 +129,6 @@ def decomposed() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def is_recorded(target: Any, result: Any = None) -> bool:
-    """Whether an operator call becomes a node. Given a node alone: whether it stands for an operator call."""
-    if isinstance(target, fx.Node):
-        return target.op == "call_function" and target.target not in (getitem, written_through_alias)
-    return target.namespace != "prim" and _has_tensor(result)
-
-
 def _at_least_two(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dim() > 1 and value.shape[0] == 1:
         return value.expand(2, *value.shape[1:]).contiguous()
@@ -244,7 +237,7 @@ class _Recorder(TorchDispatchMode):
         # Arguments are looked up first: an in-place operator returns one of them.
         node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
         result = _shape_only(func, args) if func is _BATCH_NORM else func(*args, **kwargs)
-        if not is_recorded(func, result):
+        if func.namespace == "prim" or not _has_tensor(result):
             return result
         node = self.graph.call_function(func, tuple(node_args), dict(node_kwargs))
         self._describe(node, result)

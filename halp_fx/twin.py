@@ -9,6 +9,7 @@ operators over the kept channels only.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -20,13 +21,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
-from .errors import HalpError
 from .slicing import index_of, removed_slots
-from .tracing import decomposed, is_recorded, named_tensors
+from .tracing import decomposed, named_tensors
 from .types import Coupling, Plan
 
 Keep = dict[int, np.ndarray]
 """Dimension -> sorted indices that stay."""
+
+Steps = dict[tuple[str, int], list[Keep]]
+"""(operator, how many times it has run in the forward) -> what stays of each of its tensors. Counted per operator,
+because others may come and go with the dtype."""
 
 
 def zero(
@@ -58,15 +62,15 @@ def zero(
     return twin
 
 
-def _restrictions(coupling: Coupling, plan: Plan) -> dict[int, tuple[str, list[Keep]]]:
-    """Position of an operator in the forward -> its name and, for each of its tensors, what stays along which
-    dimension."""
+def _restrictions(coupling: Coupling, plan: Plan) -> Steps:
+    """For operators with a statistic over channels, what stays of each of their tensors."""
     kept = [
         np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in coupling.groups
     ]
-    steps = {}
-    calls = [n for n in coupling.traced.graph.nodes if is_recorded(n)]
-    for position, node in enumerate(calls):
+    steps: Steps = {}
+    seen: Counter[str] = Counter()
+    for node in coupling.traced.graph.nodes:
+        seen[str(node.target)] += 1
         keeps: list[Keep] = []
         for channel_map in coupling.restricted.get(node.name, ()):
             keep: Keep = {}
@@ -76,35 +80,29 @@ def _restrictions(coupling: Coupling, plan: Plan) -> dict[int, tuple[str, list[K
                     keep[dim] = np.flatnonzero(stays)
             keeps.append(keep)
         if any(keeps):
-            steps[position] = (str(node.target), keeps)
+            steps[str(node.target), seen[str(node.target)]] = keeps
     return steps
 
 
-def _forward(twin: nn.Module, steps: dict[int, tuple[str, list[Keep]]], *args: Any, **kwargs: Any) -> Any:
+def _forward(twin: nn.Module, steps: Steps, *args: Any, **kwargs: Any) -> Any:
     with torch.no_grad(), decomposed(), _Restrict(steps):
         return type(twin).forward(twin, *args, **kwargs)
 
 
 class _Restrict(TorchDispatchMode):
-    """Runs the operators at given positions of the forward over a part of their channels."""
+    """Runs some operators of the forward over a part of their channels."""
 
-    def __init__(self, steps: dict[int, tuple[str, list[Keep]]]) -> None:
+    def __init__(self, steps: Steps) -> None:
         super().__init__()
         self.steps = steps
-        self.position = -1
+        self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         full = func(*args, **kwargs)
-        if not is_recorded(func, full):
-            return full
-        self.position += 1
-        if self.position not in self.steps:
-            return full
-        target, keeps = self.steps[self.position]
-        if str(func) != target:
-            raise HalpError(f"the twin's forward ran {func} where {target} was traced: run it in eval mode, as traced")
-        return _over_kept(func, args, kwargs, keeps, full)
+        self.seen[str(func)] += 1
+        keeps = self.steps.get((str(func), self.seen[str(func)]))
+        return full if keeps is None else _over_kept(func, args, kwargs, keeps, full)
 
 
 def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep], full: Any) -> Any:
