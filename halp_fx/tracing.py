@@ -96,20 +96,23 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Give back each module's mode, changed buffers, and the CPU and device random state at the end."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
-    slots = [(m, dict(m._buffers)) for m in model.modules() if m._buffers]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         try:
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
-            for module, kept in slots:
-                module._buffers.update(kept)
+            for module, found in attributes:
+                # What a forward caches on its module would be wrong later: a trial run works on meta tensors.
+                for name in vars(module).keys() - found.keys():
+                    del vars(module)[name]
+                vars(module).update(found)
+            for table, kept in tables:
+                table.update(kept)
             with torch.no_grad():
                 # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
                 for buffer, copy in buffers:

@@ -66,6 +66,14 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
         spec, expected = new.meta.get("spec"), tuple(e.at(widths) for e in coupling.shapes[old.name])
         if spec is not None and spec.shape != expected:
             raise _mismatch(old, new, failure, coupling, expected)
+        if _numbers(old) != _numbers(new):
+            # E.g. a division by the square root of the number of channels.
+            raise RewriteError(
+                f"after pruning, {_op(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) runs with "
+                f"{_numbers(new)} where it ran with {_numbers(old)}: a value that follows a width",
+                _groups_around(old, coupling),
+                _place(old),
+            )
     if failure is not None:
         raise RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}") from failure
     if other_path:
@@ -119,6 +127,41 @@ def _groups_at(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     """Groups in the shapes of an operator's arguments and result."""
     nodes = [node, *node.all_input_nodes]
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
+
+
+def _groups_around(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of what leads to an operator; if nothing does (a constant), of what its result meets."""
+    level = [node]
+    while level:
+        for found in level:
+            names = _groups_above(found, coupling)
+            if names:
+                return names
+        level = list(dict.fromkeys(user for found in level for user in found.users))
+    return ()
+
+
+def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of the nearest operators, going back from this one, that handle any."""
+    level = [node]
+    while level:
+        names = dict.fromkeys(name for n in level for name in _groups_at(n, coupling))
+        if names:
+            return tuple(names)
+        level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))
+    return ()
+
+
+def _numbers(node: fx.Node) -> list[float]:
+    """Numbers that take part in elementwise arithmetic, those in constant one-element tensors too."""
+    if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
+        return []
+    values = [a for a in node.args if isinstance(a, int | float)]
+    for source in node.all_input_nodes:
+        value = source.meta.get("value")
+        if value is not None and value.numel() == 1 and not value.is_meta:
+            values.append(value.item())
+    return values
 
 
 def _op(node: fx.Node | None) -> str:
