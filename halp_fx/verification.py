@@ -30,7 +30,7 @@ _REMEDY = (
 )
 
 # Shapes behind these follow the values: a pruned detector finds other boxes.
-_BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "index", "_local_scalar_dense"}
+_BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "_local_scalar_dense"}
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
@@ -55,7 +55,7 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     before = _working(coupling.traced.graph)
     other_path = False
     for old, new in zip_longest(before, after):
-        if _op(old) in _BY_VALUE:
+        if _follows_values(old):
             break
         if old is None or new is None or old.target != new.target:
             # A width of 1 changes strides, and with them how a linear layer is made up: that alone is no mistake.
@@ -75,12 +75,20 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
                 _place(old),
             )
     if failure is not None:
-        raise RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}") from failure
+        raise _mismatch(before[min(len(after), len(before) - 1)], None, failure, coupling) from failure
     if other_path:
         _check_outputs(coupling.traced, traced)
     if other_path or takes_sizes(coupling):
         # Otherwise equal shapes mean equal couplings.
         _check_channels(coupling, couple(traced, like=coupling), plan)
+
+
+def _follows_values(node: fx.Node | None) -> bool:
+    """Whether the shape of an operator's result depends on values that a pruned network computes otherwise."""
+    if _op(node) != "index":
+        return _op(node) in _BY_VALUE
+    assert node is not None
+    return any("value" not in n.meta for n in node.all_input_nodes[1:])
 
 
 def _check_outputs(before: Traced, after: Traced) -> None:
@@ -101,7 +109,7 @@ def _mismatch(
     """The error for the first operator that differs; `old` is missing where the pruned network ran more."""
     node = old or new
     assert node is not None
-    groups = _groups_at(old, coupling) if old is not None else ()
+    groups = _groups_above(old, coupling) if old is not None else ()
     if failure is not None:
         return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, _place(node))
     shape = new.meta["spec"].shape if new is not None else ()
@@ -119,8 +127,8 @@ def _place(node: fx.Node | None) -> tuple[str, str]:
 
 def groups_at(place: tuple[str, str], coupling: Coupling) -> set[str]:
     """Groups that the operators at one place of the program handle, in all modules that run it."""
-    nodes = [n for n in coupling.traced.graph.nodes if _place(n) == place]
-    return {name for node in nodes for name in _groups_at(node, coupling)}
+    nodes = [n for n in coupling.traced.graph.nodes if place[0] and _place(n) == place]
+    return {name for node in nodes for name in _groups_above(node, coupling)}
 
 
 def _groups_at(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
