@@ -23,6 +23,9 @@ from torch import fx
 
 from .types import Axis, Link, TensorSpec
 
+# Longer links are freed from repeated pairs.
+_MANY = 4096
+
 Plane = torch.Tensor
 Planes = tuple[Plane, ...]
 
@@ -129,6 +132,8 @@ class Algebra:
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
     _axis_of: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
+    # Planes that were tied, by place in memory; held so that the place is not used again.
+    _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
 
     def new_planes(self, name: str, shape: Sequence[int]) -> Planes:
         """Fresh slots for every axis of a parameter or buffer: one plane each."""
@@ -156,6 +161,10 @@ class Algebra:
             self.pin(left[~both], reason)
             self.pin(right[~both], reason)
             left, right = left[both], right[both]
+        if len(left) > _MANY:
+            # The same pair meets at every position of an image: once is enough.
+            pairs = np.unique(left.astype(np.int64) << 32 | right)
+            left, right = pairs >> 32, pairs & 0xFFFFFFFF
         if len(left):
             self.links.append(Link(left, right, op, kind, where))
 
@@ -167,8 +176,13 @@ class Algebra:
         first = plane
         for dim in dims:
             first = first.narrow(dim, 0, 1)
-        self.couple(plane, first.expand(plane.shape), call, kind)
-        return first.expand(plane.shape)
+        first = first.expand(plane.shape)
+        # A loop over classes or windows takes one piece after another of the same plane.
+        key = (plane.data_ptr(), tuple(plane.shape), plane.stride(), tuple(dims))
+        if key not in self._tied:
+            self._tied[key] = plane
+            self.couple(plane, first, call, kind)
+        return first
 
     def tie_labels(self, plane: Plane, dims: Iterable[int]) -> None:
         """As `tie`, for a plane whose operator is no longer at hand."""
@@ -219,9 +233,6 @@ class Algebra:
         """Index into `axes` for every label."""
         known = len(self._axis_of)
         if known < self.starts[-1]:
-            # Grown to twice the need: axes are added one at a time.
-            done = int(self._axis_of[-1]) + 1 if known else 0
-            del done
             sizes = np.diff(self.starts)
             self._axis_of = np.concatenate([[-1], np.repeat(np.arange(len(sizes)), sizes)])
         return self._axis_of[labels]
@@ -238,13 +249,21 @@ class Algebra:
 
 def merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The classes when the labels `a[i]` and `b[i]` are put into one."""
-    count = int(classes.max()) + 1
     left, right = classes[a], classes[b]
     differ = left != right
-    # The same pair meets at every position of an image: once is enough.
-    pairs = np.unique(left[differ].astype(np.int64) * count + right[differ])
-    edges = coo_matrix((np.ones(len(pairs), dtype=np.int8), np.divmod(pairs, count)), shape=(count, count))
-    return connected_components(edges, directed=False)[1][classes]
+    if not differ.any():
+        return classes
+    # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
+    pairs = np.unique(left[differ].astype(np.int64) << 32 | right[differ])
+    met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
+    ends = ends.reshape(2, -1)
+    edges = coo_matrix((np.ones(len(pairs), dtype=np.int8), (ends[0], ends[1])), shape=(len(met), len(met)))
+    count, component = connected_components(edges, directed=False)
+    smallest = np.full(count, np.iinfo(np.int64).max)
+    np.minimum.at(smallest, component, met)
+    renamed = np.arange(int(classes.max()) + 1)
+    renamed[met] = smallest[component]
+    return renamed[classes]
 
 
 def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:

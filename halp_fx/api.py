@@ -14,11 +14,12 @@ from .analysis import channel_groups
 from .budgets import BudgetLike
 from .goals import make_goals
 from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .preserving import preserved
 from .report import GroupReport, Report, Round
 from .request import Request, check_finite, check_prunable, example_of, rereadable
 from .saliency import Importance
 from .solver import Method
-from .tracing import check_model, preserved
+from .tracing import check_model
 from .types import Plan
 from .yardstick import Yardstick
 

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
 
 from .algebra import Algebra, Call, Planes, Value, merged, varying
 from .errors import HalpError
 from .groups import Partition, free_dimension
+from .recording import getitem, written_through_alias
 from .rules import find_rule
-from .tracing import getitem, written_through_alias
 from .types import AttributeEdit, Coupling, Links, Traced
 
 
@@ -72,7 +73,7 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
     values: dict[fx.Node, Any] = {}
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            values[node] = Value(node.meta["spec"], data=node.meta.get("value"))
+            values[node] = Value(node.meta["spec"], data=_constant(node))
         elif node.op == "get_attr":
             values[node] = _attribute(node, algebra, parameters)
         elif node.op == "output":
@@ -85,13 +86,17 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
 
 
 def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value]) -> Value:
-    spec, data = node.meta["spec"], node.meta.get("value")
+    spec, data = node.meta["spec"], _constant(node)
     if node.meta.get("constant"):
         return Value(spec, parameter=True, data=data)
     name = str(node.target)
     if name not in parameters:
         parameters[name] = Value(spec, algebra.new_planes(name, spec.shape), parameter=True, data=data)
     return parameters[name]
+
+
+def _constant(node: fx.Node) -> torch.Tensor | None:
+    return node.meta["value"] if node.meta.get("fixed") else None
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
@@ -107,9 +112,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
     results = [
-        None
-        if spec is None
-        else _checked(node, Value(spec, row, parameter, node.meta.get("value") if single else None))
+        None if spec is None else _checked(node, Value(spec, row, parameter, _constant(node) if single else None))
         for spec, row in zip(outputs, rows, strict=True)
     ]
     return results[0] if single else results
@@ -155,8 +158,6 @@ def _checked(node: fx.Node, value: Value) -> Value:
 def _aliased(call: Call, algebra: Algebra) -> Planes:
     """Memory written through another view: fine if the labels are as before, else nothing is known any more."""
     old, writer = call.args
-    if not call.node.users:
-        return ()  # Never read again, e.g. the result of a linear layer whose view is activated in place.
     same = len(old.planes) == len(writer.planes) and all(
         p.shape == q.shape and bool((p == q).all()) for p, q in zip(old.planes, writer.planes, strict=True)
     )

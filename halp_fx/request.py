@@ -14,9 +14,9 @@ from torch import nn
 from .errors import BudgetError, ModelError, SaliencyError
 from .goals import Goals
 from .inputs import normalize_inputs
+from .preserving import named_tensors
 from .saliency import MAX_BATCHES, Importance
 from .solver import Method
-from .tracing import named_tensors
 from .types import Coupling, Inputs
 
 

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from .errors import SaliencyError
 from .kernels import Segment, SegmentLayout, channel_scores
-from .tracing import preserved
+from .preserving import preserved
 from .types import ChannelGroup, Coupling, Member
 
 logger = logging.getLogger("halp_fx")

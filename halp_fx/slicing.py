@@ -10,7 +10,7 @@ from torch import nn
 
 from .attributes import sync_attributes
 from .errors import PlanError
-from .tracing import named_tensors
+from .preserving import named_tensors
 from .types import Axis, Coupling, Plan
 
 

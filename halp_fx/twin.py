@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
+from .preserving import decomposed, named_tensors
 from .slicing import index_of, removed_slots
-from .tracing import decomposed, named_tensors
 from .types import Coupling, Plan
 
 Keep = dict[int, np.ndarray]

@@ -8,20 +8,17 @@ the coupling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map
 
 from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
-from .tracing import record, written_through_alias
+from .recording import record, written_through_alias
 from .types import Axis, Coupling, Plan, Traced
 
 _REMEDY = (
@@ -48,7 +45,7 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     widths = coupling.widths(plan)
     failure: TraceError | None = None
     try:
-        traced = _trace_shapes(small, example_inputs)
+        traced = record(small, *normalize_inputs(small, example_inputs))
         after = _working(traced.graph)
     except TraceError as error:
         failure, after = error, _working(error.recorded) if error.recorded is not None else []
@@ -88,7 +85,7 @@ def _follows_values(node: fx.Node | None) -> bool:
     if _op(node) != "index":
         return _op(node) in _BY_VALUE
     assert node is not None
-    return any("value" not in n.meta for n in node.all_input_nodes[1:])
+    return any(not n.meta.get("fixed") for n in node.all_input_nodes[1:])
 
 
 def _check_outputs(before: Traced, after: Traced) -> None:
@@ -166,9 +163,8 @@ def _numbers(node: fx.Node) -> list[float]:
         return []
     values = [a for a in node.args if isinstance(a, int | float)]
     for source in node.all_input_nodes:
-        value = source.meta.get("value")
-        if value is not None and value.numel() == 1 and not value.is_meta:
-            values.append(value.item())
+        if source.meta.get("fixed") and source.meta["value"].numel() == 1:
+            values.append(source.meta["value"].item())
     return values
 
 
@@ -220,37 +216,6 @@ def _working(graph: fx.Graph) -> list[fx.Node]:
     """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
     moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
     return [n for n in graph.nodes if _op(n) not in moving and n.target is not written_through_alias]
-
-
-def _trace_shapes(model: nn.Module, example_inputs: Any) -> Traced:
-    """Trace on the meta device, which costs no arithmetic; really where the forward needs values."""
-    args, kwargs = normalize_inputs(model, example_inputs)
-    try:
-        with _hollow(model):
-            return record(model, *tree_map(_meta, (args, kwargs)))
-    except (TraceError, NotImplementedError, RuntimeError):
-        return record(model, args, kwargs)
-
-
-@contextmanager
-def _hollow(model: nn.Module) -> Iterator[None]:
-    """The model with meta tensors for its parameters and buffers, while the context lasts."""
-    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
-    originals = [dict(table) for table in tables]
-    twins = {id(t): _meta(t) for t in (*model.parameters(), *model.buffers())}
-    try:
-        for table in tables:
-            table.update({k: twins[id(t)] for k, t in table.items() if t is not None})
-        yield
-    finally:
-        for table, original in zip(tables, originals, strict=True):
-            table.update(original)
-
-
-def _meta(value: Any) -> Any:
-    if isinstance(value, nn.Parameter):
-        return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
-    return value.detach().to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def takes_sizes(coupling: Coupling) -> bool:

@@ -2,31 +2,38 @@
 
 For every model, in a process of its own with a time limit: trace and couple, prune every group to half at random
 places, rewrite, run forward and backward, compare with the zeroed twin in float64. Writes a table as CSV and
-Markdown.
+Markdown. A run that was stopped goes on where it was (`--resume`).
 
-    python tools/sweep.py torchvision --csv sweep.csv --markdown docs/coverage.md
-    python tools/sweep.py timm --max-params 30 --jobs 2
+    python tools/sweep.py torchvision --csv sweep.csv --markdown docs/coverage_torchvision.md
+    python tools/sweep.py timm --max-params 30 --csv timm.csv --resume
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import csv
+import importlib
 import json
+import multiprocessing
 import os
 import random
-import subprocess
-import sys
 import time
+import traceback
 import unittest.mock
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-FIELDS = ("model", "result", "error", "kept", "groups", "frozen", "trace_couple_s", "rewrite_s", "total_s", "detail")
+FIELDS = (
+    *("model", "result", "kind", "params_m", "convs", "error", "kept", "groups", "frozen"),
+    *("trace_couple_s", "rewrite_s", "total_s", "detail"),
+)
 ERROR_LIMIT = 1e-5
+SIDE = 128  # Of images for timm models that take any size.
 
 
 def names(library: str) -> list[str]:
@@ -48,8 +55,10 @@ def build(library: str, name: str) -> tuple[Any, Any]:
         import timm
 
         model = timm.create_model(name, pretrained=False)
-        size = tuple(model.pretrained_cfg.get("input_size") or (3, 224, 224))
-        return model, torch.randn(1, *size)
+        channels, *size = model.pretrained_cfg.get("input_size") or (3, 224, 224)
+        if not model.pretrained_cfg.get("fixed_input_size"):
+            size = [min(n, SIDE) for n in size]
+        return model, torch.randn(1, channels, *size)
     import torchvision
 
     options: dict[str, Any] = {"weights": None}
@@ -58,6 +67,8 @@ def build(library: str, name: str) -> tuple[Any, Any]:
         options["weights_backbone"] = None
     if "quantization" in module:
         options["quantize"] = False
+    if "detection" in module and "ssd" not in module:
+        options.update(min_size=320, max_size=320)
     model = torchvision.models.get_model(name, **options)
     if "detection" in module:
         return model, ([torch.randn(3, 320, 320)],)
@@ -74,7 +85,28 @@ def build(library: str, name: str) -> tuple[Any, Any]:
     return model, torch.randn(1, 3, side, side)
 
 
-def check(library: str, name: str) -> dict[str, Any]:
+def size(library: str, name: str) -> tuple[float, int]:
+    """Million parameters, and the number of convolutions, of a model without memory."""
+    import torch
+
+    with torch.device("meta"), contextlib.suppress(NotImplementedError, RuntimeError):
+        model, _ = build(library, name)
+        convolutions = sum(isinstance(m, torch.nn.modules.conv._ConvNd) for m in model.modules())
+        return sum(p.numel() for p in model.parameters()) / 1e6, convolutions
+    with torch.no_grad():
+        model, _ = build(library, name)
+    convolutions = sum(isinstance(m, torch.nn.modules.conv._ConvNd) for m in model.modules())
+    return sum(p.numel() for p in model.parameters()) / 1e6, convolutions
+
+
+def kind(coupling: Any, convolutions: int) -> str:
+    """Whether it is a "cnn": at least 8 convolutions and no product of two activations (attention)."""
+    products = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}
+    ops = {getattr(n.target, "_opname", "") for n in coupling.traced.graph.nodes}
+    return "attention" if ops & products else "cnn" if convolutions >= 8 else "other"
+
+
+def check(library: str, name: str, max_params: float) -> dict[str, Any]:
     """One model, in this process."""
     warnings.simplefilter("ignore")
     import torch
@@ -83,6 +115,10 @@ def check(library: str, name: str) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    params, convolutions = size(library, name)
+    row = {"model": name, "params_m": round(params, 2), "convs": convolutions}
+    if params > max_params:
+        return {**row, "result": "too large"}
     model, inputs = build(library, name)
     randomize(model)
     start = time.perf_counter()
@@ -98,7 +134,8 @@ def check(library: str, name: str) -> dict[str, Any]:
     trains = backward(small.train(), args)
     kept = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return {
-        "model": name,
+        **row,
+        "kind": kind(coupling, convolutions),
         "result": "pass" if error <= ERROR_LIMIT and trains == "" and not vacuous else "fail",
         "error": f"{error:.1e}",
         "kept": round(kept, 3),
@@ -173,54 +210,103 @@ def backward(model: Any, args: tuple[Any, ...]) -> str:
     return "" if outputs else "backward: no output requires a gradient"
 
 
-def child(library: str, name: str, limit: float) -> dict[str, Any]:
-    """One model in a process of its own."""
-    command = [sys.executable, __file__, library, "--one", name]
+def child(library: str, name: str, max_params: float, limit: float) -> dict[str, Any]:
+    """One model in a process of its own, forked from this one, which has imported the libraries already."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(sender, library, name, max_params))
     row: dict[str, Any] = dict.fromkeys(FIELDS, "")
     row.update(model=name, result="fail")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process.start()
+    sender.close()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=limit, env=environment, check=False)
-    except subprocess.TimeoutExpired:
-        return {**row, "detail": f"not done after {limit:.0f} s"}
-    for line in reversed(done.stdout.splitlines()):
-        if line.startswith("{"):
-            return {**row, **json.loads(line)}
-    tail = done.stderr.strip().splitlines()
-    return {**row, "detail": (tail[-1] if tail else f"exit status {done.returncode}")[:400]}
+        if not receiver.poll(limit):
+            process.kill()
+            return {**row, "detail": f"not done after {limit:.0f} s"}
+        return {**row, **receiver.recv()}
+    except EOFError:
+        process.join()
+        return {**row, "detail": f"exit status {process.exitcode}"}
+    finally:
+        process.join()
+        receiver.close()
+
+
+def _run(sender: Connection, library: str, name: str, max_params: float) -> None:
+    with open(os.devnull, "w") as null, contextlib.redirect_stdout(null), contextlib.redirect_stderr(null):
+        try:
+            sender.send(check(library, name, max_params))
+        except BaseException as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            sender.send({"detail": f"{type(error).__name__} at {where}: {error}"[:400]})
 
 
 def markdown(rows: list[dict[str, Any]], title: str) -> str:
     from tabulate import tabulate
 
-    passed = sum(r["result"] == "pass" for r in rows)
     table = tabulate([[r[f] for f in FIELDS] for r in rows], headers=FIELDS, tablefmt="github")
-    return f"# {title}: {passed} of {len(rows)} pass\n\n{table}\n"
+    return f"# {title}\n\n{summary(rows)}\n\n{table}\n"
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Pass counts: all models, those with eight convolutions or more, and how narrow the networks without attention
+    got."""
+    rows = [r for r in rows if r["result"] != "too large"]
+    convolutional = [r for r in rows if int(r["convs"] or 0) >= 8]
+    plain_ones = [r for r in rows if r["kind"] == "cnn" and r["result"] == "pass"]
+    narrow = [r for r in plain_ones if float(r["kept"]) <= 0.45]
+    slow = [r for r in rows if r["result"] == "pass" and float(r["trace_couple_s"]) + float(r["rewrite_s"]) > 10]
+    lines = [
+        f"{_passes(rows)} of {len(rows)} models pass;",
+        f"{_passes(convolutional)} of {len(convolutional)} with at least 8 convolutions;",
+        f"{len(narrow)} of {len(plain_ones)} networks without attention keep at most 0.45 of their parameters;",
+        f"{len(slow)} take more than 10 s to trace, couple and rewrite.",
+    ]
+    return " ".join(lines)
+
+
+def _passes(rows: list[dict[str, Any]]) -> int:
+    return sum(r["result"] == "pass" for r in rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=("torchvision", "timm"))
-    parser.add_argument("--one", help="check this model here and print a JSON line")
+    parser.add_argument("--one", help="check this model in this process and print what comes out")
     parser.add_argument("--only", nargs="*", help="names to check instead of all")
+    parser.add_argument("--max-params", type=float, default=float("inf"), help="millions; larger models are left out")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds a model")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--csv", type=Path, default=Path("sweep.csv"))
+    parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV that are there")
+    parser.add_argument("--shuffle", action="store_true", help="in a random order, so that a part is a fair sample")
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(check(options.library, options.one)))
+        print(json.dumps(check(options.library, options.one, options.max_params), indent=1))
         return
     rows = []
+    if options.resume and options.csv.exists():
+        with options.csv.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+    done = {r["model"] for r in rows}
+    left = [n for n in options.only or names(options.library) if n not in done]
+    if options.shuffle:
+        random.Random(0).shuffle(left)
+    for module in ("halp_fx", options.library):
+        importlib.import_module(module)
     with ThreadPoolExecutor(options.jobs) as pool, options.csv.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS)
         writer.writeheader()
-        for row in pool.map(lambda n: child(options.library, n, options.limit), options.only or names(options.library)):
+        writer.writerows(rows)
+        for row in pool.map(lambda n: child(options.library, n, options.max_params, options.limit), left):
             rows.append(row)
             writer.writerow(row)
             file.flush()
             print(*(row[f] for f in FIELDS), sep="  ", flush=True)
-    print(f"{sum(r['result'] == 'pass' for r in rows)} of {len(rows)} pass")
+    rows.sort(key=lambda r: r["model"])
+    print(summary(rows))
     if options.markdown:
         options.markdown.write_text(markdown(rows, f"Coverage of {options.library}"))
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from ..inputs import normalize_inputs
-from ..tracing import preserved
+from ..preserving import preserved
 from ..types import Inputs
 from .clocks import Call, Sampler, captured, clock_sampler, cpu_threads, event_sampler
 from .errors import TimingError

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import fx
 
+from ..recording import getitem
 from ..solver import CostTable
-from ..tracing import getitem
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
 

@@ -1,0 +1,96 @@
+"""Values that a forward computes from constants alone: index tables, grids, masks of a fixed size.
+
+An index into channels can be followed only if it is known. Its value does not depend on the input or the parameters
+if everything it was computed from does not. Each node's `meta` may hold
+
+* `value`: what a small tensor held in this forward, and
+* `fixed`: True if that does not depend on the input or on parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+# Larger tensors keep no value.
+_MAX_KEPT_VALUE = 1 << 20
+
+_INDEXING = frozenset({"index", "index_select", "gather", "take", "take_along_dim", "repeat_interleave"})
+_ARBITRARY = frozenset({"empty", "empty_strided", "new_empty", "new_empty_strided", "empty_like"})
+_FILLS = {"new_zeros": 0, "zeros_like": 0, "new_ones": 1, "ones_like": 1}
+
+
+class Constants:
+    """Follows values through a recording, on meta tensors by computing them on the side."""
+
+    def __init__(self, on_meta: bool) -> None:
+        self.on_meta = on_meta
+
+    def seen(self, node: fx.Node, original: torch.Tensor) -> None:
+        """An input, parameter or buffer: only whole numbers are taken for constants (index tables)."""
+        if not original.is_floating_point() and not original.is_complex():
+            self.given(node, original)
+
+    def given(self, node: fx.Node, original: torch.Tensor) -> None:
+        """A tensor from outside the forward."""
+        if not original.is_meta:
+            _keep(node, original)
+
+    def follow(self, node: fx.Node, result: Any) -> None:
+        """Note the value of an operator's result, if it is one small tensor."""
+        if not isinstance(result, torch.Tensor) or result.numel() > _MAX_KEPT_VALUE:
+            return
+        fixed = _computed_from_constants(node)
+        if not self.on_meta or not result.is_meta:
+            if fixed:
+                _keep(node, result)
+            elif not result.is_floating_point() and not result.is_complex():
+                node.meta["value"] = result  # A layer that is timed should meet the indices it really gets.
+        elif fixed:
+            value = _computed(node, result)
+            if value is not None:
+                _keep(node, value)
+
+    def lacks(self, node: fx.Node) -> str:
+        """The operator's name if it picks by a value that a real forward would know and this one does not."""
+        if not self.on_meta or getattr(node.target, "_opname", "") not in _INDEXING:
+            return ""
+        unknown = (n for n in node.all_input_nodes[1:] if not n.meta.get("fixed"))
+        return str(node.target) if any(True for _ in unknown) else ""
+
+
+def _keep(node: fx.Node, value: torch.Tensor) -> None:
+    if value.numel() <= _MAX_KEPT_VALUE and value.layout == torch.strided:
+        node.meta["value"] = value.detach().clone()  # It may be written to later.
+        node.meta["fixed"] = True
+
+
+def _computed_from_constants(node: fx.Node) -> bool:
+    op = getattr(node.target, "_opname", "")
+    if op in _FILLS:
+        return True
+    if op in _ARBITRARY or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        return False
+    return all(n.meta.get("fixed") for n in node.all_input_nodes)
+
+
+def _computed(node: fx.Node, result: torch.Tensor) -> torch.Tensor | None:
+    """The operator's value, from those of its arguments."""
+    op = getattr(node.target, "_opname", "")
+    if op in _FILLS:
+        return torch.full(result.shape, _FILLS[op], dtype=result.dtype)
+    args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), _value)
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    try:
+        value = node.target(*args, **kwargs)  # type: ignore[operator]
+    except (RuntimeError, NotImplementedError):
+        return None
+    return value if isinstance(value, torch.Tensor) and not value.is_meta else None
+
+
+def _value(argument: Any) -> Any:
+    # A copy: the operator may write to it.
+    return argument.meta["value"].to("cpu", copy=True) if isinstance(argument, fx.Node) else argument

@@ -1,0 +1,90 @@
+"""Contexts for running a model's forward without leaving a trace on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+# Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
+_INTERNAL = frozenset(vars(nn.Module()))
+
+
+def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters, then buffers, each once, by their first qualified name."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
+    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    caches = [
+        (cache, cache.copy())
+        for _, found in attributes
+        for name, cache in found.items()
+        if type(cache) in (dict, list, set) and name not in _INTERNAL
+    ]
+    tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        try:
+            yield
+        finally:
+            for module, found in attributes:
+                # What a forward caches on its module would be wrong later: a trial run works on meta tensors.
+                for name in vars(module).keys() - found.keys():
+                    del vars(module)[name]
+                vars(module).update(found)
+            for cache, kept in caches:
+                cache.clear()
+                (cache.extend if isinstance(cache, list) else cache.update)(kept)
+            for table, kept in tables:
+                table.update(kept)
+            with torch.no_grad():
+                # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
+                for buffer, copy in buffers:
+                    if not torch.equal(buffer, copy):
+                        buffer.copy_(copy)
+
+
+@contextmanager
+def decomposed() -> Iterator[None]:
+    """Attention as matrix products and softmax, for which there are rules, instead of fused operators."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def hollow(model: nn.Module) -> Iterator[None]:
+    """The model with meta tensors for its parameters and buffers, while the context lasts."""
+    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+    originals = [dict(table) for table in tables]
+    twins = {id(t): meta_twin(t) for t in (*model.parameters(), *model.buffers())}
+    try:
+        for table in tables:
+            table.update({k: twins[id(t)] for k, t in table.items() if t is not None})
+        yield
+    finally:
+        for table, original in zip(tables, originals, strict=True):
+            table.clear()
+            table.update(original)
+
+
+def meta_twin(value: Any) -> Any:
+    """A tensor like `value` without memory; anything else as it is."""
+    if isinstance(value, nn.Parameter):
+        return nn.Parameter(value.detach().to("meta"), requires_grad=value.requires_grad)
+    return value.detach().to("meta") if isinstance(value, torch.Tensor) else value

@@ -1,0 +1,307 @@
+"""record: one forward -> an fx graph of ATen operators (`Traced`).
+
+The forward runs on meta tensors where it can, which costs no arithmetic, and otherwise really: where it reads values
+(a detector's boxes), or where an operator has no meta implementation. What it computes from constants alone (index
+tables) has its value in either case.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_leaves, tree_map
+
+from .constants import Constants
+from .errors import TraceError
+from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
+from .types import TensorSpec, Traced
+
+_TORCH_DIR = torch.__path__[0] + "/"
+_OWN_FILES = (__file__, sys.modules[Constants.__module__].__file__)
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = False) -> Traced:
+    """Run the forward and write it down; the model is left as found.
+
+    Raises:
+        TraceError: the forward fails on these arguments.
+    """
+    try:
+        return _record(model, args, kwargs, training, on_meta=True)
+    except (TraceError, NotImplementedError, RuntimeError):
+        return _record(model, args, kwargs, training, on_meta=False)
+
+
+def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, on_meta: bool) -> Traced:
+    recorder = _Recorder(model, on_meta)
+    with hollow(model) if on_meta else nullcontext(), preserved(model):
+        model.train(training)
+        recorder.name_attributes(model)
+        inputs = tree_map(recorder.placeholder, (args, kwargs))
+        try:
+            with torch.no_grad(), decomposed(), recorder.module_hooks(), recorder.names, recorder:
+                result = model(*inputs[0], **inputs[1])
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            where = f" in module {recorder.module!r}" if recorder.module else ""
+            raise TraceError(
+                f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{where}: {error}\n"
+                "Pass example_inputs with which model(*example_inputs) runs.",
+                recorder.graph,
+            ) from error
+        recorder.finish(result)
+    if recorder.missing:
+        raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
+    tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
+    unused = tuple(name for name, _ in model.named_parameters() if name not in recorder.reached)
+    return Traced(recorder.graph, tensors, unused)
+
+
+def _shapes(inputs: Any) -> str:
+    leaves = tree_leaves(inputs)
+    return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v)[:40] for v in leaves)
+
+
+class _PythonNames(TorchFunctionMode):
+    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
+    `split`, but only one of them follows the width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The mode is off inside this call, so only the outermost function gets here.
+        self.current = getattr(func, "__name__", "")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.current = ""
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
+
+    def __init__(self, model: nn.Module, on_meta: bool) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.names = _PythonNames()
+        self.module = ""
+        self.reached: set[str] = set()
+        self.missing = ""
+        self._constants = Constants(on_meta)
+        self._stack: list[str] = []
+        self._module_names = {id(m): name for name, m in reversed(list(model.named_modules()))}
+        self._originals = dict(named_tensors(model))
+        self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
+        self._attributes: dict[int, str] = {}
+        # id(tensor) -> (tensor, node, writes to its memory that the node knows of). The tensor is held so that its
+        # id is not used again.
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
+        self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
+        self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
+
+    def name_attributes(self, model: nn.Module) -> None:
+        """Know the parameters and buffers that the forward will use: those of the model, or their meta twins."""
+        self._attributes = {id(t): name for name, t in named_tensors(model)}
+
+    @contextmanager
+    def module_hooks(self) -> Iterator[None]:
+        """Follow which module is running. Global hooks leave the model's own hooks alone."""
+
+        def enter(module: nn.Module, _args: Any) -> None:
+            self._stack.append(self.module)
+            self.module = self._module_names.get(id(module), self.module)
+
+        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
+            self.module = self._stack.pop()
+
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def placeholder(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        # A fresh object per input: the same tensor may be passed twice.
+        seen = meta_twin(value) if self._constants.on_meta else value.detach()
+        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        self._describe(node, seen)
+        self._constants.seen(node, value)
+        self._remember(seen, node)
+        return seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Arguments are looked up first: an in-place operator returns one of them.
+        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
+        result = _shape_only(func, args) if func is _BATCH_NORM else func(*args, **kwargs)
+        if func.namespace == "prim" or not _has_tensor(result):
+            return result
+        node = self.graph.create_node("call_function", func, tuple(node_args), node_kwargs, func._opname)
+        self._describe(node, result)
+        self._constants.follow(node, result)
+        self.missing = self.missing or self._constants.lacks(node)
+        if isinstance(result, torch.Tensor):
+            self._remember(result, node)
+        else:
+            for index, item in enumerate(result):
+                if isinstance(item, torch.Tensor):
+                    self._pending[id(item)] = (item, node, index)
+                    self._nodes.pop(id(item), None)
+        if func._schema.is_mutable:
+            for tensor in _mutated(func, args, kwargs):
+                self._after_write(tensor, node)
+        return result
+
+    def finish(self, result: Any) -> None:
+        self.graph.output(self._lookup(_plain(result)))
+        self._nodes.clear()
+        self._pending.clear()
+
+    def _lookup(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._node_of(value)
+        if isinstance(value, list | tuple):
+            return [self._lookup(v) for v in value]
+        if isinstance(value, Mapping):
+            return {k: self._lookup(v) for k, v in value.items()}
+        return value
+
+    def _node_of(self, tensor: torch.Tensor) -> fx.Node:
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            writes = self._writes.get(_storage(tensor), ())
+            return known[1] if known[2] == len(writes) else self._after_writes(tensor, known[1], writes[known[2] :])
+        pending = self._pending.pop(id(tensor), None)
+        if pending is not None:
+            _, source, index = pending
+            node = self.graph.call_function(getitem, (source, index))
+            node.meta.update(module=source.meta["module"], function="", source=source.meta["source"])
+            self._set_spec(node, tensor)
+            self._constants.follow(node, tensor)
+        elif id(tensor) in self._attributes:
+            name = self._attributes[id(tensor)]
+            self.reached.add(name)
+            node = self.graph.create_node("get_attr", name)
+            self._describe(node, tensor)
+            self._constants.seen(node, self._originals[name])
+        else:
+            # Made before the forward, or by code that no operator shows (numpy): it has no labels.
+            node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
+            node.meta["constant"] = True
+            self._describe(node, tensor)
+            self._constants.given(node, tensor)
+        self._remember(tensor, node)
+        return node
+
+    def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(_storage(tensor), ())))
+
+    def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        """Later readers of `tensor` see `node`; readers of other views of its memory will see that it was written."""
+        known = self._nodes.get(id(tensor))
+        if known is None and id(tensor) in self._attributes:
+            return  # Running statistics of a train-mode BatchNorm; their slots are labelled by the rule.
+        self._writes.setdefault(_storage(tensor), []).append((id(tensor), node))
+        self._remember(tensor, node if known is None or known[1] is not node else known[1])
+
+    def _after_writes(self, tensor: torch.Tensor, node: fx.Node, writes: Any) -> fx.Node:
+        """What a view holds after its memory was written through others."""
+        for writer, written in writes:
+            if writer != id(tensor):
+                node = self.graph.call_function(written_through_alias, (node, written))
+                self._describe(node, tensor)
+        self._remember(tensor, node)
+        return node
+
+    def _describe(self, node: fx.Node, value: Any) -> None:
+        node.meta["module"] = self.module
+        node.meta["function"] = self.names.current
+        node.meta["source"] = _caller() if node.op == "call_function" else ""
+        self._set_spec(node, value)
+
+    def _set_spec(self, node: fx.Node, value: Any) -> None:
+        node.meta["spec"] = None
+        if isinstance(value, torch.Tensor):
+            device = self._device if value.is_meta else value.device
+            node.meta["spec"] = TensorSpec(tuple(value.shape), _strides(value), value.dtype, device)
+
+
+_BATCH_NORM = torch.ops.aten.native_batch_norm.default
+
+
+def _shape_only(func: Any, args: Any) -> Any:
+    """Batch norm; in eval mode on the meta device without PyTorch's decomposition, which takes 2 ms a layer."""
+    x, training = args[0], args[5]
+    if x.is_meta and not training:
+        return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
+    return func(*args)
+
+
+def written_through_alias(old: Any, writer: Any) -> Any:
+    """Node target: the memory of `old` was written by `writer` through another view. Never executed."""
+    raise NotImplementedError
+
+
+def getitem(values: Any, index: int) -> Any:
+    """Node target: one result of an operator with several."""
+    return values[index]
+
+
+def _mutated(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that an operator writes to."""
+    written = []
+    for index, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written.append(args[index] if index < len(args) else kwargs.get(argument.name))
+    return [v for v in tree_iter(written) if isinstance(v, torch.Tensor)]
+
+
+def _has_tensor(result: Any) -> bool:
+    if isinstance(result, torch.Tensor):
+        return True
+    return isinstance(result, list | tuple) and any(isinstance(r, torch.Tensor) for r in result)
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.stride()) if tensor.layout == torch.strided else ()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _plain(result: Any) -> Any:
+    """The output as nested lists, tuples and dicts (dataclass-like outputs by their fields)."""
+    found = []
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
+            found += [v for v in tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
+    return tuple(found)
+
+
+def _caller() -> str:
+    """File and line of the user's (or torchvision's) code that called into torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
+            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
