@@ -11,6 +11,7 @@ is 512 integers. The dimensions with a stride are those along which it *varies*.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -131,7 +132,6 @@ class Algebra:
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
-    _axis_of: np.ndarray = field(default_factory=lambda: np.array([], dtype=np.int64))
     # Planes that were tied, by place in memory; held so that the place is not used again.
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
 
@@ -195,7 +195,8 @@ class Algebra:
         """The slots named by `labels` may not be removed."""
         if isinstance(labels, torch.Tensor):
             labels = compact(labels).reshape(-1).numpy()
-        labels = labels[labels > 0]
+        if not labels.all():
+            labels = labels[labels > 0]
         if len(labels):
             self.pins.append((labels, reason))
 
@@ -218,11 +219,13 @@ class Algebra:
     def mark(self, plane: Plane, role: str) -> None:
         """Set the role of the axes that `plane` names. The first mark counts."""
         labels = compact(plane).reshape(-1).numpy()
-        labels = labels[labels > 0]
-        if len(labels):
-            axes = self.axis_of(labels)
-            for axis in (axes[:1] if axes[0] == axes[-1] else np.unique(axes)).tolist():
-                self.roles.setdefault(axis, role)
+        if len(labels) and not labels.all():
+            labels = labels[labels > 0]
+        if not len(labels):
+            return
+        first, last = (bisect_right(self.starts, label) - 1 for label in (labels[0], labels[-1]))
+        for axis in (first,) if first == last else np.unique(self.axis_of(labels)).tolist():
+            self.roles.setdefault(axis, role)
 
     def restrict(self, call: Call, dims: Iterable[int]) -> None:
         """The operator's statistic runs over labelled dimensions `dims` of its first tensor: removing channels is not
@@ -230,12 +233,8 @@ class Algebra:
         self.restricted.setdefault(call.node, (call, set()))[1].update(dims)
 
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
-        """Index into `axes` for every label."""
-        known = len(self._axis_of)
-        if known < self.starts[-1]:
-            sizes = np.diff(self.starts)
-            self._axis_of = np.concatenate([[-1], np.repeat(np.arange(len(sizes)), sizes)])
-        return self._axis_of[labels]
+        """Index into `axes` for every label, -1 for label 0."""
+        return np.searchsorted(self.starts, labels, side="right") - 1
 
     def classes(self) -> np.ndarray:
         """The class of every label (index 0 is the class of "none"), as connected components."""
@@ -244,7 +243,8 @@ class Algebra:
             return single
         a = np.concatenate([link.a for link in self.links])
         b = np.concatenate([link.b for link in self.links])
-        return merged(single, a, b)
+        edges = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(len(single), len(single)))
+        return connected_components(edges, directed=False)[1]
 
 
 def merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -275,7 +275,8 @@ def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
 
 def varying(plane: Plane) -> tuple[int, ...]:
     """Dimensions along which a plane can vary."""
-    return tuple(d for d, (n, s) in enumerate(zip(plane.shape, plane.stride(), strict=True)) if n > 1 and s != 0)
+    # A list: this is called more than anything else, and generators are slower.
+    return tuple([d for d, (n, s) in enumerate(zip(plane.shape, plane.stride(), strict=True)) if s != 0 and n > 1])
 
 
 def compact(plane: Plane) -> Plane:

@@ -34,9 +34,8 @@ class Partition:
     @classmethod
     def of(cls, algebra: Algebra) -> Partition:
         """Group the classes that touch the same axes equally often."""
-        labels = np.arange(algebra.starts[-1])
-        classes = np.unique(algebra.classes(), return_inverse=True)[1]
-        axis_of = algebra.axis_of(labels)
+        classes = algebra.classes()
+        axis_of = np.concatenate([[-1], np.repeat(np.arange(len(algebra.axes)), np.diff(algebra.starts))])
         reasons = _pin_reasons(algebra, classes)
         # Groups are numbered by their first label, which follows the forward; so are the channels in a group.
         group_of = _by_first(_signatures(classes, axis_of, reasons)[classes])
@@ -47,11 +46,13 @@ class Partition:
         channel_of[order] = np.arange(len(order)) - np.searchsorted(class_group[order], class_group[order])
         channel = channel_of[classes]
         sizes = np.bincount(class_group)
+        leader = np.unique(class_group, return_index=True)[1]  # One class of each group.
 
         members: dict[int, list[Member]] = {}
-        rows = np.lexsort((labels, channel, axis_of, group_of))
-        keys = group_of[rows] * (len(algebra.axes) + 1) + axis_of[rows]
-        for part in np.split(rows, np.flatnonzero(np.diff(keys)) + 1):
+        places = group_of * (len(algebra.axes) + 1) + axis_of
+        # By group, axis, channel, and, as the sort is stable, label. Most of it is in that order already.
+        rows = np.argsort(places * (int(sizes.max()) + 1) + channel, kind="stable")
+        for part in np.split(rows, np.flatnonzero(np.diff(places[rows])) + 1):
             group, axis = int(group_of[part[0]]), int(axis_of[part[0]])
             if part[0] == 0:
                 continue  # Label 0 is no slot.
@@ -67,7 +68,7 @@ class Partition:
         index_of = np.full(len(sizes), -1)
         names: Counter[str] = Counter()
         for g, own in sorted(members.items()):
-            reason = reasons.get(int(classes[first_label[class_group == g][0]]))
+            reason = reasons.get(int(leader[g]))
             made = _group(own, int(sizes[g]), reason, not inexact[g], names)
             if made is not None:
                 index_of[g] = len(groups)
@@ -120,7 +121,8 @@ class Partition:
     def _moving(self, plane: Plane) -> tuple[int, int, tuple[tuple[str, int], ...]] | None:
         """The dimension along which a plane's elements can go, how many can, and the terms that say which."""
         small = compact(plane).numpy()
-        dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
+        dims = varying(plane) if small.size else ()
+        dim = dims[0] if len(dims) == 1 else free_dimension(self.class_of[small], dims)
         if dim is None:
             return None  # Pinned everywhere, or an empty tensor.
         line = self.group_of[small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]]
@@ -150,7 +152,7 @@ def _pin_reasons(algebra: Algebra, classes: np.ndarray) -> dict[int, str]:
     """Reason per pinned class; the first that was given counts."""
     reasons: dict[int, str] = {}
     for labels, reason in algebra.pins:
-        for c in np.unique(classes[labels]).tolist():
+        for c in set(classes[labels].tolist()):
             reasons.setdefault(c, reason)
     return reasons
 

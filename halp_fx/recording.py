@@ -20,13 +20,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
+from . import shapes
 from .constants import Constants
 from .errors import TraceError
 from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
 from .types import TensorSpec, Traced
 
 _TORCH_DIR = torch.__path__[0] + "/"
-_OWN_FILES = (__file__, sys.modules[Constants.__module__].__file__)
+_OWN_FILES = (__file__, shapes.__file__)
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = False) -> Traced:
@@ -148,7 +149,7 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         # Arguments are looked up first: an in-place operator returns one of them.
         node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
-        result = _shape_only(func, args) if func is _BATCH_NORM else func(*args, **kwargs)
+        result = shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             return result
         node = self.graph.create_node("call_function", func, tuple(node_args), node_kwargs, func._opname)
@@ -239,17 +240,6 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, torch.Tensor):
             device = self._device if value.is_meta else value.device
             node.meta["spec"] = TensorSpec(tuple(value.shape), _strides(value), value.dtype, device)
-
-
-_BATCH_NORM = torch.ops.aten.native_batch_norm.default
-
-
-def _shape_only(func: Any, args: Any) -> Any:
-    """Batch norm; in eval mode on the meta device without PyTorch's decomposition, which takes 2 ms a layer."""
-    x, training = args[0], args[5]
-    if x.is_meta and not training:
-        return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
-    return func(*args)
 
 
 def written_through_alias(old: Any, writer: Any) -> Any:

@@ -67,8 +67,9 @@ def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.T
     channels_last = data.dim() == 4 and not data.is_contiguous()
     channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
     for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
-        keep = np.setdiff1d(np.arange(data.shape[dim]), slots, assume_unique=True)
-        data = data.index_select(dim, index_of(keep, data))
+        stays = np.ones(data.shape[dim], dtype=bool)
+        stays[slots] = False
+        data = data.index_select(dim, index_of(np.flatnonzero(stays), data))
     data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if isinstance(tensor, nn.Parameter):
         return type(tensor)(data, requires_grad=tensor.requires_grad)

@@ -137,6 +137,8 @@ def _resized(func: Any, args: Any) -> tuple[Any, ...]:
 def _widen(small: torch.Tensor, full: torch.Tensor, keep: Keep) -> torch.Tensor:
     if small.shape == full.shape:
         return small
+    if max(keep) >= small.dim():
+        return full  # A saved statistic, which only a backward would read.
     result = small
     for dim, indices in keep.items():
         if result.shape[dim] != full.shape[dim]:

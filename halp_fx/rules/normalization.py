@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, varying, vector
+from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
 from .registry import register_rule
 
 aten = torch.ops.aten
 
 
 def batch_norm(call: Call, algebra: Algebra) -> list[Planes]:
-    """input (N, C, ...), and weight, bias, running mean, running variance of shape (C,) or None."""
+    """input (N, C, ...), and weight, bias, running mean, running variance of shape (C,) or None.
+
+    A weight that is standardised by its own statistics has labels along the other dimensions, too.
+    """
     x = call.args[0]
+    labelled = {d for p in x.planes for d in varying(p)}
+    if labelled - {0, 1} and _of_the_batch(call):
+        algebra.restrict(call, labelled)
     for index, role in ((1, "norm"), (2, "norm"), (3, "statistic"), (4, "statistic")):
         value = call.args[index] if index < len(call.args) else None
         if isinstance(value, Value):
             _couple_affine(x, value, 1, role, call, algebra)
     return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def _of_the_batch(call: Call) -> bool:
+    """Whether a batch norm computes its statistics instead of taking those it is given."""
+    names = [a.name for a in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    if "training" in names:
+        return bool(call.arg(names.index("training"), "training"))
+    return call.op == "_batch_norm_with_update"
 
 
 def _couple_affine(x: Value, affine: Value, dim: int, role: str, call: Call, algebra: Algebra) -> None:
@@ -28,10 +42,12 @@ def _couple_affine(x: Value, affine: Value, dim: int, role: str, call: Call, alg
             algebra.mark(own, role)
         if not channel:
             algebra.pin(own, f"{call.where} normalises channels that cannot be removed")
-        view = [1] * x.ndim
-        view[dim] = -1
+        labels = vector(own, 0)
         for plane in channel:
-            algebra.couple(plane, vector(own, 0).reshape(view).expand(x.shape), call, "norm")
+            if varying(plane) == (dim,):
+                algebra.couple(vector(plane, dim), labels, call, "norm")
+            else:
+                algebra.couple(plane, along(labels, dim, x.shape), call, "norm")
 
 
 def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
