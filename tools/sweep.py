@@ -33,7 +33,7 @@ FIELDS = (
     *("trace_couple_s", "rewrite_s", "total_s", "detail"),
 )
 ERROR_LIMIT = 1e-5
-SIDE = 128  # Of images for timm models that take any size.
+SIDE = 128  # Of images, for models that take any size.
 
 
 def names(library: str) -> list[str]:
@@ -66,6 +66,8 @@ def create(library: str, name: str) -> Any:
     if "rcnn" in name:
         options.update(rpn_pre_nms_top_n_test=50, rpn_post_nms_top_n_test=20)
         options.update(box_detections_per_img=10, box_score_thresh=0.0)
+    if name.startswith("vit_"):
+        options["image_size"] = 4 * int(name.rpartition("_")[2])  # 16 patches
     return torchvision.models.get_model(name, **options)
 
 
@@ -89,8 +91,9 @@ def example_inputs(library: str, name: str, model: Any) -> Any:
         return torch.randn(1, 3, 16, side, side)
     if "segmentation" in module:
         return torch.randn(1, 3, 128, 128)
-    usual = 64 if "128gf" in name or "32gf" in name else 299 if "inception" in name else 224
-    side = getattr(model, "image_size", None) or usual
+    if name.startswith("maxvit"):
+        return torch.randn(1, 3, 224, 224)
+    side = getattr(model, "image_size", None) or (299 if "inception" in name else SIDE)
     return torch.randn(1, 3, side, side)
 
 
@@ -126,7 +129,7 @@ def kind(coupling: Any, convolutions: int) -> str:
     return "attention" if ops & products else "cnn" if convolutions >= 8 else "other"
 
 
-def check(library: str, name: str, max_params: float) -> dict[str, Any]:
+def check(library: str, name: str, max_params: float = float("inf")) -> dict[str, Any]:
     """One model, in this process."""
     warnings.simplefilter("ignore")
     import torch
