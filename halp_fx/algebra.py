@@ -132,16 +132,20 @@ class Algebra:
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    # Axes (by index) of tensors that the forward makes, such as `zeros(shape)`: they follow what they meet.
+    transient: set[int] = field(default_factory=set)
     # Planes that were tied, by place in memory; held so that the place is not used again.
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
 
-    def new_planes(self, name: str, shape: Sequence[int]) -> Planes:
-        """Fresh slots for every axis of a parameter or buffer: one plane each."""
+    def new_planes(self, name: str, shape: Sequence[int], dims: int | None = None, transient: bool = False) -> Planes:
+        """Fresh slots for every axis of a parameter or buffer (or only the first `dims`): one plane each."""
         planes = []
-        for dim, size in enumerate(shape):
+        for dim, size in enumerate(shape[:dims]):
             if size < 2:
                 continue
             start = self.starts[-1]
+            if transient:
+                self.transient.add(len(self.axes))
             self.axes.append(Axis(name, dim))
             self.starts.append(start + size)
             labels = torch.arange(start, start + size, dtype=torch.int32)
@@ -235,6 +239,12 @@ class Algebra:
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label, -1 for label 0."""
         return np.searchsorted(self.starts, labels, side="right") - 1
+
+    def lasting(self, plane: Plane) -> bool:
+        """Whether a plane names slots of parameters or buffers."""
+        labels = compact(plane).reshape(-1).numpy()
+        labels = labels[labels > 0]
+        return bool(len(labels)) and not set(self.axis_of(labels[[0, -1]]).tolist()) <= self.transient
 
     def classes(self) -> np.ndarray:
         """The class of every label (index 0 is the class of "none"), as connected components."""

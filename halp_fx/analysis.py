@@ -7,7 +7,6 @@ an operator with a stale constant handles are frozen, with that reason.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -15,9 +14,9 @@ from typing import Any
 from torch import nn
 
 from .coupling import couple
-from .errors import ModelError, RewriteError
+from .errors import RewriteError
 from .slicing import shrink
-from .tracing import trace, train_trace
+from .tracing import further_traces, trace
 from .types import Coupling, Plan
 from .verification import groups_at, takes_sizes, verify
 
@@ -29,8 +28,8 @@ def channel_groups(
 ) -> Coupling:
     """`trace` and `couple` in one, with groups frozen that a constant in the forward ties to their width.
 
-    Parameters that only a train-mode forward reaches (auxiliary heads) are coupled too: the model is then traced a
-    second time, in train mode.
+    Parameters that only a train-mode forward or a later call reaches (auxiliary heads, a branch that is not taken every
+    time) are coupled too: see `further_traces`.
 
     Args:
         model, example_inputs: as for `trace`.
@@ -41,13 +40,12 @@ def channel_groups(
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
     traced = trace(model, example_inputs)
-    further = []
-    if traced.unused:
-        # A detector, for one, wants targets in training: `couple` then says which parameters it never saw.
-        with contextlib.suppress(ModelError):
-            further.append(train_trace(model, example_inputs))
+    further, unseen = further_traces(model, example_inputs, traced)
     frozen: dict[str, str] = {}
     coupling = couple(traced, ignore, further, like)
+    if unseen:
+        frozen.update(dict.fromkeys((g.name for g in coupling.prunable), unseen))
+        coupling = couple(traced, ignore, further, like, frozen)
     while takes_sizes(coupling) and coupling.prunable:
         plan = _trial(coupling)
         try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -48,6 +49,14 @@ def _prelu(m: Any) -> None:
     m.num_parameters = m.weight.shape[0]
 
 
+def _recurrent(m: Any) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    m.hidden_size, m.input_size = m.weight_ih_l0.shape[0] // gates, m.weight_ih_l0.shape[1]
+    if m.proj_size:
+        m.proj_size = m.weight_hr_l0.shape[0]
+    m.flatten_parameters()
+
+
 # isinstance in this order: transposed convolutions are no subclass of the plain ones.
 _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.modules.conv._ConvTransposeNd, _conv_transposed),
@@ -58,6 +67,7 @@ _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.GroupNorm, _group_norm),
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
 )
 
 
@@ -73,11 +83,26 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
         if _shapes(new) != _shapes(old):
             for kinds, sync in _SYNC:
                 if isinstance(new, kinds):
-                    sync(new)
+                    with _at_rest(new):
+                        sync(new)
                     break
 
 
+@contextmanager
+def _at_rest(module: Any) -> Iterator[None]:
+    """Eval mode for a while: to read a weight with a spectral norm in train mode moves its buffers."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
-    own = (*module._parameters.values(), *module._buffers.values())
-    derived = [getattr(module, "weight", None)] if hasattr(module, "parametrizations") else []
-    return [tuple(t.shape) for t in (*own, *derived) if t is not None]
+    own: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+    parametrizations = getattr(module, "parametrizations", None)
+    if isinstance(parametrizations, nn.ModuleDict):
+        own += parametrizations.parameters()
+    return [tuple(t.shape) for t in own if t is not None]

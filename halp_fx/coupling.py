@@ -14,12 +14,17 @@ import numpy as np
 import torch
 from torch import fx
 
-from .algebra import Algebra, Call, Planes, Value, merged, varying
+from .algebra import Algebra, Call, Plane, Planes, Value, compact, merged, varying
 from .errors import HalpError
 from .groups import Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
 from .types import AttributeEdit, Coupling, Links, Traced
+
+# Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
+_FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+# Longer ones hold no channels.
+_MAX_FACTORY = 1 << 14
 
 
 def couple(
@@ -71,27 +76,59 @@ def couple(
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
     """Run every node's rule in order; returns the planes of every tensor-valued node."""
     values: dict[fx.Node, Any] = {}
+    kernels = _kernels(traced.graph)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
             values[node] = Value(node.meta["spec"], data=_constant(node))
         elif node.op == "get_attr":
-            values[node] = _attribute(node, algebra, parameters)
+            values[node] = _attribute(node, algebra, parameters, kernels)
         elif node.op == "output":
             for value in _values(node.args, values):
                 for plane in value.planes:
                     algebra.pin(plane, "reaches the model's output")
         else:
             values[node] = _call(node, values, algebra)
+    if not any(node.op == "output" for node in reversed(traced.graph.nodes)):
+        _pin_open_ends(traced.graph, values, algebra)
     return {n: v.planes for n, v in values.items() if isinstance(v, Value)}
 
 
-def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value]) -> Value:
+def _pin_open_ends(graph: fx.Graph, values: dict[fx.Node, Any], algebra: Algebra) -> None:
+    """Of a forward that failed, pin what the rest of it might have read."""
+    for node in graph.nodes:
+        if not node.users:
+            ends = [values[node]] if isinstance(values[node], Value) else _values(node.args, values)
+            algebra.pin_all(ends, "the forward in train mode fails on the example inputs behind this")
+
+
+def _kernels(graph: fx.Graph) -> set[str]:
+    """Parameters that are weights of convolutions, or that one is computed from: their kernel dimensions are fixed."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if getattr(node.target, "_opname", "") not in _CONVOLUTIONS:
+            continue
+        level, shape = {node.args[1]}, node.args[1].meta["spec"].shape
+        seen = set(level)
+        while level:
+            same = [n for n in level if n.op == "get_attr" and n.meta["spec"].shape == shape]
+            found.update(str(n.target) for n in same)
+            # Beyond a parameter of the weight's shape, and beyond what is no weight any more, there is nothing to find.
+            level = {m for n in level if n not in same for m in n.all_input_nodes if m not in seen}
+            seen |= level
+    return found
+
+
+_CONVOLUTIONS = {"convolution", "_convolution"}
+
+
+def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value], kernels: set[str]) -> Value:
     spec, data = node.meta["spec"], _constant(node)
     if node.meta.get("constant"):
         return Value(spec, parameter=True, data=data)
     name = str(node.target)
     if name not in parameters:
-        parameters[name] = Value(spec, algebra.new_planes(name, spec.shape), parameter=True, data=data)
+        planes = algebra.new_planes(name, spec.shape, dims=2 if name in kernels else None)
+        parameters[name] = Value(spec, planes, parameter=True, data=data)
     return parameters[name]
 
 
@@ -103,11 +140,16 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     """The `Value` of a node, or a list of them for an operator with several results."""
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
+    if getattr(node.target, "_opname", "") in _FACTORIES and sum(node.meta["spec"].shape) <= _MAX_FACTORY:
+        spec = node.meta["spec"]
+        return Value(spec, algebra.new_planes(node.name, spec.shape, transient=True), True, _constant(node))
     outputs = _output_specs(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     call = Call(node, tuple(args), dict(kwargs), outputs)
     tensors = call.tensors()
     single = node.meta["spec"] is not None
+    if node.target is written_through_alias:
+        return Value(node.meta["spec"], _aliased(call, values, algebra), call.args[0].parameter)
     planes = _rule_planes(call, tensors, algebra)
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
@@ -119,8 +161,6 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
 
 
 def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
-    if call.node.target is written_through_alias:
-        return _aliased(call, algebra)
     if not any(v.planes for v in tensors):
         return ()
     if any(spec is not None and 0 in spec.shape for spec in call.outputs):
@@ -131,7 +171,8 @@ def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes |
     if rule is not None:
         return rule(call, algebra)
     algebra.pin_all(tensors, f"no rule for operator {call.where}")
-    algebra.notes.setdefault(f"no rule for operator {call.node.target}: what reaches it is frozen ({call.where})")
+    if any(algebra.lasting(p) for v in tensors for p in v.planes):
+        algebra.notes.setdefault(f"no rule for operator {call.node.target}: what reaches it is frozen ({call.where})")
     return ()
 
 
@@ -155,15 +196,25 @@ def _checked(node: fx.Node, value: Value) -> Value:
     return value
 
 
-def _aliased(call: Call, algebra: Algebra) -> Planes:
-    """Memory written through another view: fine if the labels are as before, else nothing is known any more."""
+def _aliased(call: Call, values: dict[fx.Node, Any], algebra: Algebra) -> Planes:
+    """Memory written through another view: fine if the labels there are as before, else nothing is known any more."""
     old, writer = call.args
-    same = len(old.planes) == len(writer.planes) and all(
-        p.shape == q.shape and bool((p == q).all()) for p, q in zip(old.planes, writer.planes, strict=True)
-    )
-    if not same:
-        algebra.pin_all((old, writer), f"memory is shared between views and written in {call.where}")
+    node = call.node.args[1]
+    assert isinstance(node, fx.Node)
+    name = str(getattr(node.target, "_opname", ""))
+    # An in-place operator writes its first argument.
+    before = values[node.args[0]] if name.endswith("_") else old  # type: ignore[index]
+    left, right = ([p for p in v.planes if varying(p)] for v in (before, writer))
+    if len(left) == len(right) and all(map(_equal, left, right)):
+        return tuple(old.planes)
+    algebra.pin_all((old, writer), f"memory is shared between views and written by {name} ({node.meta['source']})")
     return tuple(old.planes)
+
+
+def _equal(a: Plane, b: Plane) -> bool:
+    if a.shape != b.shape or varying(a) != varying(b):
+        return False
+    return a.data_ptr() == b.data_ptr() or torch.equal(compact(a), compact(b))
 
 
 def _values(args: Any, values: dict[fx.Node, Any]) -> Iterable[Value]:

@@ -54,7 +54,7 @@ class Partition:
         rows = np.argsort(places * (int(sizes.max()) + 1) + channel, kind="stable")
         for part in np.split(rows, np.flatnonzero(np.diff(places[rows])) + 1):
             group, axis = int(group_of[part[0]]), int(axis_of[part[0]])
-            if part[0] == 0:
+            if part[0] == 0 or axis in algebra.transient:
                 continue  # Label 0 is no slot.
             slots = (part - algebra.starts[axis]).reshape(sizes[group], -1)
             members.setdefault(group, []).append(Member(algebra.axes[axis], slots, algebra.roles.get(axis, "other")))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,7 +24,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
+    """Give back each module's attributes (modes, caches), changed buffers, and the random states at the end."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
     caches = [
         (cache, cache.copy())
@@ -30,9 +32,12 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for name, cache in found.items()
         if type(cache) in (dict, list, set) and name not in _INTERNAL
     ]
-    tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
+    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (table, dict(table)) for m in model.modules() for table in (m._buffers, m._parameters) if table
+    ]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
+    python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         try:
@@ -47,7 +52,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 cache.clear()
                 (cache.extend if isinstance(cache, list) else cache.update)(kept)
             for table, kept in tables:
+                table.clear()
                 table.update(kept)
+            random.setstate(python)
+            np.random.set_state(numpy)
             with torch.no_grad():
                 # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
                 for buffer, copy in buffers:

@@ -17,12 +17,12 @@ import torch
 from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from . import shapes
 from .constants import Constants
-from .errors import TraceError
+from .errors import ModelError, TraceError
 from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
 from .types import TensorSpec, Traced
 
@@ -30,19 +30,21 @@ _TORCH_DIR = torch.__path__[0] + "/"
 _OWN_FILES = (__file__, shapes.__file__)
 
 
-def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = False) -> Traced:
-    """Run the forward and write it down; the model is left as found.
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = False, calls: int = 1
+) -> Traced:
+    """Run the forward (`calls` times in a row) and write it down; the model is left as found.
 
     Raises:
         TraceError: the forward fails on these arguments.
     """
     try:
-        return _record(model, args, kwargs, training, on_meta=True)
+        return _record(model, args, kwargs, training, calls, on_meta=True)
     except (TraceError, NotImplementedError, RuntimeError):
-        return _record(model, args, kwargs, training, on_meta=False)
+        return _record(model, args, kwargs, training, calls, on_meta=False)
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, on_meta: bool) -> Traced:
+def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int, on_meta: bool) -> Traced:
     recorder = _Recorder(model, on_meta)
     with hollow(model) if on_meta else nullcontext(), preserved(model):
         model.train(training)
@@ -50,7 +52,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, on_meta: b
         inputs = tree_map(recorder.placeholder, (args, kwargs))
         try:
             with torch.no_grad(), decomposed(), recorder.module_hooks(), recorder.names, recorder:
-                result = model(*inputs[0], **inputs[1])
+                result = [model(*inputs[0], **inputs[1]) for _ in range(calls)]
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -77,17 +79,24 @@ class _PythonNames(TorchFunctionMode):
     """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
     `split`, but only one of them follows the width)."""
 
-    def __init__(self) -> None:
+    def __init__(self, recorder: _Recorder) -> None:
         super().__init__()
         self.current = ""
+        self._recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The mode is off inside this call, so only the outermost function gets here.
         self.current = getattr(func, "__name__", "")
         try:
+            if self.current in _WHOLE:
+                return self._recorder.whole(_WHOLE[self.current], args)
             return func(*args, **(kwargs or {}))
         finally:
             self.current = ""
+
+
+# Recurrent layers come down to operators for every time step: they are recorded as one.
+_WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 class _Recorder(TorchDispatchMode):
@@ -96,7 +105,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, on_meta: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = _PythonNames()
+        self.names = _PythonNames(self)
         self.module = ""
         self.reached: set[str] = set()
         self.missing = ""
@@ -106,6 +115,7 @@ class _Recorder(TorchDispatchMode):
         self._originals = dict(named_tensors(model))
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
         self._attributes: dict[int, str] = {}
+        self._parameters: dict[int, str] = {}
         # id(tensor) -> (tensor, node, writes to its memory that the node knows of). The tensor is held so that its
         # id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
@@ -115,6 +125,7 @@ class _Recorder(TorchDispatchMode):
     def name_attributes(self, model: nn.Module) -> None:
         """Know the parameters and buffers that the forward will use: those of the model, or their meta twins."""
         self._attributes = {id(t): name for name, t in named_tensors(model)}
+        self._parameters = {_storage(p): name for name, p in model.named_parameters()}
 
     @contextmanager
     def module_hooks(self) -> Iterator[None]:
@@ -149,9 +160,30 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         # Arguments are looked up first: an in-place operator returns one of them.
         node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
+        written = _mutated(func, args, kwargs) if func._schema.is_mutable else []
+        for tensor in written:
+            name = self._parameters.get(_storage(tensor))
+            if name is not None:
+                raise ModelError(f"the forward changes its own parameter {name} ({_caller()}): make it a buffer")
         result = shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             return result
+        node = self._add(func, node_args, node_kwargs, result)
+        for tensor in written:
+            self._after_write(tensor, node)
+        return result
+
+    def whole(self, packet: Any, args: Any) -> Any:
+        """Run an operator that PyTorch would take to pieces, and write it down as one."""
+        # A packed sequence has batch sizes in second place, and no `batch_first`.
+        func = packet.data if isinstance(args[3], list | tuple) else packet.input
+        node_args = self._lookup(args)
+        with _disable_current_modes():
+            result = func(*args)
+        self._add(func, node_args, {}, result)
+        return result
+
+    def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
         node = self.graph.create_node("call_function", func, tuple(node_args), node_kwargs, func._opname)
         self._describe(node, result)
         self._constants.follow(node, result)
@@ -163,10 +195,7 @@ class _Recorder(TorchDispatchMode):
                 if isinstance(item, torch.Tensor):
                     self._pending[id(item)] = (item, node, index)
                     self._nodes.pop(id(item), None)
-        if func._schema.is_mutable:
-            for tensor in _mutated(func, args, kwargs):
-                self._after_write(tensor, node)
-        return result
+        return node
 
     def finish(self, result: Any) -> None:
         self.graph.output(self._lookup(_plain(result)))

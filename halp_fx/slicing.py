@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from .attributes import sync_attributes
-from .errors import PlanError
+from .errors import ModelError, PlanError
 from .preserving import named_tensors
 from .types import Axis, Coupling, Plan
 
@@ -26,9 +27,27 @@ def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
     # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
     with torch.no_grad():
         memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
-    small = copy.deepcopy(model, memo)
+    small = copied(model, memo)
     sync_attributes(small, model, coupling, plan)
     return small
+
+
+def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A deep copy; `memo` maps ids of tensors to what stands in for their copies.
+
+    Raises:
+        ModelError: the model cannot be copied.
+    """
+    memo = dict(memo or {})
+    for module in model.modules():
+        # What a hook computed (the old `weight_norm`) is computed again by the next forward.
+        memo |= {id(v): v.detach() for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf}
+    try:
+        return copy.deepcopy(model, memo)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model cannot be copied (copy.deepcopy): {error}") from error
 
 
 def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:

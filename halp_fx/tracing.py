@@ -8,13 +8,15 @@ this level, and not module or Python-function level, was chosen).
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from .errors import ModelError
+from .errors import ModelError, TraceError
 from .inputs import normalize_inputs
 from .preserving import named_tensors
 from .recording import record
@@ -51,6 +53,44 @@ def train_trace(model: nn.Module, example_inputs: Any = None) -> Traced:
     return record(model, args, kwargs, training=True)
 
 
+def further_traces(model: nn.Module, example_inputs: Any, traced: Traced) -> tuple[tuple[Traced, ...], str]:
+    """Traces that reach parameters which the first one left unused, and why parameters stay unseen ("": they do not,
+    or nothing that was tried reads them).
+
+    Auxiliary heads exist in train mode. If that forward fails (they need larger images), what it did until then still
+    counts. A branch that is not taken every time is found by several calls.
+    """
+    if not traced.unused:
+        return (), ""
+    found: list[Traced] = []
+    try:
+        found.append(train_trace(model, example_inputs))
+    except TraceError as error:
+        begun = _begun(error, traced)
+        if begun is None:
+            names = ", ".join(traced.unused[:3]) + (", …" if len(traced.unused) > 3 else "")
+            reason = str(error).splitlines()[0][:200]
+            return (), f"what reads {names} is not known: not the forward in eval mode, and in train mode {reason}"
+        found.append(begun)
+    if set(traced.unused).intersection(*(t.unused for t in found)):
+        with contextlib.suppress(TraceError):
+            found.append(record(model, *normalize_inputs(model, example_inputs), calls=_CALLS))
+    return tuple(found), ""
+
+
+# A branch that a coin decides is missed with a probability of 1/256.
+_CALLS = 8
+
+
+def _begun(error: TraceError, traced: Traced) -> Traced | None:
+    """The part of a forward before it failed, if it reached parameters that `traced` did not."""
+    if error.recorded is None:
+        return None
+    reached = {str(n.target) for n in error.recorded.nodes if n.op == "get_attr" and not n.meta.get("constant")}
+    unused = tuple(name for name in traced.unused if name not in reached)
+    return Traced(error.recorded, traced.tensors, unused) if len(unused) < len(traced.unused) else None
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse what cannot be pruned as it is, and say what to pass instead.
 
@@ -70,11 +110,23 @@ def check_model(model: nn.Module) -> None:
             f"the model is wrapped by {type(model).__name__}: pass model.module, then wrap the result again"
         )
     for name, tensor in named_tensors(model):
-        if tensor.is_meta:
-            raise ModelError(
-                f"{name} (shape {tuple(tensor.shape)}) is on the meta device and has no values: "
-                "load the weights first (model.to_empty(device=...) and load_state_dict)"
-            )
+        _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise ModelError(f"{name} is not initialised yet (a lazy module): run the model once first")
+    shape = tuple(tensor.shape)
+    if tensor.is_meta:
+        raise ModelError(
+            f"{name} (shape {shape}) is on the meta device and has no values: "
+            "load the weights first (model.to_empty(device=...) and load_state_dict)"
+        )
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
+        raise ModelError(f"{name} (shape {shape}) is {kind}: only dense tensors can be pruned")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise ModelError(f"{name} (shape {shape}) is a {type(tensor).__name__}, a kind of tensor not known here")
 
 
 def _at_least_two(value: Any) -> Any:

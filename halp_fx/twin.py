@@ -8,7 +8,6 @@ operators over the kept channels only.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping
 from functools import partial
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
 from .preserving import decomposed, named_tensors
-from .slicing import index_of, removed_slots
+from .slicing import copied, index_of, removed_slots
 from .types import Coupling, Plan
 
 Keep = dict[int, np.ndarray]
@@ -51,7 +50,7 @@ def zero(
     coupling = coupling or channel_groups(model, example_inputs)
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     dead = removed_slots(coupling, plan)
-    twin = copy.deepcopy(model)
+    twin = copied(model)
     tensors = dict(named_tensors(twin))
     with torch.no_grad():
         for axis, slots in dead.items():
@@ -135,7 +134,7 @@ def _resized(func: Any, args: Any) -> tuple[Any, ...]:
 
 
 def _widen(small: torch.Tensor, full: torch.Tensor, keep: Keep) -> torch.Tensor:
-    if small.shape == full.shape:
+    if small.shape == full.shape or small.dim() <= max(keep, default=0):
         return small
     if max(keep) >= small.dim():
         return full  # A saved statistic, which only a backward would read.

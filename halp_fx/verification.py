@@ -32,6 +32,8 @@ _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "s
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
+_TAKES_SIZES |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+_TAKES_SIZES |= {"index", "index_select", "unsafe_split"}
 
 
 def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:

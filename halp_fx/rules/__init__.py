@@ -11,6 +11,7 @@ from .convolution import convolution
 from .elementwise import like, pointwise
 from .lookups import embedding
 from .normalization import batch_norm
+from .recurrent import recurrent
 from .reductions import reduction
 from .registry import Rule, find_rule, register_rule
 from .shapes import shape_only
@@ -27,6 +28,7 @@ __all__ = [
     "find_rule",
     "like",
     "pointwise",
+    "recurrent",
     "reduction",
     "register_rule",
     "shape_only",

@@ -82,6 +82,15 @@ def matrix_vector(call: Call, algebra: Algebra) -> Planes:
     return tuple(p.squeeze(-1) for p in _product(a, column, call, algebra))
 
 
+def dot(call: Call, algebra: Algebra) -> Planes:
+    """(k,) x (k,) -> ()."""
+    row = call.args[0]
+    spec = replace(row.spec, shape=(1, *row.shape), stride=(0, *row.spec.stride))
+    row = replace(row, spec=spec, planes=tuple(p.unsqueeze(0) for p in row.planes))
+    return tuple(p.squeeze(0) for p in matrix_vector(replace(call, args=(row, call.args[1])), algebra))
+
+
 register_rule(aten.mm, aten.bmm)(contraction)
 register_rule(aten.addmm, aten.baddbmm)(add_contraction)
 register_rule(aten.mv)(matrix_vector)
+register_rule(aten.dot, aten.vdot)(dot)

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
-from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, varying, vector
+from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, compact, varying, vector
+from .channels import channel_labels, couple_labels
 from .registry import register_rule
+
+
+@dataclass(frozen=True, slots=True)
+class _Grouped:
+    """Labels of a convolution with several groups: `inputs` (C,), and along the two axes of its weight.
+
+    `w_in` and `w_out` are (C/groups,) and (O,) or, transposed, (C,) and (O/groups,).
+    """
+
+    inputs: torch.Tensor
+    w_in: torch.Tensor
+    w_out: torch.Tensor
+    groups: int
+    transposed: bool
 
 
 def convolution(call: Call, algebra: Algebra) -> Planes:
@@ -17,50 +32,45 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
     output channels go together, and `groups` shrinks), or remove the same positions in every group (`groups` stays).
     The finer of the two is taken: a depthwise or a 32 x 4 convolution loses groups, one with 4 x 32 loses positions.
     """
-    x, weight, bias = call.args[0], call.args[1], call.arg(2, "bias")
+    weight, bias = call.args[1], call.arg(2, "bias")
     transposed, groups = bool(call.arg(6, "transposed", False)), int(call.arg(8, "groups", 1))
+    x, passed = _slid_over(call.args[0], call, algebra)
     inputs, carried = channel_labels(x, 1, call, algebra)
     first, second = _weight_labels(weight, call, algebra)
     w_in, w_out = (first, second) if transposed else (second, first)
     in_per_group = x.shape[1] // groups
     if groups == 1:
-        _couple(inputs, w_in, call, algebra, "input")
+        couple_labels(inputs, w_in, call, algebra, "input")
         outputs = w_out
-    elif algebra.choose(call, "groups" if groups >= in_per_group else "positions") == "groups":
-        outputs = _whole_groups(inputs, w_in, w_out, groups, transposed, call, algebra)
     else:
-        outputs = _positions(inputs, w_in, w_out, groups, transposed, call, algebra)
+        labels = _Grouped(inputs, w_in, w_out, groups, transposed)
+        finer = algebra.choose(call, "groups" if groups >= in_per_group else "positions")
+        outputs = (_whole_groups if finer == "groups" else _positions)(labels, call, algebra)
     if weight.parameter:
         algebra.mark(w_out, "producer")
         algebra.mark(w_in, "consumer")
     if isinstance(bias, Value):
-        labels, _ = channel_labels(bias, 0, call, algebra)
-        _couple(outputs, labels, call, algebra, "bias")
-        algebra.mark(labels, "bias")
-    return (along(outputs, 1, call.shape), *(p for p in carried(call.shape)))
+        _add_bias(outputs, bias, call, algebra)
+    return (along(outputs, 1, call.shape), *carried(call.shape), *passed)
 
 
-def channel_labels(
-    x: Value, dim: int, call: Call, algebra: Algebra
-) -> tuple[torch.Tensor, Callable[[tuple[int, ...]], Planes]]:
-    """The labels along `dim` of a tensor, shape (size,), 0 where there are none.
+def _slid_over(x: Value, call: Call, algebra: Algebra) -> tuple[Value, Planes]:
+    """The input without the planes along a spatial dimension that keeps its length, and these for the result.
 
-    Labels that also vary elsewhere are tied along those dimensions. Planes over the batch are carried on (second
-    result: shape -> planes); others are pinned, for a convolution mixes what lies along them.
+    ECA slides one kernel over the channels: removing one is not zeroing it, for its neighbours move together.
     """
-    labels = torch.zeros(x.shape[dim], dtype=torch.int32)
-    batch = []
-    found = False
-    for plane in x.planes:
-        dims = varying(plane)
-        if dim in dims and not found:
-            plane = algebra.tie(plane, [d for d in dims if d != dim], call, "position")
-            labels, found = vector(plane, dim), True
-        elif dims == (0,) and dim != 0:
-            batch.append(vector(plane, 0))
-        else:
-            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
-    return labels, lambda shape: tuple(along(b, 0, shape) for b in batch)
+    if call.args[1].shape[:2] != (1, 1):
+        return x, ()
+    same = {
+        d
+        for d, step in enumerate(call.args[3], start=2)
+        if step == 1 and x.shape[d] == call.shape[d] and not call.arg(6, "transposed", False)
+    }
+    passed = tuple(p for p in x.planes if len(varying(p)) == 1 and varying(p)[0] in same)
+    for plane in passed:
+        algebra.restrict(call, set(varying(plane)))
+    rest = tuple(p for p in x.planes if all(p is not q for q in passed))
+    return replace(x, planes=rest), tuple(compact(p).expand(call.shape) for p in passed)
 
 
 def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,25 +85,20 @@ def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.T
     return rows[0], rows[1]
 
 
-def _couple(a: torch.Tensor, b: torch.Tensor, call: Call, algebra: Algebra, kind: str) -> None:
-    if len(a) > 1:
-        algebra.couple(a, b, call, kind)
+def _add_bias(outputs: torch.Tensor, bias: Value, call: Call, algebra: Algebra) -> None:
+    labels, _ = channel_labels(bias, 0, call, algebra)
+    couple_labels(outputs, labels, call, algebra, "bias")
+    algebra.mark(labels, "bias")
 
 
-def _whole_groups(
-    inputs: torch.Tensor,
-    w_in: torch.Tensor,
-    w_out: torch.Tensor,
-    groups: int,
-    transposed: bool,
-    call: Call,
-    algebra: Algebra,
-) -> torch.Tensor:
+def _whole_groups(labels: _Grouped, call: Call, algebra: Algebra) -> torch.Tensor:
+    """Couple what lies in one convolution group; returns the labels of the result's channels."""
+    inputs, w_in, w_out, groups = labels.inputs, labels.w_in, labels.w_out, labels.groups
     kind = "depthwise" if len(inputs) == groups else "grouped"
     by_group: Plane = inputs.reshape(groups, -1)
-    if transposed:
+    if labels.transposed:
         # weight is (C, O/groups): only its first dimension has a slot per convolution group.
-        _couple(inputs, w_in, call, algebra, "input")
+        couple_labels(inputs, w_in, call, algebra, "input")
         algebra.pin(w_out, f"shared by every convolution group of {call.where}")
         leaders = algebra.tie(by_group, [1], call, kind)[:, :1]
         outputs = leaders.expand(groups, len(w_out)).reshape(-1)
@@ -107,17 +112,11 @@ def _whole_groups(
     return outputs
 
 
-def _positions(
-    inputs: torch.Tensor,
-    w_in: torch.Tensor,
-    w_out: torch.Tensor,
-    groups: int,
-    transposed: bool,
-    call: Call,
-    algebra: Algebra,
-) -> torch.Tensor:
-    if transposed:
-        _couple(inputs, w_in, call, algebra, "input")
+def _positions(labels: _Grouped, call: Call, algebra: Algebra) -> torch.Tensor:
+    """Couple equal positions of all convolution groups; returns the labels of the result's channels."""
+    inputs, w_in, w_out, groups = labels.inputs, labels.w_in, labels.w_out, labels.groups
+    if labels.transposed:
+        couple_labels(inputs, w_in, call, algebra, "input")
         algebra.tie(w_in.reshape(groups, -1), [0], call, "grouped")
         return w_out.repeat(groups)
     algebra.couple(inputs.reshape(groups, -1), w_in.expand(groups, -1), call, "grouped")
@@ -125,4 +124,25 @@ def _positions(
     return w_out
 
 
+def deformable(call: Call, algebra: Algebra) -> Planes:
+    """`torchvision::deform_conv2d(input, weight, offset, mask, bias, …, groups, offset_groups, use_mask)`.
+
+    Offsets and masks are counted by the kernel and stay; with several groups the channels stay, too.
+    """
+    x, weight, offset, mask, bias = call.args[:5]
+    algebra.pin_all((offset, mask), f"{call.where} has an offset for every element of its kernel")
+    if call.args[11] > 1 or call.args[12] > 1:
+        algebra.pin_all((x, weight, bias), f"{call.where} has several groups")
+        return ()
+    inputs, carried = channel_labels(x, 1, call, algebra)
+    outputs, w_in = _weight_labels(weight, call, algebra)
+    couple_labels(inputs, w_in, call, algebra, "input")
+    if weight.parameter:
+        algebra.mark(outputs, "producer")
+        algebra.mark(w_in, "consumer")
+    _add_bias(outputs, bias, call, algebra)
+    return (along(outputs, 1, call.shape), *carried(call.shape))
+
+
 register_rule(torch.ops.aten.convolution, torch.ops.aten._convolution)(convolution)
+register_rule("torchvision::deform_conv2d")(deformable)

@@ -36,8 +36,6 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
             partners = [i for i, p in enumerate(result) if owners[i] is not value and dims & set(varying(p))]
             for i in partners:
                 algebra.couple(result[i], wide, call, _kind(call))
-                if value.parameter:
-                    algebra.mark(plane, "other")
                 if len(dims) < len(varying(result[i])):
                     result[i], owners[i] = wide, value
             if not partners:
@@ -73,8 +71,10 @@ def like(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
 
 def copy_into(call: Call, algebra: Algebra) -> Planes:
-    """`dst.copy_(src)`: the result is the source in the destination's shape."""
-    source = call.args[1]
+    """`dst.copy_(src)`: the result is the source in the destination's shape, and loses what the destination loses."""
+    target, source = call.args[0], call.args[1]
+    if target.planes:
+        return join([target, source], call.shape, call, algebra)
     return tuple(algebra.grid(broadcast(p, call.shape)) for p in source.planes)
 
 
@@ -112,4 +112,6 @@ register_rule(
     aten.addcmul,
     aten.addcdiv,
     aten.rrelu_with_noise,
+    aten.complex,
+    aten.polar,
 )(pointwise)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
+from .elementwise import join
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -32,6 +33,14 @@ def _of_the_batch(call: Call) -> bool:
     if "training" in names:
         return bool(call.arg(names.index("training"), "training"))
     return call.op == "_batch_norm_with_update"
+
+
+def weight_norm(call: Call, algebra: Algebra) -> list[Planes]:
+    """`_weight_norm_interface(v, g, dim)` -> v * g / |v| and |v|: the norm runs over all dimensions but `dim`."""
+    v, g, dim = call.args[0], call.args[1], int(call.arg(2, "dim", 0))
+    if any(varying(p) != (dim,) for p in v.planes):
+        algebra.restrict(call, set(range(v.ndim)))
+    return [join([v, g], v.shape, call, algebra), g.planes]
 
 
 def _couple_affine(x: Value, affine: Value, dim: int, role: str, call: Call, algebra: Algebra) -> None:
@@ -103,6 +112,7 @@ register_rule(
     aten._batch_norm_with_update,
     aten._batch_norm_no_update,
 )(batch_norm)
+register_rule(aten._weight_norm_interface)(weight_norm)
 register_rule(aten.native_layer_norm)(layer_norm)
 register_rule(aten.native_group_norm)(group_norm)
 register_rule(*(getattr(aten, name) for name in ("_fused_rms_norm",) if hasattr(aten, name)))(rms_norm)

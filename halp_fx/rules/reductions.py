@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, compact, varying
+from .channels import beside
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -73,6 +74,24 @@ def index_of_extreme(call: Call, algebra: Algebra) -> Planes:
     return tuple(reduction(replace(call, args=(replace(x, planes=rest), *call.args[1:])), algebra))  # type: ignore[arg-type]
 
 
+def ordered(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`sort(x, dim)`, `topk(x, k, dim)`, `median(x, dim)` …: the order along `dim` is one of values, not channels."""
+    x: Value = call.args[0]
+    dim = _ORDER_ARGUMENT.get(call.op, 1)
+    dims = _dims(call.arg(dim, "dim", None if call.op == "median" and len(call.args) == 1 else -1), x.ndim)
+    kept = []
+    for plane in beside(x, dims, call, algebra):
+        if len(call.shape) < x.ndim:
+            for d in sorted(dims, reverse=True):
+                plane = plane.select(d, 0)
+        kept.append(compact(plane).expand(call.shape))
+    planes = tuple(kept)
+    return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+_ORDER_ARGUMENT = {"topk": 2, "kthvalue": 2}
+
+
 def _dims(dims: object, ndim: int) -> set[int]:
     if dims is None or isinstance(dims, bool):
         return set(range(ndim))
@@ -97,4 +116,7 @@ register_rule(
 )(reduction)
 register_rule(aten.linalg_vector_norm)(vector_norm)
 register_rule(aten.argmax, aten.argmin)(index_of_extreme)
-register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.cumprod)(along_dimension)
+register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp)(
+    along_dimension
+)
+register_rule(aten.sort, aten.topk, aten.kthvalue, aten.median, aten.nanmedian, aten.mode)(ordered)

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying, vector
+from .channels import beside
 from .elementwise import join
 from .registry import register_rule
 
@@ -27,7 +28,9 @@ def reshape(call: Call, algebra: Algebra) -> Planes:
 
 def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
     result = plane.reshape(shape)
-    return simplify(result) if result.data_ptr() != plane.data_ptr() else result
+    # A split dimension may be constant along one of its parts.
+    split = len(varying(result)) > len(varying(plane))
+    return simplify(result) if split or result.data_ptr() != plane.data_ptr() else result
 
 
 def _finish(result: Any, algebra: Algebra) -> Any:
@@ -72,6 +75,8 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 _DIM_ARGUMENT = {
     "split": (2, "dim"),
     "split_with_sizes": (2, "dim"),
+    "unsafe_split": (2, "dim"),
+    "unsafe_split_with_sizes": (2, "dim"),
     "slice": (1, "dim"),
     "select": (1, "dim"),
     "unbind": (1, "dim"),
@@ -87,7 +92,7 @@ def _covers_all(call: Call, size: int) -> bool:
 
 def _chunks(call: Call, plane: Plane, dim: int) -> list[Plane] | None:
     """The parts of a split into equal parts, else None. Whether they follow the width is tried out later."""
-    if call.op not in ("split", "split_with_sizes"):
+    if call.op.removeprefix("unsafe_") not in ("split", "split_with_sizes"):
         return None
     parts = list(plane.split(call.args[1], dim))
     return parts if len({part.shape[dim] for part in parts}) == 1 else None
@@ -122,7 +127,8 @@ def _known(args: Any) -> list[Any] | None:
     for arg in args:
         value = _known(arg) if isinstance(arg, list | tuple) else arg
         if isinstance(value, Value):
-            value = value.data
+            # Shapes are verified on the meta device, where an index computed from a shape has no values.
+            value = None if value.data is None or value.data.is_meta else value.data
         if value is None and arg is not None:
             return None
         found.append(value)
@@ -184,6 +190,56 @@ def as_strided(call: Call, algebra: Algebra) -> Planes:
     return ()
 
 
+def roll(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`roll(x, shifts, dims)`: a shift of the channels is a constant, their number is not."""
+    x: Value = call.args[0]
+    dims = {int(d) % x.ndim for d in call.arg(2, "dims", [])} or set(range(x.ndim))
+    for plane in x.planes:
+        if set(varying(plane)) & dims:
+            algebra.pin(plane, f"{call.where} shifts the channels by a constant")
+    return shape_only(call, algebra)
+
+
+def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`channel_shuffle(x, groups)`: every group keeps the same positions."""
+    x: Value = call.args[0]
+    for plane in x.planes:
+        if 1 in varying(plane):
+            algebra.tie(vector(plane, 1).reshape(int(call.args[1]), -1), [0], call, "shuffle")
+    return shape_only(call, algebra)
+
+
+def gated_half(call: Call, algebra: Algebra) -> Planes:
+    """`glu(x, dim)`: the first half is gated by the second, so both lose the same channels."""
+    x: Value = call.args[0]
+    dim = int(call.arg(1, "dim", -1)) % x.ndim
+    half = call.shape[dim]
+    kept = []
+    for plane in x.planes:
+        first = plane.narrow(dim, 0, half)
+        if dim in varying(plane):
+            algebra.couple(first, plane.narrow(dim, half, half), call, "gate")
+        kept.append(first)
+    return tuple(kept)
+
+
+def triangle(call: Call, algebra: Algebra) -> Planes:
+    """`tril` and `triu`: what is kept of the last two dimensions follows their positions."""
+    x: Value = call.args[0]
+    return beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra)
+
+
+def pair_as_complex(call: Call, algebra: Algebra) -> Planes:
+    """`view_as_complex`: (*, 2) -> (*)."""
+    x: Value = call.args[0]
+    return tuple(p.select(-1, 0) for p in beside(x, {x.ndim - 1}, call, algebra))
+
+
+def complex_as_pair(call: Call, algebra: Algebra) -> Planes:
+    """`view_as_real`: (*) -> (*, 2)."""
+    return tuple(p.unsqueeze(-1).expand(call.shape) for p in call.args[0].planes)
+
+
 register_rule(aten.as_strided, aten.as_strided_)(as_strided)
 register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
 register_rule(
@@ -195,14 +251,26 @@ register_rule(
     aten.expand,
     aten.repeat,
     aten.flip,
-    aten.roll,
     aten.pixel_shuffle,
     aten.pixel_unshuffle,
-    aten.channel_shuffle,
     aten.diagonal,
     aten.unfold,
 )(shape_only)
-register_rule(aten.slice, aten.select, aten.split, aten.split_with_sizes, aten.unbind)(cut)
+register_rule(
+    aten.slice,
+    aten.select,
+    aten.split,
+    aten.split_with_sizes,
+    aten.unsafe_split,
+    aten.unsafe_split_with_sizes,
+    aten.unbind,
+)(cut)
+register_rule(aten.roll)(roll)
+register_rule(aten.channel_shuffle, aten.native_channel_shuffle)(channel_shuffle)
+register_rule(aten.glu)(gated_half)
+register_rule(aten.tril, aten.triu)(triangle)
+register_rule(aten.view_as_complex)(pair_as_complex)
+register_rule(aten.view_as_real)(complex_as_pair)
 register_rule(aten.cat)(concatenate)
 register_rule(aten.stack)(stack)
 register_rule(aten.index, aten.index_select)(gather_along)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, along, compact, varying, vector
+from ..algebra import Algebra, Call, Planes, Value, along, compact, varying
+from .channels import beside, channel_labels
+from .elementwise import join
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -21,13 +24,7 @@ def spatial(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
 
 def _carry(x: Value, space: set[int], shape: tuple[int, ...], call: Call, algebra: Algebra) -> Planes:
-    kept = []
-    for plane in x.planes:
-        if set(varying(plane)) & space:
-            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
-        else:
-            kept.append(compact(plane).expand(shape))
-    return tuple(kept)
+    return tuple(compact(p).expand(shape) for p in beside(x, space, call, algebra))
 
 
 def constant_pad(call: Call, algebra: Algebra) -> Planes:
@@ -84,44 +81,45 @@ register_rule(
 
 def region_pool(call: Call, algebra: Algebra) -> Planes:
     """`roi_align(x, boxes, …)`: (N, C, H, W) -> (boxes, C, h, w)."""
-    x: Value = call.args[0]
-    kept = []
-    for plane in x.planes:
-        if varying(plane) == (1,):
-            kept.append(compact(plane).expand(call.shape))
-        else:
-            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
-    return tuple(kept)
+    labels, _ = channel_labels(call.args[0], 1, call, algebra, batch=False)
+    return (along(labels, 1, call.shape),)
 
 
 def image_to_columns(call: Call, algebra: Algebra) -> Planes:
-    """`unfold`: (N, C, H, W) -> (N, C * kh * kw, positions)."""
+    """`unfold`: (N, C, H, W) -> (N, C * kh * kw, positions), or both without N."""
     x: Value = call.args[0]
-    kept = []
-    for plane in x.planes:
-        if varying(plane) == (1,) and x.ndim == 4:
-            each = call.shape[1] // x.shape[1]
-            kept.append(along(vector(plane, 1).repeat_interleave(each), 1, call.shape))
-        else:
-            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
-    return tuple(kept)
+    dim = x.ndim - 3
+    labels, carried = channel_labels(x, dim, call, algebra)
+    each = call.shape[dim] // x.shape[dim]
+    return (along(labels.repeat_interleave(each), dim, call.shape), *carried(call.shape))
 
 
 def columns_to_image(call: Call, algebra: Algebra) -> Planes:
-    """`fold`: (N, C * kh * kw, positions) -> (N, C, H, W)."""
+    """`fold`: (N, C * kh * kw, positions) -> (N, C, H, W), or both without N."""
     x: Value = call.args[0]
-    kept = []
-    for plane in x.planes:
-        if varying(plane) == (1,) and x.ndim == 3:
-            each = vector(plane, 1).reshape(call.shape[1], -1)
-            each = algebra.tie(each, [1], call, "fold")
-            kept.append(along(each[:, 0], 1, call.shape))
-        else:
-            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
-    return tuple(kept)
+    dim = x.ndim - 2
+    labels, carried = channel_labels(x, dim, call, algebra)
+    each = algebra.tie(labels.reshape(call.shape[dim], -1), [1], call, "fold")
+    return (along(each[:, 0], dim, call.shape), *carried(call.shape))
+
+
+def unpool(call: Call, algebra: Algebra) -> Planes:
+    """`max_unpool2d(x, indices, size)`: channel by channel."""
+    x, indices = call.args[:2]
+    both = replace(x, planes=join([x, indices], x.shape, call, algebra))
+    count = 3 if call.op.endswith("3d") else 2
+    return _carry(both, set(range(x.ndim - count, x.ndim)), call.shape, call, algebra)
+
+
+def fourier(call: Call, algebra: Algebra) -> Planes:
+    """`_fft_r2c(x, dim, …)` and its kin: mix what lies along `dim`."""
+    x: Value = call.args[0]
+    return _carry(x, {int(d) % x.ndim for d in call.args[1]}, call.shape, call, algebra)
 
 
 register_rule(aten.constant_pad_nd)(constant_pad)
 register_rule(aten.im2col)(image_to_columns)
 register_rule(aten.col2im)(columns_to_image)
 register_rule("torchvision::roi_align", "torchvision::roi_pool")(region_pool)
+register_rule(aten.max_unpool2d, aten.max_unpool3d)(unpool)
+register_rule(aten._fft_r2c, aten._fft_c2r, aten._fft_c2c)(fourier)

@@ -1,0 +1,49 @@
+"""Reading the channels of a tensor off its planes, as rules do whose operator sees one dimension of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
+
+
+def channel_labels(
+    x: Value, dim: int, call: Call, algebra: Algebra, batch: bool = True
+) -> tuple[torch.Tensor, Callable[[tuple[int, ...]], Planes]]:
+    """The labels along `dim` of a tensor, shape (size,), 0 where there are none.
+
+    Labels that also vary elsewhere are tied along those dimensions. Planes over the batch are carried on (second
+    result: shape -> planes) unless `batch` is False; others are pinned, for the operator mixes what lies along them.
+    """
+    labels = torch.zeros(x.shape[dim], dtype=torch.int32)
+    carried = []
+    found = False
+    for plane in x.planes:
+        dims = varying(plane)
+        if dim in dims and not found:
+            plane = algebra.tie(plane, [d for d in dims if d != dim], call, "position")
+            labels, found = vector(plane, dim), True
+        elif dims == (0,) and dim != 0 and batch:
+            carried.append(vector(plane, 0))
+        else:
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+    return labels, lambda shape: tuple(along(b, 0, shape) for b in carried)
+
+
+def beside(x: Value, dims: set[int], call: Call, algebra: Algebra) -> Planes:
+    """The planes that do not vary along `dims`; the others are pinned, for the operator mixes what lies there."""
+    kept = []
+    for plane in x.planes:
+        if set(varying(plane)) & dims:
+            algebra.pin(plane, f"{call.where} mixes what lies along this axis")
+        else:
+            kept.append(plane)
+    return tuple(kept)
+
+
+def couple_labels(a: torch.Tensor, b: torch.Tensor, call: Call, algebra: Algebra, kind: str) -> None:
+    """Couple two rows of labels; an axis of length 1 has none."""
+    if len(a) > 1:
+        algebra.couple(a, b, call, kind)
