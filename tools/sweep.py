@@ -191,17 +191,22 @@ def compare(small: Any, twin: Any, dense: Any, inputs: Any, dtype: Any) -> tuple
     return args, error, changed < ERROR_LIMIT
 
 
+HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
+
+
 def outputs(model: Any, args: tuple[Any, ...]) -> Any:
-    """What the model returns; of a one-stage detector what its head returns, for which of two boxes with equal random
-    scores comes first is a matter of rounding."""
-    if "detection" not in type(model).__module__ or not hasattr(model, "head"):
+    """What the model returns; of a detector what its heads return. Behind them it picks boxes, and which of two with
+    equal random scores comes first is a matter of rounding."""
+    if "detection" not in type(model).__module__:
         return model(*args)
-    found = []
-    handle = model.head.register_forward_hook(lambda module, inputs, result: found.append(result))
+    found: list[Any] = []
+    modules = dict(model.named_modules())
+    handles = [modules[n].register_forward_hook(lambda *call: found.append(call[2])) for n in HEADS if n in modules]
     try:
         model(*args)
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return found
 
 
