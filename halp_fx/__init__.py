@@ -2,6 +2,7 @@
 
 from .analysis import channel_groups
 from .api import prune
+from .branches import Branch, Branches, find_branches
 from .coupling import couple
 from .errors import (
     BudgetError,
@@ -30,6 +31,8 @@ from .types import ChannelGroup, Coupling, Plan
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
+    "Branches",
     "BudgetError",
     "CallableCost",
     "ChannelGroup",
@@ -56,6 +59,7 @@ __all__ = [
     "channel_groups",
     "couple",
     "explain",
+    "find_branches",
     "profile",
     "prune",
     "register_rule",

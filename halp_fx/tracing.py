@@ -22,9 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from .calls import CallLog
 from .errors import ModelError, TraceError
 from .inputs import normalize_inputs
-from .types import TensorSpec, Traced
+from .types import ModuleCall, TensorSpec, Traced
 
 _TORCH_DIR = torch.__path__[0] + "/"
 _OWN_FILE = __file__
@@ -166,7 +167,7 @@ def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     recorder.finish(result)
     tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
     unused = tuple(name for name, _ in model.named_parameters() if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused)
+    return Traced(recorder.graph, tensors, unused, recorder.calls)
 
 
 def _shapes(inputs: Any) -> str:
@@ -200,6 +201,8 @@ class _Recorder(TorchDispatchMode):
         self.names: _PythonNames | None = None
         self.module = ""
         self.reached: set[str] = set()
+        self.calls: tuple[ModuleCall, ...] = ()
+        self._log = CallLog(self.graph, self._known)
         self._stack: list[str] = []
         self._module_names = {id(m): name for name, m in reversed(list(model.named_modules()))}
         self._attributes = {id(t): name for name, t in named_tensors(model)}
@@ -212,14 +215,16 @@ class _Recorder(TorchDispatchMode):
     def module_hooks(self) -> Iterator[None]:
         """Follow which module is running. Global hooks leave the model's own hooks alone."""
 
-        def enter(module: nn.Module, _args: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
             self._stack.append(self.module)
             self.module = self._module_names.get(id(module), self.module)
+            self._log.enter(module, self._module_names.get(id(module)), args)
 
-        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
+        def leave(_module: nn.Module, _args: Any, kwargs: Any, result: Any) -> None:
             self.module = self._stack.pop()
+            self._log.leave(kwargs, result)
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
         try:
             yield
         finally:
@@ -258,6 +263,7 @@ class _Recorder(TorchDispatchMode):
 
     def finish(self, result: Any) -> None:
         self.graph.output(self._lookup(_plain(result)))
+        self.calls = self._log.finish()
         self._nodes.clear()
         self._pending.clear()
 
@@ -269,6 +275,14 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, Mapping):
             return {k: self._lookup(v) for k, v in value.items()}
         return value
+
+    def _known(self, tensor: torch.Tensor) -> tuple[fx.Node, int] | fx.Node | None:
+        """What a tensor is known as: a node, or a node with several results and which of them."""
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        pending = self._pending.get(id(tensor))
+        return None if pending is None else pending[1:]
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         known = self._nodes.get(id(tensor))

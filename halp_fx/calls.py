@@ -1,0 +1,103 @@
+"""Which module ran when, on which values: what the recorder's hooks see, as `ModuleCall`s.
+
+A module that does nothing in eval mode (dropout, stochastic depth) leaves no operator in a trace, but a call here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._pytree import tree_leaves
+
+from .types import ModuleCall
+
+Known = fx.Node | tuple[fx.Node, int] | None
+"""A node; a node with several results and which of them; or nothing."""
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(slots=True)
+class _Run:
+    module: str | None
+    kind: type
+    hooked: bool
+    start: int
+    parent: int
+    inputs: list[Known]
+    plain: bool
+    end: int = -1
+    outputs: list[Known] = field(default_factory=list)
+    single: bool = False
+
+
+class CallLog:
+    """Collects the runs of modules while a graph is being written."""
+
+    def __init__(self, graph: fx.Graph, known: Callable[[torch.Tensor], Known]) -> None:
+        self._graph = graph
+        self._known = known
+        self._runs: list[_Run] = []
+        self._open: list[int] = []
+
+    def enter(self, module: nn.Module, name: str | None, args: Any) -> None:
+        """A module begins to run. `name` is None for one that is no part of the model."""
+        inputs, plain = self._row(args)
+        parent = self._open[-1] if self._open else -1
+        hooked = any(getattr(module, table, None) for table in _HOOKS)
+        self._open.append(len(self._runs))
+        self._runs.append(_Run(name, type(module), hooked, len(self._graph.nodes), parent, inputs, plain))
+
+    def leave(self, kwargs: Any, result: Any) -> None:
+        """The module that began last has run."""
+        run = self._runs[self._open.pop()]
+        run.end = len(self._graph.nodes)
+        run.single = isinstance(result, torch.Tensor)
+        run.outputs, plain = self._row(result if isinstance(result, tuple | list) else [result])
+        run.plain &= plain and not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(kwargs))
+
+    def finish(self) -> tuple[ModuleCall, ...]:
+        """All runs of named modules; the others' parts belong to the module around them."""
+        named = [i for i, run in enumerate(self._runs) if run.module is not None]
+        position = {i: p for p, i in enumerate(named)}
+        found = []
+        for i in named:
+            run = self._runs[i]
+            parent = run.parent
+            while parent >= 0 and parent not in position:
+                parent = self._runs[parent].parent
+            inputs, outputs = (tuple(map(_name, row)) for row in (run.inputs, run.outputs))
+            found.append(
+                ModuleCall(
+                    run.module or "",
+                    run.kind,
+                    run.start,
+                    run.end,
+                    position.get(parent, -1),
+                    inputs,
+                    outputs,
+                    run.single,
+                    run.plain,
+                    run.hooked,
+                )
+            )
+        return tuple(found)
+
+    def _row(self, values: Any) -> tuple[list[Known], bool]:
+        """What each value is known as, and whether tensors are nowhere deeper."""
+        row = [self._known(v) if isinstance(v, torch.Tensor) else None for v in values]
+        nested = any(
+            isinstance(leaf, torch.Tensor) for v in values if not isinstance(v, torch.Tensor) for leaf in tree_leaves(v)
+        )
+        return row, not nested
+
+
+def _name(known: Known) -> str | None:
+    if isinstance(known, tuple):
+        source, index = known
+        return next((user.name for user in source.users if user.args[1:] == (index,)), None)
+    return None if known is None else known.name
