@@ -2,7 +2,7 @@
 
 from .analysis import channel_groups
 from .api import prune
-from .branches import Branch, Branches, find_branches
+from .branches import Branch, Branches
 from .coupling import couple
 from .errors import (
     BudgetError,
@@ -20,6 +20,7 @@ from .explain import explain
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.profile import Profile, profile
 from .report import Report
+from .residual import find_branches
 from .rewriting import rewrite
 from .rules import register_rule
 from .saliency import Saliency, score

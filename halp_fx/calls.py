@@ -1,4 +1,4 @@
-"""Which module ran when, on which values: what the recorder's hooks see, as `ModuleCall`s.
+"""What runs above the operators of a trace: which module on which values (`ModuleCall`), and which Python function.
 
 A module that does nothing in eval mode (dropout, stochastic depth) leaves no operator in a trace, but a call here.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from .types import ModuleCall
@@ -52,13 +53,13 @@ class CallLog:
         self._open.append(len(self._runs))
         self._runs.append(_Run(name, type(module), hooked, len(self._graph.nodes), parent, inputs, plain))
 
-    def leave(self, kwargs: Any, result: Any) -> None:
+    def leave(self, result: Any) -> None:
         """The module that began last has run."""
         run = self._runs[self._open.pop()]
         run.end = len(self._graph.nodes)
         run.single = isinstance(result, torch.Tensor)
         run.outputs, plain = self._row(result if isinstance(result, tuple | list) else [result])
-        run.plain &= plain and not any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(kwargs))
+        run.plain &= plain
 
     def finish(self) -> tuple[ModuleCall, ...]:
         """All runs of named modules; the others' parts belong to the module around them."""
@@ -101,3 +102,20 @@ def _name(known: Known) -> str | None:
         source, index = known
         return next((user.name for user in source.users if user.args[1:] == (index,)), None)
     return None if known is None else known.name
+
+
+class PythonNames(TorchFunctionMode):
+    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
+    `split`, but only one of them follows the width)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.current = ""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The mode is off inside this call, so only the outermost function gets here.
+        self.current = getattr(func, "__name__", "")
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.current = ""

@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import nn
 
 from .analysis import channel_groups
-from .branches import find_branches
+from .residual import find_branches
 from .types import Axis, ChannelGroup, Coupling
 
 _SHOWN = 6

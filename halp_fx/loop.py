@@ -16,9 +16,10 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from .analysis import channel_groups
-from .branches import find_branches, output_groups
+from .branches import output_groups
 from .errors import InfeasibleError
 from .request import Request
+from .residual import find_branches
 from .rewriting import rewrite
 from .saliency import Saliency, score
 from .solver import Solution, solve

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from .branches import Branch, Branches, Replacement, find_branches
+from .branches import Branch, Branches, Replacement
 from .errors import HalpError, RewriteError
+from .residual import find_branches
 from .slicing import shrink
 from .standins import Remainder, Silent
 from .types import Coupling, Plan, Traced

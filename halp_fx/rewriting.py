@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 from .analysis import channel_groups
-from .branches import find_branches
 from .removal import drop, without
+from .residual import find_branches
 from .slicing import shrink
 from .types import Coupling, Plan
 from .verification import verify

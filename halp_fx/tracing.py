@@ -18,11 +18,10 @@ import torch
 from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from .calls import CallLog
+from .calls import CallLog, PythonNames
 from .errors import ModelError, TraceError
 from .inputs import normalize_inputs
 from .types import ModuleCall, TensorSpec, Traced
@@ -149,7 +148,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], trai
 def _record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Traced:
     recorder = _Recorder(model)
     args, kwargs = tree_map(recorder.placeholder, (args, kwargs))
-    names = _PythonNames()
+    names = PythonNames()
     try:
         with torch.no_grad(), decomposed(), recorder.module_hooks(), names, recorder:
             recorder.names = names
@@ -175,30 +174,13 @@ def _shapes(inputs: Any) -> str:
     return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v)[:40] for v in leaves)
 
 
-class _PythonNames(TorchFunctionMode):
-    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
-    `split`, but only one of them follows the width)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.current = ""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # The mode is off inside this call, so only the outermost function gets here.
-        self.current = getattr(func, "__name__", "")
-        try:
-            return func(*args, **(kwargs or {}))
-        finally:
-            self.current = ""
-
-
 class _Recorder(TorchDispatchMode):
     """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names: _PythonNames | None = None
+        self.names: PythonNames | None = None
         self.module = ""
         self.reached: set[str] = set()
         self.calls: tuple[ModuleCall, ...] = ()
@@ -220,11 +202,11 @@ class _Recorder(TorchDispatchMode):
             self.module = self._module_names.get(id(module), self.module)
             self._log.enter(module, self._module_names.get(id(module)), args)
 
-        def leave(_module: nn.Module, _args: Any, kwargs: Any, result: Any) -> None:
+        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
             self.module = self._stack.pop()
-            self._log.leave(kwargs, result)
+            self._log.leave(result)
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, with_kwargs=True)]
+        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:
             yield
         finally:

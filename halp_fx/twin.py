@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
-from .branches import Branch, find_branches
+from .branches import Branch
+from .residual import find_branches
 from .slicing import index_of, removed_slots
 from .tracing import decomposed, named_tensors
 from .types import Coupling, Plan

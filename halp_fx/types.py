@@ -48,7 +48,7 @@ class ModuleCall:
         inputs: node of each positional argument, None for one that is no tensor.
         outputs: node of each result, None for one that is no tensor (or that nothing reads).
         single: the result is a tensor, not a tuple.
-        plain: inputs and outputs are all there is: no tensors in keyword arguments, lists or dicts.
+        plain: inputs and outputs are all there is: no tensors in lists or dicts. Keyword arguments are not seen.
         hooked: the module has hooks of its own.
     """
 
