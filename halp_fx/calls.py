@@ -1,12 +1,16 @@
-"""What runs above the operators of a trace: which module on which values (`ModuleCall`), and which Python function.
+"""What runs above the operators of a trace: which module on which values (`ModuleCall`), which
+Python function, which line of the user's code.
 
 A module that does nothing in eval mode (dropout, stochastic depth) leaves no operator in a trace, but a call here.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -19,6 +23,8 @@ from .types import ModuleCall
 Known = fx.Node | tuple[fx.Node, int] | None
 """A node; a node with several results and which of them; or nothing."""
 
+_TORCH_DIR = torch.__path__[0] + "/"
+_OWN_FILES = (__file__, str(Path(__file__).with_name("tracing.py")))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -119,3 +125,14 @@ class PythonNames(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         finally:
             self.current = ""
+
+
+def caller() -> str:
+    """File and line of the user's (or torchvision's) code that called into torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
+            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

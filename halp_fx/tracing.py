@@ -8,10 +8,8 @@ this level, and not module or Python-function level, was chosen).
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import FrameType
 from typing import Any
 
 import torch
@@ -21,13 +19,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-from .calls import CallLog, PythonNames
+from .calls import CallLog, PythonNames, caller
 from .errors import ModelError, TraceError
 from .inputs import normalize_inputs
 from .types import ModuleCall, TensorSpec, Traced
 
-_TORCH_DIR = torch.__path__[0] + "/"
-_OWN_FILE = __file__
 # Integer and boolean results up to this many elements keep their value: index operators need it.
 _MAX_KEPT_VALUE = 1 << 20
 
@@ -321,7 +317,7 @@ class _Recorder(TorchDispatchMode):
     def _describe(self, node: fx.Node, value: Any) -> None:
         node.meta["module"] = self.module
         node.meta["function"] = self.names.current if self.names is not None else ""
-        node.meta["source"] = _caller() if node.op == "call_function" else ""
+        node.meta["source"] = caller() if node.op == "call_function" else ""
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
@@ -380,14 +376,3 @@ def _plain(result: Any) -> Any:
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
             found += [v for v in torch.utils._pytree.tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
     return tuple(found)
-
-
-def _caller() -> str:
-    """File and line of the user's (or torchvision's) code that called into torch."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(_TORCH_DIR) and filename != _OWN_FILE:
-            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""
