@@ -2,6 +2,7 @@
 
 from .analysis import channel_groups
 from .api import prune
+from .branches import Branch, Branches
 from .coupling import couple
 from .errors import (
     BudgetError,
@@ -19,6 +20,7 @@ from .explain import explain
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.profile import Profile, profile
 from .report import Report
+from .residual import find_branches
 from .rewriting import rewrite
 from .rules import register_rule
 from .saliency import Saliency, score
@@ -30,6 +32,8 @@ from .types import ChannelGroup, Coupling, Plan
 __version__ = "0.1.0"
 
 __all__ = [
+    "Branch",
+    "Branches",
     "BudgetError",
     "CallableCost",
     "ChannelGroup",
@@ -56,6 +60,7 @@ __all__ = [
     "channel_groups",
     "couple",
     "explain",
+    "find_branches",
     "profile",
     "prune",
     "register_rule",

@@ -11,10 +11,12 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .analysis import channel_groups
+from .branches import Branches
 from .budgets import BudgetLike
 from .goals import make_goals
 from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
 from .preserving import preserved
+from .removal import tried
 from .report import GroupReport, Report, Round
 from .request import Request, check_finite, check_prunable, example_of, rereadable
 from .saliency import Importance
@@ -38,6 +40,7 @@ def prune(
     ignore: Sequence[str] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
+    branches: bool = False,
     steps: int | None = None,
     solver: Method = "auto",
     tolerance: float = 0.02,
@@ -59,6 +62,7 @@ def prune(
         ignore: modules, parameters or groups that must stay as they are.
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
         min_keep: smallest width of a group: fraction (float) or channels (int).
+        branches: whether residual branches may be dropped whole (see `find_branches`).
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
         solver: method of `halp_fx.solve`.
         tolerance: relative deviation from a measured budget at which the closing loop stops.
@@ -94,10 +98,14 @@ def prune(
         with clock("trace + couple"):
             coupling = channel_groups(model, request.example, ignore)
         check_prunable(coupling)
+        known = Branches()
+        if branches:
+            with clock("try branches"):
+                known = tried(model, coupling, request.example, ignore)
         network = Network(model, Plan())
         with clock("time layers"):
             options = options_of(coupling, network.plan, request)
-            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs)
+            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, known.removable)
         *early, _ = schedule(request, yardstick)
         with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not progress) as bar:
             for way in early:
@@ -105,7 +113,7 @@ def prune(
                 bar.update()
             candidates = close(network, request, yardstick, clock)
             bar.update()
-    report = _report(candidates, request, yardstick, clock)
+    report = _report(candidates, request, yardstick, clock, known)
     small = best_of(candidates, yardstick.fraction, tolerance).network.model
     small.halp = report  # type: ignore[assignment]
     if not report.met:
@@ -113,12 +121,16 @@ def prune(
     return small
 
 
-def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock) -> Report:
+def _report(
+    candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
+) -> Report:
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
     best = best_of(candidates, yardstick.fraction, request.tolerance)
     saliency = best.network.saliency
     assert saliency is not None
-    widths = coupling.widths(best.network.plan)
+    plan = best.network.plan
+    left, _, _ = yardstick.left(plan)
+    widths = left.widths(plan)
     notes = [*coupling.notes]
     if saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
@@ -138,9 +150,9 @@ def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardst
         budget=yardstick.fraction * dense,
         predicted=best.predicted * dense,
         measured=best.measured * dense,
-        plan=best.network.plan,
+        plan=plan,
         groups=tuple(
-            GroupReport(g.name, g.size, widths[g.name], tuple(str(m.axis) for m in g.members))
+            GroupReport(g.name, g.size, widths.get(g.name, 0), tuple(str(m.axis) for m in g.members))
             for g in coupling.prunable
         ),
         frozen=coupling.frozen,
@@ -153,8 +165,10 @@ def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardst
         ),
         notes=tuple(notes),
         seconds=dict(clock.seconds),
+        branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
+        | dict(known.refused),
         extra={
-            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(coupling, widths))
+            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
             for cost, b in yardstick.goals.further
         },
     )

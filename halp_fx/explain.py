@@ -9,6 +9,7 @@ from tabulate import tabulate
 from torch import nn
 
 from .analysis import channel_groups
+from .residual import find_branches
 from .types import Axis, ChannelGroup, Coupling
 
 _SHOWN = 6
@@ -33,6 +34,12 @@ def describe(coupling: Coupling) -> str:
     parts += [_group(group, coupling) for group in coupling.prunable]
     if coupling.frozen:
         parts.append(tabulate(list(coupling.frozen.items()), headers=["frozen group", "reason"]))
+    branches = find_branches(coupling)
+    if branches.removable:
+        rows = [[b.name, len(b.tensors), ", ".join(b.groups)] for b in branches.removable]
+        parts.append(tabulate(rows, headers=["branch that may be dropped", "tensors", "groups inside"]))
+    if branches.refused:
+        parts.append(tabulate(list(branches.refused.items()), headers=["residual add that must stay", "reason"]))
     parts += [f"note: {note}" for note in coupling.notes]
     return "\n\n".join(parts)
 

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from .analysis import channel_groups
+from .branches import output_groups
 from .errors import InfeasibleError
 from .request import Request
+from .residual import find_branches
 from .rewriting import rewrite
 from .saliency import Saliency, score
 from .solver import Solution, solve
@@ -77,7 +79,7 @@ class Candidate:
 
 def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
     """One step of several: stop at `way` of the way, then let the caller train."""
-    network = _scored(network, yardstick.coupling, request, clock)
+    network = _scored(network, yardstick, request, clock)
     smaller, _ = _solve_and_rewrite(network, request, yardstick, way, clock, floor=STEP_FLOOR)
     if request.train_between is not None:
         with clock("train_between"):
@@ -87,7 +89,7 @@ def step(network: Network, request: Request, yardstick: Yardstick, way: float, c
 
 def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> list[Candidate]:
     """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed."""
-    network = _scored(network, yardstick.coupling, request, clock)
+    network = _scored(network, yardstick, request, clock)
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
         try:
@@ -98,10 +100,9 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
             raise
         if candidates and smaller.plan == candidates[-1].network.plan:
             break  # No finer choice of widths.
-        widths = yardstick.coupling.widths(smaller.plan)
-        total = yardstick.goals.cost.total(yardstick.coupling, widths)
+        total = yardstick.total(smaller.plan)
         with clock("measure"):
-            measured = yardstick.measure(widths, smaller.model)
+            measured = yardstick.measure(smaller.plan, smaller.model)
         candidate = Candidate(smaller, yardstick.predict(total), measured, solution)
         candidates.append(candidate)
         logger.info(
@@ -119,22 +120,31 @@ def best_of(candidates: Sequence[Candidate], fraction: float, tolerance: float) 
     return min(candidates, key=lambda c: (c.deviation(fraction) > tolerance, abs(c.deviation(fraction))))
 
 
-def _scored(network: Network, coupling: Coupling, request: Request, clock: Clock) -> Network:
-    """Score the network as it stands."""
+def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clock) -> Network:
+    """Score the network as it stands: its groups, and the channels that its removable branches add."""
     with clock("score"):
-        now = coupling if not network.plan else channel_groups(network.model, request.example, like=coupling)
-        now = _only(now, {g.name for g in coupling.prunable})
+        left, _, branches = yardstick.left(network.plan)
+        now = _present(network, left, request)
+        if branches:
+            here = find_branches(now).named(b.name for b in branches)
+            now = replace(now, groups=(*now.groups, *output_groups(here)))
         saliency = score(network.model, now, request.data, request.loss_fn, request.importance)
     return replace(network, saliency=saliency)
 
 
-def _only(coupling: Coupling, names: set[str]) -> Coupling:
-    """Freeze the groups that the original coupling does not let shrink (ignored by the caller)."""
+def _present(network: Network, left: Coupling, request: Request) -> Coupling:
+    """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink
+    (ignored by the caller), or that a dropped branch held together and are other groups now."""
+    if not network.plan:
+        return left
+    now = channel_groups(network.model, request.example, like=left)
+    widths = left.widths(network.plan)
+    known = {(g.name, widths[g.name]) for g in left.prunable}
     groups = tuple(
-        g if g.name in names or g.frozen else replace(g, frozen="frozen in the original network")
-        for g in coupling.groups
+        g if g.frozen or (g.name, g.size) in known else replace(g, frozen="frozen in the original network")
+        for g in now.groups
     )
-    return replace(coupling, groups=groups)
+    return replace(now, groups=groups)
 
 
 def _solve_and_rewrite(
@@ -146,12 +156,14 @@ def _solve_and_rewrite(
         floor: no group loses more than this share of its present channels, as long as that can be met.
     """
     assert network.saliency is not None
-    coupling, scores, unit = yardstick.coupling, network.saliency.scores, yardstick.goals.cost.unit
+    scores, unit = network.saliency.scores, yardstick.goals.cost.unit
+    left, tables, branches = yardstick.left(network.plan)
     with clock("solve"):
         solution = None
         for share in dict.fromkeys((floor, 0.0)):
-            options = options_of(coupling, network.plan, request, share)
-            problem = build_problem(coupling, scores, options, yardstick.tables, yardstick.spend(way), unit)
+            options = options_of(left, network.plan, request, share)
+            options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
+            problem = build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
             try:
                 solution = solve(problem, method=request.solver)
                 break
@@ -160,8 +172,8 @@ def _solve_and_rewrite(
                     raise _out_of_reach(error, yardstick) from error
     assert solution is not None
     with clock("rewrite"):
-        now = coupling if not network.plan else channel_groups(network.model, request.example, like=coupling)
-        step = plan_from(_only(now, set(scores)), scores, solution.widths)
+        now = _present(network, left, request)
+        step = plan_from(now, scores, solution.widths, solution.dropped)
         small = rewrite(network.model, step, request.example, coupling=now)
     return Network(small, compose(network.plan, step), network.saliency), solution
 

@@ -7,27 +7,22 @@ tables) has its value in either case.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter, tree_leaves, tree_map
 
 from . import shapes
+from .calls import CallLog, PythonNames, caller
 from .constants import Constants
 from .errors import ModelError, TraceError
 from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
-from .types import TensorSpec, Traced
-
-_TORCH_DIR = torch.__path__[0] + "/"
-_OWN_FILES = (__file__, shapes.__file__)
+from .types import ModuleCall, TensorSpec, Traced
 
 
 def record(
@@ -67,36 +62,12 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
     tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
     unused = tuple(name for name, _ in model.named_parameters() if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused)
+    return Traced(recorder.graph, tensors, unused, recorder.calls)
 
 
 def _shapes(inputs: Any) -> str:
     leaves = tree_leaves(inputs)
     return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v)[:40] for v in leaves)
-
-
-class _PythonNames(TorchFunctionMode):
-    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
-    `split`, but only one of them follows the width)."""
-
-    def __init__(self, recorder: _Recorder) -> None:
-        super().__init__()
-        self.current = ""
-        self._recorder = recorder
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # The mode is off inside this call, so only the outermost function gets here.
-        self.current = getattr(func, "__name__", "")
-        try:
-            if self.current in _WHOLE:
-                return self._recorder.whole(_WHOLE[self.current], args)
-            return func(*args, **(kwargs or {}))
-        finally:
-            self.current = ""
-
-
-# Recurrent layers come down to operators for every time step: they are recorded as one.
-_WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
 class _Recorder(TorchDispatchMode):
@@ -105,11 +76,13 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, on_meta: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = _PythonNames(self)
+        self.names = PythonNames(self.whole)
         self.module = ""
         self.reached: set[str] = set()
+        self.calls: tuple[ModuleCall, ...] = ()
         self.missing = ""
         self._constants = Constants(on_meta)
+        self._log = CallLog(self.graph, self._known)
         self._stack: list[str] = []
         self._module_names = {id(m): name for name, m in reversed(list(model.named_modules()))}
         self._originals = dict(named_tensors(model))
@@ -131,12 +104,14 @@ class _Recorder(TorchDispatchMode):
     def module_hooks(self) -> Iterator[None]:
         """Follow which module is running. Global hooks leave the model's own hooks alone."""
 
-        def enter(module: nn.Module, _args: Any) -> None:
+        def enter(module: nn.Module, args: Any) -> None:
             self._stack.append(self.module)
             self.module = self._module_names.get(id(module), self.module)
+            self._log.enter(module, self._module_names.get(id(module)), args)
 
-        def leave(_module: nn.Module, _args: Any, _result: Any) -> None:
+        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
             self.module = self._stack.pop()
+            self._log.leave(result)
 
         handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
         try:
@@ -164,7 +139,7 @@ class _Recorder(TorchDispatchMode):
         for tensor in written:
             name = self._parameters.get(_storage(tensor))
             if name is not None:
-                raise ModelError(f"the forward changes its own parameter {name} ({_caller()}): make it a buffer")
+                raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
         result = shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             return result
@@ -199,6 +174,7 @@ class _Recorder(TorchDispatchMode):
 
     def finish(self, result: Any) -> None:
         self.graph.output(self._lookup(_plain(result)))
+        self.calls = self._log.finish()
         self._nodes.clear()
         self._pending.clear()
 
@@ -210,6 +186,14 @@ class _Recorder(TorchDispatchMode):
         if isinstance(value, Mapping):
             return {k: self._lookup(v) for k, v in value.items()}
         return value
+
+    def _known(self, tensor: torch.Tensor) -> tuple[fx.Node, int] | fx.Node | None:
+        """What a tensor is known as: a node, or a node with several results and which of them."""
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        pending = self._pending.get(id(tensor))
+        return None if pending is None else pending[1:]
 
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         known = self._nodes.get(id(tensor))
@@ -261,7 +245,7 @@ class _Recorder(TorchDispatchMode):
     def _describe(self, node: fx.Node, value: Any) -> None:
         node.meta["module"] = self.module
         node.meta["function"] = self.names.current
-        node.meta["source"] = _caller() if node.op == "call_function" else ""
+        node.meta["source"] = caller() if node.op == "call_function" else ""
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
@@ -313,14 +297,3 @@ def _plain(result: Any) -> Any:
         elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
             found += [v for v in tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
     return tuple(found)
-
-
-def _caller() -> str:
-    """File and line of the user's (or torchvision's) code that called into torch."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
-            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
-        frame = frame.f_back
-    return ""

@@ -50,6 +50,7 @@ class Report:
         seconds: wall-clock time per stage.
         parameters: number before and after.
         extra: measured totals and budgets of further resources.
+        branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
     """
 
     unit: str
@@ -67,6 +68,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    branches: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def dense_ms(self) -> float:
@@ -93,6 +95,11 @@ class Report:
         """Whether the measured cost is within the tolerance of the budget, or below it."""
         return self.measured <= self.budget * (1 + self.tolerance)
 
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Names of the residual branches that were dropped."""
+        return self.plan.dropped
+
     def summary(self, groups: bool = True) -> str:
         """The report as text: a table of costs, a table of groups, what is frozen, notes."""
         before, after = self.parameters
@@ -108,12 +115,19 @@ class Report:
             parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
         for name, (dense, budget, measured) in self.extra.items():
             parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
+        if self.branches:
+            dropped = ", ".join(self.dropped) or "none"
+            offered = sum(state in ("dropped", "kept") for state in self.branches.values())
+            parts.append(f"branches dropped: {dropped} ({len(self.dropped)} of {offered} that may be)")
         if groups:
             rows = [[g.name, g.size, g.kept, g.kept / g.size, len(g.axes)] for g in self.groups]
             headers = ["group", "channels", "kept", "share", "axes"]
             parts.append(tabulate(rows, headers=headers, floatfmt=".0%"))
             if self.frozen:
                 parts.append(tabulate(list(self.frozen.items()), headers=["frozen group", "reason"]))
+            stay = [row for row in self.branches.items() if row[1] not in ("dropped", "kept")]
+            if stay:
+                parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
         parts += [f"note: {note}" for note in self.notes]
         return "\n\n".join(parts)
 

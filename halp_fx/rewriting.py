@@ -1,7 +1,8 @@
 """rewrite: plan -> smaller network, checked.
 
 The model is deep-copied with smaller tensors in place of those that shrink, so the class, the forward, `state_dict`
-names, hooks, modes, `requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are.
+names, hooks, modes, `requires_grad`, tied weights, parametrisations, memory format and dtype stay as they are. Modules
+of dropped branches are replaced (`removal`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 from torch import nn
 
 from .analysis import channel_groups
+from .removal import drop, without
+from .residual import find_branches
 from .slicing import shrink
 from .types import Coupling, Plan
 from .verification import verify
@@ -25,11 +28,11 @@ def rewrite(
     coupling: Coupling | None = None,
     check: bool = True,
 ) -> nn.Module:
-    """A copy of `model` without the channels that `plan` drops.
+    """A copy of `model` without the channels and branches that `plan` drops.
 
     Args:
         model: the network the plan was made for; it is not changed.
-        plan: kept channels per group; groups not named keep all.
+        plan: kept channels per group, and branches that go; groups not named keep all.
         example_inputs: as for `trace`.
         coupling: of this model, if at hand; otherwise found afresh.
         check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
@@ -41,7 +44,10 @@ def rewrite(
     """
     coupling = coupling or channel_groups(model, example_inputs)
     plan = plan if isinstance(plan, Plan) else Plan(plan)
+    gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)
+    drop(small, gone)
+    coupling = without(coupling, gone)
     if check:
         verify(small, plan, coupling, example_inputs)
     return small

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import numpy as np
@@ -179,19 +180,21 @@ def _layout(
 ) -> tuple[list[str], SegmentLayout]:
     """Channels numbered over all groups; one segment per axis."""
     shapes = {n: tuple(p.shape) for n, p in model.named_parameters()}
-    channels: dict[tuple[str, int], np.ndarray] = {}
+    channels: dict[tuple[str, int, int], np.ndarray] = {}
     start = 0
     for group in groups:
         for member in members[group.name]:
-            key = (member.axis.tensor, member.axis.dim)
-            if key[0] not in shapes:
+            tensor, dim = member.axis.tensor, member.axis.dim
+            if tensor not in shapes:
                 continue
-            row = channels.setdefault(key, np.full(shapes[key[0]][key[1]], -1, dtype=np.int64))
+            # The channels that a branch adds are slots of other groups, too: those go into a row of their own.
+            rows = (channels.setdefault((tensor, dim, i), np.full(shapes[tensor][dim], -1, np.int64)) for i in count())
+            row = next(row for row in rows if (row[member.slots] < 0).all())
             row[member.slots] = np.arange(start, start + group.size)[:, None]
         start += group.size
-    names = sorted({tensor for tensor, _ in channels})
+    names = sorted({tensor for tensor, _, _ in channels})
     index = {name: i for i, name in enumerate(names)}
-    segments = [Segment(index[tensor], dim, row) for (tensor, dim), row in channels.items()]
+    segments = [Segment(index[tensor], dim, row) for (tensor, dim, _), row in channels.items()]
     return names, SegmentLayout.build([shapes[n] for n in names], segments, start)
 
 

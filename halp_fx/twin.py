@@ -3,13 +3,13 @@
 The twin has the original architecture. Every slot of every removed channel is zero where the channel is produced *and*
 where it is consumed, so that an activation with f(0) != 0 in between does no harm. Where a statistic runs over
 channels (LayerNorm, GroupNorm, a mean or softmax over channels) zeroing is not removing: the twin computes such
-operators over the kept channels only.
+operators over the kept channels only. A dropped branch is computed and multiplied by zero where it would be added.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
+from .branches import Branch
 from .preserving import decomposed, named_tensors
+from .residual import find_branches
 from .slicing import copied, index_of, removed_slots
 from .types import Coupling, Plan
 
@@ -30,6 +32,9 @@ Keep = dict[int, np.ndarray]
 Steps = dict[tuple[str, int], list[Keep]]
 """(operator, how many times it has run in the forward) -> what stays of each of its tensors. Counted per operator,
 because others may come and go with the dtype."""
+
+Silences = dict[tuple[str, int], int]
+"""(operator, how many times it has run in the forward) -> the argument that counts for nothing."""
 
 
 def zero(
@@ -41,8 +46,8 @@ def zero(
 ) -> nn.Module:
     """The zeroed twin: a copy of `model` that computes what the rewritten network should.
 
-    If a statistic runs over channels that the plan removes, the twin's forward works in eval mode and without
-    gradients only.
+    If a statistic runs over channels that the plan removes, or the plan drops branches, the twin's forward works in
+    eval mode and without gradients only.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -56,9 +61,22 @@ def zero(
         for axis, slots in dead.items():
             tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
     steps = _restrictions(coupling, plan)
-    if steps:
-        twin.forward = partial(_forward, twin, steps)
+    silences = _silences(coupling, find_branches(coupling).named(plan.dropped)) if plan.dropped else {}
+    if steps or silences:
+        twin.forward = partial(_forward, twin, steps, silences)
     return twin
+
+
+def _silences(coupling: Coupling, branches: Sequence[Branch]) -> Silences:
+    """At the adds of dropped branches, which summand is multiplied by zero."""
+    sides = {b.add: b.side for b in branches}
+    found: Silences = {}
+    seen: Counter[str] = Counter()
+    for node in coupling.traced.graph.nodes:
+        seen[str(node.target)] += 1
+        if node.name in sides:
+            found[str(node.target), seen[str(node.target)]] = sides[node.name]
+    return found
 
 
 def _restrictions(coupling: Coupling, plan: Plan) -> Steps:
@@ -83,24 +101,31 @@ def _restrictions(coupling: Coupling, plan: Plan) -> Steps:
     return steps
 
 
-def _forward(twin: nn.Module, steps: Steps, *args: Any, **kwargs: Any) -> Any:
-    with torch.no_grad(), decomposed(), _Restrict(steps):
+def _forward(twin: nn.Module, steps: Steps, silences: Silences, *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad(), decomposed(), _Restrict(steps, silences):
         return type(twin).forward(twin, *args, **kwargs)
 
 
 class _Restrict(TorchDispatchMode):
-    """Runs some operators of the forward over a part of their channels."""
+    """Runs some operators of the forward over a part of their channels, and adds nothing in others."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, silences: Silences) -> None:
         super().__init__()
         self.steps = steps
+        self.silences = silences
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        full = func(*args, **kwargs)
         self.seen[str(func)] += 1
-        keeps = self.steps.get((str(func), self.seen[str(func)]))
+        place = (str(func), self.seen[str(func)])
+        silent = self.silences.get(place)
+        if silent == 0 and func._schema.is_mutable:
+            args[0].mul_(0)
+        elif silent is not None:
+            args = tuple(a * 0 if i == silent else a for i, a in enumerate(args))
+        full = func(*args, **kwargs)
+        keeps = self.steps.get(place)
         return full if keeps is None else _over_kept(func, args, kwargs, keeps, full)
 
 

@@ -37,6 +37,34 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class ModuleCall:
+    """One run of a module's forward.
+
+    Attributes:
+        module, kind: qualified name and class.
+        start, end: its operators are the nodes at these positions of the graph (`end` excluded), as far as they are
+            no parameters and no results taken from a tuple: those appear where they are first read.
+        parent: position in `Traced.calls` of the run that this one is part of, -1 for the model's own.
+        inputs: node of each positional argument, None for one that is no tensor.
+        outputs: node of each result, None for one that is no tensor (or that nothing reads).
+        single: the result is a tensor, not a tuple.
+        plain: inputs and outputs are all there is: no tensors in lists or dicts. Keyword arguments are not seen.
+        hooked: the module has hooks of its own.
+    """
+
+    module: str
+    kind: type
+    start: int
+    end: int
+    parent: int
+    inputs: tuple[str | None, ...]
+    outputs: tuple[str | None, ...]
+    single: bool
+    plain: bool
+    hooked: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Traced:
     """What one forward did, as a graph of ATen operators.
 
@@ -48,11 +76,13 @@ class Traced:
             `source` ("file.py:123").
         tensors: shape and dtype of every parameter and buffer, by `state_dict` name (tied names: the first).
         unused: parameters that this forward did not reach.
+        calls: every run of a named module, in the order in which they began.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, TensorSpec]
     unused: tuple[str, ...]
+    calls: tuple[ModuleCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -220,10 +250,25 @@ class Coupling:
 
 
 @dataclass(frozen=True, slots=True)
+class Step:
+    """A part of a forward that stays: a child module, or an operator ("relu", "default") with constant arguments."""
+
+    child: str = ""
+    operator: tuple[str, str] = ("", "")
+    arguments: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Plan(Mapping[str, tuple[int, ...]]):
-    """For every group it names, the sorted indices of the channels kept. A group not named keeps all."""
+    """For every group it names, the sorted indices of the channels kept. A group not named keeps all.
+
+    Attributes:
+        kept: group name -> indices.
+        dropped: names of the residual branches that go whole (see `branches`), sorted.
+    """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         clean = {}
@@ -235,6 +280,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
                 raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
             clean[str(name)] = row
         object.__setattr__(self, "kept", clean)
+        object.__setattr__(self, "dropped", tuple(sorted(set(self.dropped))))
 
     def __getitem__(self, group: str) -> tuple[int, ...]:
         return self.kept[group]
@@ -245,9 +291,20 @@ class Plan(Mapping[str, tuple[int, ...]]):
     def __len__(self) -> int:
         return len(self.kept)
 
+    def __bool__(self) -> bool:
+        return bool(self.kept or self.dropped)
+
     def to_json(self) -> str:
-        """A JSON object from group name to kept channel indices."""
-        return json.dumps({"format": "halp_fx.plan/1", "kept": {k: list(v) for k, v in self.kept.items()}})
+        """A JSON object: group name -> kept channel indices, and the branches dropped.
+
+        A plan without dropped branches has format 1, which older versions read; one with them has format 2, which
+        they refuse.
+        """
+        data: dict[str, Any] = {"format": _PLAN_FORMATS[bool(self.dropped)]}
+        data["kept"] = {k: list(v) for k, v in self.kept.items()}
+        if self.dropped:
+            data["dropped"] = list(self.dropped)
+        return json.dumps(data)
 
     @classmethod
     def from_json(cls, text: str) -> Plan:
@@ -258,16 +315,22 @@ class Plan(Mapping[str, tuple[int, ...]]):
         """
         try:
             data = json.loads(text)
-            form, kept = data["format"], data["kept"]
+            form, kept, dropped = data["format"], data["kept"], data.get("dropped", [])
             rows = {str(k): tuple(v) for k, v in kept.items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is not a plan in JSON: {error}") from error
-        if form != "halp_fx.plan/1":
-            raise PlanError(f"plan format {form!r} is not known here (expected 'halp_fx.plan/1')")
+        if form not in _PLAN_FORMATS:
+            raise PlanError(
+                f"plan format {form!r} is not known here (expected {' or '.join(map(repr, _PLAN_FORMATS))})"
+            )
         if any(not isinstance(i, int) or isinstance(i, bool) for row in rows.values() for i in row):
             raise PlanError("a plan's kept channels must be whole numbers")
-        return cls(rows)
+        if not isinstance(dropped, list) or any(not isinstance(name, str) for name in dropped):
+            raise PlanError("a plan's dropped branches must be a list of names")
+        return cls(rows, tuple(dropped))
 
+
+_PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""

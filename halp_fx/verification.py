@@ -19,6 +19,7 @@ from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
 from .recording import record, written_through_alias
+from .standins import Silent
 from .types import Axis, Coupling, Plan, Traced
 
 _REMEDY = (
@@ -46,17 +47,18 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     """
     widths = coupling.widths(plan)
     failure: TraceError | None = None
+    silent = _silent(small)
     try:
         traced = record(small, *normalize_inputs(small, example_inputs))
-        after = _working(traced.graph)
+        after = _working(traced.graph, silent)
     except TraceError as error:
-        failure, after = error, _working(error.recorded) if error.recorded is not None else []
-    before = _working(coupling.traced.graph)
+        failure, after = error, _working(error.recorded, silent) if error.recorded is not None else []
+    before = _working(coupling.traced.graph, silent)
     other_path = False
     for old, new in zip_longest(before, after):
         if _follows_values(old):
             break
-        if old is None or new is None or old.target != new.target:
+        if old is None or new is None or _target(old) != _target(new):
             # A width of 1 changes strides, and with them how a linear layer is made up: that alone is no mistake.
             if failure is None:
                 other_path = True
@@ -170,6 +172,15 @@ def _numbers(node: fx.Node) -> list[float]:
     return values
 
 
+def _target(node: fx.Node) -> object:
+    """What a node does. Constants are numbered by where they appear, and after a dropped branch nothing is written
+    in place."""
+    if node.meta.get("constant"):
+        return "constant"
+    functional = getattr(torch.ops.aten, _op(node).rstrip("_"), None) if _op(node).endswith("_") else None
+    return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
+
+
 def _op(node: fx.Node | None) -> str:
     return str(getattr(node.target, "_opname", "")) if node is not None else ""
 
@@ -186,7 +197,9 @@ def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
     a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
     compared = (a >= 0) & (b >= 0)
     pairs = np.unique(np.stack([a[compared], b[compared]]), axis=1)
-    if len(np.unique(pairs[0])) == pairs.shape[1] == len(np.unique(pairs[1])) and not (compared ^ (a >= 0)).any():
+    # A branch that is gone may have held channels together.
+    whole = bool(plan.dropped) or len(np.unique(pairs[0])) == pairs.shape[1]
+    if whole and pairs.shape[1] == len(np.unique(pairs[1])) and not (compared ^ (a >= 0)).any():
         return
     place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
     repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
@@ -214,10 +227,19 @@ def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
     return {axis: row[row > -2] for axis, row in ids.items()}
 
 
-def _working(graph: fx.Graph) -> list[fx.Node]:
+def _silent(model: nn.Module) -> set[str]:
+    """Modules that stand for dropped ones: what they return is no part of the network's structure."""
+    return {name for name, module in model.named_modules() if isinstance(module, Silent)}
+
+
+def _working(graph: fx.Graph, silent: set[str]) -> list[fx.Node]:
     """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
     moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
-    return [n for n in graph.nodes if _op(n) not in moving and n.target is not written_through_alias]
+    return [
+        n
+        for n in graph.nodes
+        if _op(n) not in moving and n.target is not written_through_alias and n.meta.get("module") not in silent
+    ]
 
 
 def takes_sizes(coupling: Coupling) -> bool:

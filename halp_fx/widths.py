@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from .branches import Branch, scored_name
 from .errors import BudgetError
+from .solver import Branch as BranchChoice
 from .solver import CostTable, WidthGroup, WidthProblem
 from .types import ChannelGroup, Coupling, Plan
 
@@ -55,24 +57,52 @@ def build_problem(
     tables: Sequence[CostTable],
     budgets: Mapping[str, float],
     unit: str,
+    branches: Sequence[Branch] = (),
 ) -> WidthProblem:
-    """The value of a width is the sum of the group's highest scores (design: prefix sums)."""
+    """The value of a width is the sum of the group's highest scores (design: prefix sums).
+
+    Args:
+        coupling, tables: of the network that is left; `tables` may hold costs of branches dropped from it.
+        scores: groups without scores stay as wide as they are.
+        branches: that may be dropped; each is worth the scores of the channels that it adds.
+    """
     groups = {}
     for group in coupling.prunable:
-        best_first = np.sort(scores[group.name])[::-1]
+        best_first = np.sort(scores.get(group.name, np.zeros(group.size)))[::-1]
         prefix = np.concatenate([[0.0], np.cumsum(best_first)])
         widths = np.asarray(options[group.name])
         groups[group.name] = WidthGroup(widths, prefix[widths])
-    return WidthProblem("network", groups, tuple(tables), dict(budgets), unit=unit)
+    choices = [_choice(branch, tables, groups, float(scores[scored_name(branch.name)].sum())) for branch in branches]
+    return WidthProblem("network", groups, tuple(tables), dict(budgets), tuple(c for c in choices if c), unit)
 
 
-def plan_from(coupling: Coupling, scores: Mapping[str, np.ndarray], widths: Mapping[str, int]) -> Plan:
+def in_branch(table: CostTable, branch: Branch) -> bool:
+    """Whether a cost vanishes with a branch: tables are named after a parameter, a node, or "module/node"."""
+    return table.name in branch.tensors or table.name.rpartition("/")[2] in branch.nodes
+
+
+def _choice(
+    branch: Branch, tables: Sequence[CostTable], groups: Mapping[str, WidthGroup], value: float
+) -> BranchChoice | None:
+    """The branch in the solver's terms; None if a cost that stays follows the width of one of its groups, as that of
+    a fused unit across its end may."""
+    own = {g for g in branch.groups if g in groups}
+    costs = {i for i, table in enumerate(tables) if in_branch(table, branch)}
+    using = {i for i, table in enumerate(tables) if own & {t.group for t in (*table.inputs, *table.output)}}
+    return BranchChoice(branch.name, tuple(sorted(own)), tuple(sorted(costs)), value) if using <= costs else None
+
+
+def plan_from(
+    coupling: Coupling, scores: Mapping[str, np.ndarray], widths: Mapping[str, int], dropped: Sequence[str] = ()
+) -> Plan:
     """Keep the `widths[g]` channels with the highest scores of each group; ties go to the lower index."""
     kept = {}
     for group in coupling.prunable:
+        if not widths.get(group.name):
+            continue  # In a branch that is dropped.
         order = np.argsort(-scores[group.name], kind="stable")[: widths[group.name]]
         kept[group.name] = tuple(np.sort(order).tolist())
-    return Plan(kept)
+    return Plan(kept, tuple(dropped))
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -80,4 +110,4 @@ def compose(first: Plan, second: Plan) -> Plan:
     kept = dict(first.kept)
     for name, rows in second.items():
         kept[name] = tuple(kept[name][i] for i in rows) if name in kept else rows
-    return Plan(kept)
+    return Plan(kept, (*first.dropped, *second.dropped))

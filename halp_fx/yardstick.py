@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from .branches import Branch
 from .goals import Goals
 from .latency import Calibration
+from .removal import without
 from .solver import CostTable
-from .types import Coupling, Inputs
+from .types import Coupling, Inputs, Plan
+from .widths import in_branch
 
 logger = logging.getLogger("halp_fx")
 
@@ -34,6 +37,7 @@ class Yardstick:
         dense: its lowest end-to-end cost so far, in the unit of the steering cost.
         calibration: sum of layer costs -> share of the dense network's end-to-end cost.
         tables: what each layer costs over all widths that its groups may take; they serve every step.
+        branches: that may be dropped.
     """
 
     goals: Goals
@@ -43,16 +47,34 @@ class Yardstick:
     dense: float
     calibration: Calibration
     tables: Sequence[CostTable]
+    branches: Sequence[Branch] = ()
 
     @classmethod
     def start(
-        cls, goals: Goals, coupling: Coupling, options: Mapping[str, Sequence[int]], model: nn.Module, inputs: Inputs
+        cls,
+        goals: Goals,
+        coupling: Coupling,
+        options: Mapping[str, Sequence[int]],
+        model: nn.Module,
+        inputs: Inputs,
+        branches: Sequence[Branch] = (),
     ) -> Yardstick:
         """Measure the layers over the widths that the groups may take, and the dense network as the first point."""
         tables = goals.tables(coupling, options)
         dense = goals.measure_dense(coupling, model, inputs)
         first = Calibration().with_point(goals.cost.total(coupling), 1.0)
-        return cls(goals, coupling, model, inputs, dense, first, tables)
+        return cls(goals, coupling, model, inputs, dense, first, tables, branches)
+
+    def left(self, plan: Plan) -> tuple[Coupling, list[CostTable], list[Branch]]:
+        """Coupling, tables and removable branches without the branches that a plan drops."""
+        gone = [b for b in self.branches if b.name in plan.dropped]
+        tables = [t for t in self.tables if not any(in_branch(t, b) for b in gone)]
+        return without(self.coupling, gone), tables, [b for b in self.branches if b not in gone]
+
+    def total(self, plan: Plan) -> float:
+        """Sum of the layer costs of the network that a plan leads to."""
+        coupling, _, _ = self.left(plan)
+        return self.goals.cost.total(coupling, coupling.widths(plan))
 
     @property
     def fraction(self) -> float:
@@ -69,10 +91,13 @@ class Yardstick:
         """Share of the dense end-to-end cost of a network whose layers sum up to `total`."""
         return self.calibration.predict(total)
 
-    def measure(self, widths: Mapping[str, int], small: nn.Module) -> float:
+    def measure(self, plan: Plan, small: nn.Module) -> float:
         """Share of the dense end-to-end cost, both timed in turn; repeated while something disturbs the machine."""
         for _ in range(MAX_TRIES):
-            dense, measured = self.goals.measure(self.coupling, widths, self.model, small, self.inputs)
+            if self.goals.measured:
+                dense, measured = self.goals.measure(self.model, small, self.inputs)
+            else:
+                dense, measured = self.goals.cost.total(self.coupling), self.total(plan)
             self.dense = min(self.dense, dense)
             if dense <= DISTURBED * self.dense:
                 break

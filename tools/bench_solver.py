@@ -4,7 +4,8 @@
 
 Besides the stored problems it makes ResNets with up to 32 options a group, a ResNet-50 in multiples of 8 (up to 256
 options, the granularity of the HALP paper), a GoogLeNet and a DenseNet-201.
-Their tables are noisy, non-monotone staircases (tiles of 32 channels, 2 % noise), not measurements. Run on one thread:
+Their tables are noisy, non-monotone staircases (tiles of 32 channels, 2 % noise), not measurements. A DenseNet-201 is
+also traced, with counted costs, which depend on no machine. Run on one thread:
 `OMP_NUM_THREADS=1 python tools/bench_solver.py`. Seconds are CPU seconds, which a busy machine changes least.
 """
 
@@ -145,6 +146,34 @@ def densenet201(options: int, fraction: float) -> WidthProblem:
     return net.problem(fraction)
 
 
+def traced_table() -> str:
+    """Markdown: `auto` on the problem that `prune` makes of torchvision's DenseNet-201 (224 x 224, random weights)."""
+    import torch
+    import torchvision
+
+    import halp_fx
+    from halp_fx.widths import build_problem, width_options
+
+    torch.manual_seed(0)
+    model = torchvision.models.densenet201(weights=None).eval()
+    coupling = halp_fx.channel_groups(model, torch.randn(1, 3, 224, 224))
+    scores = halp_fx.score(model, coupling).scores
+    options = {group.name: width_options(group) for group in coupling.prunable}
+    rows = []
+    for cost in (halp_fx.MacsCost(), halp_fx.RooflineCost(flops_per_s=1e11, bytes_per_s=2e10)):
+        tables, dense = cost.tables(coupling, options), cost.total(coupling)
+        for fraction in (0.5, 0.3):
+            budgets = {cost.resource: fraction * dense}
+            problem = build_problem(coupling, scores, options, tables, budgets, cost.unit)
+            s, seconds = timed(solve, problem, time_limit=300.0)
+            used = f"{100 * s.costs[cost.resource] / budgets[cost.resource]:.2f} %"
+            verdict = _seconds("densenet201", "auto", seconds)
+            name = f"densenet201, {type(cost).__name__}"
+            rows.append([name, fraction, len(options), len(tables), f"{100 * s.gap:.4f} %", used, verdict, s.status])
+    heads = ["problem", "budget", "groups", "tables", "certified gap", "of budget", "CPU seconds", "status"]
+    return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
+
+
 def scalar_knapsack(items: Items, capacity: int) -> list[int]:
     """Algorithm 1 of arXiv 2110.10811 as it is printed: a loop over capacities in plain Python, two buffers."""
     best = [0.0] * (capacity + 1)
@@ -270,6 +299,8 @@ def main() -> None:
             methods_table([*stored, *made], known, options.quick),
             "",
             published_table(compared),
+            "",
+            traced_table(),
             "",
         ]
     )

@@ -1,7 +1,8 @@
 """HALP's solver as published, for comparison: a knapsack over linearised latencies, in 30 steps.
 
 Source: Shen et al., "HALP: Hardware-Aware Latency Pruning", arXiv 2110.10811, section 3 and algorithm 1
-(NeurIPS 2022 version: arXiv 2210.06659), written from the paper's description.
+(NeurIPS 2022 version: arXiv 2210.06659), written from the paper's description. What was compared with
+the text, and what differs from it: `docs/solver.md`.
 
 * A group's channels are ranked; keeping one more step of them is an item, worth its saliency. Its weight is
   what it adds to the layers that *produce* the group while their input width stays as it is now. What a

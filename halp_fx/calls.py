@@ -1,0 +1,146 @@
+"""What runs above the operators of a trace: which module on which values (`ModuleCall`), which
+Python function, which line of the user's code.
+
+A module that does nothing in eval mode (dropout, stochastic depth) leaves no operator in a trace, but a call here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from .types import ModuleCall
+
+Known = fx.Node | tuple[fx.Node, int] | None
+"""A node; a node with several results and which of them; or nothing."""
+
+_TORCH_DIR = torch.__path__[0] + "/"
+_OWN_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "recording.py", "shapes.py"))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(slots=True)
+class _Run:
+    module: str | None
+    kind: type
+    hooked: bool
+    start: int
+    parent: int
+    inputs: list[Known]
+    plain: bool
+    end: int = -1
+    outputs: list[Known] = field(default_factory=list)
+    single: bool = False
+
+
+class CallLog:
+    """Collects the runs of modules while a graph is being written."""
+
+    def __init__(self, graph: fx.Graph, known: Callable[[torch.Tensor], Known]) -> None:
+        self._graph = graph
+        self._known = known
+        self._runs: list[_Run] = []
+        self._open: list[int] = []
+
+    def enter(self, module: nn.Module, name: str | None, args: Any) -> None:
+        """A module begins to run. `name` is None for one that is no part of the model."""
+        inputs, plain = self._row(args)
+        parent = self._open[-1] if self._open else -1
+        hooked = any(getattr(module, table, None) for table in _HOOKS)
+        self._open.append(len(self._runs))
+        self._runs.append(_Run(name, type(module), hooked, len(self._graph.nodes), parent, inputs, plain))
+
+    def leave(self, result: Any) -> None:
+        """The module that began last has run."""
+        run = self._runs[self._open.pop()]
+        run.end = len(self._graph.nodes)
+        run.single = isinstance(result, torch.Tensor)
+        run.outputs, plain = self._row(result if isinstance(result, tuple | list) else [result])
+        run.plain &= plain
+
+    def finish(self) -> tuple[ModuleCall, ...]:
+        """All runs of named modules; the others' parts belong to the module around them."""
+        named = [i for i, run in enumerate(self._runs) if run.module is not None]
+        position = {i: p for p, i in enumerate(named)}
+        found = []
+        for i in named:
+            run = self._runs[i]
+            parent = run.parent
+            while parent >= 0 and parent not in position:
+                parent = self._runs[parent].parent
+            inputs, outputs = (tuple(map(_name, row)) for row in (run.inputs, run.outputs))
+            found.append(
+                ModuleCall(
+                    run.module or "",
+                    run.kind,
+                    run.start,
+                    run.end,
+                    position.get(parent, -1),
+                    inputs,
+                    outputs,
+                    run.single,
+                    run.plain,
+                    run.hooked,
+                )
+            )
+        return tuple(found)
+
+    def _row(self, values: Any) -> tuple[list[Known], bool]:
+        """What each value is known as, and whether tensors are nowhere deeper."""
+        row = [self._known(v) if isinstance(v, torch.Tensor) else None for v in values]
+        nested = any(
+            isinstance(leaf, torch.Tensor) for v in values if not isinstance(v, torch.Tensor) for leaf in tree_leaves(v)
+        )
+        return row, not nested
+
+
+def _name(known: Known) -> str | None:
+    if isinstance(known, tuple):
+        source, index = known
+        return next((user.name for user in source.users if user.args[1:] == (index,)), None)
+    return None if known is None else known.name
+
+
+# Recurrent layers come down to operators for every time step: they are recorded as one.
+_WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+
+
+class PythonNames(TorchFunctionMode):
+    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
+    `split`, but only one of them follows the width)."""
+
+    def __init__(self, whole: Callable[[Any, Any], Any]) -> None:
+        """`whole(packet, args)` runs an operator that PyTorch would take to pieces."""
+        super().__init__()
+        self.current = ""
+        self._whole = whole
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The mode is off inside this call, so only the outermost function gets here.
+        self.current = getattr(func, "__name__", "")
+        try:
+            if self.current in _WHOLE:
+                return self._whole(_WHOLE[self.current], args)
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.current = ""
+
+
+def caller() -> str:
+    """File and line of the user's (or torchvision's) code that called into torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
+            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""

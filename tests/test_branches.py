@@ -1,0 +1,460 @@
+"""Residual branches that are dropped whole: what is found, what is refused, and what is left against its twin."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+import torch
+import torchvision
+from oracle import half_plan, randomized, relative_error
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+from halp_fx import BudgetError, MacsCost, ParamsCost, Plan, PlanError, RewriteError
+from halp_fx.removal import tried, without
+from halp_fx.residual import find_branches
+from halp_fx.standins import Remainder, Silent
+
+NETWORKS = {
+    "resnet50": (64, 12, "layer1.1"),
+    "mobilenet_v2": (64, 10, "features.3"),
+    "efficientnet_b0": (64, 9, "features.2.1"),
+    "convnext_tiny": (64, 18, "features.1.0"),
+    "vit_b_16": (32, 24, "encoder.layers.encoder_layer_0.mlp"),
+}
+
+
+def network(name, size):
+    """Random, in float64, with nothing at its initial value (a ViT's head, a ConvNeXt's layer scale)."""
+    torch.manual_seed(0)
+    options = {"image_size": size} if name == "vit_b_16" else {}
+    model = randomized(torchvision.models.get_model(name, weights=None, num_classes=10, **options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    return model
+
+
+def assert_dropped_equals_twin(model, plan, inputs, coupling):
+    small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    twin = halp_fx.zero(model, plan, inputs, coupling=coupling)
+    with torch.no_grad():
+        got, want, dense = small(inputs), twin(inputs), model(inputs)
+    assert relative_error(got, want) <= 1e-9
+    assert relative_error(dense, want) > 1e-6, "the plan changed nothing: the comparison proves nothing"
+    return small
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_equals_twin_without_branches(name):
+    size, count, one = NETWORKS[name]
+    model, inputs = network(name, size), torch.randn(2, 3, size, size, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    branches = tried(model, coupling, inputs)
+    names = tuple(b.name for b in branches.removable)
+    assert len(names) == count
+    assert one in names
+    all_gone = assert_dropped_equals_twin(model, Plan({}, names), inputs, coupling)
+    gone = {t for b in branches.removable for t in b.tensors}
+    assert list(all_gone.state_dict()) == [k for k in model.state_dict() if k not in gone]
+    assert type(all_gone) is type(model)
+    some = Plan(half_plan(coupling).kept, names[::2])
+    small = assert_dropped_equals_twin(model, some, inputs, coupling)
+    small.train()
+    small(inputs).sum().backward()
+    assert all(p.grad is not None for p in small.parameters())
+
+
+def test_bottlenecks_leave_only_their_last_activation():
+    model, inputs = network("resnet50", 64), torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    small = halp_fx.rewrite(model, Plan({}, ("layer3.2",)), inputs)
+    left = small.layer3[2]
+    assert [name for name, _ in left.named_children()] == ["relu"]
+    assert not left.relu.inplace, "its input is in use elsewhere"
+    assert model.layer3[2].relu.inplace
+    assert isinstance(
+        halp_fx.rewrite(network("mobilenet_v2", 64), Plan({}, ("features.3",)), inputs).features[3], nn.Identity
+    )
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions around a shortcut; subclasses change what is done with them."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.one, self.two = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def branch(self, x):
+        return self.two(self.one(x).relu())
+
+    def forward(self, x):
+        return x + self.branch(x)
+
+
+class Activated(Block):
+    def forward(self, x):
+        return F.leaky_relu(x + self.branch(x), 0.1).clamp(-1, 3)
+
+
+class Written(Block):
+    def forward(self, x):
+        y = self.branch(x)
+        y += x
+        return y.relu_()
+
+
+class IntoShortcut(Block):
+    def forward(self, x):
+        x += self.branch(x)
+        return x
+
+
+class Normed(Block):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(8), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.norm(x + self.drop(self.branch(x))))
+
+
+class TwoInOne(Block):
+    """Only silencing works here: the second branch must stay."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(8, 1, 1))
+        self.norm, self.three = nn.GroupNorm(2, 8), nn.Conv2d(8, 8, 1)
+        self.first = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1))
+
+    def forward(self, x):
+        x = x + self.scale * self.first(self.norm(x))
+        return x + self.three(x).sigmoid()
+
+
+class ActivatesItsInput(Block):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.two(self.one(self.relu(x)))
+        return x + y
+
+
+class Whole(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.stem, self.blocks = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*blocks)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+IMAGE = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def found(*blocks):
+    model = Whole(*blocks).double().eval()
+    coupling = halp_fx.channel_groups(model, IMAGE)
+    return model, coupling, find_branches(coupling)
+
+
+@pytest.mark.parametrize("kind", [Block, Activated, Written, IntoShortcut, Normed, TwoInOne, ActivatesItsInput])
+def test_ways_to_write_a_residual_block(kind):
+    torch.manual_seed(0)
+    model, coupling, branches = found(kind(), kind())
+    randomized(model).eval()
+    names = tuple(b.name for b in branches.removable)
+    assert len(names) == 2
+    small = assert_dropped_equals_twin(model, Plan({}, names), IMAGE, coupling)
+    assert_dropped_equals_twin(model, Plan(half_plan(coupling).kept, names[1:]), IMAGE, coupling)
+    for copied in (copy.deepcopy(small), torch.compile(small, fullgraph=True)):
+        with torch.no_grad():
+            torch.testing.assert_close(copied(IMAGE), small(IMAGE))
+    small.train()
+    small(IMAGE).sum().backward()
+
+
+def test_what_follows_the_add_stays_trainable_and_keeps_its_mode():
+    model, coupling, _ = found(Normed())
+    small = halp_fx.rewrite(model.train(), Plan({}, ("blocks.0",)), IMAGE, coupling=coupling)
+    assert isinstance(small.blocks[0], Remainder)
+    assert [k for k in small.state_dict() if k.startswith("blocks")] == [
+        k for k in model.state_dict() if k.startswith("blocks.0.norm")
+    ]
+    assert all(m.training for m in small.modules())
+    with torch.no_grad():
+        assert relative_error(small(IMAGE), small(IMAGE)) > 0, "the dropout after the add still works in training"
+
+
+def test_silenced_branch_leaves_nothing_to_run():
+    model, coupling, branches = found(TwoInOne())
+    (branch,) = (b for b in branches.removable if "scale" not in b.tensors)
+    assert branch.name == "blocks.0.first"
+    small = halp_fx.rewrite(model, Plan({}, (branch.name,)), IMAGE, coupling=coupling)
+    block = small.blocks[0]
+    assert isinstance(block.norm, Silent)
+    assert isinstance(block.first, Silent)
+    assert (block.norm.zeros, block.first.zeros) == (False, True)
+    assert not list(block.first.parameters())
+
+
+class SharesWeights(Whole):
+    def forward(self, x):
+        x = self.blocks(self.stem(x))
+        return self.head(self.blocks[0].one(x).mean((2, 3)))
+
+
+class Peeks(Block):
+    def forward(self, x):
+        inner = self.one(x)
+        return x + self.two(inner) * inner.mean()
+
+
+class ReadsMore(Whole):
+    def forward(self, x):
+        x = self.stem(x)
+        gate = x.mean((2, 3), keepdim=True).sigmoid()
+        return self.head((x + self.blocks[0].one(x) * gate).mean((2, 3)) * gate.mean())
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(8, 8, 1, 1))
+        self.other = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = x + F.conv2d(x, self.weight)
+        return x + self.other(x)
+
+
+class OutOfZero(Block):
+    def __init__(self):
+        super().__init__()
+        self.three = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        x = x + self.branch(x).sigmoid()
+        return x + self.three(x)
+
+
+class Projected(Block):
+    def forward(self, x):
+        return self.one(x) + self.two(x).relu()
+
+
+class Nested(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.after = Block(), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return x + self.after(self.inner(x))
+
+
+class Wrapped(nn.Module):
+    """The module that runs the branch runs the shortcut's work, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.both = nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(8, 8, 1))
+
+    def forward(self, x):
+        return x + self.both(x)
+
+
+def hooked():
+    block = Block()
+    block.one.register_forward_hook(lambda *_: None)
+    return block
+
+
+REFUSED = {
+    "shares weights": (SharesWeights(Block()), "shares blocks.0.one"),
+    "reads more": (ReadsMore(Block()), "from outside"),
+    "functional": (Whole(Functional()), "no module runs the branch"),
+    "made of zeros": (Whole(OutOfZero()), "sigmoid"),
+    "projected": (Whole(Projected()), "neither summand"),
+    "nested": (Whole(Nested()), "contains the branch 'blocks.0.inner'"),
+    "in-place in front": (Whole(Wrapped()), "does other work"),
+    "hooks": (Whole(hooked()), "has hooks"),
+    "called twice": (Whole(*[Block()] * 2), "shares"),
+    "torch's layer": (
+        nn.Sequential(nn.Linear(4, 8), nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
+        "fused path",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refusals_say_why(name):
+    model, words = REFUSED[name]
+    inputs = torch.randn(2, 5, 4) if name == "torch's layer" else IMAGE
+    model = model.to(inputs.dtype).eval()
+    branches = find_branches(halp_fx.channel_groups(model, inputs))
+    reasons = " | ".join(branches.refused.values())
+    assert words in reasons, (reasons, [b.name for b in branches.removable])
+    assert not {"blocks.0", "1"} & {b.name for b in branches.removable}
+
+
+def test_an_inner_value_that_is_read_twice_is_fine_inside():
+    model, coupling, branches = found(Peeks())
+    randomized(model).eval()
+    assert [b.name for b in branches.removable] == ["blocks.0"]
+    assert_dropped_equals_twin(model, Plan({}, ("blocks.0",)), IMAGE, coupling)
+
+
+def test_tied_to_what_the_forward_does_not_reach():
+    model = Whole(Block()).double().eval()
+    model.spare = model.blocks[0].two
+    coupling = halp_fx.channel_groups(model, IMAGE)
+    branches = tried(model, coupling, IMAGE)
+    assert not branches.removable
+    assert "spare" in branches.refused["blocks.0"]
+    with pytest.raises(RewriteError, match="spare"):
+        halp_fx.rewrite(model, Plan({}, ("blocks.0",)), IMAGE, coupling=coupling)
+
+
+def test_unknown_branch_is_named():
+    model, _, _ = found(Block())
+    with pytest.raises(PlanError, match=r"blocks\.9.*blocks\.0"):
+        halp_fx.rewrite(model, Plan({}, ("blocks.9",)), IMAGE)
+    with pytest.raises(PlanError, match=r"blocks\.9"):
+        halp_fx.zero(model, Plan({}, ("blocks.9",)), IMAGE)
+
+
+def test_a_forward_that_needs_the_module_is_refused_by_trial():
+    class Looks(Whole):
+        def forward(self, x):
+            assert self.blocks[0].one.weight.shape[0] > 0
+            return super().forward(x)
+
+    model = Looks(Block(), Block()).double().eval()
+    branches = tried(model, halp_fx.channel_groups(model, IMAGE), IMAGE)
+    assert [b.name for b in branches.removable] == ["blocks.1"]
+    assert "trial" in branches.refused["blocks.0"]
+
+
+def test_plan_in_json():
+    plan = Plan({"a": [0, 2]}, ("z", "b"))
+    assert plan.dropped == ("b", "z")
+    assert Plan.from_json(plan.to_json()) == plan
+    assert json.loads(Plan({"a": [0]}).to_json()) == {"format": "halp_fx.plan/1", "kept": {"a": [0]}}
+    assert json.loads(plan.to_json())["format"] == "halp_fx.plan/2"
+    assert Plan.from_json('{"format": "halp_fx.plan/1", "kept": {"a": [0]}}') == Plan({"a": [0]})
+    assert Plan({}, ("b",))
+    assert not Plan()
+    with pytest.raises(PlanError, match="branches"):
+        Plan.from_json('{"format": "halp_fx.plan/2", "kept": {}, "dropped": "all"}')
+
+
+def test_costs_without_a_branch_are_those_of_the_network_without_it():
+    model, inputs = network("resnet50", 64), torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    gone = find_branches(coupling).named(["layer1.2", "layer3.3"])
+    left = without(coupling, gone)
+    small = halp_fx.rewrite(model, Plan({}, ("layer1.2", "layer3.3")), inputs, coupling=coupling)
+    again = halp_fx.channel_groups(small, inputs)
+    for cost in (MacsCost(), ParamsCost(), halp_fx.MemoryCost()):
+        assert cost.total(left) == cost.total(again)
+    assert ParamsCost().total(left) == sum(p.numel() for p in small.parameters())
+
+
+def resnet():
+    torch.manual_seed(0)
+    return torchvision.models.resnet18(weights=None, num_classes=10).eval()
+
+
+PICTURE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_prune_reaches_with_branches_what_it_cannot_without():
+    model = resnet()
+    call = {"latency": MacsCost(), "min_keep": 0.5, "progress": False}
+    with pytest.raises(BudgetError):
+        halp_fx.prune(model, {"macs": 0.25, "params": 0.25}, PICTURE, **call)
+    small = halp_fx.prune(model, {"macs": 0.25, "params": 0.25}, PICTURE, branches=True, **call)
+    report = small.halp
+    assert report.dropped
+    assert report.measured <= report.budget
+    assert report.extra["params"][2] == sum(p.numel() for p in small.parameters()) <= report.extra["params"][1]
+    assert report.measured == MacsCost().total(halp_fx.channel_groups(small, PICTURE))
+    assert report.rounds[-1].gap <= 1e-3
+    assert {name for name, state in report.branches.items() if state == "dropped"} == set(report.dropped)
+    for name in report.dropped:
+        assert name in report.summary()
+        assert not [k for k in small.state_dict() if k.startswith(f"{name}.conv")]
+    assert "neither summand" in report.summary()
+    with torch.no_grad():
+        assert relative_error(small(PICTURE), halp_fx.zero(model, report.plan, PICTURE)(PICTURE)) < 1e-3
+    fresh = halp_fx.rewrite(resnet(), Plan.from_json(report.plan.to_json()), PICTURE)
+    fresh.load_state_dict(small.state_dict())
+    torch.testing.assert_close(fresh(PICTURE), small(PICTURE))
+    again = halp_fx.prune(small, 0.8, PICTURE, branches=True, **call)
+    assert again.halp.measured <= again.halp.budget
+    assert again(PICTURE).shape == small(PICTURE).shape
+
+
+def test_prune_in_steps_drops_the_branch_that_adds_nothing():
+    model = resnet()
+    with torch.no_grad():
+        for name, parameter in model.layer1[1].named_parameters():
+            if name.startswith("bn2"):
+                parameter.zero_()
+    generator = torch.Generator().manual_seed(1)
+    data = [(torch.randn(2, 3, 64, 64, generator=generator), torch.tensor([1, 2])) for _ in range(2)]
+    seen = []
+    small = halp_fx.prune(
+        model,
+        0.4,
+        PICTURE,
+        data=data,
+        loss_fn=F.cross_entropy,
+        latency=MacsCost(),
+        branches=True,
+        steps=3,
+        train_between=seen.append,
+        progress=False,
+    )
+    assert "layer1.1" in small.halp.dropped
+    assert "layer1.1.conv1" in {g.name for g in small.halp.groups if g.kept == 0}
+    assert len(seen) == 2
+    assert small.halp.measured <= small.halp.budget
+    with torch.no_grad():
+        assert relative_error(small(PICTURE), halp_fx.zero(model, small.halp.plan, PICTURE)(PICTURE)) < 1e-3
+
+
+def test_branches_stay_unless_asked_for():
+    small = halp_fx.prune(resnet(), 0.3, PICTURE, latency=MacsCost(), progress=False)
+    assert small.halp.dropped == ()
+    assert small.halp.branches == {}
+
+
+def test_ignored_branches_stay():
+    model = resnet()
+    small = halp_fx.prune(
+        model,
+        0.42,
+        PICTURE,
+        latency=MacsCost(),
+        min_keep=0.5,
+        branches=True,
+        ignore=["layer2.1.bn1", "layer4"],
+        progress=False,
+    )
+    assert not {"layer2.1", "layer4.1"} & set(small.halp.dropped)
+    assert "ignored" in small.halp.branches["layer2.1"]
+    assert "ignored" in small.halp.branches["layer4.1"]
+
+
+def test_explain_lists_branches():
+    text = halp_fx.explain(resnet(), PICTURE)
+    assert "branch that may be dropped" in text
+    assert "layer4.1.conv1" in text
+    assert "neither summand leads to the other" in text
