@@ -120,6 +120,8 @@ class _Recorder(TorchDispatchMode):
         # id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
+        # The tensor that was last seen in each piece of memory.
+        self._newest: dict[int, torch.Tensor] = {}
         self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
 
     def name_attributes(self, model: nn.Module) -> None:
@@ -201,6 +203,7 @@ class _Recorder(TorchDispatchMode):
         self.graph.output(self._lookup(_plain(result)))
         self._nodes.clear()
         self._pending.clear()
+        self._newest.clear()
 
     def _lookup(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -229,6 +232,8 @@ class _Recorder(TorchDispatchMode):
             node = self.graph.create_node("get_attr", name)
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
+        elif (alias := self._alias(tensor)) is not None:
+            node = alias
         else:
             # Made before the forward, or by code that no operator shows (numpy): it has no labels.
             node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
@@ -238,7 +243,15 @@ class _Recorder(TorchDispatchMode):
         self._remember(tensor, node)
         return node
 
+    def _alias(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of the same elements under another Python object (`as_subclass`)."""
+        known = self._newest.get(_storage(tensor))
+        if known is None or known.shape != tensor.shape or known.storage_offset() != tensor.storage_offset():
+            return None
+        return self._node_of(known) if known.stride() == tensor.stride() else None
+
     def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self._newest[_storage(tensor)] = tensor
         self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(_storage(tensor), ())))
 
     def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:
