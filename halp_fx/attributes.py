@@ -57,6 +57,10 @@ def _recurrent(m: Any) -> None:
     m.flatten_parameters()
 
 
+def _recurrent_cell(m: Any) -> None:
+    m.hidden_size, m.input_size = m.weight_hh.shape[1], m.weight_ih.shape[1]
+
+
 # isinstance in this order: transposed convolutions are no subclass of the plain ones.
 _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.modules.conv._ConvTransposeNd, _conv_transposed),
@@ -68,6 +72,7 @@ _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.Embedding, _embedding),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
 )
 
 

@@ -86,19 +86,22 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
             for value in _values(node.args, values):
                 for plane in value.planes:
                     algebra.pin(plane, "reaches the model's output")
+            if any(n.meta.get("constant") and n.meta["spec"].dtype.is_floating_point for n in node.all_input_nodes):
+                _pin_open_ends(traced.graph, values, algebra, "may reach an output through code that is no operator")
         else:
             values[node] = _call(node, values, algebra)
     if not any(node.op == "output" for node in reversed(traced.graph.nodes)):
-        _pin_open_ends(traced.graph, values, algebra)
+        reason = "the forward in train mode fails on the example inputs behind this"
+        _pin_open_ends(traced.graph, values, algebra, reason)
     return {n: v.planes for n, v in values.items() if isinstance(v, Value)}
 
 
-def _pin_open_ends(graph: fx.Graph, values: dict[fx.Node, Any], algebra: Algebra) -> None:
-    """Of a forward that failed, pin what the rest of it might have read."""
+def _pin_open_ends(graph: fx.Graph, values: dict[fx.Node, Any], algebra: Algebra, reason: str) -> None:
+    """Pin what nothing reads in the graph: code that was not seen may."""
     for node in graph.nodes:
-        if not node.users:
+        if not node.users and node in values:
             ends = [values[node]] if isinstance(values[node], Value) else _values(node.args, values)
-            algebra.pin_all(ends, "the forward in train mode fails on the example inputs behind this")
+            algebra.pin_all(ends, reason)
 
 
 def _kernels(graph: fx.Graph) -> set[str]:

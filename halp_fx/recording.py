@@ -8,7 +8,7 @@ tables) has its value in either case.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -33,10 +33,10 @@ def record(
     Raises:
         TraceError: the forward fails on these arguments.
     """
-    try:
-        return _record(model, args, kwargs, training, calls, on_meta=True)
-    except (TraceError, NotImplementedError, RuntimeError):
-        return _record(model, args, kwargs, training, calls, on_meta=False)
+    if not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):  # Autocast leaves meta tensors as they are.
+        with suppress(TraceError, NotImplementedError, RuntimeError):
+            return _record(model, args, kwargs, training, calls, on_meta=True)
+    return _record(model, args, kwargs, training, calls, on_meta=False)
 
 
 def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int, on_meta: bool) -> Traced:
@@ -93,6 +93,8 @@ class _Recorder(TorchDispatchMode):
         # id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
+        # The tensor that was last seen in each piece of memory.
+        self._newest: dict[int, torch.Tensor] = {}
         self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
 
     def name_attributes(self, model: nn.Module) -> None:
@@ -177,6 +179,7 @@ class _Recorder(TorchDispatchMode):
         self.calls = self._log.finish()
         self._nodes.clear()
         self._pending.clear()
+        self._newest.clear()
 
     def _lookup(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -213,6 +216,8 @@ class _Recorder(TorchDispatchMode):
             node = self.graph.create_node("get_attr", name)
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
+        elif (alias := self._alias(tensor)) is not None:
+            node = alias
         else:
             # Made before the forward, or by code that no operator shows (numpy): it has no labels.
             node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
@@ -222,7 +227,15 @@ class _Recorder(TorchDispatchMode):
         self._remember(tensor, node)
         return node
 
+    def _alias(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of the same elements under another Python object (`as_subclass`)."""
+        known = self._newest.get(_storage(tensor))
+        if known is None or known.shape != tensor.shape or known.storage_offset() != tensor.storage_offset():
+            return None
+        return self._node_of(known) if known.stride() == tensor.stride() else None
+
     def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        self._newest[_storage(tensor)] = tensor
         self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(_storage(tensor), ())))
 
     def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:

@@ -287,6 +287,7 @@ CASES = {
     "lstm, projected": Case(
         lambda: tokens(lambda s, x: s.r(x)[0], outputs=4, r=nn.LSTM(8, 6, proj_size=4)), {"a": 8, "r": 4, "r:1": 6}
     ),
+    "lstm cell": Case(lambda: tokens(lambda s, x: s.r(x[:, 0])[0], outputs=6, r=nn.LSTMCell(8, 6)), {"a": 8, "r": 6}),
     "gru": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.GRU(8, 6, batch_first=True)), {"a": 8, "r": 6}),
     "rnn": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.RNN(8, 6, batch_first=True)), {"a": 8, "r": 6}),
     "layer scale": Case(lambda: between(lambda s, x: x * s.g, g=weight(8, 1, 1)), {"a": 8}),

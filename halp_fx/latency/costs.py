@@ -7,6 +7,7 @@ roofline, and a caller's own function. `memory.MemoryCost` and `measured.Measure
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -171,11 +172,24 @@ class ParamsCost(CountedCost):
 
 def macs(layer: Layer, n_in: int, n_out: int = 0) -> float:
     """Multiply-accumulates of one layer; 0 for operators without products of matrices."""
+    if layer.op in _RECURRENT:
+        return _recurrent_macs(layer, n_in, n_out)
     formula = flop_registry.get(getattr(layer.function, "overloadpacket", None))
     if formula is None:
         return 0.0
     args, kwargs, results = layer.shapes(n_in, n_out)
     return formula(*args, **kwargs, out_val=results[0]) / 2
+
+
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+
+
+def _recurrent_macs(layer: Layer, n_in: int, n_out: int) -> float:
+    """Every weight matrix is used once for every step of every sequence."""
+    args, _, _ = layer.shapes(n_in, n_out)
+    packed = layer.function._overloadname == "data"  # type: ignore[attr-defined]
+    steps = math.prod(args[0][:-1])
+    return float(steps * sum(math.prod(shape) for shape in args[2 + packed] if len(shape) == 2))
 
 
 def parameter_shapes(coupling: Coupling) -> dict[str, tuple[Extent, ...]]:
