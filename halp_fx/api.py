@@ -118,6 +118,8 @@ def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardst
     saliency = best.network.saliency
     assert saliency is not None
     widths = coupling.widths(best.network.plan)
+    with clock("check layers"):
+        layers = yardstick.goals.layer_errors(coupling, widths)
     notes = [*coupling.notes]
     if saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
@@ -137,6 +139,7 @@ def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardst
         budget=yardstick.fraction * dense,
         predicted=best.predicted * dense,
         measured=best.measured * dense,
+        uncalibrated=best.total,
         plan=best.network.plan,
         groups=tuple(
             GroupReport(g.name, g.size, widths[g.name], tuple(str(m.axis) for m in g.members))
@@ -147,9 +150,10 @@ def _report(candidates: Sequence[Candidate], request: Request, yardstick: Yardst
         tolerance=request.tolerance,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
-            Round(c.predicted * dense, c.measured * dense, c.solution.value / everything, c.solution.gap)
+            Round(c.predicted * dense, c.measured * dense, c.total, c.solution.value / everything, c.solution.gap)
             for c in candidates
         ),
+        layers=layers,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         extra={

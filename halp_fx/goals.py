@@ -12,6 +12,7 @@ from torch import nn
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
 from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
+from .report import LayerError
 from .solver import CostTable
 from .types import Coupling, Inputs
 
@@ -51,20 +52,29 @@ class Goals:
         return limits
 
     def measure(
-        self, coupling: Coupling, widths: Mapping[str, int], dense: nn.Module, small: nn.Module, inputs: Inputs
-    ) -> tuple[float, float]:
-        """End-to-end cost of the dense and of the pruned network, timed in turn."""
-        if not isinstance(self.cost, MeasuredLatency):
-            return self.cost.total(coupling), self.cost.total(coupling, widths)
-        first, second = interleaved((dense, small), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
-        return first.median_ms, second.median_ms
+        self, coupling: Coupling, networks: Sequence[tuple[nn.Module, Mapping[str, int] | None]], inputs: Inputs
+    ) -> tuple[float, ...]:
+        """End-to-end cost of each network, timed in turn.
 
-    def measure_dense(self, coupling: Coupling, dense: nn.Module, inputs: Inputs) -> float:
-        """End-to-end cost of the dense network."""
+        Args:
+            networks: each with its widths (None: dense).
+        """
         if not isinstance(self.cost, MeasuredLatency):
-            return self.cost.total(coupling)
-        (timing,) = interleaved((dense,), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
-        return timing.median_ms
+            return tuple(self.cost.total(coupling, widths) for _, widths in networks)
+        models = [model for model, _ in networks]
+        timings = interleaved(models, inputs, runtime=self.cost.runtime, threads=self.cost.threads)
+        return tuple(timing.median_ms for timing in timings)
+
+    def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
+        """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are
+        measured."""
+        if not isinstance(self.cost, MeasuredLatency):
+            return ()
+        predicted, timed = (self.cost.by_layer(coupling, widths, exact) for exact in (False, True))
+        return tuple(
+            LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
+            for layer in self.cost.layers(coupling)
+        )
 
 
 def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:

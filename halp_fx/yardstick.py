@@ -50,7 +50,7 @@ class Yardstick:
     ) -> Yardstick:
         """Measure the layers over the widths that the groups may take, and the dense network as the first point."""
         tables = goals.tables(coupling, options)
-        dense = goals.measure_dense(coupling, model, inputs)
+        (dense,) = goals.measure(coupling, [(model, None)], inputs)
         first = Calibration().with_point(goals.cost.total(coupling), 1.0)
         return cls(goals, coupling, model, inputs, dense, first, tables)
 
@@ -72,7 +72,8 @@ class Yardstick:
     def measure(self, widths: Mapping[str, int], small: nn.Module) -> float:
         """Share of the dense end-to-end cost, both timed in turn; repeated while something disturbs the machine."""
         for _ in range(MAX_TRIES):
-            dense, measured = self.goals.measure(self.coupling, widths, self.model, small, self.inputs)
+            networks = ((self.model, None), (small, widths))
+            dense, measured = self.goals.measure(self.coupling, networks, self.inputs)
             self.dense = min(self.dense, dense)
             if dense <= DISTURBED * self.dense:
                 break

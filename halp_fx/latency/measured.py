@@ -108,19 +108,22 @@ class MeasuredLatency:
 
         Args:
             widths: of the groups; None: dense.
-            exact: measure at these very widths. Otherwise the tables made so far are interpolated where they reach;
-                the difference is the error of each layer's prediction.
+            exact: measure at these very widths, afresh, and keep nothing. Otherwise the tables made so far are
+                interpolated where they reach; the difference is the error of each layer's prediction.
         """
         widths = coupling.widths() if widths is None else widths
         sampler = self._open(coupling)
+        found = [(layer, layer.widths(widths)) for layer in self.layers(coupling)]
+        if exact:
+            once = {(layer.key, point): layer for layer, point in found}
+            now = {place: sampler.afresh(layer, place[1]) for place, layer in once.items()}
+            return {layer.name: now[layer.key, point] for layer, point in found}
         result = {}
         with sampler.store.saving():
-            for layer in self.layers(coupling):
-                point, grid = layer.widths(widths), self._grids.get(_grid_key(layer))
-                if not exact and grid is not None and grid.covers(*point):
-                    result[layer.name] = grid.at(*point)
-                else:
-                    result[layer.name] = sampler.times(layer, [point])[0]
+            for layer, point in found:
+                grid = self._grids.get(_grid_key(layer))
+                covered = grid is not None and grid.covers(*point)
+                result[layer.name] = grid.at(*point) if grid and covered else sampler.times(layer, [point])[0]
         return result
 
     def layers(self, coupling: Coupling) -> tuple[Layer, ...]:

@@ -85,6 +85,10 @@ class Sampler:
         self.store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, best.count, before.runs + 1))
         return True
 
+    def afresh(self, layer: Layer, point: Point) -> float:
+        """Time in ms, measured now and not kept; 0 for a layer that cannot be timed."""
+        return 0.0 if layer.key in self.failed else self._time(layer, point, self._effort(layer)).median_ms
+
     def runs(self, layer: Layer, point: Point) -> int:
         """How many separate measurements a point has."""
         timing = self.store.table.get(layer.key, point)
