@@ -45,10 +45,10 @@ class Goals:
     def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
         """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
         stops at `share` (0: dense, 1: the end) of the way."""
-        limits = {self.cost.resource: steering}
+        limits = _limits(self.cost, coupling, steering)
         for cost, budget in self.further:
             dense = cost.total(coupling)
-            limits[cost.resource] = dense * min(budget.target(dense) / dense, 1.0) ** share
+            limits |= _limits(cost, coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
         return limits
 
     def measure(
@@ -75,6 +75,11 @@ class Goals:
             LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
             for layer in self.cost.layers(coupling)
         )
+
+
+def _limits(cost: Cost, coupling: Coupling, amount: float) -> dict[str, float]:
+    """The solver's budgets for one cost: a peak of memory has one for each moment."""
+    return cost.limits(coupling, amount) if isinstance(cost, MemoryCost) else {cost.resource: amount}
 
 
 def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:

@@ -329,11 +329,11 @@ class _Recorder(TorchDispatchMode):
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
-        node.meta["spec"] = None
-        if isinstance(value, torch.Tensor):
-            node.meta["spec"] = TensorSpec(tuple(value.shape), _strides(value), value.dtype, value.device)
-            if not value.is_floating_point() and value.numel() <= _MAX_KEPT_VALUE and not value.is_complex():
-                node.meta["value"] = value
+        node.meta["spec"] = _spec(value)
+        if isinstance(value, tuple | list):
+            node.meta["results"] = tuple(map(_spec, value))
+        if isinstance(value, torch.Tensor) and not (value.is_floating_point() or value.is_complex()):
+            node.meta |= {"value": value} if value.numel() <= _MAX_KEPT_VALUE else {}
 
 
 _BATCH_NORM = torch.ops.aten.native_batch_norm.default
@@ -366,8 +366,11 @@ def _has_tensor(result: Any) -> bool:
     return isinstance(result, list | tuple) and any(isinstance(r, torch.Tensor) for r in result)
 
 
-def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
-    return tuple(tensor.stride()) if tensor.layout == torch.strided else ()
+def _spec(value: Any) -> TensorSpec | None:
+    if not isinstance(value, torch.Tensor):
+        return None
+    strides = tuple(value.stride()) if value.layout == torch.strided else ()
+    return TensorSpec(tuple(value.shape), strides, value.dtype, value.device)
 
 
 def _storage(tensor: torch.Tensor) -> int:
