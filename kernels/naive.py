@@ -129,8 +129,8 @@ def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, c
     low_in, high_in, map_in, base, low_out, high_out, map_out, pitch = (
         column.index_select(0, index) for column in stack.layers_by_column
     )
-    x = cin.clamp(0, _LARGEST).int().clamp_(low_in, high_in)
-    y = cout.clamp(0, _LARGEST).int().clamp_(low_out, high_out)
+    x = cin.clamp(-_LARGEST, _LARGEST).int().clamp_(low_in, high_in)
+    y = cout.clamp(-_LARGEST, _LARGEST).int().clamp_(low_out, high_out)
     column = stack.cells.index_select(0, map_in.add_(x)).int()
     row = stack.cells.index_select(0, map_out.add_(y)).int()
     records = stack.records.index_select(0, base.addcmul_(row, pitch).add_(column))

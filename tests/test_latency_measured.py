@@ -237,3 +237,8 @@ def test_unknown_runtime_and_early_questions():
         MeasuredLatency(runtime="fast")
     with pytest.raises(LatencyError, match="no table yet"):
         _ = MeasuredLatency().measured
+
+
+def test_cuda_graphs_without_cuda_are_refused_before_anything_is_timed():
+    with pytest.raises(LatencyError, match="CUDA device, not on cpu"):
+        MeasuredLatency(runtime="cudagraph", timer=FakeTimer()).total(couple())

@@ -154,6 +154,8 @@ class MeasuredLatency:
         """The sampler for the device; the table is opened at the first use."""
         if self._sampler is None:
             device = torch.device(self.device) if self.device is not None else _device_of(coupling)
+            if self.runtime == "cudagraph" and device.type != "cuda":
+                raise LatencyError(f"runtime 'cudagraph' needs a model on a CUDA device, not on {device}")
             store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)
             self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
         return self._sampler
