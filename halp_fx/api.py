@@ -131,6 +131,8 @@ def _report(
     plan = best.network.plan
     left, _, _ = yardstick.left(plan)
     widths = left.widths(plan)
+    with clock("check layers"):
+        layers = yardstick.goals.layer_errors(left, widths)
     notes = [*coupling.notes]
     if saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
@@ -150,6 +152,7 @@ def _report(
         budget=yardstick.fraction * dense,
         predicted=best.predicted * dense,
         measured=best.measured * dense,
+        uncalibrated=best.total,
         plan=plan,
         groups=tuple(
             GroupReport(g.name, g.size, widths.get(g.name, 0), tuple(str(m.axis) for m in g.members))
@@ -160,9 +163,10 @@ def _report(
         tolerance=request.tolerance,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
-            Round(c.predicted * dense, c.measured * dense, c.solution.value / everything, c.solution.gap)
+            Round(c.predicted * dense, c.measured * dense, c.total, c.solution.value / everything, c.solution.gap)
             for c in candidates
         ),
+        layers=layers,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}

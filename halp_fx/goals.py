@@ -12,6 +12,7 @@ from torch import nn
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
 from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
+from .report import LayerError
 from .solver import CostTable
 from .types import Coupling, Inputs
 
@@ -44,24 +45,41 @@ class Goals:
     def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
         """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
         stops at `share` (0: dense, 1: the end) of the way."""
-        limits = {self.cost.resource: steering}
+        limits = _limits(self.cost, coupling, steering)
         for cost, budget in self.further:
             dense = cost.total(coupling)
-            limits[cost.resource] = dense * min(budget.target(dense) / dense, 1.0) ** share
+            limits |= _limits(cost, coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
         return limits
 
-    def measure(self, dense: nn.Module, small: nn.Module, inputs: Inputs) -> tuple[float, float]:
-        """End-to-end time of the dense and of the pruned network, timed in turn, for a measured cost."""
-        assert isinstance(self.cost, MeasuredLatency)
-        first, second = interleaved((dense, small), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
-        return first.median_ms, second.median_ms
+    def measure(
+        self, networks: Sequence[tuple[nn.Module, Coupling, Mapping[str, int] | None]], inputs: Inputs
+    ) -> tuple[float, ...]:
+        """End-to-end cost of each network, timed in turn.
 
-    def measure_dense(self, coupling: Coupling, dense: nn.Module, inputs: Inputs) -> float:
-        """End-to-end cost of the dense network."""
+        Args:
+            networks: each with its coupling and its widths (None: all channels).
+        """
         if not isinstance(self.cost, MeasuredLatency):
-            return self.cost.total(coupling)
-        (timing,) = interleaved((dense,), inputs, runtime=self.cost.runtime, threads=self.cost.threads)
-        return timing.median_ms
+            return tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks)
+        models = [model for model, _, _ in networks]
+        timings = interleaved(models, inputs, runtime=self.cost.runtime, threads=self.cost.threads)
+        return tuple(timing.median_ms for timing in timings)
+
+    def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
+        """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are
+        measured."""
+        if not isinstance(self.cost, MeasuredLatency):
+            return ()
+        predicted, timed = (self.cost.by_layer(coupling, widths, exact) for exact in (False, True))
+        return tuple(
+            LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
+            for layer in self.cost.layers(coupling)
+        )
+
+
+def _limits(cost: Cost, coupling: Coupling, amount: float) -> dict[str, float]:
+    """The solver's budgets for one cost: a peak of memory has one for each moment."""
+    return cost.limits(coupling, amount) if isinstance(cost, MemoryCost) else {cost.resource: amount}
 
 
 def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:

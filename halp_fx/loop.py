@@ -65,9 +65,11 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost."""
+    """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
+    sum of its layers' costs in the unit of the cost."""
 
     network: Network
+    total: float
     predicted: float
     measured: float
     solution: Solution
@@ -103,7 +105,7 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
         total = yardstick.total(smaller.plan)
         with clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
-        candidate = Candidate(smaller, yardstick.predict(total), measured, solution)
+        candidate = Candidate(smaller, total, yardstick.predict(total), measured, solution)
         candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",

@@ -262,10 +262,15 @@ class _Recorder(TorchDispatchMode):
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
-        node.meta["spec"] = None
-        if isinstance(value, torch.Tensor):
-            device = self._device if value.is_meta else value.device
-            node.meta["spec"] = TensorSpec(tuple(value.shape), _strides(value), value.dtype, device)
+        node.meta["spec"] = self._spec(value)
+        if isinstance(value, tuple | list):
+            node.meta["results"] = tuple(map(self._spec, value))
+
+    def _spec(self, value: Any) -> TensorSpec | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        device = self._device if value.is_meta else value.device
+        return TensorSpec(tuple(value.shape), _strides(value), value.dtype, device)
 
 
 def written_through_alias(old: Any, writer: Any) -> Any:

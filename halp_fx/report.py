@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -23,11 +24,34 @@ class GroupReport:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerError:
+    """One layer of the pruned network: the table's prediction, and its time measured at exactly these widths.
+
+    Attributes:
+        name, op: which operator.
+        widths: (n_in, n_out) after pruning; n_out is 0 for an operator with one width.
+        predicted_ms, timed_ms: both 0 for a layer that cannot be timed on its own.
+    """
+
+    name: str
+    op: str
+    widths: tuple[int, int]
+    predicted_ms: float
+    timed_ms: float
+
+    @property
+    def error(self) -> float:
+        """Prediction relative to the time; positive: predicted too slow."""
+        return self.predicted_ms / self.timed_ms - 1 if self.timed_ms else 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
-    """One candidate of the closing loop, in the unit of the cost."""
+    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers."""
 
     predicted: float
     measured: float
+    uncalibrated: float
     saliency_kept: float
     gap: float
 
@@ -40,6 +64,7 @@ class Report:
         unit: "ms", or the unit of a deterministic cost ("MACs", "parameters", …).
         dense, budget, predicted, measured: end-to-end cost in `unit`. For a deterministic cost, measured is the
             cost of the network that came out.
+        uncalibrated: the sum of its layers, which is what the prediction was before any calibration.
         plan: kept channels of the *original* network per group.
         groups: every group that could shrink.
         frozen: group name -> why it could not.
@@ -51,6 +76,7 @@ class Report:
         parameters: number before and after.
         extra: measured totals and budgets of further resources.
         branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
+        layers: every layer of the network that came out, predicted and timed; empty for a deterministic cost.
     """
 
     unit: str
@@ -58,6 +84,7 @@ class Report:
     budget: float
     predicted: float
     measured: float
+    uncalibrated: float
     plan: Plan
     groups: tuple[GroupReport, ...]
     frozen: Mapping[str, str]
@@ -69,26 +96,46 @@ class Report:
     seconds: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     branches: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerError, ...] = ()
 
     @property
     def dense_ms(self) -> float:
-        """Cost of the dense network, in `unit` (milliseconds unless a deterministic cost was asked for)."""
-        return self.dense
+        """Time of the dense network. Raises HalpError if the cost is not a time; `dense` is there for every cost."""
+        return self._ms("dense")
 
     @property
     def budget_ms(self) -> float:
-        """The budget, in `unit`."""
-        return self.budget
+        """The budget as a time. Raises HalpError if the cost is not a time."""
+        return self._ms("budget")
 
     @property
     def predicted_ms(self) -> float:
-        """Calibrated prediction for the network that came out, in `unit`."""
-        return self.predicted
+        """Calibrated prediction for the network that came out. Raises HalpError if the cost is not a time."""
+        return self._ms("predicted")
 
     @property
     def measured_ms(self) -> float:
-        """End-to-end measurement of the network that came out, in `unit`."""
-        return self.measured
+        """End-to-end time of the network that came out. Raises HalpError if the cost is not a time."""
+        return self._ms("measured")
+
+    def _ms(self, name: str) -> float:
+        if self.unit != "ms":
+            raise HalpError(f"{name}_ms: this network was pruned by its {self.unit}, not by time; read report.{name}")
+        value: float = getattr(self, name)
+        return value
+
+    @property
+    def layer_error(self) -> float:
+        """Mean error of the layers' predictions, weighted by time: sum |predicted - timed| / sum timed. NaN without
+        `layers`."""
+        timed = sum(x.timed_ms for x in self.layers)
+        return sum(abs(x.predicted_ms - x.timed_ms) for x in self.layers) / timed if timed else math.nan
+
+    @property
+    def worst_layer(self) -> LayerError | None:
+        """The layer predicted worst, of those that take at least 1 % of the layers' time; None without `layers`."""
+        timed = sum(x.timed_ms for x in self.layers)
+        return max((x for x in self.layers if x.timed_ms > 0.01 * timed), key=lambda x: abs(x.error), default=None)
 
     @property
     def met(self) -> bool:
@@ -110,6 +157,7 @@ class Report:
             ["measured", self.measured, self.measured / self.dense],
         ]
         parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
+        parts += self._prediction()
         parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
         if self.seconds:
             parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
@@ -130,6 +178,17 @@ class Report:
                 parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
         parts += [f"note: {note}" for note in self.notes]
         return "\n\n".join(parts)
+
+    def _prediction(self) -> list[str]:
+        """How good the predictions were: of the network before and after calibration, and of its layers."""
+        if not self.layers:
+            return []
+        before, after = (x / self.measured - 1 for x in (self.uncalibrated, self.predicted))
+        text = f"prediction off by {after:+.1%} calibrated, {before:+.1%} before (the sum of the layers)"
+        worst = self.worst_layer
+        if worst is not None:
+            text += f"; layers by {self.layer_error:.1%} in the mean, at worst {worst.error:+.1%} ({worst.name})"
+        return [text]
 
     def __str__(self) -> str:
         return self.summary(groups=False)

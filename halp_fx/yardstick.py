@@ -61,7 +61,7 @@ class Yardstick:
     ) -> Yardstick:
         """Measure the layers over the widths that the groups may take, and the dense network as the first point."""
         tables = goals.tables(coupling, options)
-        dense = goals.measure_dense(coupling, model, inputs)
+        (dense,) = goals.measure([(model, coupling, None)], inputs)
         first = Calibration().with_point(goals.cost.total(coupling), 1.0)
         return cls(goals, coupling, model, inputs, dense, first, tables, branches)
 
@@ -93,11 +93,10 @@ class Yardstick:
 
     def measure(self, plan: Plan, small: nn.Module) -> float:
         """Share of the dense end-to-end cost, both timed in turn; repeated while something disturbs the machine."""
+        left, _, _ = self.left(plan)
         for _ in range(MAX_TRIES):
-            if self.goals.measured:
-                dense, measured = self.goals.measure(self.model, small, self.inputs)
-            else:
-                dense, measured = self.goals.cost.total(self.coupling), self.total(plan)
+            networks = ((self.model, self.coupling, None), (small, left, left.widths(plan)))
+            dense, measured = self.goals.measure(networks, self.inputs)
             self.dense = min(self.dense, dense)
             if dense <= DISTURBED * self.dense:
                 break

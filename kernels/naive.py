@@ -25,6 +25,8 @@ and keeps it in a last-level cache, where each segment reads it once."""
 QUERIES = 1 << 16
 """Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
 
+_LARGEST = 2**31 - 1
+
 ELEMENTS: dict[Element, Callable[[Tensor, Tensor], Tensor]] = {
     Element.PRODUCT: lambda w, g: w * g,
     Element.ABS_PRODUCT: lambda w, g: (w * g).abs_(),
@@ -122,13 +124,15 @@ def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tenso
 
 def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, cout: Tensor) -> None:
     known = (layer >= 0) & (layer < stack.num_layers)
-    index = layer.clamp(0, stack.num_layers - 1)
+    # 32 bits: half the memory traffic of a dozen temporaries. TableStack.build sees to it that all fits.
+    index = layer.clamp(0, stack.num_layers - 1).int()
     low_in, high_in, map_in, base, low_out, high_out, map_out, pitch = (
         column.index_select(0, index) for column in stack.layers_by_column
     )
-    x, y = cin.clamp(low_in, high_in), cout.clamp(low_out, high_out)
-    column = stack.cells.index_select(0, map_in.add_(x)).long()
-    row = stack.cells.index_select(0, map_out.add_(y)).long()
+    x = cin.clamp(-_LARGEST, _LARGEST).int().clamp_(low_in, high_in)
+    y = cout.clamp(-_LARGEST, _LARGEST).int().clamp_(low_out, high_out)
+    column = stack.cells.index_select(0, map_in.add_(x)).int()
+    row = stack.cells.index_select(0, map_out.add_(y)).int()
     records = stack.records.index_select(0, base.addcmul_(row, pitch).add_(column))
     x0, per_dx, y0, per_dy, v00, v01, v10, v11 = records.unbind(1)
     fx, fy = x.to(times.dtype).sub_(x0).mul_(per_dx), y.to(times.dtype).sub_(y0).mul_(per_dy)

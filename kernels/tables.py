@@ -34,7 +34,7 @@ class TableStack:
         layers: (num_layers, 8) int32: smallest and largest input width, offset of its map in `cells` less the
             smallest width, first record; smallest and largest output width, offset of its map likewise, and
             records per output cell.
-        layers_by_column: the same as 8 int64 tensors, for the PyTorch twin.
+        layers_by_column: the same as 8 tensors, for the PyTorch twin.
     """
 
     records: Tensor
@@ -89,7 +89,7 @@ class TableStack:
             torch.from_numpy(records).to(device, dtype),
             torch.from_numpy(np.concatenate(maps).astype(cell_dtype)).to(device),
             torch.from_numpy(layers.astype(np.int32)).to(device),
-            tuple(torch.from_numpy(column.copy()).to(device) for column in layers.T),
+            tuple(torch.from_numpy(column.copy()).to(device) for column in layers.astype(np.int32).T),
         )
 
 

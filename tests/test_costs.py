@@ -80,39 +80,6 @@ def test_tied_and_unused_parameters_count_once():
     assert ParamsCost().total(channel_groups(model, torch.rand(2, 6))) == sum(p.numel() for p in model.parameters())
 
 
-def test_memory_is_the_peak_of_what_is_alive():
-    class Chain(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(4, 32), nn.Linear(32, 8), nn.Linear(8, 2)
-
-        def forward(self, x):
-            return self.c(torch.relu_(self.b(self.a(x))))
-
-    coupling = channel_groups(Chain(), torch.rand(1, 4))
-    cost = MemoryCost()
-    assert cost.total(coupling) == 4 * (32 + 8)
-    options = {"a": (4, 32), "b": (4, 8)}
-    tables = cost.tables(coupling, options)
-    assert sum(cost_at(t, coupling.widths()) for t in tables) == cost.total(coupling)
-    narrow = {**coupling.widths(), "a": 4}
-    assert cost.total(coupling, narrow) == 4 * (4 + 8)
-    assert sum(cost_at(t, narrow) for t in tables) <= cost.total(coupling, narrow)
-
-
-def test_memory_keeps_what_a_skip_connection_still_reads():
-    class Skip(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 16), nn.Linear(16, 8)
-
-        def forward(self, x):
-            x = self.a(x)
-            return x + self.c(self.b(x))
-
-    assert MemoryCost().total(channel_groups(Skip(), torch.rand(1, 8))) == 4 * (8 + 16 + 8)
-
-
 @pytest.mark.parametrize("arguments", [(0, 1e9), (float("nan"), 1e9), (1e12, -1)])
 def test_roofline_refuses_nonsense(arguments):
     with pytest.raises(LatencyError, match="positive"):

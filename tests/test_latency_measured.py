@@ -126,12 +126,11 @@ def test_disturbed_points_are_measured_again_and_corrected():
     timer = FakeTimer(lambda n, ms: 5 * ms if n % 17 == 0 else ms)
     noisy, calm = measured(timer), measured()
     tables, expected = (c.tables(coupling, all_options(coupling)) for c in (noisy, calm))
-    worst = max(
-        abs(cost_at(a, w) - cost_at(b, w)) / cost_at(b, w)
-        for w in (narrow_widths(coupling), coupling.widths())
-        for a, b in zip(tables, expected, strict=True)
-    )
-    assert worst < 0.05
+    total = calm.total(coupling)
+    for widths in (narrow_widths(coupling), coupling.widths()):
+        for a, b in zip(tables, expected, strict=True):
+            # A layer may be off by what does not matter in the network.
+            assert abs(cost_at(a, widths) - cost_at(b, widths)) < max(0.05 * cost_at(b, widths), 0.0025 * total)
     assert any(t.runs > 1 for *_, t in noisy.measured)
 
 
@@ -238,3 +237,8 @@ def test_unknown_runtime_and_early_questions():
         MeasuredLatency(runtime="fast")
     with pytest.raises(LatencyError, match="no table yet"):
         _ = MeasuredLatency().measured
+
+
+def test_cuda_graphs_without_cuda_are_refused_before_anything_is_timed():
+    with pytest.raises(LatencyError, match="CUDA device, not on cpu"):
+        MeasuredLatency(runtime="cudagraph", timer=FakeTimer()).total(couple())

@@ -47,7 +47,7 @@ def test_report_and_result_survive_copying_and_saving(tmp_path):
     for other in (copy.deepcopy(small), again, pickle.loads(pickle.dumps(small))):
         assert other.halp == small.halp
         torch.testing.assert_close(other(IMAGE), small(IMAGE))
-    for attribute in ("dense_ms", "budget_ms", "predicted_ms", "measured_ms", "plan", "groups", "frozen"):
+    for attribute in ("dense", "budget", "predicted", "measured", "plan", "groups", "frozen"):
         assert getattr(small.halp, attribute)
     text = small.halp.summary()
     for word in (

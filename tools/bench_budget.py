@@ -1,12 +1,14 @@
-"""Does a pruned network meet its latency budget? Networks x budgets, measured again in a fresh process each.
+"""Does a pruned network meet its latency budget? Networks x batches x budgets, measured again in a fresh process.
 
-    python tools/bench_budget.py --threads 2 --batch 1 --output docs/benchmarks_budget.md
+    python tools/bench_budget.py --threads 2                            # the whole matrix; resumes where it stopped
+    python tools/bench_budget.py --threads 2 --only resnet18 --batch 1 --time-limit 10
     python tools/bench_budget.py --device cuda --dtype float16 --channels-last --batch 64 --runtime inductor
 
-One process prunes (`halp_fx.prune`) and writes a plan; another one rebuilds the network from the plan and times dense
-and pruned in turn. The error is the measured share of the dense network's latency against the budget. Rows are
-kept in a JSON file beside the output, so an interrupted run goes on where it stopped. `--device cuda` without a GPU
-writes "not measured".
+For each network and batch one process prunes to all budgets, with one latency table, and writes plans; another one
+rebuilds the networks from the plans and times dense and pruned ones in turn. The error is the measured share of the
+dense network's latency against the budget. Every case is one line of JSON in `--rows`; the table in `--docs` between
+the markers is written from all lines. A budget below what pruning can reach is a row of its own ("unreachable"): it is
+no miss of the method and no pass, so the summary counts both ways.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import mean
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from tabulate import tabulate
 from torch import nn
@@ -35,195 +37,287 @@ from halp_fx.latency import Fingerprint, MeasuredLatency, interleaved
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "googlenet", "convnext_tiny", "ssdlite320")
 BUDGETS = (0.8, 0.6, 0.4)
-ABSENT = "not measured"
+BATCHES = (1, 8)
+BEGIN, END = "<!-- bench_budget: begin -->", "<!-- bench_budget: end -->"
 Row = dict[str, Any]
 
 
-def build(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Any, ...]]:
+def build(name: str, batch: int, arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Any, ...]]:
     """The same network and inputs in every process: weights are random, from a fixed seed."""
     torch.manual_seed(0)
     dtype = getattr(torch, arguments.dtype)
-    side = 320 if name.startswith("ssd") else arguments.side
-    if name == "ssdlite320":
+    detector = name == "ssdlite320"
+    if detector:
         model = ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None)
     else:
-        extra = {"init_weights": False} if name == "googlenet" else {}
-        model = get_model(name, weights=None, **extra)
+        model = get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
     model = model.eval().to(arguments.device, dtype)
-    x = torch.rand(arguments.batch, 3, side, side, device=arguments.device).to(dtype)
+    side = 320 if detector else arguments.side
+    x = torch.rand(batch, 3, side, side, device=arguments.device).to(dtype)
     if arguments.channels_last:
         model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    return model, (list(x),) if name.startswith("ssd") else (x,)
+    return model, (list(x),) if detector else (x,)
 
 
-def prune(name: str, budget: float, plan: Path, arguments: argparse.Namespace) -> Row:
-    """Prune and write the plan. Runs in a process of its own."""
-    model, inputs = build(name, arguments)
+def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Prune to each budget and write the plans. Runs in a process of its own."""
+    model, inputs = build(name, batch, arguments)
     latency = MeasuredLatency(runtime=arguments.runtime, table=arguments.table, threads=arguments.threads)
-    start = time.perf_counter()
-    small = halp_fx.prune(model, budget, inputs, latency=latency, progress=False)
-    report: Any = small.halp
-    plan.write_text(report.plan.to_json(), encoding="utf-8")
-    return {
-        "seconds": time.perf_counter() - start,
-        "dense_ms": report.dense,
-        "budget_ms": report.budget,
-        "predicted_ms": report.predicted,
-        "then_ms": report.measured,
-        "first_prediction": report.rounds[0].predicted / report.rounds[0].measured - 1 if report.rounds else None,
-        "rounds": len(report.rounds),
-    }
+    rows = []
+    for budget in budgets:
+        start = time.perf_counter()
+        row: Row = {"budget": budget}
+        try:
+            report = halp_fx.prune(model, budget, inputs, latency=latency, progress=False).halp
+        except halp_fx.InfeasibleError:
+            low, high = halp_fx.profile(model, inputs, cost=latency).reachable
+            row |= {"unreachable": low / high}
+        else:
+            (plans / f"{budget}.json").write_text(report.plan.to_json(), encoding="utf-8")
+            row |= {
+                "then": report.measured / report.dense,
+                "predicted": report.predicted / report.dense,
+                "first": report.rounds[0].predicted / report.rounds[0].measured - 1,
+                "uncalibrated": report.uncalibrated / report.measured - 1,
+                "layer_error": report.layer_error,
+                "worst_layer": report.worst_layer.error if report.worst_layer else None,
+                "rounds": len(report.rounds),
+                "stages": {stage: round(seconds, 1) for stage, seconds in report.seconds.items()},
+            }
+        rows.append(row | {"seconds": time.perf_counter() - start, "points": len(latency.measured)})
+    return rows
 
 
-def measure(name: str, plan: Path, arguments: argparse.Namespace) -> Row:
-    """Rebuild the network from its plan and time it against the dense one. Runs in a process of its own."""
-    model, inputs = build(name, arguments)
-    small = halp_fx.rewrite(model, halp_fx.Plan.from_json(plan.read_text(encoding="utf-8")), inputs)
-    dense, pruned = interleaved(
-        (model, small),
+def measure(name: str, batch: int, budgets: Sequence[float], plans: Path, arguments: argparse.Namespace) -> list[Row]:
+    """Rebuild the networks from their plans and time them and the dense one in turn. Runs in a process of its own."""
+    model, inputs = build(name, batch, arguments)
+    texts = [(plans / f"{budget}.json").read_text(encoding="utf-8") for budget in budgets]
+    networks = [model, *(halp_fx.rewrite(model, halp_fx.Plan.from_json(text), inputs) for text in texts)]
+    dense, *pruned = interleaved(
+        networks,
         (inputs, {}),
         min_time_s=2.0,
-        max_time_s=10.0,
+        max_time_s=8.0,
         runtime=arguments.runtime,
         threads=arguments.threads,
     )
-    return {"fresh_dense_ms": dense.median_ms, "fresh_ms": pruned.median_ms, "spread": max(dense.spread, pruned.spread)}
+    return [
+        {"dense_ms": dense.median_ms, "ms": timing.median_ms, "spread": max(dense.spread, timing.spread)}
+        for timing in pruned
+    ]
 
 
-def in_fresh_process(arguments: argparse.Namespace, *words: str) -> Row:
-    """Run this file again for one step; its last line of output is the result."""
-    command = [sys.executable, __file__, *words, *_forwarded(arguments)]
+def in_fresh_process(step: str, name: str, batch: int, budgets: Sequence[float], plans: str, words: list[str]) -> Any:
+    """Run this file again for one step; its last line of output is the result.
+
+    Raises:
+        RuntimeError: with the last line of its errors.
+    """
+    case = [name, str(batch), plans, *map(str, budgets)]
+    command = [sys.executable, __file__, "--step", step, *words, "--case", *case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        return {"error": done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"exit {done.returncode}"}
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def one_network(name: str, batch: int, budgets: Sequence[float], words: list[str]) -> list[Row]:
+    """All budgets of one network: pruned in one process, measured in another."""
+    with TemporaryDirectory() as plans:
+        try:
+            rows: list[Row] = in_fresh_process("prune", name, batch, budgets, plans, words)
+            met = [row for row in rows if "unreachable" not in row]
+            if met:
+                again = in_fresh_process("measure", name, batch, [row["budget"] for row in met], plans, words)
+                for row, more in zip(met, again, strict=True):
+                    row |= more
+        except RuntimeError as error:
+            rows = [{"budget": budget, "error": str(error)[:200]} for budget in budgets]
+    return rows
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """All cases that have no line yet, as long as there is time."""
+    words, here = _forwarded(arguments), _setting(arguments)
+    rows = list(read(arguments.rows))
+    done = {(r["network"], r["batch"], r["budget"]) for r in rows if r["setting"] == here and "error" not in r}
+    due = [
+        (name, batch, left)
+        for batch in arguments.batch
+        for name in arguments.only
+        if (left := [b for b in arguments.budgets if (name, batch, b) not in done])
+    ]
+    start, took = time.perf_counter(), dict[tuple[str, int], float]()
+    for n, (name, batch, budgets) in enumerate(due):
+        minutes = sum(_expected(took, *case[:2]) for case in due[n:]) / 60
+        known = f"about {minutes:.0f} min for all that is left" if took else "no estimate yet"
+        spent = (time.perf_counter() - start) / 60
+        if arguments.time_limit and spent + _expected(took, name, batch) / 60 > arguments.time_limit:
+            print(f"time limit: {len(due) - n} of {len(due)} not run; start again to go on")
+            break
+        print(f"[{n + 1}/{len(due)}] {name}, batch {batch}, budgets {budgets}; {known}", flush=True)
+        begin = time.perf_counter()
+        found = one_network(name, batch, budgets, words)
+        took[name, batch] = time.perf_counter() - begin
+        with arguments.rows.open("a", encoding="utf-8") as file:
+            for row in found:
+                full = {"network": name, "batch": batch, **row, "setting": here, "when": str(datetime.date.today())}
+                file.write(json.dumps(full) + "\n")
+                print(f"    {row['budget']}: {_outcome(row)}", flush=True)
+        print(f"    {took[name, batch]:.0f} s", flush=True)
+
+
+def read(path: Path) -> Iterator[Row]:
+    """The lines written so far; of a case that was run again, the last."""
+    if path.exists():
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        yield from {(r["network"], r["batch"], r["budget"], r["setting"]): r for r in rows}.values()
+
+
+def _expected(took: dict[tuple[str, int], float], name: str, batch: int) -> float:
+    """Seconds for a network: from its other batches, else from the other networks of this batch, else of any."""
+    same = [seconds * (batch / b) ** 0.5 for (other, b), seconds in took.items() if other == name]
+    alike = [seconds for (_, b), seconds in took.items() if b == batch]
+    return mean(same or alike or list(took.values()) or [0.0])
+
+
+def deviation(row: Row) -> float:
+    """Measured share of dense in the fresh process, against the budget."""
+    return float(row["ms"] / row["dense_ms"] / row["budget"] - 1)
+
+
+def _outcome(row: Row) -> str:
+    if "error" in row:
+        return f"failed: {row['error'][:80]}"
+    return f"unreachable: floor {row['unreachable']:.0%}" if "unreachable" in row else f"{deviation(row):+.1%}"
+
+
+def report(rows: Sequence[Row]) -> str:
+    """The results as Markdown, one section a setting."""
+    parts = []
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        some = sorted(
+            (r for r in rows if r["setting"] == setting),
+            key=lambda r: (r["batch"], NETWORKS.index(r["network"]), -r["budget"]),
+        )
+        parts += [f"### {setting}", tabulate(map(_cells, some), headers=HEADERS, tablefmt="github"), _summary(some)]
+    return "\n\n".join(parts)
+
+
+HEADERS = (
+    *("network", "batch", "budget", "dense ms", "pruned ms", "error", "spread", "sum of layers", "1st prediction"),
+    *("last prediction", "layers, mean", "worst", "rounds", "s"),
+)
+
+
+def _cells(row: Row) -> list[Any]:
+    case = [row["network"], row["batch"], f"{row['budget']:.0%}"]
+    if "ms" not in row:
+        return [*case, "", "", _outcome(row)]
+    return [
+        *case,
+        f"{row['dense_ms']:.4g}",
+        f"{row['ms']:.4g}",
+        f"{deviation(row):+.1%}",
+        f"{row['spread']:.1%}",
+        f"{row['uncalibrated']:+.1%}",
+        f"{row['first']:+.1%}",
+        f"{_last(row):+.1%}",
+        f"{row['layer_error']:.1%}",
+        "" if row["worst_layer"] is None else f"{row['worst_layer']:+.1%}",
+        row["rounds"],
+        f"{row['seconds']:.0f}",
+    ]
+
+
+def _last(row: Row) -> float:
+    """The calibrated prediction against the fresh process."""
+    return float(row["predicted"] / (row["ms"] / row["dense_ms"]) - 1)
+
+
+def _summary(rows: Sequence[Row]) -> str:
+    """Counts with unreachable budgets as misses, and without them; prediction errors."""
+    good, out = [r for r in rows if "ms" in r], sum("unreachable" in r for r in rows)
+    if not good:
+        return f"{len(rows)} cases, none measured."
+    near = {limit: sum(abs(deviation(r)) <= limit for r in good) for limit in (0.05, 0.1)}
+    reachable = len(rows) - out
+    lines = [
+        f"Within {limit:.0%} of the budget: {count} of all {len(rows)} cases ({count / len(rows):.0%}); {count} of the "
+        f"{reachable} that can be reached ({count / max(reachable, 1):.0%})."
+        for limit, count in near.items()
+    ]
+    lines.append(f"Worst: {max(abs(deviation(r)) for r in good):.1%}. Unreachable: {out}.")
+    errors = {
+        "the sum of the layers (before calibration)": [abs(r["uncalibrated"]) for r in good],
+        "the first, calibrated by the dense network": [abs(r["first"]) for r in good],
+        "the last, against the fresh process": [abs(_last(r)) for r in good],
+    }
+    lines += [f"Prediction, {what}: mean {mean(x):.1%}, worst {max(x):.1%}." for what, x in errors.items()]
+    return "\n".join(f"* {line}" for line in lines)
+
+
+def write(rows: Sequence[Row], docs: Path) -> None:
+    """Put the results between the markers.
+
+    Raises:
+        SystemExit: the page has no markers.
+    """
+    text = docs.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{docs} has no lines {BEGIN} and {END}")
+    before, _, rest = text.partition(BEGIN)
+    docs.write_text(f"{before}{BEGIN}\n\n{report(rows)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+
+
+def _setting(arguments: argparse.Namespace) -> str:
+    """What the rows of one table have in common."""
+    header = asdict(Fingerprint.of(torch.device(arguments.device), arguments.runtime, arguments.threads))
+    shown = "; ".join(f"{k} {v}" for k, v in header.items() if v not in ("", 0) and k != "timer")
+    layout = ", channels_last" if arguments.channels_last else ""
+    return f"{arguments.dtype}{layout}, {arguments.side} x {arguments.side} (ssdlite320: 320 x 320); {shown}"
 
 
 def _forwarded(arguments: argparse.Namespace) -> list[str]:
     words = []
-    for name in ("device", "dtype", "runtime", "batch", "side", "threads", "table"):
+    for name in ("device", "dtype", "runtime", "side", "threads", "table"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return [*words, *(["--channels-last"] if arguments.channels_last else [])]
 
 
-def run(arguments: argparse.Namespace) -> list[Row]:
-    """All cases, resuming from the rows that are there."""
-    kept = arguments.output.with_suffix(".json")
-    rows: list[Row] = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else []
-    setting = " ".join(_forwarded(arguments))
-    for name in arguments.networks:
-        for budget in arguments.budgets:
-            case = {"network": name, "budget": budget, "setting": setting}
-            if any(case.items() <= row.items() for row in rows):
-                continue
-            with TemporaryDirectory() as folder:
-                plan = str(Path(folder) / "plan.json")
-                row = case | in_fresh_process(arguments, "--step", "prune", "--case", name, str(budget), plan)
-                if "error" not in row:
-                    row |= in_fresh_process(arguments, "--step", "measure", "--case", name, str(budget), plan)
-            rows.append(row)
-            kept.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-            print(name, budget, row.get("error") or f"{deviation(row):+.1%}", flush=True)
-    return [row for row in rows if row["setting"] == setting]
-
-
-def deviation(row: Row) -> float:
-    """Measured share of dense in the fresh process, against the budget."""
-    return row["fresh_ms"] / row["fresh_dense_ms"] / row["budget"] - 1
-
-
-def report(rows: Sequence[Row], arguments: argparse.Namespace) -> str:
-    """The results as Markdown."""
-    header = [
-        "network",
-        "budget",
-        "dense ms",
-        "pruned ms",
-        "of dense",
-        "error",
-        "spread",
-        "1st prediction",
-        "rounds",
-        "s",
-    ]
-    body = []
-    for row in rows:
-        if "error" in row:
-            body.append([row["network"], row["budget"], *[ABSENT] * 2, row["error"][:60]])
-            continue
-        share = row["fresh_ms"] / row["fresh_dense_ms"]
-        first = ABSENT if row["first_prediction"] is None else f"{row['first_prediction']:+.1%}"
-        figures = [f"{row['fresh_dense_ms']:.4g}", f"{row['fresh_ms']:.4g}", f"{share:.1%}", f"{deviation(row):+.1%}"]
-        body.append(
-            [
-                row["network"],
-                row["budget"],
-                *figures,
-                f"{row['spread']:.1%}",
-                first,
-                row["rounds"],
-                f"{row['seconds']:.0f}",
-            ]
-        )
-    parts = [f"## {_title(arguments)}", _machine(arguments), tabulate(body, headers=header, tablefmt="github")]
-    good = [r for r in rows if "error" not in r]
-    if good:
-        errors = np.abs([deviation(r) for r in good])
-        firsts = np.abs([r["first_prediction"] for r in good if r["first_prediction"] is not None])
-        parts.append(
-            f"Within 5 % of the budget: {np.mean(errors <= 0.05):.0%} of {len(rows)} cases; within 10 %: "
-            f"{np.mean(errors <= 0.1):.0%}; worst {errors.max():.1%}. Prediction of the first candidate: mean error "
-            f"{firsts.mean():.1%}, worst {firsts.max():.1%}."
-        )
-    return "\n\n".join(parts) + "\n"
-
-
-def _title(arguments: argparse.Namespace) -> str:
-    layout = ", channels_last" if arguments.channels_last else ""
-    return f"{arguments.device}, {arguments.runtime}, {arguments.dtype}{layout}, batch {arguments.batch}"
-
-
-def _machine(arguments: argparse.Namespace) -> str:
-    header = asdict(Fingerprint.of(torch.device(arguments.device), arguments.runtime, arguments.threads))
-    return f"{datetime.date.today()}; " + "; ".join(f"{k} {v}" for k, v in header.items() if v not in ("", 0))
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
     parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
+    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--time-limit", type=float, help="minutes; no network is begun that would end later")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--runtime", default="eager", choices=("eager", "inductor", "cudagraph"))
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--side", type=int, default=224)
-    parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--table", default=None, help="latency table: a file or folder; default: the user's cache")
-    parser.add_argument("--output", type=Path, default=Path("docs/benchmarks_budget.md"))
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--table", help="latency table: a file or folder; default: the user's cache")
+    parser.add_argument("--rows", type=Path, default=Path("docs/benchmarks_budget.jsonl"))
+    parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--step", choices=("prune", "measure"), help=argparse.SUPPRESS)
-    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
 def main() -> None:
     arguments = parse()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(arguments.threads)
     if arguments.step:
-        name, budget, plan = arguments.case
-        step = prune(name, float(budget), Path(plan), arguments) if arguments.step == "prune" else None
-        print(json.dumps(step if step is not None else measure(name, Path(plan), arguments)))
+        name, batch, plans, *budgets = arguments.case
+        step = prune if arguments.step == "prune" else measure
+        print(json.dumps(step(name, int(batch), list(map(float, budgets)), Path(plans), arguments)))
         return
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
-        arguments.output.write_text(f"## {_title(arguments)}\n\n{ABSENT}: no CUDA device here\n", encoding="utf-8")
-        print(ABSENT)
-        return
-    text = report(run(arguments), arguments)
-    arguments.output.write_text(text, encoding="utf-8")
-    print(text)
+        raise SystemExit("not measured: no CUDA device here")
+    run(arguments)
+    write(list(read(arguments.rows)), arguments.docs)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ def adaptive_grid(
     first: int = 3,
     most: int = 9,
     known: Collection[tuple[int, int]] = (),
+    confirm: Callable[[Sequence[tuple[int, int]]], bool] | None = None,
 ) -> Grid:
     """Costs over two ranges.
 
@@ -113,6 +114,8 @@ def adaptive_grid(
             values so far.
         first, most: lines per axis at the beginning and at the end.
         known: points that cost nothing to ask for; lines all of whose crossings are known are in the grid.
+        confirm: looks again at the three points of a bend before it gets a line, for noise bends too and a line is
+            many points; whether any of them was looked at.
     """
     lines = [in_range.lines(first), out_range.lines(first)]
     ranges = (in_range, out_range)
@@ -124,8 +127,12 @@ def adaptive_grid(
         split = _worst_interval(lines, ranges, values, limit, most)
         if split is None:
             return Grid(tuple(lines[0]), tuple(lines[1]), values)
-        axis, width = split
-        lines[axis] = sorted((*lines[axis], width))
+        axis, width, bend = split
+        if confirm is not None and confirm(bend):
+            for point in bend:
+                del seen[point]
+        else:
+            lines[axis] = sorted((*lines[axis], width))
 
 
 def _add_known_lines(lines: list[list[int]], ranges: Sequence[Range], known: set[tuple[int, int]]) -> None:
@@ -149,25 +156,28 @@ def _values(lines: Sequence[Sequence[int]], seen: dict[tuple[int, int], float], 
 
 def _worst_interval(
     lines: Sequence[Sequence[int]], ranges: Sequence[Range], values: np.ndarray, limit: float, most: int
-) -> tuple[int, int] | None:
-    """(axis, width) of the line to add: beside the line that its neighbours predict worst."""
+) -> tuple[int, int, list[tuple[int, int]]] | None:
+    """(axis, width) of the line to add, beside the line that its neighbours predict worst; and the three points
+    where they do."""
     candidates = []
     for axis, widths in enumerate(lines):
         if len(widths) >= most:
             continue
-        for error, line in bends(widths, values if axis == 0 else values.T):
+        for error, line, across in bends(widths, values if axis == 0 else values.T):
             if error > limit:
                 gaps = [(widths[line - 1], widths[line]), (widths[line], widths[line + 1])]
                 for a, b in sorted(gaps, key=lambda gap: gap[0] - gap[1]):
                     middle = ranges[axis].between(a, b)
                     if middle is not None:
-                        candidates.append((error, axis, middle))
+                        other = lines[1 - axis][across]
+                        row = widths[line - 1 : line + 2]
+                        candidates.append((error, axis, middle, [(w, other) if axis == 0 else (other, w) for w in row]))
                         break
     return max(candidates)[1:] if candidates else None
 
 
-def bends(widths: Sequence[int], values: np.ndarray) -> list[tuple[float, int]]:
-    """(error, index) for each inner line: how far its neighbours' interpolation is from it, at worst.
+def bends(widths: Sequence[int], values: np.ndarray) -> list[tuple[float, int, int]]:
+    """(error, line, row) for each inner line: how far its neighbours' interpolation is from it at worst, and where.
 
     Args:
         values: costs, lines along the last dimension.
@@ -176,5 +186,6 @@ def bends(widths: Sequence[int], values: np.ndarray) -> list[tuple[float, int]]:
     for j in range(1, len(widths) - 1):
         part = (widths[j] - widths[j - 1]) / (widths[j + 1] - widths[j - 1])
         guess = values[..., j - 1] * (1 - part) + values[..., j + 1] * part
-        found.append((float(np.abs(values[..., j] - guess).max()), j))
+        errors = np.abs(values[..., j] - guess)
+        found.append((float(errors.max()), j, int(errors.argmax())))
     return found

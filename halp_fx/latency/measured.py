@@ -29,10 +29,12 @@ from .store import open_store
 from .table import LatencyTable, Point
 from .timing import Effort, Timer, Timing
 
-EFFORT = Effort(min_blocks=7, min_time_s=0.006, max_time_s=0.06, precision=0.01)
-"""Per point. A network has a few hundred points: this is seconds for a small one, a minute for ResNet-50."""
+EFFORT = Effort(min_blocks=5, min_time_s=0.004, max_time_s=0.04, precision=0.01)
+"""Per point, of which a network has a few hundred."""
 
 _SETTLING_ROUNDS = 4
+
+_MATTERS = 0.0025
 
 GridKey = tuple[str, Point]
 """Signature and dense widths of a layer: layers that share both have one grid."""
@@ -90,7 +92,8 @@ class MeasuredLatency:
             ranges[_grid_key(layer)] = (first, pair[0].union(known_in), pair[1].union(known_out))
         sampler = self._open(coupling)
         with sampler.store.saving():
-            self._measure_grids(ranges, _limits(found, sampler), sampler)
+            sampler.limits.update(_limits(found, sampler))
+            self._measure_grids(ranges, sampler)
         sampler.warn()
         return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
 
@@ -105,19 +108,22 @@ class MeasuredLatency:
 
         Args:
             widths: of the groups; None: dense.
-            exact: measure at these very widths. Otherwise the tables made so far are interpolated where they reach;
-                the difference is the error of each layer's prediction.
+            exact: measure at these very widths, afresh, and keep nothing. Otherwise the tables made so far are
+                interpolated where they reach; the difference is the error of each layer's prediction.
         """
         widths = coupling.widths() if widths is None else widths
         sampler = self._open(coupling)
+        found = [(layer, layer.widths(widths)) for layer in self.layers(coupling)]
+        if exact:
+            once = {(layer.key, point): layer for layer, point in found}
+            now = {place: sampler.afresh(layer, place[1]) for place, layer in once.items()}
+            return {layer.name: now[layer.key, point] for layer, point in found}
         result = {}
         with sampler.store.saving():
-            for layer in self.layers(coupling):
-                point, grid = layer.widths(widths), self._grids.get(_grid_key(layer))
-                if not exact and grid is not None and grid.covers(*point):
-                    result[layer.name] = grid.at(*point)
-                else:
-                    result[layer.name] = sampler.times(layer, [point])[0]
+            for layer, point in found:
+                grid = self._grids.get(_grid_key(layer))
+                covered = grid is not None and grid.covers(*point)
+                result[layer.name] = grid.at(*point) if grid and covered else sampler.times(layer, [point])[0]
         return result
 
     def layers(self, coupling: Coupling) -> tuple[Layer, ...]:
@@ -148,18 +154,18 @@ class MeasuredLatency:
         """The sampler for the device; the table is opened at the first use."""
         if self._sampler is None:
             device = torch.device(self.device) if self.device is not None else _device_of(coupling)
+            if self.runtime == "cudagraph" and device.type != "cuda":
+                raise LatencyError(f"runtime 'cudagraph' needs a model on a CUDA device, not on {device}")
             store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)
             self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
         return self._sampler
 
-    def _measure_grids(
-        self, ranges: Mapping[GridKey, tuple[Layer, Range, Range]], limits: Mapping[str, float], sampler: Sampler
-    ) -> None:
+    def _measure_grids(self, ranges: Mapping[GridKey, tuple[Layer, Range, Range]], sampler: Sampler) -> None:
         """All grids first, then, well apart in time, whatever looks wrong in them again."""
         due = [key for key, row in ranges.items() if not _covers(self._grids.get(key), *row[1:])]
         for _ in range(_SETTLING_ROUNDS):
             for key in due:
-                self._grids[key] = _grid(*ranges[key], limits[ranges[key][0].key], sampler)
+                self._grids[key] = _grid(*ranges[key], sampler)
             due = [key for key in due if _settle(ranges[key][0], self._grids[key], sampler)]
             if not due:
                 return
@@ -180,28 +186,46 @@ def _device_of(coupling: Coupling) -> torch.device:
 
 
 def _limits(found: Sequence[Layer], sampler: Sampler) -> dict[str, float]:
-    """Interpolation error in ms that may stand, per signature: 0.5 % of the network shared by its uses, for detail
-    in what hardly counts is measured in vain."""
+    """Error in ms that may stand, per signature: 0.25 % of the network shared by its uses, for detail in what hardly
+    counts is measured in vain."""
     uses = Counter(layer.key for layer in found)
     total = sum(sampler.times(layer, [layer.dense])[0] for layer in found)
-    return {key: 0.005 * total / count for key, count in uses.items()}
+    return {key: _MATTERS * total / count for key, count in uses.items()}
 
 
-def _grid(layer: Layer, in_range: Range, out_range: Range, limit: float, sampler: Sampler) -> Grid:
-    """The grid of a layer, with a line wherever it is off by more than 2 % of the layer, `limit`, and noise."""
+def _grid(layer: Layer, in_range: Range, out_range: Range, sampler: Sampler) -> Grid:
+    """The grid of a layer, with a line wherever it is off by more than 2 % of the layer, what does not matter in it,
+    and noise."""
+    limit = sampler.limits[layer.key]
 
     def tolerance(values: np.ndarray) -> float:
         return max(0.02 * float(values.max()), limit, 2 * sampler.noise(layer))
 
     narrow = in_range.low == in_range.high or out_range.low == out_range.high
-    first, most = (5, 12) if narrow else (4, 8)
+    first, most = _lines(sampler.times(layer, [layer.dense])[0], limit, narrow)
     known = sampler.store.table.entries.get(layer.key, {}).keys()
-    evaluate = lambda points: sampler.times(layer, points)  # noqa: E731
-    return adaptive_grid(in_range, out_range, evaluate, tolerance, first, most, known)
+    return adaptive_grid(
+        in_range,
+        out_range,
+        lambda points: sampler.times(layer, points),
+        tolerance,
+        first,
+        most,
+        known,
+        confirm=lambda points: sum(sampler.settle(layer, p, most_runs=2, later=False) for p in points) > 0,
+    )
+
+
+def _lines(dense_ms: float, limit: float, narrow: bool) -> tuple[int, int]:
+    """Lines per axis to begin with and at most: what costs so little cannot be off by more."""
+    if dense_ms <= limit:
+        return 2, 2
+    return (5, 12) if narrow else (4, 8)
 
 
 def _settle(layer: Layer, grid: Grid, sampler: Sampler) -> bool:
     """Measure the suspicious points of a grid again; whether there were any."""
     corner = grid.in_widths[-1], grid.out_widths[-1]
     again = [corner] if sampler.runs(layer, corner) < 2 else []
-    return sum(sampler.settle(layer, point) for point in dict.fromkeys((*again, *suspects(grid)))) > 0
+    points = dict.fromkeys((*again, *suspects(grid, sampler.limits[layer.key] / 4)))
+    return sum(sampler.settle(layer, point) for point in points) > 0

@@ -1,17 +1,21 @@
 """Peak activation bytes of a forward.
 
-At every operator, the tensors that are alive are its arguments and results and everything a later operator still
-reads; parameters and buffers do not count. The peak is the maximum over operators, which is not a sum of terms. So:
+At every operator, the tensors that are alive are its arguments and results (also those that nobody reads, such as the
+indices of a max pool) and everything a later operator still reads; views and in-place results share memory; parameters
+and buffers do not count. The peak is the maximum over operators, exact under this definition. Not in it: scratch space
+inside an operator, and what Python variables of a forward keep alive beyond the last reader.
 
-* `total` is the true peak at the given widths.
-* `tables` is the sum over the tensors alive at the *dense* network's peak moment. It equals `total` at dense widths
-  and is a lower bound elsewhere: where the peak moves to another operator, `total` says by how much it is missed.
+A maximum over moments is not a sum of terms, so each moment that can be the peak is a resource of its own: "memory" is
+the peak of the dense network, "memory@node" another. A moment whose tensors are all alive at another one, too, cannot
+be the peak alone and is left out. Widths that keep every one of these sums within a limit keep the peak within it, and
+the other way round.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -38,30 +42,63 @@ class _Buffer:
 
 
 class MemoryCost(CountedCost):
-    """Peak activation bytes of one forward in eager mode (see the module's docstring for what is exact)."""
+    """Peak activation bytes of one forward (see the module's docstring for what counts)."""
 
     resource = "memory"
     unit = "bytes"
 
     def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
-        buffers = _buffers(coupling)
-        moment, _ = _peak(buffers, coupling.widths())
-        alive = [b for b in buffers if b.first <= moment <= b.last]
-        return tuple(counted_table(b.name, b.shape, b.itemsize, coupling, options, self.resource) for b in alive)
+        """The tensors alive at each moment that can be the peak, under a resource of that moment's own."""
+        dense, buffers = coupling.widths(), _buffers(coupling)
+        floor = _bytes_alive(buffers, {**dense, **{group: row[0] for group, row in options.items()}}).max()
+        rows = [
+            (resource, buffer)
+            for resource, alive in self._moments(coupling, buffers).items()
+            if sum(b.bytes(dense) for b in alive) >= floor
+            for buffer in alive
+        ]
+        one = {
+            b: counted_table(b.name, b.shape, b.itemsize, coupling, options, self.resource)
+            for b in dict.fromkeys(buffer for _, buffer in rows)
+        }
+        return tuple(replace(one[buffer], resource=resource) for resource, buffer in rows)
 
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
-        return float(_peak(_buffers(coupling), coupling.widths() if widths is None else widths)[1])
+        return float(_bytes_alive(_buffers(coupling), coupling.widths() if widths is None else widths).max())
+
+    def limits(self, coupling: Coupling, amount: float) -> dict[str, float]:
+        """The resources of `tables` that have to stay within `amount` bytes: those that exceed it when dense."""
+        dense = coupling.widths()
+        moments = self._moments(coupling, _buffers(coupling)).items()
+        over = {resource for resource, alive in moments if sum(b.bytes(dense) for b in alive) > amount}
+        return dict.fromkeys((self.resource, *sorted(over - {self.resource})), amount)
+
+    def _moments(self, coupling: Coupling, buffers: list[_Buffer]) -> dict[str, list[_Buffer]]:
+        """Resource -> the tensors alive at each moment that can be the peak, the largest of the dense network first."""
+        names = [node.name for node in coupling.traced.graph.nodes]
+        sizes = _bytes_alive(buffers, coupling.widths())
+        found: dict[str, list[_Buffer]] = {}
+        # Numbers in place of shapes: hundreds of moments of dozens of tensors are compared.
+        number: dict[tuple[tuple[Extent, ...], int], int] = {}
+        kinds: list[Counter[int]] = []
+        for moment in np.argsort(-sizes, kind="stable").tolist():
+            alive = [b for b in buffers if b.first <= moment <= b.last]
+            kind = Counter(number.setdefault((b.shape, b.itemsize), len(number)) for b in alive)
+            # Larger moments come first, so one that holds all of this is known already.
+            if alive and not any(kind <= other for other in kinds):
+                kinds.append(kind)
+                found[f"{self.resource}@{names[moment]}" if found else self.resource] = alive
+        return found
 
 
-def _peak(buffers: list[_Buffer], widths: Mapping[str, int]) -> tuple[int, int]:
-    """(moment, bytes) at which the most memory is alive."""
+def _bytes_alive(buffers: list[_Buffer], widths: Mapping[str, int]) -> np.ndarray:
+    """(moments,) int64: bytes alive at each node."""
     change = np.zeros(max((b.last for b in buffers), default=0) + 2, dtype=np.int64)
     for buffer in buffers:
         size = buffer.bytes(widths)
         change[buffer.first] += size
         change[buffer.last + 1] -= size
-    alive = np.cumsum(change)
-    return int(alive.argmax()), int(alive.max())
+    return np.cumsum(change)[:-1]
 
 
 def _buffers(coupling: Coupling) -> list[_Buffer]:
@@ -70,6 +107,7 @@ def _buffers(coupling: Coupling) -> list[_Buffer]:
     last: dict[fx.Node, int] = {}
     first: dict[fx.Node, int] = {}
     moment_of = {node: moment for moment, node in enumerate(nodes)}
+    unread: list[_Buffer] = []
     for node, moment in moment_of.items():
         for argument in node.all_input_nodes:
             source = owner.get(argument)
@@ -82,7 +120,22 @@ def _buffers(coupling: Coupling) -> list[_Buffer]:
             # A result taken from a tuple exists from the moment that the tuple does.
             made = moment_of[node.args[0]] if node.target is getitem else moment  # type: ignore[index]
             first[node], last[node] = made, moment
-    return [_Buffer(n.name, coupling.shapes[n.name], n.meta["spec"].dtype.itemsize, first[n], last[n]) for n in first]
+        if base is None:
+            unread += _unread_results(node, moment, coupling)
+    read = [_Buffer(n.name, coupling.shapes[n.name], n.meta["spec"].dtype.itemsize, first[n], last[n]) for n in first]
+    return read + unread
+
+
+def _unread_results(node: fx.Node, moment: int, coupling: Coupling) -> list[_Buffer]:
+    """Results of a tuple that no node takes. One with the shape of a sibling that is taken shrinks as that does (the
+    indices of a max pool); any other is counted as dense."""
+    taken = {u.args[1]: u for u in node.users if u.target is getitem}
+    alike = {u.meta["spec"].shape: coupling.shapes[u.name] for u in taken.values() if u.meta.get("spec") is not None}
+    return [
+        _Buffer(f"{node.name}[{i}]", alike.get(s.shape, tuple(map(Extent, s.shape))), s.dtype.itemsize, moment, moment)
+        for i, s in enumerate(node.meta.get("results", ()))
+        if s is not None and i not in taken
+    ]
 
 
 def _allocates(node: fx.Node) -> bool:

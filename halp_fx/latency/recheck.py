@@ -21,8 +21,12 @@ _GROWTH = 1.15
 """Times the ratio of widths: what a time may grow by."""
 
 
-def suspects(grid: Grid) -> list[Point]:
-    """Both points of every adjacent pair where the narrower is slower, or the wider slower than in proportion."""
+def suspects(grid: Grid, limit: float = 0.0) -> list[Point]:
+    """Both points of every adjacent pair where the narrower is slower, or the wider slower than in proportion.
+
+    Args:
+        limit: differences of so many ms do not matter.
+    """
     values = grid.values
     marked = np.zeros(values.shape, dtype=bool)
     for axis, widths in ((0, grid.out_widths), (1, grid.in_widths)):
@@ -31,7 +35,7 @@ def suspects(grid: Grid) -> list[Point]:
         less, more = (values.take(range(k, len(widths) - 1 + k), axis) for k in (0, 1))
         sizes = np.maximum(np.asarray(widths, np.float64), 1)
         ratio = np.expand_dims(sizes[1:] / sizes[:-1], 1 - axis)
-        wrong = (less > more * (1 + _NOISE)) | (more > less * ratio * _GROWTH)
+        wrong = (less > more * (1 + _NOISE) + limit) | (more > less * ratio * _GROWTH + limit)
         for offset in (0, 1):
             index = [slice(None), slice(None)]
             index[axis] = slice(offset, offset + wrong.shape[axis])

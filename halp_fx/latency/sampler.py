@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -43,6 +43,7 @@ class Sampler:
             against the whole network makes up for it.
         unsteady: layer name -> widest spread that a second try did not cure.
         drift: second times relative to first ones.
+        limits: signature -> ms that do not matter in it.
     """
 
     store: TableStore
@@ -54,6 +55,7 @@ class Sampler:
     failed: dict[str, str] = field(default_factory=dict)
     unsteady: dict[str, float] = field(default_factory=dict)
     drift: list[float] = field(default_factory=list)
+    limits: dict[str, float] = field(default_factory=dict)
 
     def times(self, layer: Layer, points: Sequence[Point]) -> list[float]:
         """Times in ms; those that are not known are measured."""
@@ -65,17 +67,27 @@ class Sampler:
             result.append(0.0 if timing is None else timing.median_ms)
         return result
 
-    def settle(self, layer: Layer, point: Point) -> bool:
+    def settle(self, layer: Layer, point: Point, most_runs: int = MOST_RUNS, later: bool = True) -> bool:
         """Measure a suspicious point again, unless that was done often enough; the lower time stays, for
-        interference only adds."""
+        interference only adds.
+
+        Args:
+            most_runs: how often is enough.
+            later: well after the first time, so that the two tell whether the machine changed speed.
+        """
         before = self.store.table.get(layer.key, point)
-        if before is None or before.runs >= MOST_RUNS:
+        if before is None or before.runs >= most_runs:
             return False
-        timing = self._time(layer, point, self.effort.longer())
-        self.drift.append(timing.median_ms / before.median_ms)
+        timing = self._time(layer, point, self._effort(layer))
+        if later:
+            self.drift.append(timing.median_ms / before.median_ms)
         best = min(timing, before, key=lambda t: t.median_ms)
         self.store.put(layer.key, point, Timing(best.median_ms, best.iqr_ms, best.count, before.runs + 1))
         return True
+
+    def afresh(self, layer: Layer, point: Point) -> float:
+        """Time in ms, measured now and not kept; 0 for a layer that cannot be timed."""
+        return 0.0 if layer.key in self.failed else self._time(layer, point, self._effort(layer)).median_ms
 
     def runs(self, layer: Layer, point: Point) -> int:
         """How many separate measurements a point has."""
@@ -107,9 +119,10 @@ class Sampler:
 
     def _measure(self, layer: Layer, point: Point) -> Timing | None:
         try:
-            timing = self._time(layer, point, self.effort)
+            effort = self._effort(layer)
+            timing = self._time(layer, point, effort)
             if timing.spread > SPREAD_LIMIT:
-                timing = min(timing, self._time(layer, point, self.effort.longer()), key=lambda t: t.spread)
+                timing = min(timing, self._time(layer, point, effort.longer()), key=lambda t: t.spread)
         except torch.OutOfMemoryError:
             raise
         except (TimingError, RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -121,6 +134,10 @@ class Sampler:
             self.store.table.notes[layer.key] = f"spread {timing.spread:.0%} at widths {point}"
         self.store.put(layer.key, point, timing)
         return timing
+
+    def _effort(self, layer: Layer) -> Effort:
+        """A layer that hardly counts need not be known to 1 %: a quarter of what does not matter in it will do."""
+        return replace(self.effort, precision_ms=self.limits.get(layer.key, 0.0) / 4)
 
     def _time(self, layer: Layer, point: Point, effort: Effort) -> Timing:
         args, kwargs = layer.arguments(*point, device=self.device)
