@@ -154,7 +154,7 @@ class EarlyParameter(Block):
 
     def forward(self, x):
         scale = self.scale.exp()
-        return x + scale * self.two(x)
+        return x + scale * self.branch(x)
 
 
 class Whole(nn.Module):
