@@ -48,13 +48,18 @@ def _without_nodes(graph: fx.Graph, gone: dict[str, str]) -> fx.Graph:
     """A copy without some nodes; each is read as the node that `gone` names for it. Names stay."""
     rest = fx.Graph()
     inside: dict[str, fx.Node] = {}
+
+    def read_as(node: fx.Node) -> fx.Node:
+        name = node.name
+        while name in gone:  # A shortcut may itself be the add of a dropped branch.
+            name = gone[name]
+        return inside[name]
+
     for node in graph.nodes:
-        if node.name in gone:
-            inside[node.name] = inside[gone[node.name]]
-        elif node.op == "output":
-            rest.output(fx.node.map_arg(node.args[0], lambda n: inside[n.name]))
-        else:
-            inside[node.name] = rest.node_copy(node, lambda n: inside[n.name])
+        if node.op == "output":
+            rest.output(fx.node.map_arg(node.args[0], read_as))
+        elif node.name not in gone:
+            inside[node.name] = rest.node_copy(node, read_as)
             assert inside[node.name].name == node.name
     return rest
 

@@ -249,7 +249,7 @@ class _Network:
 
     def _covering(self, home: int, inside: set[fx.Node]) -> list[ModuleCall]:
         """The children of a module that do the branch's work and no other."""
-        if self.calls[home].kind.__module__ == "torch.nn.modules.transformer":
+        if issubclass(self.calls[home].kind, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
             raise _Unclear("torch's transformer layers have a fused path that reads the weights of their modules")
         runs = []
         for i in self.children.get(home, []):

@@ -145,6 +145,18 @@ class ActivatesItsInput(Block):
         return x + y
 
 
+class EarlyParameter(Block):
+    """Parts of the branch are computed before the shortcut is first read."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(8, 1, 1))
+
+    def forward(self, x):
+        scale = self.scale.exp()
+        return x + scale * self.branch(x)
+
+
 class Whole(nn.Module):
     def __init__(self, *blocks):
         super().__init__()
@@ -178,6 +190,13 @@ def test_ways_to_write_a_residual_block(kind):
             torch.testing.assert_close(copied(IMAGE), small(IMAGE))
     small.train()
     small(IMAGE).sum().backward()
+
+
+def test_a_branch_may_begin_before_its_shortcut_is_read():
+    torch.manual_seed(0)
+    model, coupling, branches = found(nn.BatchNorm2d(8), EarlyParameter())
+    assert [b.name for b in branches.removable] == ["blocks.1"]
+    assert_dropped_equals_twin(randomized(model).eval(), Plan({}, ("blocks.1",)), IMAGE, coupling)
 
 
 def test_what_follows_the_add_stays_trainable_and_keeps_its_mode():
