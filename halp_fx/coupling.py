@@ -8,25 +8,29 @@ Mathematics and invariants: `docs/coupling.md`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx
+from torch.utils._pytree import tree_map
 
 from .algebra import Algebra, Call, Planes, Value, merged, varying
+from .attributes import resolve
 from .errors import HalpError
 from .groups import Partition, free_dimension
 from .rules import find_rule
 from .tracing import getitem, written_through_alias
-from .types import AttributeEdit, Coupling, Links, Traced
+from .types import AttributeEdit, Axis, Coupling, Decisions, Links, Tie, Traced
 
 
 def couple(
     traced: Traced,
     ignore: Sequence[str] = (),
     further: Sequence[Traced] = (),
-    like: Coupling | None = None,
-    frozen: Mapping[str, str] | None = None,
+    decisions: Decisions | None = None,
+    frozen: Mapping[Axis, str] | None = None,
 ) -> Coupling:
     """Find the channel groups of a traced network.
 
@@ -34,22 +38,26 @@ def couple(
         traced: from `trace`. Shapes and costs refer to this graph.
         ignore: names of modules, parameters or groups that must stay as they are.
         further: other traces of the same model (train mode): what they couple is coupled, too.
-        like: the coupling of the same network before it was pruned: its free choices are followed.
-        frozen: further groups that may not shrink, and why.
+        decisions: free choices, ties and mended attributes: found by trials, or those of the same network before it
+            was pruned.
+        frozen: axes that may not shrink, and why.
 
     Raises:
         ModelError: an entry of `ignore` matches nothing.
     """
-    algebra = Algebra(choices=dict(like.choices) if like else {})
+    decisions = decisions or Decisions()
+    algebra = Algebra(choices=dict(decisions.choices))
     parameters: dict[str, Value] = {}
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
     _settle_grids(algebra)
+    _tie(algebra, decisions.ties)
+    for axis, reason in (frozen or {}).items():
+        algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
-    reasons = {name: f"ignored by the caller ({name!r})" for name in ignored} | dict(frozen or {})
-    partition = partition.with_frozen(reasons)
+    partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
     shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
     edits = tuple(
         AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
@@ -64,7 +72,14 @@ def couple(
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    return Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), algebra.choices, restricted)
+    coupling = Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), restricted=restricted)
+    return with_mends(coupling, replace(decisions, choices=algebra.choices))
+
+
+def with_mends(coupling: Coupling, decisions: Decisions) -> Coupling:
+    """The same groups, with the attributes mended that `decisions` names."""
+    found = (resolve(mend, coupling.groups) for mend in decisions.mends)
+    return replace(coupling, decisions=decisions, mended=tuple(edit for edit in found if edit is not None))
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
@@ -102,22 +117,31 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     call = Call(node, tuple(args), dict(kwargs), outputs)
     tensors = call.tensors()
+    if node.target is written_through_alias:
+        parameter = all(v.parameter for v in tensors)
+        return _checked(node, Value(node.meta["spec"], _aliased(call, values, algebra), parameter))
     single = node.meta["spec"] is not None
     planes = _rule_planes(call, tensors, algebra)
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
     results = [
-        None
-        if spec is None
-        else _checked(node, Value(spec, row, parameter, node.meta.get("value") if single else None))
+        None if spec is None else _checked(node, Value(spec, row, parameter, _data(call) if single else None))
         for spec, row in zip(outputs, rows, strict=True)
     ]
     return results[0] if single else results
 
 
+def _data(call: Call) -> torch.Tensor | None:
+    """The value of a small integer tensor; on the meta device, from those of the arguments."""
+    data: torch.Tensor | None = call.node.meta.get("value")
+    if data is None or not data.is_meta or any(v.data is None or v.data.is_meta for v in call.tensors()):
+        return data
+    args, kwargs = tree_map(lambda v: v.data if isinstance(v, Value) else v, (call.args, call.kwargs))
+    return call.node.target(*args, **kwargs) if "device" not in kwargs else data  # type: ignore[operator]
+
+
 def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
-    if call.node.target is written_through_alias:
-        return _aliased(call, algebra)
+    algebra.place = call.place
     if not any(v.planes for v in tensors):
         return ()
     if any(spec is not None and 0 in spec.shape for spec in call.outputs):
@@ -152,17 +176,22 @@ def _checked(node: fx.Node, value: Value) -> Value:
     return value
 
 
-def _aliased(call: Call, algebra: Algebra) -> Planes:
+def _aliased(call: Call, values: Mapping[fx.Node, Any], algebra: Algebra) -> Planes:
     """Memory written through another view: fine if the labels are as before, else nothing is known any more."""
     old, writer = call.args
     if not call.node.users:
         return ()  # Never read again, e.g. the result of a linear layer whose view is activated in place.
-    same = len(old.planes) == len(writer.planes) and all(
-        p.shape == q.shape and bool((p == q).all()) for p, q in zip(old.planes, writer.planes, strict=True)
-    )
-    if not same:
+    node: Any = call.node.args[1]
+    written = values[node.args[0]] if node.args and isinstance(node.args[0], fx.Node) else None
+    if not _same_labels(old, writer) and not (isinstance(written, Value) and _same_labels(written, writer)):
         algebra.pin_all((old, writer), f"memory is shared between views and written in {call.where}")
     return tuple(old.planes)
+
+
+def _same_labels(a: Value, b: Value) -> bool:
+    return len(a.planes) == len(b.planes) and all(
+        p.shape == q.shape and bool((p == q).all()) for p, q in zip(a.planes, b.planes, strict=True)
+    )
 
 
 def _values(args: Any, values: dict[fx.Node, Any]) -> Iterable[Value]:
@@ -176,10 +205,9 @@ def _pin_ignored(algebra: Algebra, ignore: Sequence[str], traced: Traced) -> lis
     left = []
     for entry in ignore:
         tensors = {t for t in traced.tensors if t == entry or t.startswith(f"{entry}.")}
-        for index, axis in enumerate(algebra.axes):
+        for axis in algebra.axes:
             if axis.tensor in tensors:
-                labels = np.arange(algebra.starts[index], algebra.starts[index + 1])
-                algebra.pin(labels, f"ignored by the caller ({entry!r})")
+                algebra.pin(_labels(algebra, axis), f"ignored by the caller ({entry!r})")
         if not tensors:
             left.append(entry)
     return left
@@ -189,17 +217,39 @@ def _settle_grids(algebra: Algebra) -> None:
     """Where a plane varies along several dimensions, make every choice of channels leave a rectangle.
 
     The classes must depend on one of the dimensions alone. Where consumers have not already seen to that, the same
-    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for.
+    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for; or, as the
+    other choice, whole outer parts.
     """
-    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values()
+    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): (g, place) for g, place in reversed(algebra.grids)}
     if not grids:
         return
     classes = algebra.classes()
     # One pass is enough: ties only merge classes, and what depends on one dimension alone still does afterwards.
-    for grid in grids:
+    for grid, place in reversed(grids.values()):
         ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
         if free_dimension(ids, varying(grid)) is None:
             known = len(algebra.links)
-            algebra.tie_labels(grid, varying(grid)[:-1])
+            positions = algebra.choose(f"{place}#axes", "positions") == "positions"
+            algebra.tie_labels(grid, varying(grid)[:-1] if positions else varying(grid)[1:])
             for link in algebra.links[known:]:
                 classes = merged(classes, link.a, link.b)
+
+
+def _tie(algebra: Algebra, ties: Sequence[Tie]) -> None:
+    """Couple the channels along two axes in equal runs; nothing happens where they do not divide."""
+    classes = algebra.classes() if ties else np.array([])
+    for tie in ties:
+        labels = [_labels(algebra, axis) for axis in (tie.a, tie.b)]
+        short, long = sorted((row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels), key=len)
+        if len(short) and len(long) % len(short) == 0:
+            short = np.repeat(short, len(long) // len(short))
+            algebra.tie_channels(short, long)
+            classes = merged(classes, short, long)
+
+
+def _labels(algebra: Algebra, axis: Axis) -> np.ndarray:
+    """The labels of an axis; none of one that was pruned down to a single slot."""
+    if axis not in algebra.axes:
+        return np.array([], dtype=np.int64)
+    index = algebra.axes.index(axis)
+    return np.arange(algebra.starts[index], algebra.starts[index + 1])

@@ -26,7 +26,7 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
     if groups == 1:
         _couple(inputs, w_in, call, algebra, "input")
         outputs = w_out
-    elif algebra.choose(call, "groups" if groups >= in_per_group else "positions") == "groups":
+    elif algebra.choose(call.place, "whole" if groups >= in_per_group else "positions") == "whole":
         outputs = _whole_groups(inputs, w_in, w_out, groups, transposed, call, algebra)
     else:
         outputs = _positions(inputs, w_in, w_out, groups, transposed, call, algebra)
