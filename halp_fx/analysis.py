@@ -20,10 +20,10 @@ from torch import nn
 
 from .coupling import couple, with_mends
 from .errors import ModelError, RewriteError
-from .mending import Move, moves, own_axis
+from .mending import Move, edits, moves, own_axis
 from .slicing import shrink
 from .tracing import trace, train_trace
-from .types import Axis, Coupling, Decisions, Plan, Traced
+from .types import CONSTANT, Axis, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, hollow, runs_on_meta, takes_sizes, verify
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
@@ -106,28 +106,37 @@ class _Trials:
 
     def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
         """With the first proposal that lets the trial get further; None if there is none."""
-        reached = self._position(error)
         for move in moves(self.model, coupling, error):
-            if self.count >= MAX_TRIALS:
-                break
-            if (coupling.decisions, move) in self.tried:
-                continue
-            self.tried.append((coupling.decisions, move))
-            decisions = move.applied(coupling.decisions)
-            tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
-            if not tried.prunable:
-                continue
-            further = self.run(tried, number)
-            if further is None or self._position(further) > reached:
+            tried, further = self._with(coupling, move, error, number)
+            if tried is not None and further is not None and not move.mends:
+                found = (self._with(tried, edit, error, number) for edit in edits(self.model, tried, further))
+                tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
+            if tried is not None and further is None:
                 self.accepted = True
                 return tried
         return None
+
+    def _with(
+        self, coupling: Coupling, move: Move, error: RewriteError, number: int
+    ) -> tuple[Coupling | None, RewriteError | None]:
+        """The coupling with a proposal (None if it is not to be tried), and where its trial still fails: None if it
+        gets further than `error`."""
+        if self.count >= MAX_TRIALS or (coupling.decisions, move) in self.tried:
+            return None, None
+        self.tried.append((coupling.decisions, move))
+        decisions = move.applied(coupling.decisions)
+        tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
+        if not tried.prunable or len(tried.mended) < len(decisions.mends):
+            return None, None
+        further = self.run(tried, number)
+        passed = further is None or self._position(further) > self._position(error)
+        return tried, None if passed else further
 
     def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
         names = groups_at(error.place, coupling) | set(error.groups)
         names &= {g.name for g in coupling.prunable}
-        reason = f"a constant in the forward repeats its width: {error.place[0]} at {error.place[1]}"
+        reason = f"{CONSTANT}: {error.place[0]} at {error.place[1]}"
         if not names:
             names = {g.name for g in coupling.prunable}
             reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"

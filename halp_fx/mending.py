@@ -20,12 +20,15 @@ from torch import fx, nn
 from .attributes import follows_tensors
 from .errors import RewriteError
 from .types import Axis, ChannelGroup, Coupling, Decisions, Extent, Mend, Tie
-from .verification import is_view, operator, place_of, takes_size
+from .verification import is_view, place_of, takes_size
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
 
-_OTHER = {"whole": "positions", "positions": "whole", "even": "free"}
+MAX_EDITS = 4
+"""Attributes that are tried in addition to a tie or another choice."""
+
+_OTHER = {"whole": "positions", "positions": "whole"}
 _RATIOS = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3), Fraction(4), Fraction(1, 4))
 _MAX_TIED_GROUPS = 4
 _MAX_ELEMENTS = 16
@@ -51,26 +54,26 @@ class Move:
 
 def moves(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
     """Proposals for a failing operator, the likeliest first: attributes that equal a size there, ties to groups
-    further up, both; then the other choice of a rule, and attributes that equal a simple multiple of a size."""
+    further up, all these attributes at once, attributes that equal a simple multiple of a size; then the other choice
+    of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension))."""
     for nodes in _places(coupling, error):
         yield from islice(_moves_at(model, coupling, nodes), MAX_MOVES)
 
 
 def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> Iterator[Move]:
     edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
-    together = [_union(edits)] if len(edits) > 1 else []
-    ties, flips = _tie_moves(coupling, nodes), _flip_moves(model, coupling, nodes)
-    if operator(nodes[0]) in ("split", "split_with_sizes"):
-        # Sizes from attributes: each piece may have a width of its own.
-        free = [f for f in flips if "free" in f.choices.values()]
-        yield from (f | e for f, e in product(free, (*edits, *together)))
     yield from edits
-    for other in (*ties, *flips):
-        yield other
-        yield from (other | e for e in edits)
-    yield from together
-    yield from (t | e for t, e in product(ties, together))
+    yield from _tie_moves(coupling, nodes)
+    if len(edits) > 1:
+        yield _union(edits)
     yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
+    yield from _flip_moves(model, coupling, nodes)
+
+
+def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
+    """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
+    for nodes in _places(coupling, error)[:1]:
+        yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
 
 
 def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
@@ -120,7 +123,8 @@ def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
     while above:
         found += [e for n in above for e in coupling.shapes[n.name]]
         above = [source for n in above if is_view(n) for source in n.all_input_nodes]
-    return found
+    # Heads, for one, where batch and heads are one dimension.
+    return found + [Extent(0, ((name, 1),)) for name in _groups(node, coupling)]
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -175,8 +179,8 @@ def _mends(
         return []
     placed = [matching(v, sizes[i : i + 1], i) for i, v in enumerate(value)]
     anywhere = [found or matching(value[i], sizes, i) for i, found in enumerate(placed)]
-    rows = [(rank, tuple(next(iter(m)) for m in elements if m)) for rank, elements in ((0, placed), (99, anywhere))]
-    return [(rank, row) for i, (rank, row) in enumerate(rows) if row and row != rows[i - 1][1]]
+    rows = {tuple(next(iter(m)) for m in elements if m): rank for rank, elements in ((99, anywhere), (0, placed))}
+    return [(rank, row) for row, rank in rows.items() if row]
 
 
 def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:

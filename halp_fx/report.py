@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import nn
 
 from .errors import HalpError
-from .types import Plan
+from .types import CONSTANT, Coupling, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +33,33 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class RewriteKind:
+    """Which way the network was rewritten. Its class is kept in any case: no GraphModule is made.
+
+    Attributes:
+        mended: attributes that repeat a width and were changed, e.g. "blocks.0.attn.num_heads".
+        frozen: groups that keep their width because of a constant in the forward, and where it is.
+    """
+
+    mended: tuple[str, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, coupling: Coupling) -> RewriteKind:
+        constants = {name: why for name, why in coupling.frozen.items() if why.startswith(CONSTANT)}
+        return cls(tuple(str(edit) for edit in coupling.mended), constants)
+
+    def __str__(self) -> str:
+        parts = ["class kept"]
+        if self.mended:
+            more = ", …" if len(self.mended) > 3 else ""
+            parts.append(f"{len(self.mended)} attributes mended ({', '.join(self.mended[:3])}{more})")
+        if self.frozen:
+            parts.append(f"{len(self.frozen)} groups frozen by constants ({', '.join(list(self.frozen)[:3])})")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Dense, budget, predicted and measured cost, and everything that was decided.
 
@@ -50,6 +77,7 @@ class Report:
         seconds: wall-clock time per stage.
         parameters: number before and after.
         extra: measured totals and budgets of further resources.
+        rewrite_kind: which constants in the forward were mended, and which groups they froze.
     """
 
     unit: str
@@ -67,6 +95,7 @@ class Report:
     notes: tuple[str, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     extra: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    rewrite_kind: RewriteKind = field(default_factory=RewriteKind)
 
     @property
     def dense_ms(self) -> float:
@@ -104,6 +133,7 @@ class Report:
         ]
         parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
         parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
+        parts.append(f"rewrite: {self.rewrite_kind}")
         if self.seconds:
             parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
         for name, (dense, budget, measured) in self.extra.items():

@@ -28,6 +28,7 @@ from .types import TensorSpec, Traced
 
 _TORCH_DIR = torch.__path__[0] + "/"
 _OWN_FILE = __file__
+_MODULE_TABLES = set(vars(nn.Module()))
 # Integer and boolean results up to this many elements keep their value: index operators need it.
 _MAX_KEPT_VALUE = 1 << 20
 
@@ -98,6 +99,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
+    caches = [(c, dict(c)) for m in model.modules() for name, c in vars(m).items() if _is_cache(name, c)]
     tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
@@ -111,6 +113,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
+            for cache, kept in caches:
+                cache.clear()
+                cache.update(kept)
             for table, kept in tables:
                 table.update(kept)
             with torch.no_grad():
@@ -118,6 +123,11 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for buffer, copy in buffers:
                     if not torch.equal(buffer, copy):
                         buffer.copy_(copy)
+
+
+def _is_cache(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is a dictionary of its own, and not one that `nn.Module` keeps."""
+    return type(value) is dict and name not in _MODULE_TABLES
 
 
 @contextmanager

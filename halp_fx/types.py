@@ -22,6 +22,9 @@ from torch import fx
 
 from .errors import PlanError
 
+CONSTANT = "a constant in the forward repeats its width"
+"""How the reason begins for which a trial freezes a group."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:

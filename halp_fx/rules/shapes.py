@@ -53,7 +53,7 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
     Where the program cuts a labelled dimension is a number of unknown origin. It is taken to follow the width: the
     pieces keep their proportions, so `c // 4` of c channels go with the other three quarters in units of one and
-    three. If it does not, a trial shows. By the other choice ("free") each piece has a width of its own.
+    three. If it does not, a trial shows.
     """
     x: Value = call.args[0]
     dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
@@ -71,7 +71,7 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
         leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes)
         if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
-        elif not split or algebra.choose(call.place, "even") == "even":
+        else:
             algebra.couple(plane, plane.index_select(dim, leaders), call, "chunk")
     return shape_only(call, algebra)
 
