@@ -130,6 +130,8 @@ class _Trials:
             return None, None
         further = self.run(tried, number)
         passed = further is None or self._position(further) > self._position(error)
+        if move.choices and further is not None and further.by_value:
+            passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         return tried, None if passed else further
 
     def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:

@@ -84,6 +84,7 @@ def verify(
                 _groups_around(old, coupling),
                 place_of(old),
                 old.name,
+                by_value=True,
             )
     if failure is not None:
         raise _mismatch(_next_after(failure.recorded, coupling.traced.graph), None, failure, coupling) from failure
