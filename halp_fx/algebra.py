@@ -77,6 +77,11 @@ class Call:
         return str(self.node.meta.get("module", ""))
 
     @property
+    def place(self) -> str:
+        """Where the program calls it: the same before and after pruning."""
+        return f"{self.module}/{self.op}@{self.node.meta.get('source', '')}"
+
+    @property
     def where(self) -> str:
         module = f" in {self.module!r}" if self.module else ""
         source = f" ({self.node.meta['source']})" if self.node.meta.get("source") else ""
@@ -126,12 +131,13 @@ class Algebra:
     starts: list[int] = field(default_factory=lambda: [1])
     links: list[Link] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    grids: list[Plane] = field(default_factory=list)
+    grids: list[tuple[Plane, str]] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
     restricted: dict[fx.Node, tuple[Call, set[int]]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
+    place: str = ""
     # Axes (by index) of tensors that the forward makes, such as `zeros(shape)`: they follow what they meet.
     transient: set[int] = field(default_factory=set)
     # Planes that were tied, by place in memory; held so that the place is not used again.
@@ -195,6 +201,10 @@ class Algebra:
             first = first.narrow(dim, 0, 1)
         self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
 
+    def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
+        """Couple labels of channels that the program wants in a fixed proportion, as a trial has shown."""
+        self.links.append(Link(a, b, "view", "proportion", "sizes that the forward computes from one another"))
+
     def pin(self, labels: Plane | np.ndarray, reason: str) -> None:
         """The slots named by `labels` may not be removed."""
         if isinstance(labels, torch.Tensor):
@@ -209,15 +219,15 @@ class Algebra:
             for plane in value.planes:
                 self.pin(plane, reason)
 
-    def choose(self, call: Call, default: str) -> str:
-        """A free choice of a rule between two ways to shrink: as in the coupling that this one follows, else
+    def choose(self, place: str, default: str) -> str:
+        """A free choice of a rule between two ways to shrink, "whole" or "positions": as decided before, else
         `default`. A default may depend on sizes, and those change when the network is pruned again."""
-        return self.choices.setdefault(f"{call.module}/{call.node.name}", default)
+        return self.choices.setdefault(place, default)
 
     def grid(self, plane: Plane) -> Plane:
         """Remember a plane that varies along several dimensions: what stays must be a rectangle."""
         if len(varying(plane)) > 1:
-            self.grids.append(compact(plane))
+            self.grids.append((compact(plane), self.place))
         return plane
 
     def mark(self, plane: Plane, role: str) -> None:

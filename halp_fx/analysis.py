@@ -1,32 +1,40 @@
 """channel_groups: trace and couple a model, and try out what its forward takes for constant.
 
 A trace cannot show whether `view(b, 12, 64)` was written with constants or computed from shapes. Where that matters, a
-trial network with every group at another share of its width is built on the meta device and verified: groups that
-an operator with a stale constant handles are frozen, with that reason.
+trial network with every group at another share of its width is built on the meta device and verified. Where it fails,
+proposals of `mending` are tried until one gets further; if none does, the groups that the failing operator handles are
+frozen, with that reason. Whatever was mended must hold for a second choice of widths, too.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from .coupling import couple
+from .coupling import couple, with_mends
 from .errors import RewriteError
+from .mending import Move, edits, moves, own_axis
+from .preserving import hollow
 from .slicing import shrink
 from .tracing import further_traces, trace
-from .types import Coupling, Plan
+from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, takes_sizes, verify
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
+MAX_TRIALS = 40
+"""Trials with one model; when they are used up, what fails is frozen without trying to mend it."""
 
 
 def channel_groups(
     model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
 ) -> Coupling:
-    """`trace` and `couple` in one, with groups frozen that a constant in the forward ties to their width.
+    """`trace` and `couple` in one; constants in the forward that repeat a width are mended, or freeze its group.
 
     Parameters that only a train-mode forward or a later call reaches (auxiliary heads, a branch that is not taken every
     time) are coupled too: see `further_traces`.
@@ -34,39 +42,142 @@ def channel_groups(
     Args:
         model, example_inputs: as for `trace`.
         ignore: names of modules, parameters or groups that must stay as they are.
-        like: the coupling of the same network before it was pruned: its free choices are followed.
+        like: the coupling of the same network before it was pruned: what was decided then is followed.
 
     Raises:
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
     traced = trace(model, example_inputs)
     further, unseen = further_traces(model, example_inputs, traced)
-    frozen: dict[str, str] = {}
-    coupling = couple(traced, ignore, further, like)
+    trials = _Trials(model, example_inputs, traced, further, ignore)
+    coupling = trials.couple(like.decisions if like is not None else Decisions())
     if unseen:
-        frozen.update(dict.fromkeys((g.name for g in coupling.prunable), unseen))
-        coupling = couple(traced, ignore, further, like, frozen)
+        coupling = trials.freeze(coupling, coupling.prunable, unseen)
     while takes_sizes(coupling) and coupling.prunable:
-        plan = _trial(coupling)
-        try:
-            verify(shrink(model, plan, coupling), plan, coupling, example_inputs)
+        failed = trials.first_failure(coupling)
+        if failed is None:
             break
-        except RewriteError as error:
-            names = groups_at(error.place, coupling) | set(error.groups)
-            names &= {g.name for g in coupling.prunable}
-            reason = f"a constant in the forward repeats its width: {error.place[0]} at {error.place[1]}"
-            if not names:
-                names = {g.name for g in coupling.prunable}
-                reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"
-            frozen.update(dict.fromkeys(names, reason))
-            coupling = couple(traced, ignore, further, like, frozen)
+        coupling = trials.mended(coupling, *failed) or trials.frozen(coupling, failed[0])
     return coupling
 
 
-def _trial(coupling: Coupling) -> Plan:
+@dataclass
+class _Trials:
+    """Networks with narrower layers, built and verified to find out what the forward takes for constant."""
+
+    model: nn.Module
+    example_inputs: Any
+    traced: Traced
+    further: Sequence[Traced]
+    ignore: Sequence[str]
+    reasons: dict[Axis, str] = field(default_factory=dict)
+    count: int = 0
+    accepted: bool = False
+    tried: list[tuple[Decisions, Move]] = field(default_factory=list)
+
+    def couple(self, decisions: Decisions) -> Coupling:
+        return couple(self.traced, self.ignore, self.further, decisions, self.reasons)
+
+    def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
+        """The error of the first trial that fails, and which one that was."""
+        decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
+        for number in (0, 1) if decided else (0,):
+            error = self.run(coupling, number)
+            if error is not None:
+                return error, number
+        return None
+
+    def run(self, coupling: Coupling, number: int) -> RewriteError | None:
+        """One trial; None if it succeeds. Without values, unless the forward needs them."""
+        plan = (_shares if number == 0 else _drawn)(coupling)
+        self.count += 1
+        try:
+            if self.traced.on_meta:
+                with hollow(self.model, floating=True):
+                    small = shrink(self.model, plan, coupling)
+                verify(small, plan, coupling, self.example_inputs, meta_only=True)
+            else:
+                verify(shrink(self.model, plan, coupling), plan, coupling, self.example_inputs)
+        except RewriteError as error:
+            return error
+        return None
+
+    def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
+        """With the first proposal that lets the trial get further; None if there is none."""
+        for move in moves(self.model, coupling, error):
+            tried, further = self._with(coupling, move, error, number)
+            if tried is not None and further is not None and not move.mends:
+                found = (self._with(tried, edit, error, number) for edit in edits(self.model, tried, further))
+                tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
+            if tried is not None and further is None:
+                self.accepted = True
+                return tried
+        return None
+
+    def _with(
+        self, coupling: Coupling, move: Move, error: RewriteError, number: int
+    ) -> tuple[Coupling | None, RewriteError | None]:
+        """The coupling with a proposal (None if it is not to be tried), and where its trial still fails: None if it
+        gets further than `error`."""
+        if self.count >= MAX_TRIALS or (coupling.decisions, move) in self.tried:
+            return None, None
+        self.tried.append((coupling.decisions, move))
+        decisions = move.applied(coupling.decisions)
+        tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
+        if not tried.prunable or len(tried.mended) < len(decisions.mends):
+            return None, None
+        further = self.run(tried, number)
+        passed = further is None or self._position(further) > self._position(error)
+        if move.choices and further is not None and further.by_value:
+            passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
+        return tried, None if passed else further
+
+    def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
+        """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
+        names = groups_at(error.place, coupling) | set(error.groups)
+        names &= {g.name for g in coupling.prunable}
+        reason = f"{CONSTANT}: {error.place[0]} at {error.place[1]}"
+        if not names:
+            names = {g.name for g in coupling.prunable}
+            reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"
+        groups = [g for g in coupling.groups if g.name in names]
+        axes = {m.axis for g in groups for m in g.members}
+        decisions = coupling.decisions
+        ties = tuple(t for t in decisions.ties if not {t.a, t.b} & axes)
+        if ties != decisions.ties:
+            mends = tuple(m for m in decisions.mends if not {axis for axis, _ in m.terms} & axes)
+            return self.couple(replace(decisions, ties=ties, mends=mends))
+        return self.freeze(coupling, groups, reason)
+
+    def freeze(self, coupling: Coupling, groups: Sequence[ChannelGroup], reason: str) -> Coupling:
+        """With these groups frozen."""
+        for group in groups:
+            self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
+        return self.couple(coupling.decisions)
+
+    def _position(self, error: RewriteError) -> int:
+        """How far a trial got: its failing operator's place in the trace."""
+        return self._order.get(error.node, len(self._order))
+
+    @cached_property
+    def _order(self) -> dict[str, int]:
+        return {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
+
+
+def _shares(coupling: Coupling) -> Plan:
     """Each group at one of several shares of its width, so that equal widths do not hide what depends on which."""
     kept = {}
     for i, group in enumerate(coupling.prunable):
         share = _TRIAL_SHARES[i % len(_TRIAL_SHARES)]
-        kept[group.name] = range(max(1, math.ceil(group.size * share) if group.size > 2 else group.size // 2))
+        kept[group.name] = range(max(1, min(math.ceil(group.size * share), group.size - 1)))
     return Plan({name: tuple(rows) for name, rows in kept.items()})
+
+
+def _drawn(coupling: Coupling) -> Plan:
+    """Other widths, drawn at random: a number that equals a width by coincidence would have to do so again."""
+    draw = random.Random(0)
+    kept = {}
+    for group in coupling.prunable:
+        width = draw.randint(max(1, group.size // 4), max(1, group.size - 1))
+        kept[group.name] = tuple(sorted(draw.sample(range(group.size), width)))
+    return Plan(kept)

@@ -17,7 +17,7 @@ from .goals import make_goals
 from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
 from .preserving import preserved
 from .removal import tried
-from .report import GroupReport, Report, Round
+from .report import GroupReport, Report, RewriteKind, Round
 from .request import Request, check_finite, check_prunable, example_of, rereadable
 from .saliency import Importance
 from .solver import Method
@@ -159,6 +159,7 @@ def _report(
             for g in coupling.prunable
         ),
         frozen=coupling.frozen,
+        rewrite_kind=RewriteKind.of(coupling),
         saliency=saliency.kind,
         tolerance=request.tolerance,
         parameters=(_count(yardstick.model), _count(best.network.model)),

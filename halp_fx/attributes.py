@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
-from .types import Coupling, Plan
+from .types import AttributeEdit, ChannelGroup, Coupling, Extent, Mend, Plan
 
 Sync = Callable[[Any], None]
 
@@ -76,14 +77,34 @@ _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
 )
 
 
+def resolve(mend: Mend, groups: Sequence[ChannelGroup]) -> AttributeEdit | None:
+    """A mended attribute as a function of widths, None if it would not always be a whole number."""
+    fixed, terms = Fraction(mend.fixed), []
+    factors = dict(mend.terms)
+    for group in groups:
+        each = sum(factors[m.axis] * m.slots.shape[1] for m in group.members if m.axis in factors)
+        if group.frozen is not None:
+            fixed += each * group.size
+        elif each:
+            terms.append((group.name, Fraction(each)))
+    if any(number.denominator != 1 for number in (fixed, *(each for _, each in terms))):
+        return None
+    extent = Extent(int(fixed), tuple((name, int(each)) for name, each in terms))
+    return AttributeEdit(mend.module, mend.attribute, extent, 1, mend.index)
+
+
 def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan: Mapping[str, Any]) -> None:
     """Bring the attributes of every module of `small` whose tensors differ in shape from `model`'s in step."""
     widths = coupling.widths(plan if isinstance(plan, Plan) else Plan(plan))
     modules = dict(small.named_modules())
-    for edit in coupling.edits:
+    for edit in (*coupling.edits, *coupling.mended):
         module = modules[edit.module]
         if hasattr(module, edit.attribute):
-            setattr(module, edit.attribute, edit.extent.at(widths) // edit.divisor)
+            size = edit.extent.at(widths) // edit.divisor
+            if edit.index is not None:
+                row = getattr(module, edit.attribute)
+                size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
+            setattr(module, edit.attribute, size)
     for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
         if _shapes(new) != _shapes(old):
             for kinds, sync in _SYNC:
@@ -103,6 +124,11 @@ def _at_rest(module: Any) -> Iterator[None]:
     finally:
         for m, mode in modes:
             m.training = mode
+
+
+def follows_tensors(module: nn.Module) -> bool:
+    """Whether the module's attributes are brought in step with its tensors."""
+    return any(isinstance(module, kinds) for kinds, _ in _SYNC)
 
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:

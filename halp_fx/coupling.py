@@ -8,6 +8,7 @@ Mathematics and invariants: `docs/coupling.md`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,12 @@ import torch
 from torch import fx
 
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, merged, varying
+from .attributes import resolve
 from .errors import HalpError
 from .groups import Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
-from .types import AttributeEdit, Coupling, Links, Traced
+from .types import AttributeEdit, Axis, Coupling, Decisions, Links, Tie, Traced
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 _FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -31,8 +33,8 @@ def couple(
     traced: Traced,
     ignore: Sequence[str] = (),
     further: Sequence[Traced] = (),
-    like: Coupling | None = None,
-    frozen: Mapping[str, str] | None = None,
+    decisions: Decisions | None = None,
+    frozen: Mapping[Axis, str] | None = None,
 ) -> Coupling:
     """Find the channel groups of a traced network.
 
@@ -40,22 +42,26 @@ def couple(
         traced: from `trace`. Shapes and costs refer to this graph.
         ignore: names of modules, parameters or groups that must stay as they are.
         further: other traces of the same model (train mode): what they couple is coupled, too.
-        like: the coupling of the same network before it was pruned: its free choices are followed.
-        frozen: further groups that may not shrink, and why.
+        decisions: free choices, ties and mended attributes: found by trials, or those of the same network before it
+            was pruned.
+        frozen: axes that may not shrink, and why.
 
     Raises:
         ModelError: an entry of `ignore` matches nothing.
     """
-    algebra = Algebra(choices=dict(like.choices) if like else {})
+    decisions = decisions or Decisions()
+    algebra = Algebra(choices=dict(decisions.choices))
     parameters: dict[str, Value] = {}
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
     _settle_grids(algebra)
+    _tie(algebra, decisions.ties)
+    for axis, reason in (frozen or {}).items():
+        algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
-    reasons = {name: f"ignored by the caller ({name!r})" for name in ignored} | dict(frozen or {})
-    partition = partition.with_frozen(reasons)
+    partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
     shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
     edits = tuple(
         AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
@@ -70,7 +76,14 @@ def couple(
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    return Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), algebra.choices, restricted)
+    coupling = Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), restricted=restricted)
+    return with_mends(coupling, replace(decisions, choices=algebra.choices))
+
+
+def with_mends(coupling: Coupling, decisions: Decisions) -> Coupling:
+    """The same groups, with the attributes mended that `decisions` names."""
+    found = (resolve(mend, coupling.groups) for mend in decisions.mends)
+    return replace(coupling, decisions=decisions, mended=tuple(edit for edit in found if edit is not None))
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
@@ -150,9 +163,10 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     call = Call(node, tuple(args), dict(kwargs), outputs)
     tensors = call.tensors()
-    single = node.meta["spec"] is not None
     if node.target is written_through_alias:
-        return Value(node.meta["spec"], _aliased(call, values, algebra), call.args[0].parameter)
+        parameter = all(v.parameter for v in tensors)
+        return _checked(node, Value(node.meta["spec"], _aliased(call, values, algebra), parameter))
+    single = node.meta["spec"] is not None
     planes = _rule_planes(call, tensors, algebra)
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
@@ -164,6 +178,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
 
 
 def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
+    algebra.place = call.place
     if not any(v.planes for v in tensors):
         return ()
     if any(spec is not None and 0 in spec.shape for spec in call.outputs):
@@ -231,10 +246,9 @@ def _pin_ignored(algebra: Algebra, ignore: Sequence[str], traced: Traced) -> lis
     left = []
     for entry in ignore:
         tensors = {t for t in traced.tensors if t == entry or t.startswith(f"{entry}.")}
-        for index, axis in enumerate(algebra.axes):
+        for axis in algebra.axes:
             if axis.tensor in tensors:
-                labels = np.arange(algebra.starts[index], algebra.starts[index + 1])
-                algebra.pin(labels, f"ignored by the caller ({entry!r})")
+                algebra.pin(_labels(algebra, axis), f"ignored by the caller ({entry!r})")
         if not tensors:
             left.append(entry)
     return left
@@ -244,17 +258,39 @@ def _settle_grids(algebra: Algebra) -> None:
     """Where a plane varies along several dimensions, make every choice of channels leave a rectangle.
 
     The classes must depend on one of the dimensions alone. Where consumers have not already seen to that, the same
-    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for.
+    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for; or, as the
+    other choice, whole outer parts.
     """
-    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): g for g in algebra.grids}.values()
+    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): (g, place) for g, place in reversed(algebra.grids)}
     if not grids:
         return
     classes = algebra.classes()
     # One pass is enough: ties only merge classes, and what depends on one dimension alone still does afterwards.
-    for grid in grids:
+    for grid, place in reversed(grids.values()):
         ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
         if free_dimension(ids, varying(grid)) is None:
             known = len(algebra.links)
-            algebra.tie_labels(grid, varying(grid)[:-1])
+            positions = algebra.choose(f"{place}#axes", "positions") == "positions"
+            algebra.tie_labels(grid, varying(grid)[:-1] if positions else varying(grid)[1:])
             for link in algebra.links[known:]:
                 classes = merged(classes, link.a, link.b)
+
+
+def _tie(algebra: Algebra, ties: Sequence[Tie]) -> None:
+    """Couple the channels along two axes in equal runs; nothing happens where they do not divide."""
+    classes = algebra.classes() if ties else np.array([])
+    for tie in ties:
+        labels = [_labels(algebra, axis) for axis in (tie.a, tie.b)]
+        short, long = sorted((row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels), key=len)
+        if len(short) and len(long) % len(short) == 0:
+            short = np.repeat(short, len(long) // len(short))
+            algebra.tie_channels(short, long)
+            classes = merged(classes, short, long)
+
+
+def _labels(algebra: Algebra, axis: Axis) -> np.ndarray:
+    """The labels of an axis; none of one that was pruned down to a single slot."""
+    if axis not in algebra.axes:
+        return np.array([], dtype=np.int64)
+    index = algebra.axes.index(axis)
+    return np.arange(algebra.starts[index], algebra.starts[index + 1])

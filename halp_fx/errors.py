@@ -67,9 +67,20 @@ class RewriteError(HalpError):
     Attributes:
         groups: names of the groups that the failing operator handles.
         place: (operator, source line) where it fails.
+        node: the operator in the trace of the original network, "" if there is none.
+        by_value: whether it runs with another number than before, one that follows a width.
     """
 
-    def __init__(self, message: str, groups: tuple[str, ...] = (), place: tuple[str, str] = ("", "")) -> None:
+    def __init__(
+        self,
+        message: str,
+        groups: tuple[str, ...] = (),
+        place: tuple[str, str] = ("", ""),
+        node: str = "",
+        by_value: bool = False,
+    ) -> None:
         super().__init__(message)
         self.groups = groups
         self.place = place
+        self.node = node
+        self.by_value = by_value

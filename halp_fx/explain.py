@@ -32,6 +32,8 @@ def describe(coupling: Coupling) -> str:
         f"{len(coupling.frozen)} may not; {len(group_of)} axes"
     ]
     parts += [_group(group, coupling) for group in coupling.prunable]
+    if coupling.mended:
+        parts.append("attributes that follow a width: " + ", ".join(map(str, coupling.mended)))
     if coupling.frozen:
         parts.append(tabulate(list(coupling.frozen.items()), headers=["frozen group", "reason"]))
     branches = find_branches(coupling)

@@ -76,14 +76,15 @@ def decomposed() -> Iterator[None]:
 
 
 @contextmanager
-def hollow(model: nn.Module) -> Iterator[None]:
-    """The model with meta tensors for its parameters and buffers, while the context lasts."""
+def hollow(model: nn.Module, floating: bool = False) -> Iterator[None]:
+    """The model with meta tensors for its parameters and buffers (or the floating ones), while the context lasts."""
     tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
     originals = [dict(table) for table in tables]
-    twins = {id(t): meta_twin(t) for t in (*model.parameters(), *model.buffers())}
+    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() or not floating)
+    twins = {id(t): meta_twin(t) for t in tensors}
     try:
         for table in tables:
-            table.update({k: twins[id(t)] for k, t in table.items() if t is not None})
+            table.update({k: twins.get(id(t), t) for k, t in table.items()})
         yield
     finally:
         for table, original in zip(tables, originals, strict=True):

@@ -26,13 +26,23 @@ from .types import ModuleCall, TensorSpec, Traced
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], training: bool = False, calls: int = 1
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    training: bool = False,
+    calls: int = 1,
+    meta_only: bool = False,
 ) -> Traced:
     """Run the forward (`calls` times in a row) and write it down; the model is left as found.
+
+    Args:
+        meta_only: do not run it really if it fails on meta tensors.
 
     Raises:
         TraceError: the forward fails on these arguments.
     """
+    if meta_only:
+        return _record(model, args, kwargs, training, calls, on_meta=True)
     if not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):  # Autocast leaves meta tensors as they are.
         with suppress(TraceError, NotImplementedError, RuntimeError):
             return _record(model, args, kwargs, training, calls, on_meta=True)
@@ -62,7 +72,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
     tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
     unused = tuple(name for name, _ in model.named_parameters() if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused, recorder.calls)
+    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta)
 
 
 def _shapes(inputs: Any) -> str:

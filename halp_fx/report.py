@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from .errors import HalpError
-from .types import Plan
+from .types import CONSTANT, Coupling, Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,33 @@ class Round:
 
 
 @dataclass(frozen=True, slots=True)
+class RewriteKind:
+    """Which way the network was rewritten. Its class is kept in any case: no GraphModule is made.
+
+    Attributes:
+        mended: attributes that repeat a width and were changed, e.g. "blocks.0.attn.num_heads".
+        frozen: groups that keep their width because of a constant in the forward, and where it is.
+    """
+
+    mended: tuple[str, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, coupling: Coupling) -> RewriteKind:
+        constants = {name: why for name, why in coupling.frozen.items() if why.startswith(CONSTANT)}
+        return cls(tuple(str(edit) for edit in coupling.mended), constants)
+
+    def __str__(self) -> str:
+        parts = ["class kept"]
+        if self.mended:
+            more = ", …" if len(self.mended) > 3 else ""
+            parts.append(f"{len(self.mended)} attributes mended ({', '.join(self.mended[:3])}{more})")
+        if self.frozen:
+            parts.append(f"{len(self.frozen)} groups frozen by constants ({', '.join(list(self.frozen)[:3])})")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Dense, budget, predicted and measured cost, and everything that was decided.
 
@@ -77,6 +104,7 @@ class Report:
         extra: measured totals and budgets of further resources.
         branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
         layers: every layer of the network that came out, predicted and timed; empty for a deterministic cost.
+        rewrite_kind: which constants in the forward were mended, and which groups they froze.
     """
 
     unit: str
@@ -97,6 +125,7 @@ class Report:
     extra: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
     branches: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerError, ...] = ()
+    rewrite_kind: RewriteKind = field(default_factory=RewriteKind)
 
     @property
     def dense_ms(self) -> float:
@@ -159,6 +188,7 @@ class Report:
         parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
         parts += self._prediction()
         parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
+        parts.append(f"rewrite: {self.rewrite_kind}")
         if self.seconds:
             parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
         for name, (dense, budget, measured) in self.extra.items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -20,6 +21,9 @@ import torch
 from torch import fx
 
 from .errors import PlanError
+
+CONSTANT = "a constant in the forward repeats its width"
+"""How the reason begins for which a trial freezes a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +81,14 @@ class Traced:
         tensors: shape and dtype of every parameter and buffer, by `state_dict` name (tied names: the first).
         unused: parameters that this forward did not reach.
         calls: every run of a named module, in the order in which they began.
+        on_meta: recorded on meta tensors: the forward needs no values.
     """
 
     graph: fx.Graph
     tensors: Mapping[str, TensorSpec]
     unused: tuple[str, ...]
     calls: tuple[ModuleCall, ...] = ()
+    on_meta: bool = False
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -150,12 +156,58 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class AttributeEdit:
-    """The attribute `module.attribute` must be `extent / divisor` after pruning (e.g. a convolution's groups)."""
+    """The attribute `module.attribute` must be `extent / divisor` after pruning (e.g. a convolution's groups).
+
+    With an `index`, that element of it (a list or a tuple) must be.
+    """
 
     module: str
     attribute: str
     extent: Extent
-    divisor: int
+    divisor: int = 1
+    index: int | None = None
+
+    def __str__(self) -> str:
+        element = "" if self.index is None else f"[{self.index}]"
+        return f"{self.module}.{self.attribute}{element}".lstrip(".")
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """An attribute that a trial found to repeat a width: `fixed + sum(factor * length(axis))`.
+
+    It counts slots of axes, and not channels of groups, so that it says the same when groups are tied, and in the
+    pruned network.
+    """
+
+    module: str
+    attribute: str
+    index: int | None
+    fixed: int
+    terms: tuple[tuple[Axis, Fraction], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tie:
+    """The channels along axis `a` go with those along `b`: in equal runs, where one has more of them."""
+
+    a: Axis
+    b: Axis
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What the operators alone do not decide about a network's channel groups.
+
+    Attributes:
+        choices: between two ways to shrink, by the place in the program that leaves the choice.
+        ties: between axes that the forward wants in a fixed proportion.
+        mends: attributes that repeat a width.
+    """
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
+    mends: tuple[Mend, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,9 +266,10 @@ class Coupling:
             slots of all axes that a rule reached.
         links: everything that was coupled, and by what: what `graph` is made from.
         shapes: for every node of the trace, its shape as extents.
-        edits: module attributes that follow a width.
+        edits: module attributes that follow a width, as rules say.
         notes: operators without a rule and other things a reader should know.
-        choices: what rules decided freely, so that the pruned network can be coupled alike.
+        decisions: what was decided beyond the operators, so that the pruned network can be coupled alike.
+        mended: further attributes that follow a width, as trials have shown: the `mends` that were decided.
         restricted: for operators with a statistic over channels (by node name): where the channels of each tensor
             argument lie. The zeroed twin needs them.
     """
@@ -227,7 +280,8 @@ class Coupling:
     shapes: Mapping[str, tuple[Extent, ...]]
     edits: tuple[AttributeEdit, ...] = ()
     notes: tuple[str, ...] = ()
-    choices: Mapping[str, str] = field(default_factory=dict)
+    decisions: Decisions = field(default_factory=Decisions)
+    mended: tuple[AttributeEdit, ...] = ()
     restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
 
     @cached_property

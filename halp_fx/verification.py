@@ -8,6 +8,7 @@ the coupling.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -36,11 +37,18 @@ _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", 
 _TAKES_SIZES |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
 _TAKES_SIZES |= {"index", "index_select", "unsafe_split"}
 
+_VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
 
-def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None) -> None:
+
+def verify(
+    small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None, meta_only: bool = False
+) -> None:
     """Check `small` against `plan`.
 
     Shapes are compared up to the first operator whose result depends on values; couplings throughout.
+
+    Args:
+        meta_only: do not run the network with values if it fails on the meta device, where the original works.
 
     Raises:
         RewriteError: names the first operator that differs; its `groups` are those that the operator handles.
@@ -49,7 +57,7 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     failure: TraceError | None = None
     silent = _silent(small)
     try:
-        traced = record(small, *normalize_inputs(small, example_inputs))
+        traced = record(small, *normalize_inputs(small, example_inputs), meta_only=meta_only)
         after = _working(traced.graph, silent)
     except TraceError as error:
         failure, after = error, _working(error.recorded, silent) if error.recorded is not None else []
@@ -57,6 +65,8 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
     other_path = False
     for old, new in zip_longest(before, after):
         if _follows_values(old):
+            break
+        if new is None and failure is not None:
             break
         if old is None or new is None or _target(old) != _target(new):
             # A width of 1 changes strides, and with them how a linear layer is made up: that alone is no mistake.
@@ -66,28 +76,52 @@ def verify(small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any
             raise _mismatch(old, new, failure, coupling)
         spec, expected = new.meta.get("spec"), tuple(e.at(widths) for e in coupling.shapes[old.name])
         if spec is not None and spec.shape != expected:
-            raise _mismatch(old, new, failure, coupling, expected)
+            recorded = failure.recorded if failure is not None else traced.graph
+            raise _mismatch(_first_wrong(old, recorded, coupling, widths), new, None, coupling, expected)
         if _numbers(old) != _numbers(new):
             # E.g. a division by the square root of the number of channels.
             raise RewriteError(
-                f"after pruning, {_op(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) runs with "
+                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) runs with "
                 f"{_numbers(new)} where it ran with {_numbers(old)}: a value that follows a width",
                 _groups_around(old, coupling),
-                _place(old),
+                place_of(old),
+                old.name,
+                by_value=True,
             )
     if failure is not None:
-        raise _mismatch(before[min(len(after), len(before) - 1)], None, failure, coupling) from failure
+        raise _mismatch(
+            _next_after(failure.recorded, coupling.traced.graph, silent), None, failure, coupling
+        ) from failure
     if other_path:
         _check_outputs(coupling.traced, traced)
     if other_path or takes_sizes(coupling):
         # Otherwise equal shapes mean equal couplings.
-        _check_channels(coupling, couple(traced, like=coupling), plan)
+        _check_channels(coupling, couple(traced, decisions=coupling.decisions), plan)
+
+
+def _first_wrong(node: fx.Node, recorded: fx.Graph, coupling: Coupling, widths: Mapping[str, int]) -> fx.Node:
+    """The first view that has another shape than it should; `node`, where that shows, if there is none."""
+    for old, new in zip(coupling.traced.graph.nodes, recorded.nodes, strict=False):
+        if old is node or old.target != new.target:
+            break
+        spec = new.meta.get("spec")
+        if is_view(old) and spec is not None and spec.shape != tuple(e.at(widths) for e in coupling.shapes[old.name]):
+            return old
+    return node
+
+
+def _next_after(recorded: fx.Graph | None, graph: fx.Graph, silent: set[str]) -> fx.Node:
+    """The operator of `graph` that did not run any more when `recorded` was made."""
+    before, after = [[n for n in g.nodes if n.op != "output"] if g else [] for g in (graph, recorded)]
+    if any(old.target != new.target for old, new in zip(before, after, strict=False)):
+        before, after = (_working(g, silent) if g is not None else [] for g in (graph, recorded))
+    return before[min(len(after), len(before) - 1)]
 
 
 def _follows_values(node: fx.Node | None) -> bool:
     """Whether the shape of an operator's result depends on values that a pruned network computes otherwise."""
-    if _op(node) != "index":
-        return _op(node) in _BY_VALUE
+    if operator(node) != "index":
+        return operator(node) in _BY_VALUE
     assert node is not None
     return any(not n.meta.get("fixed") for n in node.all_input_nodes[1:])
 
@@ -112,23 +146,24 @@ def _mismatch(
     assert node is not None
     groups = _groups_above(old, coupling) if old is not None else ()
     if failure is not None:
-        return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, _place(node))
+        return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, place_of(node), node.name)
     shape = new.meta["spec"].shape if new is not None else ()
     return RewriteError(
         f"after pruning, {node.target} in {node.meta.get('module')!r} ({node.meta.get('source')}) should give shape "
         f"{expected}, but gave {shape}. {_REMEDY}",
         groups,
-        _place(node),
+        place_of(node),
+        old.name if old is not None else "",
     )
 
 
-def _place(node: fx.Node | None) -> tuple[str, str]:
-    return (_op(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
+def place_of(node: fx.Node | None) -> tuple[str, str]:
+    return (operator(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
 
 
 def groups_at(place: tuple[str, str], coupling: Coupling) -> set[str]:
     """Groups that the operators at one place of the program handle, in all modules that run it."""
-    nodes = [n for n in coupling.traced.graph.nodes if place[0] and _place(n) == place]
+    nodes = [n for n in coupling.traced.graph.nodes if place[0] and place_of(n) == place]
     return {name for node in nodes for name in _groups_above(node, coupling)}
 
 
@@ -177,11 +212,11 @@ def _target(node: fx.Node) -> object:
     in place."""
     if node.meta.get("constant"):
         return "constant"
-    functional = getattr(torch.ops.aten, _op(node).rstrip("_"), None) if _op(node).endswith("_") else None
+    functional = getattr(torch.ops.aten, operator(node).rstrip("_"), None) if operator(node).endswith("_") else None
     return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
 
 
-def _op(node: fx.Node | None) -> str:
+def operator(node: fx.Node | None) -> str:
     return str(getattr(node.target, "_opname", "")) if node is not None else ""
 
 
@@ -232,21 +267,28 @@ def _silent(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, Silent)}
 
 
+def is_view(node: fx.Node) -> bool:
+    """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
+    widths of 1) have it."""
+    return operator(node) in _VIEWS or node.target is written_through_alias
+
+
 def _working(graph: fx.Graph, silent: set[str]) -> list[fx.Node]:
-    """The nodes that compute. A reshape is a view or a copy and a view, as strides (and widths of 1) have it."""
-    moving = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
-    return [
-        n
-        for n in graph.nodes
-        if _op(n) not in moving and n.target is not written_through_alias and n.meta.get("module") not in silent
-    ]
+    """The nodes that compute."""
+    return [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent]
 
 
 def takes_sizes(coupling: Coupling) -> bool:
     """Whether an operator was given sizes or positions, from an unknown source, along an axis that can shrink."""
-    for node in coupling.traced.graph.nodes:
-        if _op(node) not in _TAKES_SIZES or node.meta.get("function") in _FOLLOWS_WIDTH:
-            continue
-        if any(e.terms for n in (node, *node.all_input_nodes) for e in coupling.shapes[n.name]):
-            return True
-    return False
+    return any(
+        e.terms
+        for node in coupling.traced.graph.nodes
+        if takes_size(node)
+        for n in (node, *node.all_input_nodes)
+        for e in coupling.shapes[n.name]
+    )
+
+
+def takes_size(node: fx.Node) -> bool:
+    """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    return operator(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH

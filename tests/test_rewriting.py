@@ -177,7 +177,9 @@ def test_constant_in_the_forward_is_never_a_wrong_network(inner, parts):
     with pytest.raises(RewriteError, match="constant in the forward") as caught:
         halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=untried)
     assert caught.value.groups == ("a",)
-    assert "a constant in the forward" in halp_fx.channel_groups(model, inputs).frozen["a"]
+    coupling = halp_fx.channel_groups(randomized(model), inputs.double())
+    assert [str(edit) for edit in coupling.mended] == ["inner"]
+    assert_equals_twin(model, Plan({"a": [0, 2]}), inputs.double(), coupling)
 
 
 def test_shape_that_follows_the_width():

@@ -17,8 +17,9 @@ def contraction(call: Call, algebra: Algebra) -> Planes:
     """(*batch, m, k) x (*batch, k, n) -> (*batch, m, n).
 
     Both operands' planes are laid into the space (*batch, m, k, n). Where they vary along the same dimension they are
-    coupled. A plane over k alone is consumed; one that varies along k and elsewhere (attention: head x head
-    dimension) is tied along k, so that what stays is a label per head.
+    coupled. A plane over k alone is consumed. One that varies along k and elsewhere (attention: head x head dimension)
+    is tied along k, so that what stays is a label per head; or, as the other choice, elsewhere: every head then keeps
+    the same positions.
     """
     return _product(call.args[0], call.args[1], call, algebra)
 
@@ -60,7 +61,10 @@ def _without(plane: Plane, k_dim: int, matched: bool, call: Call, algebra: Algeb
         algebra.pin(plane, f"the other operand of {call.where} does not shrink along")
     if varying(plane) == (k_dim,):
         return plane.narrow(k_dim, 0, 1).expand(plane.shape)
-    return algebra.tie(plane, [k_dim], call, "contraction")
+    if algebra.choose(call.place, "whole") == "whole":
+        return algebra.tie(plane, [k_dim], call, "contraction")
+    plane = algebra.tie(plane, [d for d in varying(plane) if d != k_dim], call, "contraction")
+    return plane.narrow(k_dim, 0, 1).expand(plane.shape)
 
 
 def add_contraction(call: Call, algebra: Algebra) -> Planes:

@@ -44,8 +44,8 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
         outputs = w_out
     else:
         labels = _Grouped(inputs, w_in, w_out, groups, transposed)
-        finer = algebra.choose(call, "groups" if groups >= in_per_group else "positions")
-        outputs = (_whole_groups if finer == "groups" else _positions)(labels, call, algebra)
+        finer = algebra.choose(call.place, "whole" if groups >= in_per_group else "positions")
+        outputs = (_whole_groups if finer == "whole" else _positions)(labels, call, algebra)
     if weight.parameter:
         algebra.mark(w_out, "producer")
         algebra.mark(w_in, "consumer")

@@ -41,11 +41,15 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
             if not partners:
                 result.append(wide)
                 owners.append(value)
+    free: list[Plane] = []
     for plane in result:
-        for value in values:
-            if _blocks(value, plane, shape):
-                algebra.pin(plane, f"meets a tensor of fixed shape {value.shape} in {call.where}")
-    return tuple(algebra.grid(p) for p in result) if len(values) > 1 else tuple(result)
+        blocks = [value for value in values if _blocks(value, plane, shape)]
+        for value in blocks:
+            algebra.pin(plane, f"meets a tensor of fixed shape {value.shape} in {call.where}")
+        if not blocks:
+            # What is pinned is not carried on: it would only tie what it meets later.
+            free.append(plane)
+    return tuple(algebra.grid(p) for p in free) if len(values) > 1 else tuple(free)
 
 
 def _blocks(value: Value, plane: Plane, shape: tuple[int, ...]) -> bool:

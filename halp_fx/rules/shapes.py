@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from torch import fx
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying, vector
 from .channels import beside
@@ -49,26 +52,30 @@ def _by_result(results: list[Any], count: int) -> Planes | list[Planes]:
 
 
 def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
-    """`slice`, `select`, `split`, `unbind` …: a piece of a dimension.
+    """`slice`, `select`, `split`, `unbind` …: pieces of a dimension.
 
-    A piece of a labelled dimension lies at a position that the program computed in a way not seen here. Equal parts
-    are taken to follow the width, as `chunk` does: the i-th slots of all parts go together, so the parts stay equal.
-    Otherwise the channels are pinned.
+    Where the program cuts a labelled dimension is a number of unknown origin. It is taken to follow the width: the
+    pieces keep their proportions, so `c // 4` of c channels go with the other three quarters in units of one and
+    three. If it does not, a trial shows.
     """
     x: Value = call.args[0]
     dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
+    step = int(call.arg(4, "step", 1)) if call.op == "slice" else 1
+    edges = [0, *_cuts(call, x.shape[dim], dim), x.shape[dim]] if x.ndim else []
+    sizes = [b - a for a, b in pairwise(edges)]
     for plane in x.planes:
-        if dim not in varying(plane) or _covers_all(call, x.shape[dim]):
+        if dim not in varying(plane) or (len(sizes) == 1 and step == 1):
             continue
-        parts = _chunks(call, plane, dim)
-        if parts is not None:
-            for part in parts[1:]:
-                algebra.couple(parts[0], part, call, "chunk")
-        elif len(varying(plane)) > 1:
+        split = "split" in call.op
+        if len(varying(plane)) > 1 and not (split and len(set(sizes)) == 1):
             # An index along one side of a grid: every index must keep the same channels.
             algebra.tie(plane, [dim], call, "index")
-        else:
+            continue
+        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes)
+        if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
+        else:
+            algebra.couple(plane, plane.index_select(dim, leaders), call, "chunk")
     return shape_only(call, algebra)
 
 
@@ -83,19 +90,43 @@ _DIM_ARGUMENT = {
 }
 
 
-def _covers_all(call: Call, size: int) -> bool:
-    if call.op != "slice":
-        return False
-    start, end, step = call.arg(2, "start") or 0, call.arg(3, "end"), call.arg(4, "step", 1)
-    return start == 0 and step == 1 and (end is None or end >= size)
-
-
-def _chunks(call: Call, plane: Plane, dim: int) -> list[Plane] | None:
-    """The parts of a split into equal parts, else None. Whether they follow the width is tried out later."""
-    if call.op.removeprefix("unsafe_") not in ("split", "split_with_sizes"):
+def _leaders(sizes: list[int]) -> torch.Tensor | None:
+    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none."""
+    units = math.gcd(*sizes)
+    if units == 1 and set(sizes) != {1}:
         return None
-    parts = list(plane.split(call.args[1], dim))
-    return parts if len({part.shape[dim] for part in parts}) == 1 else None
+    return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
+
+
+def _strided(call: Call, size: int, step: int) -> torch.Tensor | None:
+    """As `_leaders`, for every `step`-th slot: runs of `step` slots stay whole."""
+    whole = (call.arg(2, "start") or 0) < step and size % step == 0
+    return torch.arange(size) // step * step if whole else None
+
+
+def _cuts(call: Call, size: int, dim: int) -> list[int]:
+    """The inner positions at which a dimension is cut, by this call and by other slices of the same tensor."""
+    op = call.op.removeprefix("unsafe_")
+    if op == "split_with_sizes":
+        ends = set(accumulate(call.args[1]))
+    elif op == "split":
+        ends = set(range(call.args[1], size, call.args[1]))
+    elif op == "slice":
+        source = call.node.all_input_nodes[0]
+        same = [n for n in source.users if n.target is call.node.target and n.all_input_nodes[0] is source]
+        ends = {at for n in same for at in _ends(n, size, dim)}
+    else:
+        ends = {1}
+    return sorted(e for e in ends if 0 < e < size)
+
+
+def _ends(node: fx.Node, size: int, dim: int) -> tuple[int, ...]:
+    """Where a `slice(x, dim, start, end)` begins and ends, if it is along `dim`."""
+    given: list[Any] = [*node.args[1:4], *(0, None, None)[len(node.args[1:4]) :]]
+    at, start, end = given
+    if at % len(node.meta["spec"].shape) != dim:
+        return ()
+    return tuple(min(v + size if v < 0 else v, size) for v in (start or 0, size if end is None else end))
 
 
 def stack(call: Call, algebra: Algebra) -> Planes:
@@ -111,14 +142,32 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
     """`index(x, [i, None, j])` and `index_select(x, dim, i)`: the operator runs on the planes if the indices are known.
 
     A labelled dimension may be indexed by constants only if the program computes them from the width; that is tried
-    out later.
+    out later. Where indices are not known, what lies along other dimensions is carried on.
     """
     x: Value = call.args[0]
+    indices = call.tensors()[1:]
+    algebra.pin_all(indices, f"an index of {call.where}")
     plain = _known(call.args[1:])
-    if plain is None or any(v.planes for v in call.tensors()[1:]):
-        algebra.pin_all(call.tensors(), f"{call.where} picks elements by values that are not known")
-        return ()
-    return tuple(algebra.grid(simplify(call.node.target(p, *plain))) for p in x.planes)  # type: ignore[operator]
+    planes = x.planes
+    if plain is None or any(v.planes and not v.parameter for v in indices):
+        indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
+        planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
+        for plane in (p for p in x.planes if indexed & set(varying(p))):
+            algebra.pin(plane, f"{call.where} picks elements by values that are not known")
+        plain = _zeros(call.args[1:])
+    return tuple(algebra.grid(simplify(call.node.target(p, *plain))) for p in planes)  # type: ignore[operator]
+
+
+def _zeros(args: Any) -> list[Any]:
+    """Arguments with zeros for the values of tensors."""
+    return [
+        _zeros(a)
+        if isinstance(a, list | tuple)
+        else torch.zeros(a.shape, dtype=torch.int64)
+        if isinstance(a, Value)
+        else a
+        for a in args
+    ]
 
 
 def _known(args: Any) -> list[Any] | None:

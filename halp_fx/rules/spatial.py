@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, along, compact, varying
+from ..algebra import Algebra, Call, Planes, Value, along, compact, simplify, varying
 from .channels import beside, channel_labels
 from .elementwise import join
 from .registry import register_rule
@@ -35,10 +35,12 @@ def constant_pad(call: Call, algebra: Algebra) -> Planes:
         for i in range(len(pad) // 2):
             dim = x.ndim - 1 - i
             before, after = pad[2 * i], pad[2 * i + 1]
+            if before == after == 0:
+                continue
             if dim in varying(plane):
                 if before < 0 or after < 0:
                     algebra.pin(plane, f"{call.where} cuts at a constant position")
-                plane = torch.nn.functional.pad(plane, [0, 0] * i + [before, after])
+                plane = simplify(torch.nn.functional.pad(plane, [0, 0] * i + [before, after]))
             else:
                 size = list(plane.shape)
                 size[dim] += before + after
