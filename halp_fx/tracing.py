@@ -99,7 +99,10 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    caches = [(c, dict(c)) for m in model.modules() for name, c in vars(m).items() if _is_cache(name, c)]
+    dicts = [
+        d for m in model.modules() for name, d in vars(m).items() if type(d) is dict and name not in _MODULE_TABLES
+    ]
+    caches = [(cache, dict(cache)) for cache in dicts]
     tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
@@ -123,11 +126,6 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for buffer, copy in buffers:
                     if not torch.equal(buffer, copy):
                         buffer.copy_(copy)
-
-
-def _is_cache(name: str, value: Any) -> bool:
-    """Whether an attribute of a module is a dictionary of its own, and not one that `nn.Module` keeps."""
-    return type(value) is dict and name not in _MODULE_TABLES
 
 
 @contextmanager
