@@ -99,9 +99,7 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Give back each module's attributes (modes, caches), changed buffers, and the random state at the end."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    dicts = [
-        d for m in model.modules() for name, d in vars(m).items() if type(d) is dict and name not in _MODULE_TABLES
-    ]
+    dicts = [vars(m)[k] for m in model.modules() for k in vars(m).keys() - _MODULE_TABLES if type(vars(m)[k]) is dict]
     caches = [(cache, dict(cache)) for cache in dicts]
     tables = [(m._buffers, dict(m._buffers)) for m in model.modules() if m._buffers]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
@@ -116,10 +114,8 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
-            for cache, kept in caches:
-                cache.clear()
-                cache.update(kept)
-            for table, kept in tables:
+            for table, kept in (*caches, *tables):
+                table.clear()
                 table.update(kept)
             with torch.no_grad():
                 # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
