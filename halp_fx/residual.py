@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 
 from .branches import Branch, Branches, Replacement
+from .graphs import op_name, unread, written
 from .recording import getitem
 from .types import Axis, Coupling, Member, ModuleCall, Step
 
@@ -58,26 +59,13 @@ def _adds(node: fx.Node) -> bool:
     return all(s is not None and s.shape == out.shape and s.dtype == out.dtype for s in specs)
 
 
-def _unread(graph: fx.Graph) -> set[fx.Node]:
-    """Nodes whose results come to nothing: scratch memory, and views of memory that is written and not read again."""
-    unread: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        schema = getattr(node.target, "_schema", None)
-        lasting = (
-            schema is not None and schema.is_mutable and any(n.op != "call_function" for n in node.all_input_nodes)
-        )
-        if node.op == "call_function" and not lasting and unread.issuperset(node.users):
-            unread.add(node)
-    return unread
-
-
 class _Network:
     """The graph with positions, and the runs of modules as a tree."""
 
     def __init__(self, coupling: Coupling) -> None:
         self.coupling = coupling
         self.nodes: list[fx.Node] = list(coupling.traced.graph.nodes)
-        self.unread = _unread(coupling.traced.graph)
+        self.unread = unread(coupling.traced.graph)
         self.position = {node: i for i, node in enumerate(self.nodes)}
         self.by_name = {node.name: node for node in self.nodes}
         self.calls = coupling.traced.calls
@@ -224,6 +212,10 @@ class _Network:
             for t in self.coupling.traced.tensors
             if t.startswith(f"{call.module}.") and not any(t.startswith(f"{run.module}.") for run in kept)
         )
+        passed = current is add or getattr(current.target, "is_view", False)
+        own = op_name(add) == "add" or add.args[0] is not shortcut
+        if passed and own and (written(current, set()) or written(shortcut, {*inside, add})):
+            steps.append(Step(operator=("clone", "default")))  # What was a tensor of its own must be one.
         replacement = Replacement(call.module, "shortcut", tuple(steps))
         return call.module, (replacement,), self._names({*inside, add}, [call], kept), tensors
 

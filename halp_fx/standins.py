@@ -20,7 +20,7 @@ class Remainder(nn.Module):
 
     def __init__(self, home: nn.Module, steps: Sequence[Step]) -> None:
         super().__init__()
-        self.steps = tuple(steps)
+        self._steps = tuple(steps)
         for step in steps:
             if step.child:
                 child = home.get_submodule(step.child)
@@ -34,7 +34,7 @@ class Remainder(nn.Module):
                 self.get_submodule(step.child).train(home.get_submodule(step.child).training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for step in self.steps:
+        for step in self._steps:
             if step.child:
                 x = getattr(self, step.child)(x)
             else:

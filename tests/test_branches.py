@@ -199,6 +199,35 @@ def test_a_branch_may_begin_before_its_shortcut_is_read():
     assert_dropped_equals_twin(randomized(model).eval(), Plan({}, ("blocks.1",)), IMAGE, coupling)
 
 
+class WritesBehind(Whole):
+    """What a block returned was a tensor of its own, and is written in place while its input is still in use."""
+
+    def forward(self, x):
+        early = self.stem(x)
+        late = self.blocks[1](self.blocks[0](early))
+        late.relu_()
+        return self.head((early * late).mean((2, 3)))
+
+
+class WritesInput(Whole):
+    def forward(self, x):
+        early = self.stem(x)
+        late = self.blocks(early)
+        early.relu_()
+        return self.head((early * late).mean((2, 3)))
+
+
+@pytest.mark.parametrize("kind", [WritesBehind, WritesInput])
+def test_values_that_were_apart_stay_apart(kind):
+    torch.manual_seed(0)
+    model = randomized(kind(Block(), Block())).eval()
+    coupling = halp_fx.channel_groups(model, IMAGE)
+    for names in (("blocks.0",), ("blocks.1",), ("blocks.0", "blocks.1")):
+        small = assert_dropped_equals_twin(model, Plan({}, names), IMAGE, coupling)
+        if kind is WritesBehind:  # The other one does not train as it is either.
+            small.train()(IMAGE).sum().backward()
+
+
 def test_what_follows_the_add_stays_trainable_and_keeps_its_mode():
     model, coupling, _ = found(Normed())
     small = halp_fx.rewrite(model.train(), Plan({}, ("blocks.0",)), IMAGE, coupling=coupling)

@@ -149,6 +149,9 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
     algebra.pin_all(indices, f"an index of {call.where}")
     plain = _known(call.args[1:])
     planes = x.planes
+    if plain is None and any(v.spec.dtype is torch.bool for v in indices):
+        algebra.pin_all((x,), f"{call.where} picks elements by values that are not known")
+        return ()  # Their number is not known either.
     if plain is None or any(v.planes and not v.parameter for v in indices):
         indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
         planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
