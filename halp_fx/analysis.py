@@ -27,8 +27,8 @@ from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Trac
 from .verification import groups_at, takes_sizes, verify
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
-MAX_TRIALS = 40
-"""Trials with one model; when they are used up, what fails is frozen without trying to mend it."""
+MAX_TRIALS = 16
+"""Trials with one model; when they are used up, nothing is mended: what fails is frozen."""
 
 
 def channel_groups(
@@ -57,7 +57,7 @@ def channel_groups(
         failed = trials.first_failure(coupling)
         if failed is None:
             break
-        coupling = trials.mended(coupling, *failed) or trials.frozen(coupling, failed[0])
+        coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
     return coupling
 
 
@@ -73,6 +73,7 @@ class _Trials:
     reasons: dict[Axis, str] = field(default_factory=dict)
     count: int = 0
     accepted: bool = False
+    gave_up: bool = False
     tried: list[tuple[Decisions, Move]] = field(default_factory=list)
 
     def couple(self, decisions: Decisions) -> Coupling:
@@ -104,6 +105,8 @@ class _Trials:
 
     def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
         """With the first proposal that lets the trial get further; None if there is none."""
+        if self.gave_up:
+            return None
         for move in moves(self.model, coupling, error):
             tried, further = self._with(coupling, move, error, number)
             if tried is not None and further is not None and not move.mends:
@@ -131,6 +134,14 @@ class _Trials:
         if move.choices and further is not None and further.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         return tried, None if passed else further
+
+    def unmended(self) -> Coupling | None:
+        """The coupling to start over from when the trials are used up: half of a mended network helps nobody."""
+        if self.gave_up or self.count < MAX_TRIALS:
+            return None
+        self.gave_up, self.accepted = True, False
+        self.reasons.clear()
+        return self.couple(Decisions())
 
     def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""

@@ -223,9 +223,13 @@ def _aliased(call: Call, values: dict[fx.Node, Any], algebra: Algebra) -> Planes
     # An in-place operator writes its first argument.
     before = values[node.args[0]] if name.endswith("_") else old  # type: ignore[index]
     left, right = ([p for p in v.planes if varying(p)] for v in (before, writer))
-    if len(left) == len(right) and all(map(_equal, left, right)):
-        return tuple(old.planes)
-    algebra.pin_all((old, writer), f"memory is shared between views and written by {name} ({node.meta['source']})")
+    reason = f"memory is shared between views and written by {name} ({node.meta['source']})"
+    if all(any(_equal(p, q) for q in left) for p in right):
+        for plane in left:
+            if not any(_equal(plane, q) for q in right):
+                algebra.pin(plane, reason)
+    else:
+        algebra.pin_all((old, writer), reason)
     return tuple(old.planes)
 
 

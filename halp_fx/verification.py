@@ -12,16 +12,16 @@ from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx, nn
 
+from .comparing import check_couplings
 from .coupling import couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
 from .recording import record, written_through_alias
 from .standins import Silent
-from .types import Axis, Coupling, Plan, Traced
+from .types import Coupling, Plan, Traced
 
 _REMEDY = (
     "A constant in the forward may depend on a width: pass ignore=[...] with the layers around it, or compute it "
@@ -96,7 +96,7 @@ def verify(
         _check_outputs(coupling.traced, traced)
     if other_path or takes_sizes(coupling):
         # Otherwise equal shapes mean equal couplings.
-        _check_channels(coupling, couple(traced, decisions=coupling.decisions), plan)
+        check_couplings(coupling, couple(traced, decisions=coupling.decisions), plan)
 
 
 def _first_wrong(node: fx.Node, recorded: fx.Graph, coupling: Coupling, widths: Mapping[str, int]) -> fx.Node:
@@ -218,48 +218,6 @@ def _target(node: fx.Node) -> object:
 
 def operator(node: fx.Node | None) -> str:
     return str(getattr(node.target, "_opname", "")) if node is not None else ""
-
-
-def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
-    """The channels of `after` are those of `before` that the plan keeps: the same slots, coupled alike.
-
-    Axes that are down to one slot have no labels any more, so groups of width 1 are not compared.
-    """
-    old, new = _channel_ids(before, plan), _channel_ids(after, Plan())
-    shared = [axis for axis in old if axis in new and len(old[axis]) == len(new[axis])]
-    if not shared:
-        return
-    a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
-    compared = (a >= 0) & (b >= 0)
-    pairs = np.unique(np.stack([a[compared], b[compared]]), axis=1)
-    # A branch that is gone may have held channels together.
-    whole = bool(plan.dropped) or len(np.unique(pairs[0])) == pairs.shape[1]
-    if whole and pairs.shape[1] == len(np.unique(pairs[1])) and not (compared ^ (a >= 0)).any():
-        return
-    place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
-    repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
-    wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
-    axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
-    raise RewriteError(
-        f"after pruning, the channels of {axis} are coupled to other channels than before. {_REMEDY}",
-        tuple(g.name for g in before.groups if any(m.axis == axis for m in g.members)),
-    )
-
-
-def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
-    """For every axis, the channel (numbered over all groups) of each slot that stays, -1 for none."""
-    sizes = {t: s.shape for t, s in coupling.traced.tensors.items()}
-    ids: dict[Axis, np.ndarray] = {}
-    start = 0
-    for group in coupling.groups:
-        kept = np.asarray(plan[group.name]) if group.name in plan else np.arange(group.size)
-        numbers = np.full(group.size, -2)
-        numbers[kept] = start + kept if len(kept) > 1 else -1
-        for m in group.members:
-            row = ids.setdefault(m.axis, np.full(sizes[m.axis.tensor][m.axis.dim], -1))
-            row[m.slots] = numbers[:, None]
-        start += group.size
-    return {axis: row[row > -2] for axis, row in ids.items()}
 
 
 def _silent(model: nn.Module) -> set[str]:
