@@ -94,10 +94,10 @@ def _check_wiring(before: Coupling, after: Coupling, plan: Plan) -> None:
     x, y = _across(before.links)
     there = several[x] | several[y]
     x, y = np.concatenate([x[there], y[there]]), np.concatenate([y[there], x[there]])
+    met, near = np.sort(_pair(x, y)), np.sort(_pair(x, _axis(y, before)))
     # Of slots that met none of the other's axis, e.g. as they were one head with others, it says nothing.
-    matched = np.isin(_pair(a, _axis(b, before)), _pair(x, _axis(y, before)))
-    matched &= np.isin(_pair(b, _axis(a, before)), _pair(x, _axis(y, before)))
-    wrong = np.flatnonzero(matched & ~np.isin(_pair(a, b), _pair(x, y)))
+    matched = _among(_pair(a, _axis(b, before)), near) & _among(_pair(b, _axis(a, before)), near)
+    wrong = np.flatnonzero(matched & ~_among(_pair(a, b), met))
     if len(wrong):
         raise _miscoupled(before.links.axes[_axis(a[wrong[:1]], before)[0]], "meet other slots", before)
 
@@ -111,6 +111,13 @@ def _several(coupling: Coupling) -> np.ndarray:
 
 def _pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return a << 32 | b
+
+
+def _among(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Which keys are in a sorted array."""
+    if not len(ordered):
+        return np.zeros(len(keys), dtype=bool)
+    return ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys
 
 
 def _axis(labels: np.ndarray, coupling: Coupling) -> np.ndarray:
