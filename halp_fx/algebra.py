@@ -33,7 +33,7 @@ Planes = tuple[Plane, ...]
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """What a rule sees of a tensor: its shape, its planes, and its value if it is a small integer tensor."""
+    """What a rule sees of a tensor: its shape, its planes, and its value if it is a small constant."""
 
     spec: TensorSpec
     planes: Planes = ()

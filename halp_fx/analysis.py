@@ -147,7 +147,8 @@ class _Trials:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
         names = groups_at(error.place, coupling) | set(error.groups)
         names &= {g.name for g in coupling.prunable}
-        reason = f"{CONSTANT}: {error.place[0]} at {error.place[1]}"
+        what = "{} at {}".format(*error.place) if error.place[0] else str(error).splitlines()[0][:200]
+        reason = f"{CONSTANT}: {what}"
         if not names:
             names = {g.name for g in coupling.prunable}
             reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"

@@ -141,6 +141,6 @@ def caller() -> str:
     while frame is not None:
         filename = frame.f_code.co_filename
         if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
-            return f"{filename.rsplit('/', 2)[-2]}/{filename.rsplit('/', 1)[-1]}:{frame.f_lineno}"
+            return f"{'/'.join(filename.rsplit('/', 2)[-2:])}:{frame.f_lineno}"
         frame = frame.f_back
     return ""

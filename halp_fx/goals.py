@@ -97,9 +97,9 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
         return Goals(cost, parse_budget(budget, cost.resource))
     if not budget:
         raise BudgetError('the budget is empty: write e.g. {"latency": "4ms", "params": "50%"}')
-    unknown = [name for name in budget if name not in _DETERMINISTIC and name not in ("latency", cost.resource)]
+    unknown = [name for name in budget if name not in _DETERMINISTIC and name != cost.resource]
     if unknown:
-        known = ", ".join(("latency", *_DETERMINISTIC))
+        known = ", ".join(dict.fromkeys((cost.resource, *_DETERMINISTIC)))
         raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}")
     rest = {name: parse_budget(value, name) for name, value in budget.items()}
     steer = cost.resource if cost.resource in rest else next(iter(rest))

@@ -15,6 +15,7 @@ from fractions import Fraction
 from itertools import islice, product
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from .attributes import follows_tensors
@@ -175,7 +176,7 @@ def _mends(
 
     if isinstance(value, int):
         return [(rank, (mend,)) for mend, rank in matching(value, sizes, None).items()]
-    if not isinstance(value, list | tuple) or not 0 < len(value) <= _MAX_ELEMENTS:
+    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= _MAX_ELEMENTS:
         return []
     placed = [matching(v, sizes[i : i + 1], i) for i, v in enumerate(value)]
     anywhere = [found or matching(value[i], sizes, i) for i, found in enumerate(placed)]

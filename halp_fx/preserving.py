@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import random
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 _INTERNAL = frozenset(vars(nn.Module()))
+_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -26,16 +29,11 @@ def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 def preserved(model: nn.Module) -> Iterator[None]:
     """Give back each module's attributes (modes, caches), changed buffers, and the random states at the end."""
     attributes = [(module, dict(vars(module))) for module in model.modules()]
-    caches = [
-        (cache, cache.copy())
-        for _, found in attributes
-        for name, cache in found.items()
-        if type(cache) in (dict, list, set) and name not in _INTERNAL
-    ]
-    tables: list[tuple[dict[str, Any], dict[str, Any]]] = [
-        (table, dict(table)) for m in model.modules() for table in (m._buffers, m._parameters) if table
-    ]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers() if not buffer.is_meta]
+    own = [value for _, found in attributes for name, value in found.items() if name not in _INTERNAL]
+    tables = [table for module, _ in attributes for table in map(vars(module).get, _TABLES)]
+    containers = [(c, copy.copy(c)) for c in (*tables, *_containers(own))]
+    tensors = (*model.buffers(), *(v for v in own if isinstance(v, torch.Tensor)))
+    values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
     devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
@@ -48,19 +46,24 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
-            for cache, kept in caches:
-                cache.clear()
-                (cache.extend if isinstance(cache, list) else cache.update)(kept)
-            for table, kept in tables:
-                table.clear()
-                table.update(kept)
+            for container, kept in containers:
+                container.clear()
+                (container.extend if isinstance(container, list | deque) else container.update)(kept)
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():
                 # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
-                for buffer, copy in buffers:
-                    if not torch.equal(buffer, copy):
-                        buffer.copy_(copy)
+                for tensor, kept in values:
+                    if not torch.equal(tensor, kept):
+                        tensor.copy_(kept)
+
+
+def _containers(values: Iterable[Any]) -> Iterator[Any]:
+    """Dictionaries, lists and sets among the values, and in them."""
+    for value in values:
+        if isinstance(value, dict | list | set | deque):
+            yield value
+            yield from _containers(value.values() if isinstance(value, dict) else value)
 
 
 @contextmanager

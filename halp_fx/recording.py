@@ -93,7 +93,8 @@ class _Recorder(TorchDispatchMode):
         self.missing = ""
         self._constants = Constants(on_meta)
         self._log = CallLog(self.graph, self._known)
-        self._stack: list[str] = []
+        self._layer: type = type(model)
+        self._stack: list[tuple[str, type]] = []
         self._module_names = {id(m): name for name, m in reversed(list(model.named_modules()))}
         self._originals = dict(named_tensors(model))
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
@@ -117,12 +118,12 @@ class _Recorder(TorchDispatchMode):
         """Follow which module is running. Global hooks leave the model's own hooks alone."""
 
         def enter(module: nn.Module, args: Any) -> None:
-            self._stack.append(self.module)
-            self.module = self._module_names.get(id(module), self.module)
+            self._stack.append((self.module, self._layer))
+            self.module, self._layer = self._module_names.get(id(module), self.module), type(module)
             self._log.enter(module, self._module_names.get(id(module)), args)
 
         def leave(_module: nn.Module, _args: Any, result: Any) -> None:
-            self.module = self._stack.pop()
+            self.module, self._layer = self._stack.pop()
             self._log.leave(result)
 
         handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
@@ -135,8 +136,8 @@ class _Recorder(TorchDispatchMode):
     def placeholder(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        # A fresh object per input: the same tensor may be passed twice.
-        seen = meta_twin(value) if self._constants.on_meta else value.detach()
+        # A fresh tensor per input: the same one may be passed twice, and the forward may write to it.
+        seen = meta_twin(value) if self._constants.on_meta else value.detach().clone()
         node = self.graph.placeholder(f"input_{len(self._nodes)}")
         self._describe(node, seen)
         self._constants.seen(node, value)
@@ -154,6 +155,8 @@ class _Recorder(TorchDispatchMode):
                 raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
         result = shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
+            if written:
+                raise ModelError(f"{func} in {self.module!r} ({caller()}) writes to tensors without returning them")
             return result
         node = self._add(func, node_args, node_kwargs, result)
         for tensor in written:
@@ -267,6 +270,7 @@ class _Recorder(TorchDispatchMode):
 
     def _describe(self, node: fx.Node, value: Any) -> None:
         node.meta["module"] = self.module
+        node.meta["layer"] = self._layer
         node.meta["function"] = self.names.current
         node.meta["source"] = caller() if node.op == "call_function" else ""
         self._set_spec(node, value)

@@ -37,6 +37,22 @@ _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", 
 _TAKES_SIZES |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
 _TAKES_SIZES |= {"index", "index_select", "unsafe_split"}
 
+# Their whole numbers take part in what they compute.
+_COMPUTES = {
+    "full",
+    "new_full",
+    "full_like",
+    "fill",
+    "fill_",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "addmv",
+    "addcmul",
+    "addcdiv",
+}
+_COMPUTES |= {"addcmul_", "addcdiv_", "channel_shuffle", "native_channel_shuffle", "avg_pool2d", "avg_pool3d"}
+
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
 
 
@@ -45,7 +61,8 @@ def verify(
 ) -> None:
     """Check `small` against `plan`.
 
-    Shapes are compared up to the first operator whose result depends on values; couplings throughout.
+    Shapes and numbers are compared up to the first operator whose result depends on values; couplings throughout, if
+    an operator took sizes from an unknown source.
 
     Args:
         meta_only: do not run the network with values if it fails on the meta device, where the original works.
@@ -70,19 +87,21 @@ def verify(
             break
         if old is None or new is None or _target(old) != _target(new):
             # A width of 1 changes strides, and with them how a linear layer is made up: that alone is no mistake.
-            if failure is None:
+            if failure is None and any(len(row) == 1 for row in plan.values()):
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
         spec, expected = new.meta.get("spec"), tuple(e.at(widths) for e in coupling.shapes[old.name])
         if spec is not None and spec.shape != expected:
             recorded = failure.recorded if failure is not None else traced.graph
-            raise _mismatch(_first_wrong(old, recorded, coupling, widths), new, None, coupling, expected)
-        if _numbers(old) != _numbers(new):
+            old, new = _first_wrong(old, new, recorded, coupling, widths)
+            expected = tuple(e.at(widths) for e in coupling.shapes[old.name])
+            raise _mismatch(old, new, None, coupling, expected)
+        if _numbers(old) != _numbers(new) or not _same_values(old, new):
             # E.g. a division by the square root of the number of channels.
             raise RewriteError(
-                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) runs with "
-                f"{_numbers(new)} where it ran with {_numbers(old)}: a value that follows a width",
+                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes with "
+                f"{_numbers(new) or 'other constants'}, not {_numbers(old) or 'the same'}: a value follows a width. {_REMEDY}",
                 _groups_around(old, coupling),
                 place_of(old),
                 old.name,
@@ -95,19 +114,22 @@ def verify(
     if other_path:
         _check_outputs(coupling.traced, traced)
     if other_path or takes_sizes(coupling):
-        # Otherwise equal shapes mean equal couplings.
+        # Otherwise equal shapes and numbers mean equal couplings.
         check_couplings(coupling, couple(traced, decisions=coupling.decisions), plan)
 
 
-def _first_wrong(node: fx.Node, recorded: fx.Graph, coupling: Coupling, widths: Mapping[str, int]) -> fx.Node:
-    """The first view that has another shape than it should; `node`, where that shows, if there is none."""
+def _first_wrong(
+    node: fx.Node, found: fx.Node, recorded: fx.Graph, coupling: Coupling, widths: Mapping[str, int]
+) -> tuple[fx.Node, fx.Node]:
+    """The first view that has another shape than it should, before and after; `node`, where that shows, if there is
+    none."""
     for old, new in zip(coupling.traced.graph.nodes, recorded.nodes, strict=False):
         if old is node or old.target != new.target:
             break
         spec = new.meta.get("spec")
         if is_view(old) and spec is not None and spec.shape != tuple(e.at(widths) for e in coupling.shapes[old.name]):
-            return old
-    return node
+            return old, new
+    return node, found
 
 
 def _next_after(recorded: fx.Graph | None, graph: fx.Graph, silent: set[str]) -> fx.Node:
@@ -141,19 +163,27 @@ def _mismatch(
     coupling: Coupling,
     expected: tuple[int, ...] = (),
 ) -> RewriteError:
-    """The error for the first operator that differs; `old` is missing where the pruned network ran more."""
+    """The error for the first operator that differs; `old` or `new` is missing where one of them ran no further."""
     node = old or new
     assert node is not None
     groups = _groups_above(old, coupling) if old is not None else ()
     if failure is not None:
         return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, place_of(node), node.name)
-    shape = new.meta["spec"].shape if new is not None else ()
+    if old is None or new is None or _target(old) != _target(new):
+        return RewriteError(
+            f"after pruning, {operator(new) or 'nothing'} runs where {operator(old) or 'nothing'} ran, in "
+            f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {_REMEDY}",
+            groups or tuple(g.name for g in coupling.prunable),
+            place_of(node),
+            old.name if old is not None else "",
+        )
+    shape = new.meta["spec"].shape
     return RewriteError(
         f"after pruning, {node.target} in {node.meta.get('module')!r} ({node.meta.get('source')}) should give shape "
         f"{expected}, but gave {shape}. {_REMEDY}",
         groups,
         place_of(node),
-        old.name if old is not None else "",
+        old.name,
     )
 
 
@@ -197,14 +227,25 @@ def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
 
 
 def _numbers(node: fx.Node) -> list[float]:
-    """Numbers that take part in elementwise arithmetic, those in constant one-element tensors too."""
-    if torch.Tag.pointwise not in getattr(node.target, "tags", ()):
-        return []
-    values = [a for a in node.args if isinstance(a, int | float)]
-    for source in node.all_input_nodes:
-        if source.meta.get("fixed") and source.meta["value"].numel() == 1:
-            values.append(source.meta["value"].item())
-    return values
+    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes."""
+    op = operator(node)
+    if op == "native_group_norm":
+        return [node.args[6]]  # type: ignore[list-item]
+    given = (*node.args, *(node.kwargs[name] for name in sorted(node.kwargs)))
+    values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or op in _COMPUTES:
+        return values
+    return [a for a in values if isinstance(a, float)]
+
+
+def _same_values(old: fx.Node, new: fx.Node) -> bool:
+    """Whether the constant tensors that both read are equal; one whose shape follows a width is another matter."""
+    for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False):
+        if a.meta.get("fixed") and b.meta.get("fixed"):
+            first, second = a.meta["value"], b.meta["value"]
+            if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
+                return False
+    return True
 
 
 def _target(node: fx.Node) -> object:
@@ -237,16 +278,14 @@ def _working(graph: fx.Graph, silent: set[str]) -> list[fx.Node]:
 
 
 def takes_sizes(coupling: Coupling) -> bool:
-    """Whether an operator was given sizes or positions, from an unknown source, along an axis that can shrink."""
-    return any(
-        e.terms
-        for node in coupling.traced.graph.nodes
-        if takes_size(node)
-        for n in (node, *node.all_input_nodes)
-        for e in coupling.shapes[n.name]
-    )
+    """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
+    shrink: `C` of an activation may be the size of a view of something else."""
+    return any(map(takes_size, coupling.traced.graph.nodes))
 
 
 def takes_size(node: fx.Node) -> bool:
     """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    if operator(node) == "convolution":
+        # The layers of PyTorch are looked after by the convolution's rule.
+        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
     return operator(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH

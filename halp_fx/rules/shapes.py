@@ -95,6 +95,8 @@ def _leaders(sizes: list[int]) -> torch.Tensor | None:
     units = math.gcd(*sizes)
     if units == 1 and set(sizes) != {1}:
         return None
+    if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
+        return None  # A trial would be left with one unit, which does not show where the pieces begin.
     return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
 
 
