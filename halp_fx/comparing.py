@@ -75,7 +75,8 @@ def _check_wiring(before: Coupling, after: Coupling, plan: Plan) -> None:
     of a network that was pruned may pick others of its slots. Where it has one, `_check_channels` sees all.
     """
     known = {axis: i for i, axis in enumerate(before.links.axes)}
-    removed = removed_slots(before, plan)
+    present = {g.name for g in before.groups}  # Those of dropped branches are not.
+    removed = removed_slots(before, Plan({name: row for name, row in plan.items() if name in present}))
     # Label after pruning -> label before; 0 for axes that are not known.
     origin = np.zeros(int(after.links.starts[-1]), dtype=np.int64)
     for index, axis in enumerate(after.links.axes):

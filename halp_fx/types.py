@@ -76,8 +76,8 @@ class Traced:
         graph: an `fx.Graph` of `call_function` nodes on `torch.ops.aten` overloads. `get_attr` nodes are
             parameters and buffers by their `state_dict` name, `placeholder` nodes the input tensors. Each node's
             `meta` holds `spec` (a `TensorSpec`, or None for a node with several results), `module` (qualified
-            name of the innermost module), `layer` (its class), `function` (the Python function that led to it, e.g. "chunk") and
-            `source` ("file.py:123"); of a node with several results, `results` holds a spec for each.
+            name of the innermost module), `layer` (its class), `function` (the Python function that led to it, e.g.
+            "chunk") and `source` ("file.py:123"); of a node with several results, `results` holds a spec for each.
         tensors: shape and dtype of every parameter and buffer, by `state_dict` name (tied names: the first).
         unused: parameters that this forward did not reach.
         calls: every run of a named module, in the order in which they began.

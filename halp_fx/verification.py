@@ -86,8 +86,9 @@ def verify(
         if new is None and failure is not None:
             break
         if old is None or new is None or _target(old) != _target(new):
-            # A width of 1 changes strides, and with them how a linear layer is made up: that alone is no mistake.
-            if failure is None and any(len(row) == 1 for row in plan.values()):
+            # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped
+            # branch does, too: that alone is no mistake.
+            if failure is None and (plan.dropped or any(len(row) == 1 for row in plan.values())):
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
@@ -99,9 +100,10 @@ def verify(
             raise _mismatch(old, new, None, coupling, expected)
         if _numbers(old) != _numbers(new) or not _same_values(old, new):
             # E.g. a division by the square root of the number of channels.
+            now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
             raise RewriteError(
-                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes with "
-                f"{_numbers(new) or 'other constants'}, not {_numbers(old) or 'the same'}: a value follows a width. {_REMEDY}",
+                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
+                f"with {now}, not {then}: a value follows a width. {_REMEDY}",
                 _groups_around(old, coupling),
                 place_of(old),
                 old.name,

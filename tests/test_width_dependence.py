@@ -1,0 +1,143 @@
+"""Forwards that compute with a width: pruned, they are another function. Frozen or refused, never a wrong network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import assert_equals_twin, half_plan, randomized
+from torch import nn
+
+import halp_fx
+from halp_fx import HalpError, ModelError, Plan
+
+
+class Between(nn.Module):
+    """Something between two convolutions."""
+
+    def __init__(self, function, width=16):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 8, 3), nn.Linear(8, 4)
+        self.function = function
+
+    def forward(self, x):
+        return self.fc(self.second(self.function(self.first(x))).relu().mean((2, 3)))
+
+
+def width(h):
+    return h.shape[1]
+
+
+def branching(h):
+    return torch.relu(h) * 2 if width(h) > 8 else h
+
+
+def looping(h):
+    for _ in range(width(h) // 8):
+        h = torch.sin(h)
+    return h
+
+
+FORWARDS = {
+    "alpha": lambda h: torch.add(h, h.sigmoid(), alpha=1 / width(h)),
+    "addcmul": lambda h: torch.addcmul(h, h, h, value=1 / width(h)),
+    "full, space": lambda h: h * torch.full(h.shape[2:], float(width(h)), dtype=h.dtype),
+    "full, channels": lambda h: h * torch.full((1, width(h), 1, 1), 1 / width(h), dtype=h.dtype),
+    "new_full": lambda h: h / h.new_full((1,), width(h)),
+    "as_tensor": lambda h: h * torch.as_tensor([width(h)] * 6, dtype=h.dtype),
+    "divisor": lambda h: F.avg_pool2d(h, 2, divisor_override=width(h)),
+    "eps": lambda h: F.layer_norm(h, h.shape[2:], eps=1 / width(h)),
+    "norm": lambda h: h * h.norm(p=width(h) / 8, dim=1, keepdim=True),
+    "group norm": lambda h: F.group_norm(h, width(h) // 4),
+    "shuffle": lambda h: F.channel_shuffle(h, width(h) // 4),
+    "slope": lambda h: F.leaky_relu(h, 1 / width(h)),
+    "branch": branching,
+    "loop": looping,
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_frozen_or_refused(name):
+    torch.manual_seed(0)
+    model = randomized(Between(FORWARDS[name])).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    plan = half_plan(coupling)
+    if "first" in coupling.frozen:
+        assert_equals_twin(model, plan, inputs, coupling)
+        return
+    with pytest.raises(HalpError):
+        halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+
+
+def test_a_slice_in_the_middle_of_two_units():
+    """Of two units only one can go, and one that is left does not show where a piece begins."""
+
+    def tripled(h):
+        h = h.clone()
+        h[:, 2:6].mul_(3.0)
+        return h
+
+    model = randomized(Between(tripled, 8)).eval()
+    coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    assert "first" in coupling.frozen
+
+
+def test_attention_whose_scale_follows_the_heads_dimension():
+    def attend(h):
+        n = h.shape[0]
+        q = h.flatten(2).transpose(1, 2).reshape(n, 36, 4, -1).transpose(1, 2).flatten(0, 1)
+        none = torch.zeros(1, 1, 1, dtype=q.dtype)
+        weights = torch.baddbmm(none, q, q.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5).softmax(-1)
+        joined = (weights @ q).reshape(n, 4, 36, -1).transpose(1, 2).reshape(n, 36, -1)
+        return joined.transpose(1, 2).unflatten(2, (6, 6))
+
+    model = randomized(Between(attend)).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert "first" in coupling.frozen
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+def test_inputs_and_attributes_are_given_back():
+    class Counting(Between):
+        def __init__(self):
+            super().__init__(lambda h: h)
+            self.count = torch.zeros(1)
+            self.caches = {"nested": []}
+
+        def forward(self, x):
+            x.mul_(2)
+            self.count += 1
+            self.caches["nested"].append(x)
+            if float(x.sum()) > 1e9:
+                x = x + 1
+            return super().forward(x)
+
+    model, inputs = Counting().eval(), torch.randn(1, 3, 6, 6)
+    before = inputs.clone()
+    halp_fx.channel_groups(model, inputs)
+    assert torch.equal(inputs, before)
+    assert model.count == 0
+    assert model.caches == {"nested": []}
+
+
+def test_in_place_operators_without_a_result_are_refused():
+    def foreach(h):
+        parts = [h.clone()]
+        torch._foreach_mul_(parts, 2.0)
+        return parts[0]
+
+    with pytest.raises(ModelError, match="without returning"):
+        halp_fx.channel_groups(Between(foreach), torch.randn(1, 3, 6, 6))
+
+
+def test_models_of_a_prompt():
+    space: dict[str, object] = {}
+    exec(
+        "from torch import nn\nclass Net(nn.Sequential):\n  def forward(self, x):\n    return super().forward(x) * 2",
+        space,
+    )
+    model = space["Net"](nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    small = halp_fx.rewrite(model, Plan({"0": [0, 3, 5]}), torch.randn(1, 3, 4, 4))
+    assert small[0].out_channels == 3
