@@ -21,7 +21,8 @@ from .errors import HalpError
 from .groups import Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
-from .types import AttributeEdit, Axis, Coupling, Decisions, Links, Tie, Traced
+from .rules.registry import Rule
+from .types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 _FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -92,7 +93,7 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
     kernels = _kernels(traced.graph)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            values[node] = Value(node.meta["spec"], data=_constant(node))
+            values[node] = Value(_filled(node.meta["spec"]), data=_constant(node))
         elif node.op == "get_attr":
             values[node] = _attribute(node, algebra, parameters, kernels)
         elif node.op == "output":
@@ -138,7 +139,7 @@ _CONVOLUTIONS = {"convolution", "_convolution"}
 
 
 def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value], kernels: set[str]) -> Value:
-    spec, data = node.meta["spec"], _constant(node)
+    spec, data = _filled(node.meta["spec"]), _constant(node)
     if node.meta.get("constant"):
         return Value(spec, parameter=True, data=data)
     name = str(node.target)
@@ -157,7 +158,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     if getattr(node.target, "_opname", "") in _FACTORIES and sum(node.meta["spec"].shape) <= _MAX_FACTORY:
-        spec = node.meta["spec"]
+        spec = _filled(node.meta["spec"])
         return Value(spec, algebra.new_planes(node.name, spec.shape, transient=True), True, _constant(node))
     outputs = _output_specs(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
@@ -165,7 +166,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     tensors = call.tensors()
     if node.target is written_through_alias:
         parameter = all(v.parameter for v in tensors)
-        return _checked(node, Value(node.meta["spec"], _aliased(call, values, algebra), parameter))
+        return _checked(node, Value(_filled(node.meta["spec"]), _aliased(call, values, algebra), parameter))
     single = node.meta["spec"] is not None
     planes = _rule_planes(call, tensors, algebra)
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
@@ -181,24 +182,49 @@ def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes |
     algebra.place = call.place
     if not any(v.planes for v in tensors):
         return ()
-    if any(spec is not None and 0 in spec.shape for spec in call.outputs):
-        # Labels of an empty tensor cannot be followed: a detector that found nothing, for one.
-        algebra.pin_all(tensors, f"{call.where} ran on an empty tensor: the example inputs do not exercise it")
-        return ()
     rule = find_rule(call.node.target)
     if rule is not None:
-        return rule(call, algebra)
+        return _of_nothing(call, rule, tensors, algebra) if _empty(call.node) else rule(call, algebra)
     algebra.pin_all(tensors, f"no rule for operator {call.where}")
     if any(algebra.lasting(p) for v in tensors for p in v.planes):
         algebra.notes.setdefault(f"no rule for operator {call.node.target}: what reaches it is frozen ({call.where})")
     return ()
 
 
+def _empty(node: fx.Node) -> bool:
+    """Whether an operator deals with a tensor without elements, e.g. the boxes of a detector that found nothing."""
+    results = node.meta.get("results") or (node.meta["spec"],)
+    specs = (*results, *(n.meta["spec"] for n in node.all_input_nodes))
+    return any(spec is not None and 0 in spec.shape for spec in specs)
+
+
+def _filled(spec: TensorSpec) -> TensorSpec:
+    """Labels of an empty tensor are those that it would have with one element: what is coupled must not depend on
+    how many boxes were found."""
+    return replace(spec, shape=tuple(max(n, 1) for n in spec.shape)) if 0 in spec.shape else spec
+
+
+def _of_nothing(call: Call, rule: Rule, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
+    """A rule on empty tensors, taken to have one element; where its arguments contradict that, nothing is known."""
+    try:
+        planes = rule(call, algebra)
+        rows = planes if isinstance(planes, list) else [planes] * len(call.outputs)
+        fits = all(
+            tuple(p.shape) == spec.shape for spec, row in zip(call.outputs, rows, strict=True) if spec for p in row
+        )
+    except (RuntimeError, IndexError, ValueError):
+        fits = False
+    if fits:
+        return planes
+    algebra.pin_all(tensors, f"{call.where} ran on an empty tensor: the example inputs do not exercise it")
+    return ()
+
+
 def _output_specs(node: fx.Node) -> tuple[Any, ...]:
     """Specs of a node's results, None for those that nothing uses."""
     if node.meta["spec"] is not None:
-        return (node.meta["spec"],)
-    used = {user.args[1]: user.meta["spec"] for user in node.users if user.target is getitem}
+        return (_filled(node.meta["spec"]),)
+    used = {user.args[1]: _filled(user.meta["spec"]) for user in node.users if user.target is getitem}
     declared = len(node.target._schema.returns)  # type: ignore[union-attr]
     count = max([declared, *(int(i) + 1 for i in used)])  # type: ignore[arg-type]
     return tuple(used.get(i) for i in range(count))

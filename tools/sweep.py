@@ -288,7 +288,7 @@ def _run(sender: Connection, library: str, name: str, max_params: float) -> None
 def markdown(rows: list[dict[str, Any]], title: str) -> str:
     from tabulate import tabulate
 
-    table = tabulate([[r[f] for f in FIELDS] for r in rows], headers=FIELDS, tablefmt="github")
+    table = tabulate([[str(r[f])[:120] for f in FIELDS] for r in rows], headers=FIELDS, tablefmt="github")
     return f"# {title}\n\n{summary(rows)}\n\n{table}\n"
 
 
@@ -325,16 +325,17 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="keep the rows of the CSV that are there")
     parser.add_argument("--shuffle", action="store_true", help="in a random order, so that a part is a fair sample")
     parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--table-only", action="store_true", help="check nothing, write the table of the CSV")
     options = parser.parse_args()
     if options.one:
         print(json.dumps(check(options.library, options.one, options.max_params), indent=1))
         return
     rows = []
-    if options.resume and options.csv.exists():
+    if (options.resume or options.table_only) and options.csv.exists():
         with options.csv.open(newline="") as file:
             rows = list(csv.DictReader(file))
     done = {r["model"] for r in rows}
-    left = [n for n in options.only or names(options.library) if n not in done]
+    left = [] if options.table_only else [n for n in options.only or names(options.library) if n not in done]
     if options.shuffle:
         random.Random(0).shuffle(left)
     for module in ("halp_fx", options.library):
