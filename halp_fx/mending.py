@@ -110,7 +110,7 @@ def _groups(node: fx.Node, coupling: Coupling) -> dict[str, None]:
 def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
     """The sizes that an operator deals with: of its result (or of its pieces), of views of it, and of what leads to
     it."""
-    pieces = [coupling.shapes[user.name] for user in node.users] if node.meta["spec"] is None else []
+    pieces = [coupling.shapes[user.name] for user in node.users] if node.meta.get("spec") is None else []
     if pieces:
         dims = [d for d in range(len(pieces[0])) if any(p[d] != coupling.shapes[_source(node).name][d] for p in pieces)]
         found = [piece[d] for d in dims[:1] for piece in pieces]
