@@ -25,7 +25,7 @@ from .rules.registry import Rule
 from .types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
-_FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
 # Longer ones hold no channels.
 _MAX_FACTORY = 1 << 14
 
@@ -157,7 +157,7 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     """The `Value` of a node, or a list of them for an operator with several results."""
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    if getattr(node.target, "_opname", "") in _FACTORIES and sum(node.meta["spec"].shape) <= _MAX_FACTORY:
+    if getattr(node.target, "_opname", "") in FACTORIES and sum(node.meta["spec"].shape) <= _MAX_FACTORY:
         spec = _filled(node.meta["spec"])
         return Value(spec, algebra.new_planes(node.name, spec.shape, transient=True), True, _constant(node))
     outputs = _output_specs(node)

@@ -21,7 +21,7 @@ from torch import fx, nn
 from .attributes import follows_tensors
 from .errors import RewriteError
 from .types import Axis, ChannelGroup, Coupling, Decisions, Extent, Mend, Tie
-from .verification import is_view, place_of, takes_size
+from .verification import groups_of, is_view, place_of, takes_size
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -86,7 +86,7 @@ def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
         failed = next(n for n in alike if n.name == error.node)
         return [[n for n in alike if ordinal[n] == ordinal[failed]]]
     # All shapes are right, but channels are coupled to others than before: something was cut elsewhere.
-    cut = [n for n in nodes if takes_size(n) and set(error.groups) & _groups(n, coupling).keys()]
+    cut = [n for n in nodes if takes_size(n) and not set(error.groups).isdisjoint(groups_of(n, coupling))]
     return [[n for n in cut if place_of(n) == place] for place in dict.fromkeys(map(place_of, cut))]
 
 
@@ -99,12 +99,6 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
         ordinals[node] = seen[module]
         seen[module] += 1
     return ordinals
-
-
-def _groups(node: fx.Node, coupling: Coupling) -> dict[str, None]:
-    """Names of the groups in the shapes of an operator's result and arguments."""
-    shapes = (coupling.shapes[n.name] for n in (node, *node.all_input_nodes))
-    return dict.fromkeys(name for shape in shapes for extent in shape for name, _ in extent.terms)
 
 
 def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
@@ -125,7 +119,7 @@ def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
         found += [e for n in above for e in coupling.shapes[n.name]]
         above = [source for n in above if is_view(n) for source in n.all_input_nodes]
     # Heads, for one, where batch and heads are one dimension.
-    return found + [Extent(0, ((name, 1),)) for name in _groups(node, coupling)]
+    return found + [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
 
 
 def _source(node: fx.Node) -> fx.Node:
@@ -243,7 +237,7 @@ def _ties(node: fx.Node, coupling: Coupling) -> list[Tie]:
     near: dict[str, None] = {}
     level, seen = [node], {node}
     while level and len(near) < _MAX_TIED_GROUPS:
-        near |= {name: None for n in level for name in _groups(n, coupling)}
+        near |= {name: None for n in level for name in groups_of(n, coupling)}
         level = [n for n in dict.fromkeys(a for n in level for a in n.all_input_nodes) if n not in seen]
         seen.update(level)
     names = list(near)[:_MAX_TIED_GROUPS]

@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 
 from .comparing import check_couplings
-from .coupling import couple
+from .coupling import FACTORIES, couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
 from .recording import record, written_through_alias
@@ -34,8 +34,7 @@ _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "s
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
-_TAKES_SIZES |= {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
-_TAKES_SIZES |= {"index", "index_select", "unsafe_split"}
+_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
 
 # Their whole numbers take part in what they compute.
 _COMPUTES = {
@@ -199,7 +198,7 @@ def groups_at(place: tuple[str, str], coupling: Coupling) -> set[str]:
     return {name for node in nodes for name in _groups_above(node, coupling)}
 
 
-def _groups_at(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     """Groups in the shapes of an operator's arguments and result."""
     nodes = [node, *node.all_input_nodes]
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
@@ -221,7 +220,7 @@ def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     """Groups of the nearest operators, going back from this one, that handle any."""
     level = [node]
     while level:
-        names = dict.fromkeys(name for n in level for name in _groups_at(n, coupling))
+        names = dict.fromkeys(name for n in level for name in groups_of(n, coupling))
         if names:
             return tuple(names)
         level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))

@@ -26,6 +26,19 @@ TORCHVISION = (
 )
 
 
+class Net(nn.Module):
+    """Layers and a function of them: `function(self, x)`."""
+
+    def __init__(self, function, **layers):
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
 def randomized(model: nn.Module) -> nn.Module:
     """float64, and nothing at its initial value: a channel that is zero by luck would hide a mistake."""
     generator = torch.Generator().manual_seed(0)

@@ -6,26 +6,13 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from oracle import assert_equals_twin, half_plan, random_plan, randomized
+from oracle import Net, assert_equals_twin, half_plan, random_plan, randomized
 from torch import nn
 from torch.nn import functional as F
 
 import halp_fx
 import halp_fx.types
 from halp_fx import ModelError
-
-
-class Net(nn.Module):
-    """A network from layers and a function: the zoo below stays short."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def conv(inputs, outputs, kernel=1, **kwargs):

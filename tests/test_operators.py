@@ -8,25 +8,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torchvision
-from oracle import assert_equals_twin, half_plan, randomized
+from oracle import Net, assert_equals_twin, half_plan, randomized
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import halp_fx
-
-
-class Net(nn.Module):
-    """Layers and a function of them: `function(self, x)`."""
-
-    def __init__(self, function, **layers):
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            setattr(self, name, layer)
-
-    def forward(self, x):
-        return self.function(self, x)
 
 
 def between(function, inputs=8, outputs=8, **layers):
