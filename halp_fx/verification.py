@@ -33,6 +33,7 @@ _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "s
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
+_FOLLOWS_WIDTH |= {"batch_norm", "instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
 
