@@ -12,8 +12,8 @@ is 512 integers. The dimensions with a stride are those along which it *varies*.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,11 @@ class Algebra:
     transient: set[int] = field(default_factory=set)
     # Planes that were tied, by place in memory; held so that the place is not used again.
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
+
+    def copied(self, choices: Mapping[str, str]) -> Algebra:
+        """The same, to go on with other choices where the rules did not ask for one."""
+        links, pins, notes = list(self.links), list(self.pins), dict(self.notes)
+        return replace(self, links=links, pins=pins, notes=notes, choices={**choices, **self.choices})
 
     def new_planes(self, name: str, shape: Sequence[int], dims: int | None = None, transient: bool = False) -> Planes:
         """Fresh slots for every axis of a parameter or buffer (or only the first `dims`): one plane each."""
