@@ -12,8 +12,8 @@ is 512 integers. The dimensions with a stride are those along which it *varies*.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -144,6 +144,11 @@ class Algebra:
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
     # How many links are in the classes that were last asked for, and these.
     _classes: tuple[int, np.ndarray] = (0, np.array([], dtype=np.int64))
+
+    def copied(self, choices: Mapping[str, str]) -> Algebra:
+        """The same, to go on with other choices where the rules did not ask for one."""
+        links, pins, notes = list(self.links), list(self.pins), dict(self.notes)
+        return replace(self, links=links, pins=pins, notes=notes, choices={**choices, **self.choices})
 
     def new_planes(self, name: str, shape: Sequence[int], dims: int | None = None, transient: bool = False) -> Planes:
         """Fresh slots for every axis of a parameter or buffer (or only the first `dims`): one plane each."""

@@ -8,7 +8,7 @@ Mathematics and invariants: `docs/coupling.md`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,11 +51,39 @@ def couple(
         ModelError: an entry of `ignore` matches nothing.
     """
     decisions = decisions or Decisions()
-    algebra = Algebra(choices=dict(decisions.choices))
+    return settle(propagate(traced, further, decisions.choices), ignore, decisions, frozen)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Propagated:
+    """What the rules found out about a network, before anything is decided about it."""
+
+    traced: Traced
+    further: Sequence[Traced]
+    algebra: Algebra
+    planes: Mapping[fx.Node, Planes]
+
+    def follows(self, choices: Mapping[str, str]) -> bool:
+        """Whether rules that are given these choices would come to the same."""
+        return all(choices.get(place, choice) == choice for place, choice in self.algebra.choices.items())
+
+
+def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, str]) -> Propagated:
+    """The first part of `couple`, which neither ties nor frozen axes change: run the rules of all operators."""
+    algebra = Algebra(choices=dict(choices))
     parameters: dict[str, Value] = {}
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
+    return Propagated(traced, further, algebra, planes)
+
+
+def settle(
+    found: Propagated, ignore: Sequence[str], decisions: Decisions, frozen: Mapping[Axis, str] | None
+) -> Coupling:
+    """The second part of `couple`. `found` stays as it is, and `decisions` must have the choices that it follows."""
+    traced, further, planes = found.traced, found.further, found.planes
+    algebra = found.algebra.copied(decisions.choices)
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
     _settle_grids(algebra)
     _tie(algebra, decisions.ties)
