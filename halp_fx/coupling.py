@@ -75,6 +75,7 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
+    algebra.classes()  # Found once for all that is settled from here.
     return Propagated(traced, further, algebra, planes)
 
 
