@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import random
 from collections import deque
@@ -18,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 _INTERNAL = frozenset(vars(nn.Module()))
+_ORDERED = (list, deque)
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -77,8 +77,8 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
     members = members or Members.of(model)
     attributes = [(module, dict(vars(module))) for module in members.modules.values()]
     own = [value for _, found in attributes for name, value in found.items() if name not in _INTERNAL]
-    tables = [found.get(name) for _, found in attributes for name in _TABLES]
-    containers = [(c, copy.copy(c)) for c in (*tables, *_containers(own))]
+    tables: list[Any] = [found.get(name) for _, found in attributes for name in _TABLES]
+    containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))]
     tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
     values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
     devices = sorted({t.device.index or 0 for t in members.tensors.values() if t.device.type == "cuda"})
@@ -93,9 +93,9 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
-            for container, kept in containers:
+            for container, items in containers:
                 container.clear()
-                (container.extend if isinstance(container, list | deque) else container.update)(kept)
+                (container.extend if isinstance(container, _ORDERED) else container.update)(items)
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():

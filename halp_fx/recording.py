@@ -27,6 +27,7 @@ from .types import ModuleCall, TensorSpec, Traced
 
 # Arguments that are written down as they are; most are of these types.
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+_SEQUENCES = (list, tuple)
 
 # `batch_norm` makes an empty tensor for a backward pass in another library and never returns it.
 _EMPTY = torch.ops.aten.empty.memory_format
@@ -165,7 +166,7 @@ class _Recorder(TorchDispatchMode):
         if func is _EMPTY and self.names.current in _RESERVING:
             return func(*args, **kwargs)
         # Arguments are looked up first: an in-place operator returns one of them.
-        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
+        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs) if kwargs else {}
         places = _written(func)
         written = _tensors_at(places, args, kwargs) if places else []
         for tensor in written:
@@ -222,8 +223,8 @@ class _Recorder(TorchDispatchMode):
             return value
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
-        if isinstance(value, list | tuple):
-            return [self._lookup(v) for v in value]
+        if isinstance(value, _SEQUENCES):
+            return [v if type(v) in _PLAIN else self._lookup(v) for v in value]
         if isinstance(value, Mapping):
             return {k: self._lookup(v) for k, v in value.items()}
         return value
@@ -251,7 +252,8 @@ class _Recorder(TorchDispatchMode):
         elif id(tensor) in self._attributes:
             name = self._attributes[id(tensor)]
             self.reached.add(name)
-            node = self.graph.create_node("get_attr", name)
+            # Not given, fx makes the same name of it in more steps.
+            node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
         elif (alias := self._alias(tensor)) is not None:
@@ -295,15 +297,13 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _describe(self, node: fx.Node, value: Any) -> None:
-        node.meta["module"] = self.module
-        node.meta["layer"] = self._layer
-        node.meta["function"] = self.names.current
-        node.meta["source"] = caller() if node.op == "call_function" else ""
+        source = caller() if node.op == "call_function" else ""
+        node.meta.update(module=self.module, layer=self._layer, function=self.names.current, source=source)
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
         node.meta["spec"] = self._spec(value)
-        if isinstance(value, tuple | list):
+        if isinstance(value, _SEQUENCES):
             node.meta["results"] = tuple(map(self._spec, value))
 
     def _spec(self, value: Any) -> TensorSpec | None:

@@ -79,10 +79,11 @@ def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
             continue
         if group.frozen is not None:
             raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
-        gone = np.ones(group.size, dtype=bool)
-        gone[list(kept)] = False
+        stays = np.zeros(group.size, dtype=bool)
+        stays[list(kept)] = True
+        gone = np.flatnonzero(~stays)
         for member in group.members:
-            dead.setdefault(member.axis, []).append(member.slots[gone].reshape(-1))
+            dead.setdefault(member.axis, []).append(member.slots.take(gone, axis=0).reshape(-1))
     # Stable: the slots of a group mostly ascend.
     return {axis: np.sort(np.concatenate(parts), kind="stable") for axis, parts in dead.items()}
 
