@@ -2,7 +2,8 @@
 
 PyTorch runs many of them through Python decompositions that take up to 2 ms a call, more than everything else that
 recording a node costs. What is not covered here takes that way, too: a rule returns None on any doubt. Rules give the
-shapes, strides and dtypes of those decompositions (not of the kernels that really run, which may keep another layout).
+shapes, strides and dtypes of those decompositions (not of the kernels that really run, which may keep another layout),
+except for convolutions: PyTorch's inference loses channels last there, and a layer must be timed in the layout it has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 aten = torch.ops.aten
 
@@ -184,6 +186,11 @@ def _convolution(
     x: torch.Tensor, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any
 ) -> Any:
     dims = x.dim() - 2
+    layout = _layout_of_convolution(x, weight)
+    if layout is not None:
+        settings = (bias, stride, padding, dilation, transposed, *args)
+        plain = aten.convolution.default(x.contiguous(), weight.contiguous(), *settings)
+        return torch.empty_like(plain, memory_format=layout)
     if transposed or not weight.is_meta or x.dtype != weight.dtype or weight.dim() != x.dim():
         return None
     if weight.shape[1] * args[1] != x.shape[1]:
@@ -193,6 +200,14 @@ def _convolution(
     sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
     inner = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
     return _empty((x.shape[0], weight.shape[0], *inner), x.dtype) if min(inner) > 0 and weight.shape[0] else None
+
+
+def _layout_of_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.memory_format | None:
+    """Channels last, if the input or the weight says so, as the libraries of CPU and GPU have it."""
+    if _dense(x) and _dense(weight):
+        return None
+    formats = [suggest_memory_format(t) for t in (x, weight) if t.dim() in (4, 5)]
+    return next((f for f in formats if f is not torch.contiguous_format), None)
 
 
 def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Any:
