@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .tags import Source, active, sources_of
 from .types import ModuleCall
 
 Known = fx.Node | tuple[fx.Node, int] | None
@@ -114,23 +115,34 @@ def _name(known: Known) -> str | None:
 _WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
+_SIZES = frozenset({torch.Tensor.size, torch.Tensor.shape.__get__})  # type: ignore[attr-defined]
+
+
 class PythonNames(TorchFunctionMode):
     """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
     `split`, but only one of them follows the width)."""
 
-    def __init__(self, whole: Callable[[Any, Any], Any]) -> None:
-        """`whole(packet, args)` runs an operator that PyTorch would take to pieces."""
+    def __init__(self, whole: Callable[[Any, Any], Any], sized: Callable[[Any, Any], Any]) -> None:
+        """`whole(packet, args)` runs an operator that PyTorch would take to pieces; `sized(args, result)` is told
+        about each size that the program reads."""
         super().__init__()
         self.current = ""
+        # Of the numbers that the function was given; and that the last one was given, if it failed.
+        self.sources: frozenset[Source] = frozenset()
+        self.failed: frozenset[Source] | None = None
         self._whole = whole
+        self._sized = sized
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The mode is off inside this call, so only the outermost function gets here.
         self.current = getattr(func, "__name__", "")
+        self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
         try:
             if self.current in _WHOLE:
                 return self._whole(_WHOLE[self.current], args)
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            self.failed = None
+            return self._sized(args, result) if func in _SIZES else result
         finally:
             self.current = ""
 

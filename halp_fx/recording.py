@@ -22,6 +22,7 @@ from .calls import CallLog, PythonNames, caller
 from .constants import Constants
 from .errors import ModelError, TraceError
 from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
+from .tags import active, with_sizes
 from .types import ModuleCall, TensorSpec, Traced
 
 
@@ -66,6 +67,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int
                 f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{where}: {error}\n"
                 "Pass example_inputs with which model(*example_inputs) runs.",
                 recorder.graph,
+                recorder.names.failed,
             ) from error
         recorder.finish(result)
     if recorder.missing:
@@ -86,7 +88,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, on_meta: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = PythonNames(self.whole)
+        self.names = PythonNames(self.whole, self.sized)
         self.module = ""
         self.reached: set[str] = set()
         self.calls: tuple[ModuleCall, ...] = ()
@@ -100,6 +102,8 @@ class _Recorder(TorchDispatchMode):
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
         self._attributes: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
+        # Of parameters that have no node yet.
+        self._sizes_read: dict[int, set[int]] = {}
         # id(tensor) -> (tensor, node, writes to its memory that the node knows of). The tensor is held so that its
         # id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
@@ -173,6 +177,18 @@ class _Recorder(TorchDispatchMode):
         self._add(func, node_args, {}, result)
         return result
 
+    def sized(self, args: Any, result: Any) -> Any:
+        """The program reads sizes of a tensor: `meta` of its node says of which dimensions. A parameter of which
+        nothing else is read gets no node."""
+        dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
+        known = self._known(args[0])
+        if known is None:
+            self._sizes_read.setdefault(id(args[0]), set()).update(dims)
+            return result
+        node = known if isinstance(known, fx.Node) else self._node_of(args[0])
+        node.meta.setdefault("sizes_read", set()).update(dims)
+        return with_sizes(result, node, dims) if active() else result
+
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
         node = self.graph.create_node("call_function", func, tuple(node_args), node_kwargs, func._opname)
         self._describe(node, result)
@@ -227,6 +243,7 @@ class _Recorder(TorchDispatchMode):
             name = self._attributes[id(tensor)]
             self.reached.add(name)
             node = self.graph.create_node("get_attr", name)
+            node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
         elif (alias := self._alias(tensor)) is not None:
@@ -272,6 +289,8 @@ class _Recorder(TorchDispatchMode):
         node.meta["module"] = self.module
         node.meta["layer"] = self._layer
         node.meta["function"] = self.names.current
+        if self.names.sources:
+            node.meta["sources"] = self.names.sources
         node.meta["source"] = caller() if node.op == "call_function" else ""
         self._set_spec(node, value)
 
