@@ -167,13 +167,12 @@ class _Recorder(TorchDispatchMode):
             self._after_write(tensor, node)
         return result
 
-    def whole(self, packet: Any, args: Any) -> Any:
-        """Run an operator that PyTorch would take to pieces, and write it down as one."""
-        # A packed sequence has batch sizes in second place, and no `batch_first`.
-        func = packet.data if isinstance(args[3], list | tuple) else packet.input
+    def whole(self, func: Any, args: Any, result: Any) -> Any:
+        """Run an operator that PyTorch would take to pieces, unless its result is known, and write it down as one."""
         node_args = self._lookup(args)
-        with _disable_current_modes():
-            result = func(*args)
+        if result is None:
+            with _disable_current_modes():
+                result = func(*args)
         self._add(func, node_args, {}, result)
         return result
 
