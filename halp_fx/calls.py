@@ -121,7 +121,8 @@ def _overload(name: str, args: Any) -> Any:
     return _WHOLE[name].data if isinstance(args[3], list | tuple) else _WHOLE[name].input
 
 
-_SIZES = frozenset({torch.Tensor.size, torch.Tensor.shape.__get__})  # type: ignore[attr-defined]
+_READERS = ("size", "numel", "nelement", "__len__")
+_SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), torch.Tensor.shape.__get__, torch.numel))  # type: ignore[attr-defined]
 
 
 class PythonNames(TorchFunctionMode):

@@ -9,7 +9,7 @@ all modules that run the same line of the program at once; `analysis` tries them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice, product
@@ -74,10 +74,11 @@ def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], er
     if needed:
         yield from ties
     if given:
-        yield from _given_moves(model, coupling, nodes, given, _RATIOS[:1])
+        likely, others = _given_moves(model, coupling, nodes, given)
+        yield from likely
         if not needed:
             yield from ties
-        yield from _given_moves(model, coupling, nodes, given, _RATIOS[1:])
+        yield from others
     else:
         edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
         yield from edits
@@ -94,10 +95,8 @@ def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator
     for nodes in _places(coupling, error)[:1]:
         given = _given(nodes, error)
         if given:
-            found = (
-                m for ratios in (_RATIOS[:1], _RATIOS[1:]) for m in _given_moves(model, coupling, nodes, given, ratios)
-            )
-            yield from islice(found, MAX_EDITS)
+            likely, others = _given_moves(model, coupling, nodes, given)
+            yield from (*likely, *others)[:MAX_EDITS]
         elif not error.by_value:
             yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
 
@@ -117,44 +116,57 @@ def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str
 
 
 def _given_moves(
-    model: nn.Module,
-    coupling: Coupling,
-    nodes: Sequence[fx.Node],
-    given: Sequence[tuple[int, str, str]],
-    ratios: Sequence[Fraction],
-) -> Iterator[Move]:
-    """Each of these attributes with the size it most likely stands for at every operator, and all of them at once;
-    then with the next likely size, and so on. One that follows another size by now ties the two."""
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], given: Sequence[tuple[int, str, str]]
+) -> tuple[list[Move], list[Move]]:
+    """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
+    size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
+
+    An attribute that follows another size by now ties the two.
+    """
     modules, widths = dict(model.named_modules()), coupling.widths()
-    mended = coupling.decisions.mends
-    # By attribute, operator, likelihood: what it follows, and what it might.
-    rows: list[list[list[tuple[tuple[Mend, ...], tuple[Mend, ...]]]]] = []
+    # By attribute and operator, the likeliest first: what it might follow.
+    rows: list[list[list[tuple[bool, tuple[Mend, ...]]]]] = []
     for level, path, attribute in given:
         found = []
         for node in nodes:
             above = list(_owners(str(node.meta.get("module", ""))))
             owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
-            value = getattr(modules.get(owner), attribute, None) if owner is not None else None
-            if value is not None and owner is not None:
-                sizes = _sizes(node, coupling)
+            if owner is None or not hasattr(modules.get(owner), attribute):
+                continue
+            sizes, value = _sizes(node, coupling), getattr(modules[owner], attribute)
+            known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute))
+            ways = []
+            for ratios in (_RATIOS[:1], _RATIOS[1:]):
                 likely = sorted(
                     _mends(owner, attribute, value, sizes, coupling, widths, ratios), key=lambda way: way[0]
                 )
-                known = tuple(m for m in mended if (m.module, m.attribute) == (owner, attribute))
-                found.append([(known, mends) for _, mends in likely])
-        rows.append([ways for ways in found if ways])
+                ways += [(ratios == _RATIOS[:1], known + mends) for _, mends in likely]
+            if ways:
+                found.append(ways)
+        if found:
+            rows.append(found)
+    first: list[Move] = []
+    later: list[Move] = []
     for k in range(max((len(ways) for row in rows for ways in row), default=0)):
-        at_once = []
-        for row in rows:
-            if any(k < len(ways) for ways in row):
-                move = Move()
-                for ways in row:
-                    for mends in ways[min(k, len(ways) - 1)]:
-                        move = _merged(move, mends)
-                at_once.append(move)
-        yield from at_once
+        best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
+        at_once = [_joined(mends for _, mends in row) for row in best]
+        for row, move in zip(best, at_once, strict=True):
+            (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
         if len(at_once) > 1:
-            yield _union(at_once)
+            (later if k else first).append(_union(at_once))
+    return list(_distinct(first)), list(_distinct(later))
+
+
+def _joined(rows: Iterable[tuple[Mend, ...]]) -> Move:
+    move = Move()
+    for mends in rows:
+        for mend in mends:
+            move = _merged(move, (mend,))
+    return move
+
+
+def _distinct(found: Sequence[Move]) -> Iterator[Move]:
+    return (move for i, move in enumerate(found) if move not in found[:i])
 
 
 def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
