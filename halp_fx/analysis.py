@@ -23,7 +23,7 @@ from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
 from .preserving import hollow
 from .slicing import shrink
-from .tags import tagging
+from .tags import FromAttribute, tagging
 from .tracing import further_traces, trace
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, reads_widths, takes_sizes, verify
@@ -122,7 +122,9 @@ class _Trials:
         if self.gave_up:
             return None
         for move in moves(self.model, coupling, error):
-            tried, further = self._with(coupling, move, error, number)
+            tried, further = self._tied(coupling, move, error, number)
+            if tried is None or further is not None:
+                tried, further = self._with(coupling, move, error, number)
             if tried is not None and further is not None and not move.mends:
                 found = (self._with(tried, edit, error, number) for edit in edits(self.model, tried, further))
                 tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
@@ -130,6 +132,16 @@ class _Trials:
                 self.accepted = True
                 return tried
         return None
+
+    def _tied(
+        self, coupling: Coupling, move: Move, error: RewriteError, number: int
+    ) -> tuple[Coupling | None, RewriteError | None]:
+        """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
+        if not move.ties or move.mends or not any(isinstance(s, FromAttribute) for s in error.sources):
+            return None, None
+        tied = self.couple(move.applied(coupling.decisions))
+        edit = next(edits(self.model, tied, error), None)
+        return (None, None) if edit is None else self._with(tied, edit, error, number)
 
     def _with(
         self, coupling: Coupling, move: Move, error: RewriteError, number: int
