@@ -11,20 +11,22 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-from .coupling import couple, with_mends
+from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
 from .preserving import hollow
 from .slicing import shrink
+from .tags import FromAttribute, tagging
 from .tracing import further_traces, trace
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
-from .verification import groups_at, takes_sizes, verify
+from .verification import groups_at, reads_widths, takes_sizes, verify
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
@@ -53,7 +55,7 @@ def channel_groups(
     coupling = trials.couple(like.decisions if like is not None else Decisions())
     if unseen:
         coupling = trials.freeze(coupling, coupling.prunable, unseen)
-    while takes_sizes(coupling) and coupling.prunable:
+    while coupling.prunable and (takes_sizes(coupling) or reads_widths(coupling)):
         failed = trials.first_failure(coupling)
         if failed is None:
             break
@@ -75,40 +77,54 @@ class _Trials:
     accepted: bool = False
     gave_up: bool = False
     tried: list[tuple[Decisions, Move]] = field(default_factory=list)
+    propagated: Propagated | None = None
+    # The coupling that was tried last, and what came of its trials.
+    last: Coupling | None = None
+    outcomes: dict[int, RewriteError | None] = field(default_factory=dict)
 
     def couple(self, decisions: Decisions) -> Coupling:
-        return couple(self.traced, self.ignore, self.further, decisions, self.reasons)
+        if self.propagated is None or not self.propagated.follows(decisions.choices):
+            self.propagated = propagate(self.traced, self.further, decisions.choices)
+        return settle(self.propagated, self.ignore, decisions, self.reasons)
 
     def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
         """The error of the first trial that fails, and which one that was."""
         decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
+        # Couplings are compared once, in the last trial.
         for number in (0, 1) if decided else (0,):
-            error = self.run(coupling, number)
+            error = self.run(coupling, number, couplings=not decided or number == 1)
             if error is not None:
                 return error, number
         return None
 
-    def run(self, coupling: Coupling, number: int) -> RewriteError | None:
-        """One trial; None if it succeeds. Without values, unless the forward needs them."""
-        plan = (_shares if number == 0 else _drawn)(coupling)
-        self.count += 1
-        try:
-            if self.traced.on_meta:
-                with hollow(self.model, floating=True):
-                    small = shrink(self.model, plan, coupling)
-                verify(small, plan, coupling, self.example_inputs, meta_only=True)
-            else:
-                verify(shrink(self.model, plan, coupling), plan, coupling, self.example_inputs)
-        except RewriteError as error:
-            return error
-        return None
+    def run(self, coupling: Coupling, number: int, couplings: bool) -> RewriteError | None:
+        """One trial, unless it is known what comes of it; None if it succeeds."""
+        if self.last is not coupling:
+            self.last, self.outcomes = coupling, {}
+        if number not in self.outcomes:
+            self.count += 1
+            try:
+                self._verify((_shares if number == 0 else _drawn)(coupling), coupling, couplings)
+                self.outcomes[number] = None
+            except RewriteError as error:
+                self.outcomes[number] = error
+        return self.outcomes[number]
+
+    def _verify(self, plan: Plan, coupling: Coupling, couplings: bool) -> None:
+        """Build the small network and run it with tagged numbers; without values, unless the forward needs them."""
+        with hollow(self.model, floating=True) if self.traced.on_meta else nullcontext():
+            small = shrink(self.model, plan, coupling)
+        with tagging(small):
+            verify(small, plan, coupling, self.example_inputs, meta_only=self.traced.on_meta, couplings=couplings)
 
     def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
         """With the first proposal that lets the trial get further; None if there is none."""
         if self.gave_up:
             return None
         for move in moves(self.model, coupling, error):
-            tried, further = self._with(coupling, move, error, number)
+            tried, further = self._tied(coupling, move, error, number)
+            if tried is None or further is not None:
+                tried, further = self._with(coupling, move, error, number)
             if tried is not None and further is not None and not move.mends:
                 found = (self._with(tried, edit, error, number) for edit in edits(self.model, tried, further))
                 tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
@@ -116,6 +132,16 @@ class _Trials:
                 self.accepted = True
                 return tried
         return None
+
+    def _tied(
+        self, coupling: Coupling, move: Move, error: RewriteError, number: int
+    ) -> tuple[Coupling | None, RewriteError | None]:
+        """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
+        if not move.ties or move.mends or not any(isinstance(s, FromAttribute) for s in error.sources):
+            return None, None
+        tied = self.couple(move.applied(coupling.decisions))
+        edit = next(edits(self.model, tied, error), None)
+        return (None, None) if edit is None else self._with(tied, edit, error, number)
 
     def _with(
         self, coupling: Coupling, move: Move, error: RewriteError, number: int
@@ -129,7 +155,7 @@ class _Trials:
         tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
         if not tried.prunable or len(tried.mended) < len(decisions.mends):
             return None, None
-        further = self.run(tried, number)
+        further = self.run(tried, number, couplings=number == 1 or not error.node)
         passed = further is None or self._position(further) > self._position(error)
         if move.choices and further is not None and further.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
@@ -145,7 +171,7 @@ class _Trials:
 
     def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
-        names = groups_at(error.place, coupling) | set(error.groups)
+        names = groups_at(error, coupling) | set(error.groups)
         names &= {g.name for g in coupling.prunable}
         what = "{} at {}".format(*error.place) if error.place[0] else str(error).splitlines()[0][:200]
         reason = f"{CONSTANT}: {what}"

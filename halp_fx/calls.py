@@ -16,9 +16,11 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from .tags import Source, active, sources_of
 from .types import ModuleCall
 
 Known = fx.Node | tuple[fx.Node, int] | None
@@ -119,25 +121,61 @@ def _name(known: Known) -> str | None:
 _WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
 
 
+def _overload(name: str, args: Any) -> Any:
+    # A packed sequence has batch sizes in second place, and no `batch_first`.
+    return _WHOLE[name].data if isinstance(args[3], list | tuple) else _WHOLE[name].input
+
+
+_READERS = ("size", "numel", "nelement", "__len__")
+_SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), torch.Tensor.shape.__get__, torch.numel))  # type: ignore[attr-defined]
+
+
 class PythonNames(TorchFunctionMode):
     """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
     `split`, but only one of them follows the width)."""
 
-    def __init__(self, whole: Callable[[Any, Any], Any]) -> None:
-        """`whole(packet, args)` runs an operator that PyTorch would take to pieces."""
+    def __init__(self, whole: Callable[[Any, Any, Any], Any], sized: Callable[[Any, Any], Any]) -> None:
+        """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
+        unless there is a result; `sized(args, result)` is told about each size that the program reads."""
         super().__init__()
         self.current = ""
+        # Of the numbers that the function was given; and that the last one was given, if it failed.
+        self.sources: frozenset[Source] = frozenset()
+        self.failed: frozenset[Source] | None = None
         self._whole = whole
+        self._sized = sized
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The mode is off inside this call, so only the outermost function gets here.
         self.current = getattr(func, "__name__", "")
+        self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
         try:
             if self.current in _WHOLE:
-                return self._whole(_WHOLE[self.current], args)
-            return func(*args, **(kwargs or {}))
+                return self._whole(_overload(self.current, args), args, None)
+            if func is batch_norm and args[0].numel() == 0:
+                return self._normalized(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            self.failed = None
+            return self._sized(args, result) if func in _SIZES else result
         finally:
             self.current = ""
+
+    def _normalized(
+        self,
+        x: torch.Tensor,
+        mean: Any,
+        var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        """A batch norm of an empty tensor, where PyTorch reads but one element of each parameter: they are coupled
+        like those of any other."""
+        args = (x, weight, bias, mean, var, training, momentum, eps)
+        result = (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
+        return self._whole(torch.ops.aten.native_batch_norm.default, args, result)[0]
 
 
 def caller() -> str:

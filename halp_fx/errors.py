@@ -20,11 +20,14 @@ class TraceError(ModelError):
 
     Attributes:
         recorded: the `fx.Graph` of what ran before the failure.
+        sources: of the numbers that the failing function was given, in a trial (see `tags`); None if no function of
+            PyTorch failed.
     """
 
-    def __init__(self, message: str, recorded: Any = None) -> None:
+    def __init__(self, message: str, recorded: Any = None, sources: frozenset[Any] | None = None) -> None:
         super().__init__(message)
         self.recorded = recorded
+        self.sources = sources
 
 
 class PlanError(HalpError):
@@ -69,6 +72,7 @@ class RewriteError(HalpError):
         place: (operator, source line) where it fails.
         node: the operator in the trace of the original network, "" if there is none.
         by_value: whether it runs with another number than before, one that follows a width.
+        sources: of the numbers that the operator was given, in a trial (see `tags`).
     """
 
     def __init__(
@@ -78,9 +82,11 @@ class RewriteError(HalpError):
         place: tuple[str, str] = ("", ""),
         node: str = "",
         by_value: bool = False,
+        sources: frozenset[Any] = frozenset(),
     ) -> None:
         super().__init__(message)
         self.groups = groups
         self.place = place
         self.node = node
         self.by_value = by_value
+        self.sources = sources

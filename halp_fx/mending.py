@@ -9,7 +9,7 @@ all modules that run the same line of the program at once; `analysis` tries them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice, product
@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from .attributes import follows_tensors
 from .errors import RewriteError
+from .tags import MAX_ELEMENTS, FromAttribute, FromSize
 from .types import Axis, ChannelGroup, Coupling, Decisions, Extent, Mend, Tie
 from .verification import groups_of, is_view, place_of, takes_size
 
@@ -32,7 +33,6 @@ MAX_EDITS = 4
 _OTHER = {"whole": "positions", "positions": "whole"}
 _RATIOS = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3), Fraction(4), Fraction(1, 4))
 _MAX_TIED_GROUPS = 4
-_MAX_ELEMENTS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +56,117 @@ class Move:
 def moves(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
     """Proposals for a failing operator, the likeliest first: attributes that equal a size there, ties to groups
     further up, all these attributes at once, attributes that equal a simple multiple of a size; then the other choice
-    of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension))."""
+    of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension)).
+
+    Where tags say which attributes the operator was given, or which sizes, only these are proposed.
+    """
     for nodes in _places(coupling, error):
-        yield from islice(_moves_at(model, coupling, nodes), MAX_MOVES)
+        yield from islice(_moves_at(model, coupling, nodes, error), MAX_MOVES)
 
 
-def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> Iterator[Move]:
-    edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
-    yield from edits
-    yield from _tie_moves(coupling, nodes)
-    if len(edits) > 1:
-        yield _union(edits)
-    yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
+def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> Iterator[Move]:
+    given = _given(nodes, error)
+    if error.by_value and not given:
+        # The operator computes with a size: at no other width does it compute the same.
+        yield from _flip_moves(model, coupling, nodes)
+        return
+    ties, needed = _tie_moves(coupling, nodes, error)
+    if needed:
+        yield from ties
+    if given:
+        likely, others = _given_moves(model, coupling, nodes, given)
+        yield from likely
+        if not needed:
+            yield from ties
+        yield from others
+    else:
+        edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
+        yield from edits
+        if not needed:
+            yield from ties
+        if len(edits) > 1:
+            yield _union(edits)
+        yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
     yield from _flip_moves(model, coupling, nodes)
 
 
 def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
     """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
     for nodes in _places(coupling, error)[:1]:
-        yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+        given = _given(nodes, error)
+        if given:
+            likely, others = _given_moves(model, coupling, nodes, given)
+            yield from (*likely, *others)[:MAX_EDITS]
+        elif not error.by_value:
+            yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+
+
+def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str, str]]:
+    """The attributes that the failing operator was given: how many levels above its module they are, by what path
+    down from there, and their names. So they can be found where other modules run the same line."""
+    module = next((str(n.meta.get("module", "")) for n in nodes if n.name == error.node), None)
+    found = {(s.module, s.attribute) for s in error.sources if isinstance(s, FromAttribute)}
+    if module is None:
+        return []
+    given = []
+    for owner, attribute in sorted(found):
+        common = next(o for o in _owners(module) if not o or owner == o or owner.startswith(f"{o}."))
+        given.append((list(_owners(module)).index(common), owner[len(common) :].lstrip("."), attribute))
+    return sorted(given)
+
+
+def _given_moves(
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], given: Sequence[tuple[int, str, str]]
+) -> tuple[list[Move], list[Move]]:
+    """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
+    size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
+
+    An attribute that follows another size by now ties the two.
+    """
+    modules, widths = dict(model.named_modules()), coupling.widths()
+    # By attribute and operator, the likeliest first: what it might follow.
+    rows: list[list[list[tuple[bool, tuple[Mend, ...]]]]] = []
+    for level, path, attribute in given:
+        found = []
+        for node in nodes:
+            above = list(_owners(str(node.meta.get("module", ""))))
+            owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
+            if owner is None or not hasattr(modules.get(owner), attribute):
+                continue
+            sizes, value = _sizes(node, coupling), getattr(modules[owner], attribute)
+            known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute))
+            ways = []
+            for ratios in (_RATIOS[:1], _RATIOS[1:]):
+                likely = sorted(
+                    _mends(owner, attribute, value, sizes, coupling, widths, ratios), key=lambda way: way[0]
+                )
+                ways += [(ratios == _RATIOS[:1], known + mends) for _, mends in likely]
+            if ways:
+                found.append(ways)
+        if found:
+            rows.append(found)
+    first: list[Move] = []
+    later: list[Move] = []
+    for k in range(max((len(ways) for row in rows for ways in row), default=0)):
+        best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
+        at_once = [_joined(mends for _, mends in row) for row in best]
+        for row, move in zip(best, at_once, strict=True):
+            (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
+        if len(at_once) > 1:
+            (later if k else first).append(_union(at_once))
+    return list(_distinct(first)), list(_distinct(later))
+
+
+def _joined(rows: Iterable[tuple[Mend, ...]]) -> Move:
+    move = Move()
+    for mends in rows:
+        for mend in mends:
+            move = _merged(move, (mend,))
+    return move
+
+
+def _distinct(found: Sequence[Move]) -> Iterator[Move]:
+    return (move for i, move in enumerate(found) if move not in found[:i])
 
 
 def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
@@ -170,7 +262,7 @@ def _mends(
 
     if isinstance(value, int):
         return [(rank, (mend,)) for mend, rank in matching(value, sizes, None).items()]
-    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= _MAX_ELEMENTS:
+    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
         return []
     placed = [matching(v, sizes[i : i + 1], i) for i, v in enumerate(value)]
     anywhere = [found or matching(value[i], sizes, i) for i, found in enumerate(placed)]
@@ -225,14 +317,28 @@ def _union(found: Sequence[Move]) -> Move:
     return move
 
 
-def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Move]:
-    """Ties of a group at these operators with one of the next groups further up; the k-th of every operator in one."""
+def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> tuple[list[Move], bool]:
+    """Ties of a group at these operators with one of the next groups further up; the k-th of every operator in one.
+
+    And whether they are needed: tags say that the failing operator was given the size of another group. Then only
+    ties with that one are returned.
+    """
     rows = [_ties(node, coupling) for node in nodes]
-    count = max(map(len, rows), default=0)
-    return [Move(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in rows if row))) for k in range(count)]
+    moves = range(max(map(len, rows), default=0))
+    sizes = (s for s in error.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
+    read = {group for s in sizes for group, _ in coupling.shapes[s.node][s.dim].terms}
+    needed: list[int] = []
+    for node, row in zip(nodes, rows, strict=True):
+        if node.name == error.node:
+            own = set(groups_of(node, coupling))
+            needed = [k for k, (a, b, _) in enumerate(row) if {a, b} & read and {a, b} & (own - read)]
+    ties = [[tie for _, _, tie in row] for row in rows]
+    found = [Move(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in ties if row))) for k in needed or moves]
+    return found, bool(needed)
 
 
-def _ties(node: fx.Node, coupling: Coupling) -> list[Tie]:
+def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
+    """Pairs of groups, and the tie of each."""
     groups = {g.name: g for g in coupling.groups}
     near: dict[str, None] = {}
     level, seen = [node], {node}
@@ -242,8 +348,8 @@ def _ties(node: fx.Node, coupling: Coupling) -> list[Tie]:
         seen.update(level)
     names = list(near)[:_MAX_TIED_GROUPS]
     pairs = [(groups[a], groups[b]) for i, b in enumerate(names) for a in names[:i]]
-    axes = [(own_axis(a, coupling), own_axis(b, coupling)) for a, b in pairs if _divide(a.size, b.size)]
-    return [Tie(a, b) for a, b in axes if a is not None and b is not None]
+    axes = [(a, b, own_axis(a, coupling), own_axis(b, coupling)) for a, b in pairs if _divide(a.size, b.size)]
+    return [(a.name, b.name, Tie(x, y)) for a, b, x, y in axes if x is not None and y is not None]
 
 
 def _divide(a: int, b: int) -> bool:

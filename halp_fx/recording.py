@@ -23,6 +23,7 @@ from .calls import CallLog, PythonNames, caller
 from .constants import Constants
 from .errors import ModelError, TraceError
 from .preserving import Members, decomposed, hollow, meta_twin, preserved, uncollected
+from .tags import active, with_sizes
 from .types import ModuleCall, TensorSpec, Traced
 
 # Arguments that are written down as they are; most are of these types.
@@ -78,6 +79,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int
                 f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{where}: {error}\n"
                 "Pass example_inputs with which model(*example_inputs) runs.",
                 recorder.graph,
+                recorder.names.failed,
             ) from error
         recorder.finish(result)
     if recorder.missing:
@@ -98,7 +100,7 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, members: Members, on_meta: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = PythonNames(self.whole)
+        self.names = PythonNames(self.whole, self.sized)
         self.module = ""
         self.reached: set[str] = set()
         self.calls: tuple[ModuleCall, ...] = ()
@@ -113,6 +115,8 @@ class _Recorder(TorchDispatchMode):
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
         self._attributes: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
+        # Of parameters that have no node yet.
+        self._sizes_read: dict[int, set[int]] = {}
         # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
         # that its id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int, int]] = {}
@@ -183,15 +187,26 @@ class _Recorder(TorchDispatchMode):
             self._after_write(tensor, node)
         return result
 
-    def whole(self, packet: Any, args: Any) -> Any:
-        """Run an operator that PyTorch would take to pieces, and write it down as one."""
-        # A packed sequence has batch sizes in second place, and no `batch_first`.
-        func = packet.data if isinstance(args[3], list | tuple) else packet.input
+    def whole(self, func: Any, args: Any, result: Any) -> Any:
+        """Run an operator that PyTorch would take to pieces, unless its result is known, and write it down as one."""
         node_args = self._lookup(args)
-        with _disable_current_modes():
-            result = func(*args)
+        if result is None:
+            with _disable_current_modes():
+                result = func(*args)
         self._add(func, node_args, {}, result)
         return result
+
+    def sized(self, args: Any, result: Any) -> Any:
+        """The program reads sizes of a tensor: `meta` of its node says of which dimensions. A parameter of which
+        nothing else is read gets no node."""
+        dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
+        known = self._known(args[0])
+        if known is None:
+            self._sizes_read.setdefault(id(args[0]), set()).update(dims)
+            return result
+        node = known if isinstance(known, fx.Node) else self._node_of(args[0])
+        node.meta.setdefault("sizes_read", set()).update(dims)
+        return with_sizes(result, node, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
         node = self.graph.create_node("call_function", func, name=func._opname)
@@ -254,6 +269,7 @@ class _Recorder(TorchDispatchMode):
             self.reached.add(name)
             # Not given, fx makes the same name of it in more steps.
             node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
+            node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
         elif (alias := self._alias(tensor)) is not None:
@@ -299,6 +315,8 @@ class _Recorder(TorchDispatchMode):
     def _describe(self, node: fx.Node, value: Any) -> None:
         source = caller() if node.op == "call_function" else ""
         node.meta.update(module=self.module, layer=self._layer, function=self.names.current, source=source)
+        if self.names.sources:
+            node.meta["sources"] = self.names.sources
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:

@@ -19,7 +19,7 @@ from .comparing import check_couplings
 from .coupling import FACTORIES, couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
-from .recording import record, written_through_alias
+from .recording import getitem, record, written_through_alias
 from .standins import Silent
 from .types import Coupling, Plan, Traced
 
@@ -57,7 +57,12 @@ _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias",
 
 
 def verify(
-    small: nn.Module, plan: Plan, coupling: Coupling, example_inputs: Any = None, meta_only: bool = False
+    small: nn.Module,
+    plan: Plan,
+    coupling: Coupling,
+    example_inputs: Any = None,
+    meta_only: bool = False,
+    couplings: bool = True,
 ) -> None:
     """Check `small` against `plan`.
 
@@ -66,6 +71,7 @@ def verify(
 
     Args:
         meta_only: do not run the network with values if it fails on the meta device, where the original works.
+        couplings: compare couplings, too.
 
     Raises:
         RewriteError: names the first operator that differs; its `groups` are those that the operator handles.
@@ -73,12 +79,13 @@ def verify(
     widths = coupling.widths(plan)
     failure: TraceError | None = None
     silent = _silent(small)
+    narrow = any(len(row) == 1 for row in plan.values())
     try:
         traced = record(small, *normalize_inputs(small, example_inputs), meta_only=meta_only)
-        after = _working(traced.graph, silent)
+        after = _working(traced.graph, silent, narrow)
     except TraceError as error:
-        failure, after = error, _working(error.recorded, silent) if error.recorded is not None else []
-    before = _working(coupling.traced.graph, silent)
+        failure, after = error, _working(error.recorded, silent, narrow) if error.recorded is not None else []
+    before = _working(coupling.traced.graph, silent, narrow)
     other_path = False
     for old, new in zip_longest(before, after):
         if _follows_values(old):
@@ -88,7 +95,7 @@ def verify(
         if old is None or new is None or _target(old) != _target(new):
             # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped
             # branch does, too: that alone is no mistake.
-            if failure is None and (plan.dropped or any(len(row) == 1 for row in plan.values())):
+            if failure is None and (plan.dropped or narrow):
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
@@ -108,24 +115,29 @@ def verify(
                 place_of(old),
                 old.name,
                 by_value=True,
+                sources=new.meta.get("sources", frozenset()),
             )
     if failure is not None:
-        raise _mismatch(
-            _next_after(failure.recorded, coupling.traced.graph, silent), None, failure, coupling
-        ) from failure
+        old = _next_after(failure, coupling.traced.graph, silent)
+        # A view that was given -1 may have gone through with another shape than it should have.
+        earlier, new = _first_wrong(old, None, failure.recorded, coupling, widths)
+        if new is None:
+            raise _mismatch(old, None, failure, coupling) from failure
+        expected = tuple(e.at(widths) for e in coupling.shapes[earlier.name])
+        raise _mismatch(earlier, new, None, coupling, expected) from failure
     if other_path:
         _check_outputs(coupling.traced, traced)
-    if other_path or takes_sizes(coupling):
+    if couplings and (other_path or takes_sizes(coupling)):
         # Otherwise equal shapes and numbers mean equal couplings.
         check_couplings(coupling, couple(traced, decisions=coupling.decisions), plan)
 
 
 def _first_wrong(
-    node: fx.Node, found: fx.Node, recorded: fx.Graph, coupling: Coupling, widths: Mapping[str, int]
-) -> tuple[fx.Node, fx.Node]:
+    node: fx.Node, found: fx.Node | None, recorded: fx.Graph | None, coupling: Coupling, widths: Mapping[str, int]
+) -> tuple[fx.Node, fx.Node | None]:
     """The first view that has another shape than it should, before and after; `node`, where that shows, if there is
     none."""
-    for old, new in zip(coupling.traced.graph.nodes, recorded.nodes, strict=False):
+    for old, new in zip(coupling.traced.graph.nodes, recorded.nodes if recorded is not None else (), strict=False):
         if old is node or old.target != new.target:
             break
         spec = new.meta.get("spec")
@@ -134,12 +146,17 @@ def _first_wrong(
     return node, found
 
 
-def _next_after(recorded: fx.Graph | None, graph: fx.Graph, silent: set[str]) -> fx.Node:
-    """The operator of `graph` that did not run any more when `recorded` was made."""
+def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str]) -> fx.Node:
+    """The operator of `graph` that did not run any more when the recording failed."""
+    recorded = failure.recorded
     before, after = [[n for n in g.nodes if n.op != "output"] if g else [] for g in (graph, recorded)]
     if any(old.target != new.target for old, new in zip(before, after, strict=False)):
         before, after = (_working(g, silent) if g is not None else [] for g in (graph, recorded))
-    return before[min(len(after), len(before) - 1)]
+    rest = before[min(len(after), len(before) - 1) :]
+    if failure.sources is not None:
+        # An operator failed. What it reads is written down when it is read: its arguments may come before it.
+        rest = [n for n in rest if n.op == "call_function" and n.target is not getitem] or rest
+    return rest[0]
 
 
 def _follows_values(node: fx.Node | None) -> bool:
@@ -168,9 +185,10 @@ def _mismatch(
     """The error for the first operator that differs; `old` or `new` is missing where one of them ran no further."""
     node = old or new
     assert node is not None
-    groups = _groups_above(old, coupling) if old is not None else ()
+    groups = _groups_around(old, coupling) if old is not None else ()
     if failure is not None:
-        return RewriteError(f"the pruned network does not run: {failure}\n{_REMEDY}", groups, place_of(node), node.name)
+        reason = f"the pruned network does not run: {failure}\n{_REMEDY}"
+        return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
     if old is None or new is None or _target(old) != _target(new):
         return RewriteError(
             f"after pruning, {operator(new) or 'nothing'} runs where {operator(old) or 'nothing'} ran, in "
@@ -186,17 +204,34 @@ def _mismatch(
         groups,
         place_of(node),
         old.name,
+        sources=_sources(new),
     )
+
+
+def _sources(node: fx.Node) -> frozenset[Any]:
+    """Of the numbers that made a result's shape: given to this operator, or to a view that led to it."""
+    while not node.meta.get("sources") and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        if not is_view(node):
+            break
+    return node.meta.get("sources", frozenset())
 
 
 def place_of(node: fx.Node | None) -> tuple[str, str]:
     return (operator(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
 
 
-def groups_at(place: tuple[str, str], coupling: Coupling) -> set[str]:
-    """Groups that the operators at one place of the program handle, in all modules that run it."""
-    nodes = [n for n in coupling.traced.graph.nodes if place[0] and place_of(n) == place]
-    return {name for node in nodes for name in _groups_above(node, coupling)}
+def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
+    """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
+    and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
+    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
+    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
+    alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
+    return {name for node in alike for name in _groups_above(node, coupling)}
+
+
+def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
+    return [[bool(e.terms) for e in coupling.shapes[n.name]] for n in (node, *node.all_input_nodes)]
 
 
 def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
@@ -274,9 +309,19 @@ def is_view(node: fx.Node) -> bool:
     return operator(node) in _VIEWS or node.target is written_through_alias
 
 
-def _working(graph: fx.Graph, silent: set[str]) -> list[fx.Node]:
-    """The nodes that compute."""
-    return [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent]
+def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
+    """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
+    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent]
+    return [n for n in own if n.meta.get("function") != "einsum"] if narrow else own
+
+
+def reads_widths(coupling: Coupling) -> bool:
+    """Whether the program asked for a size that depends on widths: it may compute with it, or branch on it."""
+    return any(
+        coupling.shapes[node.name][dim].terms
+        for node in coupling.traced.graph.nodes
+        for dim in node.meta.get("sizes_read", ())
+    )
 
 
 def takes_sizes(coupling: Coupling) -> bool:

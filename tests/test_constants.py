@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx.report import RewriteKind
+from halp_fx.verification import verify
 
 
 class Net(nn.Module):
@@ -278,3 +279,88 @@ def test_caches_that_a_forward_fills_are_given_back():
     model = Net(lambda s, y: s.cache.setdefault(str(y.device), y.new_ones(1)) * y, cache={})
     halp_fx.rewrite(model, {"a": range(8)}, inputs().float())
     assert model.cache == {}
+
+
+def test_an_attribute_of_a_helper_that_does_not_run_itself():
+    """Tags lead to it: the operator runs in the module around the helper."""
+    helper = nn.Module()
+    helper.shape = (4, 4, 16)
+    model = randomized(Net(lambda s, y: y.view(-1, s.helper.shape[2], *s.helper.shape[:2]), helper=helper))
+    coupling, small = pruned(model)
+    assert sizes(coupling) == {"a": 16}
+    assert small.helper.shape == (4, 4, 8)
+
+
+def test_one_number_of_heads_for_two_widths():
+    """Queries and values have heads of their own width; one attribute says how many there are."""
+
+    class TwoWidths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.v, self.proj, self.heads = nn.Linear(16, 24), nn.Linear(16, 32), nn.Linear(32, 16), 8
+
+        def forward(self, x):
+            q, v = (y.view(*x.shape[:2], self.heads, -1).transpose(1, 2) for y in (self.q(x), self.v(x)))
+            mixed = (q @ q.transpose(-1, -2)).softmax(-1) @ v
+            return self.proj(mixed.transpose(1, 2).flatten(2))
+
+    model = Transformer(None, depth=1)
+    model.blocks[0] = TwoWidths()
+    coupling, small = pruned(randomized(model))
+    assert sizes(coupling) == {"a": 16, "blocks.0.q": 8}
+    assert (small.blocks[0].heads, small.blocks[0].q.out_features, small.blocks[0].v.out_features) == (4, 12, 16)
+
+
+def test_a_single_head_does_not_freeze_several():
+    """The width of a single head shrinks, and with it the scale: only that block freezes."""
+    model = Transformer(lambda s, c: (s.heads, s.dim // s.heads, s.dim), True, heads=4, dim=16)
+    model.blocks[0].heads = 1
+    coupling, _ = pruned(randomized(model))
+    assert sizes(coupling) == {"a": 16, "blocks.1.qkv": 4}
+
+
+def test_no_trial_runs_twice(monkeypatch):
+    made = []
+
+    def counted(small, plan, coupling, *args, **kwargs):
+        made.append((repr(coupling.decisions), tuple(sorted(coupling.frozen)), tuple(plan.values())))
+        return verify(small, plan, coupling, *args, **kwargs)
+
+    monkeypatch.setattr("halp_fx.analysis.verify", counted)
+    halp_fx.channel_groups(
+        Transformer(lambda s, c: (s.num_heads, c // s.num_heads, c), True, num_heads=4).double(), inputs()
+    )
+    assert len(made) == len(set(made))
+    assert len(made) <= 5
+
+
+def test_batch_norm_of_nothing():
+    """A detector that found no boxes: its layers couple as if it had."""
+    norm = nn.Sequential(nn.Conv2d(16, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    model = randomized(Net(lambda s, y: s.norm(y[:0]), out=4, norm=norm))
+    coupling = halp_fx.channel_groups(model, inputs())
+    assert {"norm.1.weight[0]", "norm.1.running_var[0]"} <= {
+        str(m.axis) for g in coupling.prunable for m in g.members if g.name == "norm.0"
+    }
+    small = halp_fx.rewrite(model, half_plan(coupling), inputs(), coupling=coupling)
+    assert small.norm[1].num_features == small.norm[0].out_channels == 4
+    assert small.norm(torch.randn(1, small.a.out_channels, 2, 2).double()).shape[1] == small.c.in_channels
+
+
+def test_einsum_with_heads_down_to_one():
+    model = Transformer(None, depth=1)
+    model.blocks[0] = Contracted()
+    coupling, small = pruned(randomized(model))
+    assert sizes(coupling) == {"a": 16, "blocks.0.qkv": 2}
+    assert small.blocks[0].heads == 1
+
+
+class Contracted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj, self.heads = nn.Linear(16, 48), nn.Linear(16, 16), 2
+
+    def forward(self, x):
+        q, k, v = (y.reshape(*x.shape[:2], self.heads, 8).transpose(1, 2) for y in self.qkv(x).chunk(3, -1))
+        weights = torch.einsum("bhid,bhjd->bhij", q, k).softmax(-1)
+        return self.proj(torch.einsum("bhij,bhjd->bhid", weights, v).transpose(1, 2).flatten(2))

@@ -251,7 +251,7 @@ CASES = {
     ),
     "transformer layer": Case(
         lambda: tokens(lambda s, x: s.m(x), m=nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)),
-        {"a": 2},
+        {"a": 2, "m.linear1": 16},
     ),
     "einsum": Case(lambda: between(lambda s, x: contracted(x)), {"a": 8}),
     "einsum with a parameter": Case(

@@ -1,6 +1,8 @@
-"""Forwards that compute with a width: pruned, they are another function. Frozen or refused, never a wrong network."""
+"""Forwards that compute with a width: pruned, they are another function. Frozen beforehand, never a wrong network."""
 
 from __future__ import annotations
+
+import math
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from oracle import assert_equals_twin, half_plan, randomized
 from torch import nn
 
 import halp_fx
-from halp_fx import HalpError, ModelError, Plan
+from halp_fx import ModelError, Plan
 
 
 class Between(nn.Module):
@@ -51,23 +53,44 @@ FORWARDS = {
     "group norm": lambda h: F.group_norm(h, width(h) // 4),
     "shuffle": lambda h: F.channel_shuffle(h, width(h) // 4),
     "slope": lambda h: F.leaky_relu(h, 1 / width(h)),
+    "root": lambda h: h * math.sqrt(width(h)),
+    "range": lambda h: h * sum(1 for _ in range(width(h))),
+    "size": lambda h: h / h.size(1),
+    "count": lambda h: h / h.numel(),
     "branch": branching,
     "loop": looping,
 }
 
 
 @pytest.mark.parametrize("name", FORWARDS)
-def test_frozen_or_refused(name):
+def test_frozen_beforehand(name):
     torch.manual_seed(0)
     model = randomized(Between(FORWARDS[name])).eval()
     inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     coupling = halp_fx.channel_groups(model, inputs)
-    plan = half_plan(coupling)
-    if "first" in coupling.frozen:
-        assert_equals_twin(model, plan, inputs, coupling)
-        return
-    with pytest.raises(HalpError):
-        halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    assert "first" in coupling.frozen
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+def test_the_size_of_a_parameter():
+    class Own(Between):
+        def forward(self, x):
+            return self.fc(self.second(self.first(x) / self.first.weight.shape[0]).mean((2, 3)))
+
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    assert "first" in halp_fx.channel_groups(randomized(Own(None)), inputs).frozen
+
+
+def test_no_trial_where_no_width_is_read(monkeypatch):
+    def fail(*args, **kwargs):
+        raise AssertionError("a trial was made")
+
+    monkeypatch.setattr("halp_fx.analysis._Trials.run", fail)
+    pooled = Between(lambda h: F.interpolate(h.relu(), size=(h.size(2) * 2, h.shape[3] * 2)[:1] * 2))
+    with pytest.raises(AssertionError, match="a trial"):  # `h.shape` hands out the width, too.
+        halp_fx.channel_groups(pooled, torch.randn(1, 3, 6, 6))
+    for function in (torch.relu, lambda h: F.interpolate(h, size=(h.size(2), h.size(-1))), lambda h: h / h.dim()):
+        assert not halp_fx.channel_groups(Between(function), torch.randn(1, 3, 6, 6)).frozen.keys() & {"first"}
 
 
 def test_a_slice_in_the_middle_of_two_units():
