@@ -16,7 +16,6 @@ from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 from .errors import ModelError
 from .types import Axis, ChannelGroup, ChannelMap, Extent, Member
 
-
 Terms = tuple[tuple[str, int], ...]
 """Pairs of a group and how many elements each of its channels has."""
 

@@ -159,7 +159,8 @@ def _solve_and_rewrite(
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
     """
-    assert network.saliency is not None and network.coupling is not None
+    assert network.saliency is not None
+    assert network.coupling is not None
     scores, unit = network.saliency.scores, yardstick.goals.cost.unit
     left, tables, branches = yardstick.left(network.plan)
     with clock("solve"):

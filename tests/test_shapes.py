@@ -155,7 +155,9 @@ def test_convolution(layout, stride, padding, dilation, kernel, groups):
 
 
 @pytest.mark.parametrize("last", [(True, True), (True, False), (False, True), (False, False)])
-@pytest.mark.parametrize(("kernel", "groups", "transposed"), [(1, 1, False), (3, 1, False), (3, 6, False), (3, 1, True)])
+@pytest.mark.parametrize(
+    ("kernel", "groups", "transposed"), [(1, 1, False), (3, 1, False), (3, 6, False), (3, 1, True)]
+)
 def test_convolution_keeps_channels_last_as_the_cpu_does(last, kernel, groups, transposed):
     # In three dimensions the CPU has a kernel of its own for one pixel, which knows no layouts.
     for dims, form in ((2, torch.channels_last), (3, torch.channels_last_3d))[: min(kernel, 2)]:
