@@ -142,6 +142,8 @@ class Algebra:
     transient: set[int] = field(default_factory=set)
     # Planes that were tied, by place in memory; held so that the place is not used again.
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
+    # How many links are in the classes that were last asked for, and these.
+    _classes: tuple[int, np.ndarray] = (0, np.array([], dtype=np.int64))
 
     def copied(self, choices: Mapping[str, str]) -> Algebra:
         """The same, to go on with other choices where the rules did not ask for one."""
@@ -169,9 +171,9 @@ class Algebra:
         self._link(a, b, call.op, kind, call.where)
 
     def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
-        left, right = a.reshape(-1).numpy(), b.reshape(-1).numpy()
-        both = (left > 0) & (right > 0)
-        if not both.all():
+        left, right = a.numpy().reshape(-1), b.numpy().reshape(-1)
+        if not (left.all() and right.all()):
+            both = (left > 0) & (right > 0)
             reason = f"joined in {where} with channels that cannot be removed"
             self.pin(left[~both], reason)
             self.pin(right[~both], reason)
@@ -237,8 +239,8 @@ class Algebra:
 
     def mark(self, plane: Plane, role: str) -> None:
         """Set the role of the axes that `plane` names. The first mark counts."""
-        labels = compact(plane).reshape(-1).numpy()
-        if len(labels) and not labels.all():
+        labels = compact(plane).numpy().reshape(-1)
+        if not labels.all():
             labels = labels[labels > 0]
         if not len(labels):
             return
@@ -262,17 +264,31 @@ class Algebra:
         return bool(len(labels)) and not set(self.axis_of(labels[[0, -1]]).tolist()) <= self.transient
 
     def classes(self) -> np.ndarray:
-        """The class of every label (index 0 is the class of "none"), as connected components."""
-        single = np.arange(self.starts[-1])
-        if not self.links:
-            return single
-        a = np.concatenate([link.a for link in self.links])
-        b = np.concatenate([link.b for link in self.links])
-        edges = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(len(single), len(single)))
-        return connected_components(edges, directed=False)[1]
+        """The class of every label (index 0 is the class of "none"), numbered without gaps: connected components."""
+        known, classes = self._classes
+        if len(self.links) > known or len(classes) < self.starts[-1]:
+            # Few links come after the first time: ties, which need to know the classes before.
+            fresh = len(classes) < self.starts[-1]
+            links = self.links if fresh else self.links[known:]
+            a, b = ([getattr(link, side) for link in links] for side in ("a", "b"))
+            if fresh:
+                classes = _components(self.starts[-1], a, b)
+            else:
+                classes = _merged(classes, np.concatenate(a), np.concatenate(b))
+            self._classes = len(self.links), classes
+        return classes
 
 
-def merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _components(count: int, a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
+    """The component of each of `count` nodes, by the edges between `a` and `b`."""
+    if not a:
+        return np.arange(count)
+    ends = np.concatenate(a), np.concatenate(b)
+    edges = coo_matrix((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(count, count))
+    return connected_components(edges, directed=False)[1]
+
+
+def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The classes when the labels `a[i]` and `b[i]` are put into one."""
     left, right = classes[a], classes[b]
     differ = left != right
@@ -281,14 +297,13 @@ def merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
     pairs = np.unique(left[differ].astype(np.int64) << 32 | right[differ])
     met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
-    ends = ends.reshape(2, -1)
-    edges = coo_matrix((np.ones(len(pairs), dtype=np.int8), (ends[0], ends[1])), shape=(len(met), len(met)))
-    count, component = connected_components(edges, directed=False)
-    smallest = np.full(count, np.iinfo(np.int64).max)
+    component = _components(len(met), *([side] for side in ends.reshape(2, -1)))
+    smallest = np.full(len(met), np.iinfo(np.int64).max)
     np.minimum.at(smallest, component, met)
     renamed = np.arange(int(classes.max()) + 1)
     renamed[met] = smallest[component]
-    return renamed[classes]
+    number = np.cumsum(renamed == np.arange(len(renamed))) - 1
+    return number[renamed][classes]
 
 
 def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
@@ -301,26 +316,29 @@ def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
 def varying(plane: Plane) -> tuple[int, ...]:
     """Dimensions along which a plane can vary."""
     # A list: this is called more than anything else, and generators are slower.
-    return tuple([d for d, (n, s) in enumerate(zip(plane.shape, plane.stride(), strict=True)) if s != 0 and n > 1])
+    shape = plane.shape
+    return tuple([d for d, s in enumerate(plane.stride()) if s and shape[d] > 1])
 
 
 def compact(plane: Plane) -> Plane:
     """The plane with length 1 along every dimension that it does not vary along."""
-    index = tuple(
-        slice(None) if n == 1 or s != 0 else slice(0, 1) for n, s in zip(plane.shape, plane.stride(), strict=True)
-    )
-    return plane[index]
+    strides = plane.stride()
+    if 0 not in strides:
+        return plane
+    return plane.as_strided([1 if s == 0 and n > 1 else n for n, s in zip(plane.shape, strides, strict=True)], strides)
 
 
 def simplify(plane: Plane) -> Plane:
     """Find the dimensions along which a materialised plane is constant, and give them stride 0 again."""
     small = compact(plane)
-    for dim in range(small.dim()):
-        if small.shape[dim] > 1:
-            first = small.narrow(dim, 0, 1)
-            if bool((small == first).all()):
-                small = first
-    return small.expand(plane.shape)
+    labels = small.numpy()
+    sizes = list(labels.shape)
+    for dim, size in enumerate(sizes):
+        if size > 1:
+            first = labels[(slice(None),) * dim + (slice(0, 1),)]
+            if (labels == first).all():
+                labels, sizes[dim] = first, 1
+    return small.as_strided(sizes, small.stride()).expand(plane.shape)
 
 
 def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
@@ -332,12 +350,13 @@ def vector(plane: Plane, dim: int) -> torch.Tensor:
     """The labels along `dim`, shape (size,), of a plane that varies along `dim` only (0 if the tensor is empty)."""
     if plane.numel() == 0:
         return torch.zeros(plane.shape[dim], dtype=plane.dtype)
-    index = tuple(slice(None) if d == dim else 0 for d in range(plane.dim()))
-    return plane[index]
+    return plane.as_strided((plane.shape[dim],), (plane.stride(dim),))
 
 
 def _shrunk(a: Plane, b: Plane) -> tuple[Plane, Plane]:
     """Both planes with length 1 along dimensions that neither varies along, broadcast to each other."""
+    if a.dim() == 1 and a.shape == b.shape:
+        return a, b
     dims = set(varying(a)) | set(varying(b))
     index = tuple(slice(None) if d in dims else slice(0, 1) for d in range(a.dim()))
     a, b = torch.broadcast_tensors(a[index], b[index])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -48,7 +49,7 @@ class CallLog:
     """Collects the runs of modules while a graph is being written."""
 
     def __init__(self, graph: fx.Graph, known: Callable[[torch.Tensor], Known]) -> None:
-        self._graph = graph
+        self._nodes = graph.nodes
         self._known = known
         self._runs: list[_Run] = []
         self._open: list[int] = []
@@ -57,14 +58,14 @@ class CallLog:
         """A module begins to run. `name` is None for one that is no part of the model."""
         inputs, plain = self._row(args)
         parent = self._open[-1] if self._open else -1
-        hooked = any(getattr(module, table, None) for table in _HOOKS)
+        hooked = any(map(vars(module).get, _HOOKS))
         self._open.append(len(self._runs))
-        self._runs.append(_Run(name, type(module), hooked, len(self._graph.nodes), parent, inputs, plain))
+        self._runs.append(_Run(name, type(module), hooked, len(self._nodes), parent, inputs, plain))
 
     def leave(self, result: Any) -> None:
         """The module that began last has run."""
         run = self._runs[self._open.pop()]
-        run.end = len(self._graph.nodes)
+        run.end = len(self._nodes)
         run.single = isinstance(result, torch.Tensor)
         run.outputs, plain = self._row(result if isinstance(result, tuple | list) else [result])
         run.plain &= plain
@@ -98,10 +99,14 @@ class CallLog:
 
     def _row(self, values: Any) -> tuple[list[Known], bool]:
         """What each value is known as, and whether tensors are nowhere deeper."""
-        row = [self._known(v) if isinstance(v, torch.Tensor) else None for v in values]
-        nested = any(
-            isinstance(leaf, torch.Tensor) for v in values if not isinstance(v, torch.Tensor) for leaf in tree_leaves(v)
-        )
+        row: list[Known] = []
+        nested = False
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                row.append(self._known(value))
+            else:
+                row.append(None)
+                nested = nested or any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
         return row, not nested
 
 
@@ -177,8 +182,16 @@ def caller() -> str:
     """File and line of the user's (or torchvision's) code that called into torch."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(_TORCH_DIR) and filename not in _OWN_FILES:
-            return f"{'/'.join(filename.rsplit('/', 2)[-2:])}:{frame.f_lineno}"
+        label = _label(frame.f_code.co_filename)
+        if label:
+            return f"{label}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+# A dozen frames are looked at for every operator, of a few files.
+@cache
+def _label(filename: str) -> str:
+    """Directory and name of a file of the user's; empty for PyTorch's and our own."""
+    inside = filename.startswith(_TORCH_DIR) or filename in _OWN_FILES
+    return "" if inside else "/".join(filename.rsplit("/", 2)[-2:])

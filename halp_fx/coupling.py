@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from .algebra import Algebra, Call, Plane, Planes, Value, compact, merged, varying
+from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
 from .errors import HalpError
 from .groups import Partition, free_dimension
@@ -75,6 +75,7 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
+    algebra.classes()  # Found once for all that is settled from here.
     return Propagated(traced, further, algebra, planes)
 
 
@@ -322,28 +323,23 @@ def _settle_grids(algebra: Algebra) -> None:
     grids = {(g.data_ptr(), tuple(g.shape), g.stride()): (g, place) for g, place in reversed(algebra.grids)}
     if not grids:
         return
-    classes = algebra.classes()
     # One pass is enough: ties only merge classes, and what depends on one dimension alone still does afterwards.
     for grid, place in reversed(grids.values()):
-        ids = np.where(grid.numpy() > 0, classes[grid.numpy()], -1)
+        ids = np.where(grid.numpy() > 0, algebra.classes()[grid.numpy()], -1)
         if free_dimension(ids, varying(grid)) is None:
-            known = len(algebra.links)
             positions = algebra.choose(f"{place}#axes", "positions") == "positions"
             algebra.tie_labels(grid, varying(grid)[:-1] if positions else varying(grid)[1:])
-            for link in algebra.links[known:]:
-                classes = merged(classes, link.a, link.b)
 
 
 def _tie(algebra: Algebra, ties: Sequence[Tie]) -> None:
     """Couple the channels along two axes in equal runs; nothing happens where they do not divide."""
-    classes = algebra.classes() if ties else np.array([])
     for tie in ties:
+        classes = algebra.classes()
         labels = [_labels(algebra, axis) for axis in (tie.a, tie.b)]
         short, long = sorted((row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels), key=len)
         if len(short) and len(long) % len(short) == 0:
             short = np.repeat(short, len(long) // len(short))
             algebra.tie_channels(short, long)
-            classes = merged(classes, short, long)
 
 
 def _labels(algebra: Algebra, axis: Axis) -> np.ndarray:

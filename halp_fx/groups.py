@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
+import torch
 from torch import fx
 
-from .algebra import Algebra, Plane, Planes, Value, compact, varying
+from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 from .errors import ModelError
-from .types import ChannelGroup, ChannelMap, Extent, Member
+from .types import Axis, ChannelGroup, ChannelMap, Extent, Member
 
 
-@dataclass(frozen=True, slots=True)
+Terms = tuple[tuple[str, int], ...]
+"""Pairs of a group and how many elements each of its channels has."""
+
+
+@dataclass(frozen=True)
 class Partition:
     """Which group and which channel every label belongs to.
 
@@ -29,7 +36,7 @@ class Partition:
     group_of: np.ndarray
     class_of: np.ndarray
     channel_of: np.ndarray
-    _extents: dict[Hashable, tuple[int, int, tuple[tuple[str, int], ...]] | None] = field(default_factory=dict)
+    _terms: dict[Hashable, Terms] = field(default_factory=dict)
 
     @classmethod
     def of(cls, algebra: Algebra) -> Partition:
@@ -52,12 +59,15 @@ class Partition:
         places = group_of * (len(algebra.axes) + 1) + axis_of
         # By group, axis, channel, and, as the sort is stable, label. Most of it is in that order already.
         rows = np.argsort(places * (int(sizes.max()) + 1) + channel, kind="stable")
-        for part in np.split(rows, np.flatnonzero(np.diff(places[rows])) + 1):
-            group, axis = int(group_of[part[0]]), int(axis_of[part[0]])
-            if part[0] == 0 or axis in algebra.transient:
+        slots = rows - np.concatenate([[0], algebra.starts])[axis_of[rows] + 1]
+        bounds = [0, *(np.flatnonzero(np.diff(places[rows])) + 1).tolist(), len(rows)]
+        heads = rows[bounds[:-1]]
+        owners = zip(group_of[heads].tolist(), axis_of[heads].tolist(), pairwise(bounds), strict=True)
+        for group, axis, (start, end) in owners:
+            if axis < 0 or axis in algebra.transient:
                 continue  # Label 0 is no slot.
-            slots = (part - algebra.starts[axis]).reshape(sizes[group], -1)
-            members.setdefault(group, []).append(Member(algebra.axes[axis], slots, algebra.roles.get(axis, "other")))
+            own = slots[start:end].reshape(int(sizes[group]), -1)
+            members.setdefault(group, []).append(Member(algebra.axes[axis], own, algebra.roles.get(axis, "other")))
         inexact = np.zeros(len(sizes), dtype=bool)
         for call, dims in algebra.restricted.values():
             for plane in (p for p in call.tensors()[0].planes if dims & set(varying(p))):
@@ -67,9 +77,9 @@ class Partition:
         groups: list[ChannelGroup] = []
         index_of = np.full(len(sizes), -1)
         names: Counter[str] = Counter()
-        for g, own in sorted(members.items()):
+        for g, touched in sorted(members.items()):
             reason = reasons.get(int(leader[g]))
-            made = _group(own, int(sizes[g]), reason, not inexact[g], names)
+            made = _group(touched, int(sizes[g]), reason, not inexact[g], names)
             if made is not None:
                 index_of[g] = len(groups)
                 groups.append(made)
@@ -89,7 +99,7 @@ class Partition:
                 some = ", ".join(sorted(known)[:8])
                 raise ModelError(f"{name!r} matches no module, parameter or group. Groups here: {some}, …")
         groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
-        return replace(self, groups=groups, _extents={})
+        return replace(self, groups=groups, _terms={})
 
     def extents(self, node: fx.Node, planes: Planes) -> tuple[Extent, ...]:
         """The shape of a node's result in terms of the widths of groups that may shrink."""
@@ -97,14 +107,14 @@ class Partition:
         if spec is None:
             return ()
         extents = [Extent(n) for n in spec.shape]
-        for plane in planes:
-            key = (plane.data_ptr(), tuple(plane.shape), plane.stride())
-            if key not in self._extents:
-                self._extents[key] = self._moving(plane)
-            found = self._extents[key]
-            if found is not None:
-                dim, moving, terms = found
-                extents[dim] = Extent(extents[dim].fixed - moving, (*extents[dim].terms, *terms))
+        if node.op == "get_attr" and planes:
+            axes = (Axis(str(node.target), dim) for dim in range(len(extents)))
+            found = [(axis.dim, tuple(self._on_axis[axis])) for axis in axes if axis in self._on_axis]
+        else:
+            found = [moving for plane in planes if (moving := self._moving(plane)) is not None]
+        for dim, terms in found:
+            gone = sum(self._sizes[name] * each for name, each in terms)
+            extents[dim] = Extent(extents[dim].fixed - gone, (*extents[dim].terms, *terms))
         return tuple(extents)
 
     def channel_map(self, value: Value, only: set[int] | None = None) -> ChannelMap:
@@ -118,17 +128,41 @@ class Partition:
                 dims[dim] = (self.group_of[line], self.channel_of[line])
         return ChannelMap(dims)
 
-    def _moving(self, plane: Plane) -> tuple[int, int, tuple[tuple[str, int], ...]] | None:
-        """The dimension along which a plane's elements can go, how many can, and the terms that say which."""
-        small = compact(plane).numpy()
-        dims = varying(plane) if small.size else ()
-        dim = dims[0] if len(dims) == 1 else free_dimension(self.class_of[small], dims)
-        if dim is None:
-            return None  # Pinned everywhere, or an empty tensor.
-        line = self.group_of[small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]]
-        counts = np.bincount(line + 1, minlength=1)[1:]
-        shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts) if self.groups[g].frozen is None]
-        return dim, sum(n for _, n in shares), tuple((g.name, n // g.size) for g, n in shares)
+    def _moving(self, plane: Plane) -> tuple[int, Terms] | None:
+        """The dimension along which a plane's elements can go, and the terms that say which."""
+        dims = varying(plane) if plane.numel() else ()
+        if len(dims) == 1:
+            dim = dims[0]
+            line = vector(plane, dim)
+        else:
+            small = compact(plane).numpy()
+            free = free_dimension(self.class_of[small], dims)
+            if free is None:
+                return None  # Pinned everywhere, or an empty tensor.
+            dim, line = free, torch.as_tensor(small[tuple(slice(None) if d == free else 0 for d in range(small.ndim))])
+        # Most activations hold the same labels as others of another size.
+        key = (line.data_ptr(), len(line), line.stride())
+        if key not in self._terms:
+            self._terms[key] = self._terms_of(line.numpy())
+        return dim, self._terms[key]
+
+    def _terms_of(self, line: np.ndarray) -> Terms:
+        counts = np.bincount(self.group_of[line] + 1, minlength=1)[1:]
+        shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts).tolist()]
+        return tuple((g.name, n // g.size) for g, n in shares if g.frozen is None)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {g.name: g.size for g in self.groups}
+
+    @cached_property
+    def _on_axis(self) -> Mapping[Axis, Sequence[tuple[str, int]]]:
+        """The terms of every axis that can shrink."""
+        found = defaultdict[Axis, list[tuple[str, int]]](list)
+        for group in self.groups:
+            for member in group.members if group.frozen is None else ():
+                found[member.axis].append((group.name, member.slots.shape[1]))
+        return found
 
 
 def _by_first(keys: np.ndarray) -> np.ndarray:

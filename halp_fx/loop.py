@@ -56,10 +56,12 @@ class Clock:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network on its way: the model, and the plan that leads to it from the original."""
+    """A network on its way: the model, and the plan that leads to it from the original; when it has been scored,
+    its own coupling and saliency."""
 
     model: nn.Module
     plan: Plan
+    coupling: Coupling | None = None
     saliency: Saliency | None = None
 
 
@@ -126,12 +128,12 @@ def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clo
     """Score the network as it stands: its groups, and the channels that its removable branches add."""
     with clock("score"):
         left, _, branches = yardstick.left(network.plan)
-        now = _present(network, left, request)
+        scored = now = _present(network, left, request)
         if branches:
             here = find_branches(now).named(b.name for b in branches)
-            now = replace(now, groups=(*now.groups, *output_groups(here)))
-        saliency = score(network.model, now, request.data, request.loss_fn, request.importance)
-    return replace(network, saliency=saliency)
+            scored = replace(now, groups=(*now.groups, *output_groups(here)))
+        saliency = score(network.model, scored, request.data, request.loss_fn, request.importance)
+    return replace(network, coupling=now, saliency=saliency)
 
 
 def _present(network: Network, left: Coupling, request: Request) -> Coupling:
@@ -157,7 +159,7 @@ def _solve_and_rewrite(
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
     """
-    assert network.saliency is not None
+    assert network.saliency is not None and network.coupling is not None
     scores, unit = network.saliency.scores, yardstick.goals.cost.unit
     left, tables, branches = yardstick.left(network.plan)
     with clock("solve"):
@@ -174,10 +176,9 @@ def _solve_and_rewrite(
                     raise _out_of_reach(error, yardstick) from error
     assert solution is not None
     with clock("rewrite"):
-        now = _present(network, left, request)
-        step = plan_from(now, scores, solution.widths, solution.dropped)
-        small = rewrite(network.model, step, request.example, coupling=now)
-    return Network(small, compose(network.plan, step), network.saliency), solution
+        step = plan_from(network.coupling, scores, solution.widths, solution.dropped)
+        small = rewrite(network.model, step, request.example, coupling=network.coupling)
+    return Network(small, compose(network.plan, step), saliency=network.saliency), solution
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import gc
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,25 +17,71 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 _INTERNAL = frozenset(vars(nn.Module()))
+_ORDERED = (list, deque)
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
-def named_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+@dataclass(frozen=True, slots=True)
+class Members:
+    """A model's modules, and its parameters and buffers, each once, by their first qualified name.
+
+    Found in one walk: `nn.Module` walks through the whole model for each kind, and recording asks for all of them
+    several times.
+    """
+
+    modules: dict[str, nn.Module]
+    parameters: dict[str, torch.Tensor]
+    buffers: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Members:
+        modules = dict(model.named_modules())
+        return cls(modules, *(_members(modules, table) for table in ("_parameters", "_buffers")))
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Parameters, then buffers."""
+        return {**self.parameters, **self.buffers}
+
+
+def _members(modules: dict[str, nn.Module], table: str) -> dict[str, torch.Tensor]:
+    found: dict[int, tuple[str, torch.Tensor]] = {}
+    for prefix, module in modules.items():
+        for name, tensor in getattr(module, table).items():
+            if tensor is not None and id(tensor) not in found:
+                found[id(tensor)] = (f"{prefix}.{name}" if prefix else name, tensor)
+    return dict(found.values())
+
+
+def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     """Parameters, then buffers, each once, by their first qualified name."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+    return Members.of(model).tensors.items()
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def uncollected() -> Iterator[None]:
+    """Without garbage collection: thousands of small objects are made at once, and every collection that they set off
+    would go through all that PyTorch has loaded."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None]:
     """Give back each module's attributes (modes, caches), changed buffers, and the random states at the end."""
-    attributes = [(module, dict(vars(module))) for module in model.modules()]
+    members = members or Members.of(model)
+    attributes = [(module, dict(vars(module))) for module in members.modules.values()]
     own = [value for _, found in attributes for name, value in found.items() if name not in _INTERNAL]
-    tables = [table for module, _ in attributes for table in map(vars(module).get, _TABLES)]
-    containers = [(c, copy.copy(c)) for c in (*tables, *_containers(own))]
-    tensors = (*model.buffers(), *(v for v in own if isinstance(v, torch.Tensor)))
+    tables: list[Any] = [found.get(name) for _, found in attributes for name in _TABLES]
+    containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))]
+    tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
     values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
-    devices = sorted({t.device.index or 0 for _, t in named_tensors(model) if t.device.type == "cuda"})
+    devices = sorted({t.device.index or 0 for t in members.tensors.values() if t.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
@@ -46,9 +93,9 @@ def preserved(model: nn.Module) -> Iterator[None]:
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
-            for container, kept in containers:
+            for container, items in containers:
                 container.clear()
-                (container.extend if isinstance(container, list | deque) else container.update)(kept)
+                (container.extend if isinstance(container, _ORDERED) else container.update)(items)
             random.setstate(python)
             np.random.set_state(numpy)
             with torch.no_grad():
@@ -79,16 +126,20 @@ def decomposed() -> Iterator[None]:
 
 
 @contextmanager
-def hollow(model: nn.Module, floating: bool = False) -> Iterator[None]:
-    """The model with meta tensors for its parameters and buffers (or the floating ones), while the context lasts."""
-    tables: list[dict[str, Any]] = [table for m in model.modules() for table in (m._parameters, m._buffers)]
+def hollow(model: nn.Module, floating: bool = False, members: Members | None = None) -> Iterator[dict[int, Any]]:
+    """The model with meta tensors for its parameters and buffers (or the floating ones), while the context lasts.
+
+    Yields them by the ids of the tensors that they stand for.
+    """
+    members = members or Members.of(model)
+    tables: list[dict[str, Any]] = [t for m in members.modules.values() for t in (m._parameters, m._buffers) if t]
     originals = [dict(table) for table in tables]
-    tensors = (t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() or not floating)
+    tensors = (t for t in members.tensors.values() if t.is_floating_point() or not floating)
     twins = {id(t): meta_twin(t) for t in tensors}
     try:
         for table in tables:
             table.update({k: twins.get(id(t), t) for k, t in table.items()})
-        yield
+        yield twins
     finally:
         for table, original in zip(tables, originals, strict=True):
             table.clear()

@@ -7,23 +7,32 @@ tables) has its value in either case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_iter, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from . import shapes
 from .calls import CallLog, PythonNames, caller
 from .constants import Constants
 from .errors import ModelError, TraceError
-from .preserving import decomposed, hollow, meta_twin, named_tensors, preserved
+from .preserving import Members, decomposed, hollow, meta_twin, preserved, uncollected
 from .tags import active, with_sizes
 from .types import ModuleCall, TensorSpec, Traced
+
+# Arguments that are written down as they are; most are of these types.
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+_SEQUENCES = (list, tuple)
+
+# `batch_norm` makes an empty tensor for a backward pass in another library and never returns it.
+_EMPTY = torch.ops.aten.empty.memory_format
+_RESERVING = ("batch_norm", "instance_norm")
 
 
 def record(
@@ -51,10 +60,13 @@ def record(
 
 
 def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int, on_meta: bool) -> Traced:
-    recorder = _Recorder(model, on_meta)
-    with hollow(model) if on_meta else nullcontext(), preserved(model):
+    members = Members.of(model)
+    recorder = _Recorder(model, members, on_meta)
+    twinned: AbstractContextManager[dict[int, Any]] = hollow(model, members=members) if on_meta else nullcontext({})
+    # On meta tensors nothing of size waits for the garbage collection.
+    with uncollected() if on_meta else nullcontext(), twinned as twins, preserved(model, members):
         model.train(training)
-        recorder.name_attributes(model)
+        recorder.name_attributes(twins)
         inputs = tree_map(recorder.placeholder, (args, kwargs))
         try:
             with torch.no_grad(), decomposed(), recorder.module_hooks(), recorder.names, recorder:
@@ -72,8 +84,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int
         recorder.finish(result)
     if recorder.missing:
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
-    tensors = {name: TensorSpec.of(t) for name, t in named_tensors(model)}
-    unused = tuple(name for name, _ in model.named_parameters() if name not in recorder.reached)
+    tensors = {name: TensorSpec.of(t) for name, t in members.tensors.items()}
+    unused = tuple(name for name in members.parameters if name not in recorder.reached)
     return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta)
 
 
@@ -85,7 +97,7 @@ def _shapes(inputs: Any) -> str:
 class _Recorder(TorchDispatchMode):
     """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
 
-    def __init__(self, model: nn.Module, on_meta: bool) -> None:
+    def __init__(self, model: nn.Module, members: Members, on_meta: bool) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.names = PythonNames(self.whole, self.sized)
@@ -97,25 +109,29 @@ class _Recorder(TorchDispatchMode):
         self._log = CallLog(self.graph, self._known)
         self._layer: type = type(model)
         self._stack: list[tuple[str, type]] = []
-        self._module_names = {id(m): name for name, m in reversed(list(model.named_modules()))}
-        self._originals = dict(named_tensors(model))
+        self._module_names = {id(m): name for name, m in members.modules.items()}
+        self._members = members
+        self._originals = members.tensors
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
         self._attributes: dict[int, str] = {}
         self._parameters: dict[int, str] = {}
         # Of parameters that have no node yet.
         self._sizes_read: dict[int, set[int]] = {}
-        # id(tensor) -> (tensor, node, writes to its memory that the node knows of). The tensor is held so that its
-        # id is not used again.
-        self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
+        # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
+        # that its id is not used again.
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int, int]] = {}
         self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
         # The tensor that was last seen in each piece of memory.
         self._newest: dict[int, torch.Tensor] = {}
         self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
+        # Most tensors of a network look like another one.
+        self._specs: dict[tuple[Any, ...], TensorSpec] = {}
 
-    def name_attributes(self, model: nn.Module) -> None:
+    def name_attributes(self, twins: Mapping[int, torch.Tensor]) -> None:
         """Know the parameters and buffers that the forward will use: those of the model, or their meta twins."""
-        self._attributes = {id(t): name for name, t in named_tensors(model)}
-        self._parameters = {_storage(p): name for name, p in model.named_parameters()}
+        self._attributes = {id(twins.get(id(t), t)): name for name, t in self._originals.items()}
+        used = ((name, twins.get(id(p), p)) for name, p in self._members.parameters.items())
+        self._parameters = {_storage(p): name for name, p in used}
 
     @contextmanager
     def module_hooks(self) -> Iterator[None]:
@@ -123,8 +139,9 @@ class _Recorder(TorchDispatchMode):
 
         def enter(module: nn.Module, args: Any) -> None:
             self._stack.append((self.module, self._layer))
-            self.module, self._layer = self._module_names.get(id(module), self.module), type(module)
-            self._log.enter(module, self._module_names.get(id(module)), args)
+            name = self._module_names.get(id(module))
+            self.module, self._layer = self.module if name is None else name, type(module)
+            self._log.enter(module, name, args)
 
         def leave(_module: nn.Module, _args: Any, result: Any) -> None:
             self.module, self._layer = self._stack.pop()
@@ -150,9 +167,12 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is _EMPTY and self.names.current in _RESERVING:
+            return func(*args, **kwargs)
         # Arguments are looked up first: an in-place operator returns one of them.
-        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs)
-        written = _mutated(func, args, kwargs) if func._schema.is_mutable else []
+        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs) if kwargs else {}
+        places = _written(func)
+        written = _tensors_at(places, args, kwargs) if places else []
         for tensor in written:
             name = self._parameters.get(_storage(tensor))
             if name is not None:
@@ -189,7 +209,11 @@ class _Recorder(TorchDispatchMode):
         return with_sizes(result, node, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
-        node = self.graph.create_node("call_function", func, tuple(node_args), node_kwargs, func._opname)
+        node = self.graph.create_node("call_function", func, name=func._opname)
+        # Given to `create_node`, they would all be searched for symbolic numbers, one by one.
+        node.args = tuple(node_args)
+        if node_kwargs:
+            node.kwargs = node_kwargs
         self._describe(node, result)
         self._constants.follow(node, result)
         self.missing = self.missing or self._constants.lacks(node)
@@ -210,10 +234,12 @@ class _Recorder(TorchDispatchMode):
         self._newest.clear()
 
     def _lookup(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
         if isinstance(value, torch.Tensor):
             return self._node_of(value)
-        if isinstance(value, list | tuple):
-            return [self._lookup(v) for v in value]
+        if isinstance(value, _SEQUENCES):
+            return [v if type(v) in _PLAIN else self._lookup(v) for v in value]
         if isinstance(value, Mapping):
             return {k: self._lookup(v) for k, v in value.items()}
         return value
@@ -229,7 +255,7 @@ class _Recorder(TorchDispatchMode):
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
         known = self._nodes.get(id(tensor))
         if known is not None:
-            writes = self._writes.get(_storage(tensor), ())
+            writes = self._writes.get(known[3], ())
             return known[1] if known[2] == len(writes) else self._after_writes(tensor, known[1], writes[known[2] :])
         pending = self._pending.pop(id(tensor), None)
         if pending is not None:
@@ -241,7 +267,8 @@ class _Recorder(TorchDispatchMode):
         elif id(tensor) in self._attributes:
             name = self._attributes[id(tensor)]
             self.reached.add(name)
-            node = self.graph.create_node("get_attr", name)
+            # Not given, fx makes the same name of it in more steps.
+            node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
             node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
@@ -264,8 +291,9 @@ class _Recorder(TorchDispatchMode):
         return self._node_of(known) if known.stride() == tensor.stride() else None
 
     def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
-        self._newest[_storage(tensor)] = tensor
-        self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(_storage(tensor), ())))
+        storage = _storage(tensor)
+        self._newest[storage] = tensor
+        self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(storage, ())), storage)
 
     def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:
         """Later readers of `tensor` see `node`; readers of other views of its memory will see that it was written."""
@@ -285,24 +313,26 @@ class _Recorder(TorchDispatchMode):
         return node
 
     def _describe(self, node: fx.Node, value: Any) -> None:
-        node.meta["module"] = self.module
-        node.meta["layer"] = self._layer
-        node.meta["function"] = self.names.current
+        source = caller() if node.op == "call_function" else ""
+        node.meta.update(module=self.module, layer=self._layer, function=self.names.current, source=source)
         if self.names.sources:
             node.meta["sources"] = self.names.sources
-        node.meta["source"] = caller() if node.op == "call_function" else ""
         self._set_spec(node, value)
 
     def _set_spec(self, node: fx.Node, value: Any) -> None:
         node.meta["spec"] = self._spec(value)
-        if isinstance(value, tuple | list):
+        if isinstance(value, _SEQUENCES):
             node.meta["results"] = tuple(map(self._spec, value))
 
     def _spec(self, value: Any) -> TensorSpec | None:
         if not isinstance(value, torch.Tensor):
             return None
         device = self._device if value.is_meta else value.device
-        return TensorSpec(tuple(value.shape), _strides(value), value.dtype, device)
+        key = (value.shape, _strides(value), value.dtype, device)
+        spec = self._specs.get(key)
+        if spec is None:
+            spec = self._specs[key] = TensorSpec(tuple(value.shape), *key[1:])
+        return spec
 
 
 def written_through_alias(old: Any, writer: Any) -> Any:
@@ -315,13 +345,18 @@ def getitem(values: Any, index: int) -> Any:
     return values[index]
 
 
-def _mutated(func: Any, args: Any, kwargs: Any) -> list[torch.Tensor]:
-    """The tensors that an operator writes to."""
-    written = []
-    for index, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            written.append(args[index] if index < len(args) else kwargs.get(argument.name))
-    return [v for v in tree_iter(written) if isinstance(v, torch.Tensor)]
+@cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operator writes to."""
+    found = ((i, a.name) for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write)
+    return tuple(found)
+
+
+def _tensors_at(places: Sequence[tuple[int, str]], args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that these arguments are, or hold."""
+    found = [args[index] if index < len(args) else kwargs.get(name) for index, name in places]
+    leaves = (leaf for v in found for leaf in ((v,) if isinstance(v, torch.Tensor) else tree_leaves(v)))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
 
 def _has_tensor(result: Any) -> bool:

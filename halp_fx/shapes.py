@@ -1,73 +1,262 @@
 """Results of frequent operators on meta tensors without PyTorch's own shape inference.
 
 PyTorch runs many of them through Python decompositions that take up to 2 ms a call, more than everything else that
-recording a node costs. What is not covered here takes that way.
+recording a node costs. What is not covered here takes that way, too: a rule returns None on any doubt. Rules give the
+shapes, strides and dtypes of those decompositions (not of the kernels that really run, which may keep another layout).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 aten = torch.ops.aten
 
+_META = torch.device("meta")
 _ONE_TENSOR = (
     *("relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "elu", "elu_", "silu", "silu_", "gelu", "sigmoid", "sigmoid_", "tanh", "tanh_"),
 )
-_LIKE_FIRST = frozenset(getattr(aten, name).default for name in _ONE_TENSOR)
-_LIKE_BOTH = frozenset(
-    getattr(aten, name).Tensor for name in ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_")
-)
+_PLAIN = (torch.float32, torch.float64)
+_ARITHMETIC = ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_")
 
 
 def run(func: Any, args: Any, kwargs: Any) -> Any:
     """`func(*args, **kwargs)`, of which only shapes, strides and dtypes matter if the first tensor is a meta one."""
-    x = args[0] if args else None
-    if isinstance(x, torch.Tensor) and x.is_meta and x.is_floating_point():
-        if func in _LIKE_FIRST or (func in _LIKE_BOTH and _alike(x, args[1])):
-            return x if func._schema.is_mutable else torch.empty_like(x)
-        rule = _RULES.get(func)
-        result = rule(*args, **kwargs) if rule is not None else None
-        if result is not None:
-            return result
+    rule = _RULES.get(func)
+    if rule is not None:
+        x = args[0][0] if func is _CAT and args[0] else args[0]
+        if isinstance(x, torch.Tensor) and x.is_meta and x.is_floating_point():
+            result = rule(*args, **kwargs)
+            if result is not None:
+                return result
     return func(*args, **kwargs)
 
 
+def _contiguous(shape: Sequence[int]) -> tuple[int, ...]:
+    """Strides of a contiguous tensor; dimensions of size 1 have theirs, too."""
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= size or 1
+    return tuple(reversed(strides))
+
+
+def _dense(x: torch.Tensor) -> bool:
+    """Whether a tensor has elements, and these strides: `is_contiguous` leaves those of dimensions of size 1 open."""
+    return x.numel() > 0 and x.stride() == _contiguous(x.shape)
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_strided(shape, _contiguous(shape), dtype=dtype, device=_META)
+
+
+def _like(x: torch.Tensor) -> torch.Tensor | None:
+    """The result of an elementwise operator on `x` alone."""
+    strides = _ordered(x)
+    return None if strides is None else _strided(x, strides)
+
+
+def _strided(x: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=_META)
+
+
+def _ordered(x: torch.Tensor) -> tuple[int, ...] | None:
+    """Strides of an elementwise result whose first argument is `x`, of the result's shape: `x`'s without gaps.
+
+    None where that is not all there is to it, e.g. as two strides are equal and other arguments decide.
+    """
+    strides, shape = x.stride(), x.shape
+    if x.numel() == 0:
+        return None
+    if strides == _contiguous(shape):
+        return strides
+    if x.is_contiguous() or 0 in strides or len(set(strides)) < len(strides):
+        return None
+    found, step = [0] * len(shape), 1
+    for dim in sorted(range(len(shape)), key=strides.__getitem__):
+        found[dim] = step
+        step *= shape[dim]
+    # PyTorch takes what looks like channels last for that, whatever the strides of dimensions of size 1 say.
+    unclear = len(shape) == 4 and tuple(found) != strides and x.is_contiguous(memory_format=torch.channels_last)
+    return None if unclear else tuple(found)
+
+
+def _one(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return _like(x)
+
+
+def _scaled(x: torch.Tensor, number: Any, *args: Any, **kwargs: Any) -> Any:
+    return _like(x) if type(number) in (int, float) else None
+
+
+def _both(x: torch.Tensor, y: Any, **kwargs: Any) -> Any:
+    if not isinstance(y, torch.Tensor):
+        return _scaled(x, y)
+    if not y.is_meta or x.dtype != y.dtype:
+        return None
+    if x.shape == y.shape and x.stride() == y.stride():
+        return _like(x)
+    shape = _broadcast(x.shape, y.shape)
+    if shape is None:
+        return None
+    if _dense(x) and _dense(y):
+        return _empty(shape, x.dtype)
+    if x.shape == y.shape and x.dim() != 4 and x.is_contiguous() and y.is_contiguous():
+        return _empty(shape, x.dtype)
+    # The first one's strides decide, where no two of them are equal.
+    strides = _ordered(x) if shape == x.shape and len(set(x.stride())) == x.dim() else None
+    return None if strides is None else _strided(x, strides)
+
+
+def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
+    """The common shape, None if there is none."""
+    if len(a) < len(b):
+        a, b = b, a
+    shape = list(a)
+    for dim, size in enumerate(b, len(a) - len(b)):
+        if shape[dim] == 1:
+            shape[dim] = size
+        elif size not in (1, shape[dim]):
+            return None
+    return tuple(shape)
+
+
+def _in_place(x: torch.Tensor, y: Any = 0, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(y, torch.Tensor):
+        return x if type(y) in (int, float) else None
+    return x if y.is_meta and y.dtype == x.dtype and _broadcast(x.shape, y.shape) == x.shape else None
+
+
+def _activate_in_place(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    return x
+
+
+def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: Any) -> Any:
+    fits = mask.is_meta and type(value) in (int, float) and _dense(x) and _dense(mask)
+    return _empty(x.shape, x.dtype) if fits and _broadcast(x.shape, mask.shape) == x.shape else None
+
+
 def _batch_norm(x: torch.Tensor, *args: Any) -> Any:
-    return None if args[4] else (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
+    """As the kernel has it: without statistics in eval mode, which PyTorch's inference would make."""
+    if args[4]:
+        return None
+    like = _like(x)
+    return torch.empty_like(x) if like is None else like, _empty((0,), x.dtype), _empty((0,), x.dtype)
 
 
 def _layer_norm(x: torch.Tensor, normalized: Any, *args: Any) -> Any:
+    """Contiguous as the kernel has it; PyTorch's inference may keep odd strides of dimensions of size 1."""
     outer = x.shape[: x.dim() - len(normalized)]
-    if tuple(x.shape[len(outer) :]) != tuple(normalized) or not x.is_contiguous():
+    if x.numel() == 0 or x.dtype not in _PLAIN or tuple(x.shape[len(outer) :]) != tuple(normalized):
         return None
-    statistic = x.new_empty((*outer, *(1 for _ in normalized)))
-    return torch.empty_like(x), statistic, torch.empty_like(statistic)
+    for t in args[:2]:
+        if t is not None and (t.dtype != x.dtype or not _dense(t) or tuple(t.shape) != tuple(normalized)):
+            return None
+    statistic = (*outer, *(1 for _ in normalized))
+    return _empty(x.shape, x.dtype), _empty(statistic, x.dtype), _empty(statistic, x.dtype)
+
+
+def _softmax(x: torch.Tensor, dim: int, converted: bool = False, *, dtype: Any = None) -> Any:
+    fits = not converted and dtype is None and _dense(x) and -x.dim() <= dim < x.dim()
+    return _empty(x.shape, x.dtype) if fits else None
 
 
 def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> Any:
     fits = bias.dim() == 1 and a.dtype == b.dtype == bias.dtype and a.shape[1] == b.shape[0]
-    return a.new_empty((a.shape[0], b.shape[1])) if fits and bias.shape[0] == b.shape[1] else None
+    return _empty((a.shape[0], b.shape[1]), a.dtype) if fits and bias.shape[0] == b.shape[1] else None
+
+
+def _mm(a: torch.Tensor, b: torch.Tensor) -> Any:
+    fits = b.is_meta and a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
+    return _empty((a.shape[0], b.shape[1]), a.dtype) if fits else None
 
 
 def _bmm(a: torch.Tensor, b: torch.Tensor) -> Any:
     fits = a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1] and a.dtype == b.dtype
-    return a.new_empty((a.shape[0], a.shape[1], b.shape[2])) if fits else None
+    return _empty((a.shape[0], a.shape[1], b.shape[2]), a.dtype) if fits else None
 
 
-# None: not a case for the shortcut, among them all shapes that do not fit.
+def _convolution(
+    x: torch.Tensor, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any
+) -> Any:
+    dims = x.dim() - 2
+    if transposed or not weight.is_meta or x.dtype != weight.dtype or weight.dim() != x.dim():
+        return None
+    if weight.shape[1] * args[1] != x.shape[1]:
+        return None
+    if not len(stride) == len(padding) == len(dilation) == dims or min(stride) < 1 or x.numel() == 0:
+        return None
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    inner = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sizes]
+    return _empty((x.shape[0], weight.shape[0], *inner), x.dtype) if min(inner) > 0 and weight.shape[0] else None
+
+
+def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Any:
+    first = tensors[0]
+    axis = dim % first.dim() if first.dim() else 0
+    for a, b in pairwise(tensors):
+        if a.dtype != b.dtype or a.dim() != b.dim() or not b.is_meta or b.numel() == 0:
+            return None
+        if a.shape[:axis] != b.shape[:axis] or a.shape[axis + 1 :] != b.shape[axis + 1 :]:
+            return None
+    if not -first.dim() <= dim < first.dim() or not _dense(first):
+        return None
+    return _empty((*first.shape[:axis], sum(t.shape[axis] for t in tensors), *first.shape[axis + 1 :]), first.dtype)
+
+
+def _mean(x: torch.Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    if dtype is not None or not dims or not _dense(x) or not all(-x.dim() <= d < x.dim() for d in dims):
+        return None
+    gone = {d % x.dim() for d in dims}
+    if len(gone) < len(dims):
+        return None
+    if keepdim:
+        return _empty([1 if d in gone else n for d, n in enumerate(x.shape)], x.dtype)
+    return _empty([n for d, n in enumerate(x.shape) if d not in gone], x.dtype)
+
+
+def _vector_norm(x: torch.Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return _mean(x, dims, keepdim, dtype=dtype) if order in (1, 2) else None
+
+
+def _clone(x: torch.Tensor, *, memory_format: Any = torch.preserve_format) -> Any:
+    if memory_format is torch.contiguous_format or (memory_format is torch.preserve_format and _dense(x)):
+        return _empty(x.shape, x.dtype)
+    return None
+
+
+def _roll(x: torch.Tensor, shifts: Any, dims: Any = ()) -> Any:
+    fits = len(shifts) == len(dims) > 0 and all(-x.dim() <= d < x.dim() for d in dims)
+    return _empty(x.shape, x.dtype) if fits and _dense(x) else None
+
+
+def _unsafe_view(x: torch.Tensor, size: Any) -> Any:
+    return x.view(size)
+
+
+_CAT = aten.cat.default
 _RULES: dict[Any, Any] = {
+    **{getattr(aten, name).default: _activate_in_place if name[-1] == "_" else _one for name in _ONE_TENSOR},
+    **{getattr(aten, name).Tensor: _in_place if name[-1] == "_" else _both for name in _ARITHMETIC},
+    **{getattr(aten, name).Scalar: _in_place if name[-1] == "_" else _scaled for name in _ARITHMETIC},
+    aten.clamp_min.default: _scaled,
+    aten.masked_fill.Scalar: _masked_fill,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
+    aten._softmax.default: _softmax,
+    aten._safe_softmax.default: _softmax,
     aten.addmm.default: _addmm,
+    aten.mm.default: _mm,
     aten.bmm.default: _bmm,
+    aten.convolution.default: _convolution,
+    _CAT: _cat,
+    aten.mean.dim: _mean,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.clone.default: _clone,
+    aten.roll.default: _roll,
+    aten._unsafe_view.default: _unsafe_view,
 }
-
-
-def _alike(x: torch.Tensor, y: Any) -> bool:
-    """Whether an elementwise operator on both gives a tensor like the first."""
-    if not isinstance(y, torch.Tensor) or not y.is_meta:
-        return False
-    return x.dtype == y.dtype and x.shape == y.shape and x.stride() == y.stride()

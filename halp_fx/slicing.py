@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,10 @@ from torch import nn
 
 from .attributes import sync_attributes
 from .errors import ModelError, PlanError
-from .preserving import named_tensors
+from .preserving import named_tensors, uncollected
 from .types import Axis, Coupling, Plan
+
+_TABLES = (OrderedDict, dict)
 
 
 def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
@@ -40,10 +43,17 @@ def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """
     memo = dict(memo or {})
     for module in model.modules():
-        # What a hook computed (the old `weight_norm`) is computed again by the next forward.
-        memo |= {id(v): v.detach() for v in vars(module).values() if isinstance(v, torch.Tensor) and not v.is_leaf}
+        for value in vars(module).values():
+            if isinstance(value, torch.Tensor):
+                if not value.is_leaf:
+                    # What a hook computed (the old `weight_norm`) is computed again by the next forward.
+                    memo[id(value)] = value.detach()
+            elif type(value) in _TABLES and not value and not getattr(value, "__dict__", None):
+                # A module has a dozen empty tables for hooks, which would take most of the time of the copy.
+                memo[id(value)] = type(value)()
     try:
-        return copy.deepcopy(model, memo)
+        with uncollected():
+            return copy.deepcopy(model, memo)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
@@ -69,11 +79,13 @@ def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
             continue
         if group.frozen is not None:
             raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
-        gone = np.ones(group.size, dtype=bool)
-        gone[list(kept)] = False
+        stays = np.zeros(group.size, dtype=bool)
+        stays[list(kept)] = True
+        gone = np.flatnonzero(~stays)
         for member in group.members:
-            dead.setdefault(member.axis, []).append(member.slots[gone].reshape(-1))
-    return {axis: np.sort(np.concatenate(parts)) for axis, parts in dead.items()}
+            dead.setdefault(member.axis, []).append(member.slots.take(gone, axis=0).reshape(-1))
+    # Stable: the slots of a group mostly ascend.
+    return {axis: np.sort(np.concatenate(parts), kind="stable") for axis, parts in dead.items()}
 
 
 def index_of(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
@@ -88,7 +100,7 @@ def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.T
     for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
         stays = np.ones(data.shape[dim], dtype=bool)
         stays[slots] = False
-        data = data.index_select(dim, index_of(np.flatnonzero(stays), data))
+        data = data.index_select(dim, index_of(stays.nonzero()[0], data))
     data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     if isinstance(tensor, nn.Parameter):
         return type(tensor)(data, requires_grad=tensor.requires_grad)

@@ -22,7 +22,7 @@ CHUNK = 1 << 20
 """Elements per chunk: bounds the temporary product to a few MiB (it would be 392 MiB for VGG-16's first linear layer)
 and keeps it in a last-level cache, where each segment reads it once."""
 
-QUERIES = 1 << 16
+QUERIES = 1 << 15
 """Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
 
 _LARGEST = 2**31 - 1

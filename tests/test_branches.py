@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import halp_fx
-from halp_fx import BudgetError, MacsCost, ParamsCost, Plan, PlanError, RewriteError
+from halp_fx import MacsCost, ParamsCost, Plan, PlanError, RewriteError
 from halp_fx.removal import tried, without
 from halp_fx.residual import find_branches
 from halp_fx.standins import Remainder, Silent
@@ -412,97 +412,3 @@ def test_costs_without_a_branch_are_those_of_the_network_without_it():
     for cost in (MacsCost(), ParamsCost(), halp_fx.MemoryCost()):
         assert cost.total(left) == cost.total(again)
     assert ParamsCost().total(left) == sum(p.numel() for p in small.parameters())
-
-
-def resnet():
-    torch.manual_seed(0)
-    return torchvision.models.resnet18(weights=None, num_classes=10).eval()
-
-
-PICTURE = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-
-
-def test_prune_reaches_with_branches_what_it_cannot_without():
-    model = resnet()
-    call = {"latency": MacsCost(), "min_keep": 0.5, "progress": False}
-    with pytest.raises(BudgetError):
-        halp_fx.prune(model, {"macs": 0.25, "params": 0.25}, PICTURE, **call)
-    small = halp_fx.prune(model, {"macs": 0.25, "params": 0.25}, PICTURE, branches=True, **call)
-    report = small.halp
-    assert report.dropped
-    assert report.measured <= report.budget
-    assert report.extra["params"][2] == sum(p.numel() for p in small.parameters()) <= report.extra["params"][1]
-    assert report.measured == MacsCost().total(halp_fx.channel_groups(small, PICTURE))
-    assert report.rounds[-1].gap <= 1e-3
-    assert {name for name, state in report.branches.items() if state == "dropped"} == set(report.dropped)
-    for name in report.dropped:
-        assert name in report.summary()
-        assert not [k for k in small.state_dict() if k.startswith(f"{name}.conv")]
-    assert "neither summand" in report.summary()
-    with torch.no_grad():
-        assert relative_error(small(PICTURE), halp_fx.zero(model, report.plan, PICTURE)(PICTURE)) < 1e-3
-    fresh = halp_fx.rewrite(resnet(), Plan.from_json(report.plan.to_json()), PICTURE)
-    fresh.load_state_dict(small.state_dict())
-    torch.testing.assert_close(fresh(PICTURE), small(PICTURE))
-    again = halp_fx.prune(small, 0.8, PICTURE, branches=True, **call)
-    assert again.halp.measured <= again.halp.budget
-    assert again(PICTURE).shape == small(PICTURE).shape
-
-
-def test_prune_in_steps_drops_the_branch_that_adds_nothing():
-    model = resnet()
-    with torch.no_grad():
-        for name, parameter in model.layer1[1].named_parameters():
-            if name.startswith("bn2"):
-                parameter.zero_()
-    generator = torch.Generator().manual_seed(1)
-    data = [(torch.randn(2, 3, 64, 64, generator=generator), torch.tensor([1, 2])) for _ in range(2)]
-    seen = []
-    small = halp_fx.prune(
-        model,
-        0.4,
-        PICTURE,
-        data=data,
-        loss_fn=F.cross_entropy,
-        latency=MacsCost(),
-        branches=True,
-        steps=3,
-        train_between=seen.append,
-        progress=False,
-    )
-    assert "layer1.1" in small.halp.dropped
-    assert "layer1.1.conv1" in {g.name for g in small.halp.groups if g.kept == 0}
-    assert len(seen) == 2
-    assert small.halp.measured <= small.halp.budget
-    with torch.no_grad():
-        assert relative_error(small(PICTURE), halp_fx.zero(model, small.halp.plan, PICTURE)(PICTURE)) < 1e-3
-
-
-def test_branches_stay_unless_asked_for():
-    small = halp_fx.prune(resnet(), 0.3, PICTURE, latency=MacsCost(), progress=False)
-    assert small.halp.dropped == ()
-    assert small.halp.branches == {}
-
-
-def test_ignored_branches_stay():
-    model = resnet()
-    small = halp_fx.prune(
-        model,
-        0.42,
-        PICTURE,
-        latency=MacsCost(),
-        min_keep=0.5,
-        branches=True,
-        ignore=["layer2.1.bn1", "layer4"],
-        progress=False,
-    )
-    assert not {"layer2.1", "layer4.1"} & set(small.halp.dropped)
-    assert "ignored" in small.halp.branches["layer2.1"]
-    assert "ignored" in small.halp.branches["layer4.1"]
-
-
-def test_explain_lists_branches():
-    text = halp_fx.explain(resnet(), PICTURE)
-    assert "branch that may be dropped" in text
-    assert "layer4.1.conv1" in text
-    assert "neither summand leads to the other" in text

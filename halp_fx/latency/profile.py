@@ -92,7 +92,8 @@ class Profile:
     @property
     def reachable(self) -> tuple[float, float]:
         """Smallest and largest end-to-end cost that pruning can give, by proportion to the layers' sum."""
-        return Calibration().with_point(self.total, self.dense).predict(self.least), self.dense
+        least = Calibration().with_point(self.total, self.dense).predict(self.least)
+        return min(least, self.dense), self.dense  # Narrow layers may be slower than dense ones.
 
     def summary(self, rows: int = 15) -> str:
         """The profile as text: totals, the most costly layers, the groups and the widths that pay."""

@@ -12,6 +12,8 @@ from ..algebra import Algebra, Call, Planes
 Rule = Callable[[Call, Algebra], "Planes | list[Planes]"]
 
 _REGISTRY: dict[Any, Rule] = {}
+# What `find_rule` found, until another rule is registered.
+_FOUND: dict[Any, Rule | None] = {}
 
 
 def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
@@ -32,6 +34,7 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
             if target in _REGISTRY:
                 raise ValueError(f"{target} has a rule already: {_REGISTRY[target].__qualname__}")
             _REGISTRY[target] = rule
+        _FOUND.clear()
         return rule
 
     return add
@@ -40,6 +43,12 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
 def find_rule(target: Any) -> Rule | None:
     """The rule of an operator: its overload's, its packet's, its functional form's, or the elementwise rule if ATen
     tags it so."""
+    if target not in _FOUND:
+        _FOUND[target] = _searched(target)
+    return _FOUND[target]
+
+
+def _searched(target: Any) -> Rule | None:
     packet = getattr(target, "overloadpacket", None)
     functional = _functional(target)
     schema = getattr(target, "_schema", None)

@@ -207,17 +207,13 @@ def _count_along(value: Value, dim: int) -> int:
 
 def _joined(values: list[Value], rank: int, dim: int, call: Call, algebra: Algebra) -> Plane:
     """The parts' `rank`-th planes along `dim`, one after another; zeros where a part has none."""
-    own = [[p for p in v.planes if dim in varying(p)] for v in values]
+    own = [[p for p in v.planes if dim in varying(p)][rank : rank + 1] for v in values]
     # Only the dimensions that some part varies along are written out.
-    dims = {d for planes in own for p in planes[rank : rank + 1] for d in varying(p)}
+    dims = {dim}.union(*(varying(p) for planes in own for p in planes))
     parts = []
     for value, planes in zip(values, own, strict=True):
-        size = [n if d in dims or d == dim else 1 for d, n in enumerate(value.shape)]
-        if rank < len(planes):
-            index = tuple(slice(0, n) for n in size)
-            parts.append(planes[rank][index].expand(size))
-        else:
-            parts.append(torch.zeros(size, dtype=torch.int32))
+        size = [n if d in dims else 1 for d, n in enumerate(value.shape)]
+        parts += [p.as_strided(size, p.stride()) for p in planes] or [torch.zeros(size, dtype=torch.int32)]
     return torch.cat(parts, dim).expand(call.shape)
 
 
