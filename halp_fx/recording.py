@@ -192,7 +192,7 @@ class _Recorder(TorchDispatchMode):
         node_args = self._lookup(args)
         if result is None:
             with _disable_current_modes():
-                result = func(*args)
+                result = shapes.run(func, args, {})
         self._add(func, node_args, {}, result)
         return result
 

@@ -9,6 +9,7 @@ except for convolutions: PyTorch's inference loses channels last there, and a la
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -253,6 +254,40 @@ def _unsafe_view(x: torch.Tensor, size: Any) -> Any:
     return x.view(size)
 
 
+def _recurrent(
+    gates: int,
+    x: torch.Tensor,
+    states: Any,
+    params: Sequence[torch.Tensor],
+    biases: bool,
+    layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+) -> Any:
+    """`rules.recurrent` says what the arguments are. PyTorch's inference goes through every time step."""
+    states = tuple(states) if isinstance(states, list | tuple) else (states,)
+    out, hidden = states[0].shape[-1], states[-1].shape[-1]
+    cells = layers * (2 if bidirectional else 1)
+    each = len(params) // cells
+    width, batch = out * cells // layers, x.shape[0 if batch_first else 1]
+    if x.dim() != 3 or x.numel() == 0 or any(t.dtype != x.dtype for t in (*states, *params)):
+        return None
+    if any(tuple(s.shape) != (cells, batch, n) for s, n in zip(states, (out, hidden), strict=False)):
+        return None
+    for index in range(cells):
+        w_ih, w_hh, *rest = params[index * each : (index + 1) * each]
+        read = x.shape[2] if index < cells // layers else width
+        shapes = [(gates * hidden, read), (gates * hidden, out), *(2 if biases else 0) * [(gates * hidden,)]]
+        shapes += [(out, hidden)] if len(rest) % 2 else []
+        if [tuple(p.shape) for p in (w_ih, w_hh, *rest)] != shapes:
+            return None
+    steps = x.shape[1 if batch_first else 0]
+    result = _empty((steps, batch, width), x.dtype)
+    return result.transpose(0, 1) if batch_first else result, *(_empty(s.shape, s.dtype) for s in states)
+
+
 _CAT = aten.cat.default
 _RULES: dict[Any, Any] = {
     **{getattr(aten, name).default: _activate_in_place if name[-1] == "_" else _one for name in _ONE_TENSOR},
@@ -274,4 +309,8 @@ _RULES: dict[Any, Any] = {
     aten.clone.default: _clone,
     aten.roll.default: _roll,
     aten._unsafe_view.default: _unsafe_view,
+    aten.lstm.input: partial(_recurrent, 4),
+    aten.gru.input: partial(_recurrent, 3),
+    aten.rnn_tanh.input: partial(_recurrent, 1),
+    aten.rnn_relu.input: partial(_recurrent, 1),
 }

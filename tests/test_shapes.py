@@ -169,6 +169,35 @@ def test_convolution_keeps_channels_last_as_the_cpu_does(last, kernel, groups, t
         assert described(meta)[0][:3] == described(real)[0][:3]
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("LSTM", {}),
+        ("LSTM", {"proj_size": 3, "bidirectional": True, "num_layers": 2}),
+        ("LSTM", {"bias": False, "proj_size": 3}),
+        ("GRU", {"num_layers": 2}),
+        ("RNN", {"bidirectional": True, "bias": False}),
+    ],
+)
+def test_recurrent(kind, options, batch_first):
+    layer = getattr(torch.nn, kind)(6, 5, batch_first=batch_first, device="meta", **options)
+    function = getattr(aten, {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh"}[kind]).input
+    cells = layer.num_layers * (2 if layer.bidirectional else 1)
+    settings = (layer.bias, layer.num_layers, 0.0, False, layer.bidirectional, batch_first)
+
+    def run(steps, batch, inputs, hidden=5):
+        states = [dense(cells, batch, layer.proj_size or 5)] + [dense(cells, batch, hidden)] * (kind == "LSTM")
+        x = dense(batch, steps, inputs) if batch_first else dense(steps, batch, inputs)
+        states = states if kind == "LSTM" else states[0]
+        return agrees(function, (x, states, layer._flat_weights, *settings))
+
+    assert len(run(4, 2, 6)) == (3 if kind == "LSTM" else 2)
+    run(1, 1, 6)
+    assert run(4, 2, 7) is RuntimeError
+    assert kind != "LSTM" or run(4, 2, 6, hidden=4) is RuntimeError
+
+
 @pytest.mark.parametrize("layout", ["dense", "reversed", "part", "half"])
 def test_products(layout):
     make = LAYOUTS[layout]
