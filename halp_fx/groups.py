@@ -183,11 +183,10 @@ def free_dimension(ids: np.ndarray, dims: Sequence[int]) -> int | None:
 
 def _pin_reasons(algebra: Algebra, classes: np.ndarray) -> dict[int, str]:
     """Reason per pinned class; the first that was given counts."""
-    reasons: dict[int, str] = {}
-    for labels, reason in algebra.pins:
-        for c in set(classes[labels].tolist()):
-            reasons.setdefault(c, reason)
-    return reasons
+    first = np.full(int(classes.max()) + 1, -1)
+    for index, (labels, _) in reversed(list(enumerate(algebra.pins))):
+        first[classes[labels]] = index
+    return {c: algebra.pins[first[c]][1] for c in np.flatnonzero(first >= 0).tolist()}
 
 
 def _signatures(classes: np.ndarray, axis_of: np.ndarray, reasons: dict[int, str]) -> np.ndarray:
