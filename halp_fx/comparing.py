@@ -8,7 +8,10 @@ from .errors import RewriteError
 from .slicing import removed_slots
 from .types import Axis, Coupling, Links, Plan
 
-_REMEDY = "A constant in the forward may depend on a width"
+REMEDY = (
+    "A constant in the forward may depend on a width: pass ignore=[...] with the layers around it, or compute it "
+    "from a shape"
+)
 
 
 def check_couplings(before: Coupling, after: Coupling, plan: Plan) -> None:
@@ -56,7 +59,7 @@ def _is_function(keys: np.ndarray, values: np.ndarray) -> bool:
 
 def _miscoupled(axis: Axis, how: str, before: Coupling) -> RewriteError:
     return RewriteError(
-        f"after pruning, the channels of {axis} {how} than before. {_REMEDY}",
+        f"after pruning, the channels of {axis} {how} than before. {REMEDY}",
         tuple(g.name for g in before.groups if any(m.axis == axis for m in g.members)),
     )
 

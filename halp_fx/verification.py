@@ -15,18 +15,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from .comparing import check_couplings
+from .comparing import REMEDY, check_couplings
 from .coupling import FACTORIES, couple
 from .errors import RewriteError, TraceError
 from .inputs import normalize_inputs
 from .recording import getitem, record, written_through_alias
 from .standins import Silent
 from .types import Coupling, Plan, Traced
-
-_REMEDY = (
-    "A constant in the forward may depend on a width: pass ignore=[...] with the layers around it, or compute it "
-    "from a shape"
-)
 
 # Shapes behind these follow the values: a pruned detector finds other boxes.
 _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "_local_scalar_dense"}
@@ -110,7 +105,7 @@ def verify(
             now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
             raise RewriteError(
                 f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
-                f"with {now}, not {then}: a value follows a width. {_REMEDY}",
+                f"with {now}, not {then}: a value follows a width. {REMEDY}",
                 _groups_around(old, coupling),
                 place_of(old),
                 old.name,
@@ -172,7 +167,7 @@ def _check_outputs(before: Traced, after: Traced) -> None:
         [n.meta["spec"].shape for n in next(iter(reversed(t.graph.nodes))).all_input_nodes] for t in (before, after)
     )
     if old != new:
-        raise RewriteError(f"the pruned network returns shapes {new} where the original returned {old}. {_REMEDY}")
+        raise RewriteError(f"the pruned network returns shapes {new} where the original returned {old}. {REMEDY}")
 
 
 def _mismatch(
@@ -187,20 +182,20 @@ def _mismatch(
     assert node is not None
     groups = _groups_around(old, coupling) if old is not None else ()
     if failure is not None:
-        reason = f"the pruned network does not run: {failure}\n{_REMEDY}"
+        reason = f"the pruned network does not run: {failure}\n{REMEDY}"
         return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
     if old is None or new is None or _target(old) != _target(new):
         return RewriteError(
             f"after pruning, {operator(new) or 'nothing'} runs where {operator(old) or 'nothing'} ran, in "
-            f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {_REMEDY}",
+            f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {REMEDY}",
             groups or tuple(g.name for g in coupling.prunable),
             place_of(node),
             old.name if old is not None else "",
         )
     shape = new.meta["spec"].shape
     return RewriteError(
-        f"after pruning, {node.target} in {node.meta.get('module')!r} ({node.meta.get('source')}) should give shape "
-        f"{expected}, but gave {shape}. {_REMEDY}",
+        f"after pruning, {operator(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) should give shape "
+        f"{expected}, but gave {shape}. {REMEDY}",
         groups,
         place_of(node),
         old.name,
