@@ -137,7 +137,8 @@ class _Trials:
         self, coupling: Coupling, move: Move, error: RewriteError, number: int
     ) -> tuple[Coupling | None, RewriteError | None]:
         """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
-        if not move.ties or move.mends or not any(isinstance(s, FromAttribute) for s in error.sources):
+        given = any(isinstance(s, FromAttribute) for s in error.sources)
+        if self.count >= MAX_TRIALS or not move.ties or move.mends or not given:
             return None, None
         tied = self.couple(move.applied(coupling.decisions))
         edit = next(edits(self.model, tied, error), None)

@@ -192,10 +192,9 @@ def _mismatch(
             place_of(node),
             old.name if old is not None else "",
         )
-    shape = new.meta["spec"].shape
     return RewriteError(
-        f"after pruning, {operator(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) should give shape "
-        f"{expected}, but gave {shape}. {REMEDY}",
+        f"after pruning, {operator(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) "
+        f"should give shape {expected}, but gave {new.meta['spec'].shape}. {REMEDY}",
         groups,
         place_of(node),
         old.name,
