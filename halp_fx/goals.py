@@ -54,7 +54,7 @@ class Goals:
     def measure(
         self, networks: Sequence[tuple[nn.Module, Coupling, Mapping[str, int] | None]], inputs: Inputs
     ) -> tuple[float, ...]:
-        """End-to-end cost of each network, timed in turn.
+        """End-to-end cost of each network, timed in turn: the first one's, and the others' by their shares of it.
 
         Args:
             networks: each with its coupling and its widths (None: all channels).
@@ -63,7 +63,7 @@ class Goals:
             return tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks)
         models = [model for model, _, _ in networks]
         timings = interleaved(models, inputs, runtime=self.cost.runtime, threads=self.cost.threads)
-        return tuple(timing.median_ms for timing in timings)
+        return tuple(timing.share * timings[0].median_ms for timing in timings)
 
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
         """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are

@@ -91,6 +91,20 @@ def test_interleaved_takes_turns_and_leaves_models_as_found(monkeypatch):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_networks_are_compared_turn_by_turn(monkeypatch):
+    # The machine slows down by 40 % now and then, sometimes between the two.
+    times = {3: [10.0, 10.0, 14.0, 14.0, 14.0], 4: [6.0, 8.4, 8.4, 6.0, 6.0]}
+    samplers = {width: iter(row) for width, row in times.items()}
+    monkeypatch.setattr(
+        "halp_fx.latency.interleaving._network_sampler",
+        lambda model, inputs, runtime: lambda: next(samplers[model.out_features]),
+    )
+    models = [nn.Linear(2, 3), nn.Linear(2, 4)]
+    dense, small = interleaved(models, torch.rand(1, 2), min_time_s=0, precision=1.0, repeats=5)
+    assert (dense.share, small.share) == pytest.approx((1.0, 0.6))
+    assert small.median_ms / dense.median_ms < 0.5
+
+
 @pytest.mark.parametrize("inputs", [((torch.rand(2, 3),), {}), ((), {"input": torch.rand(2, 3)}), torch.rand(2, 3)])
 def test_interleaved_takes_inputs_in_every_form(inputs):
     (found,) = interleaved((nn.Linear(3, 2),), inputs, min_time_s=0.0, max_time_s=0.01, repeats=3)

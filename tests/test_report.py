@@ -44,7 +44,7 @@ def test_layers_timed_exactly_are_timed_now_and_not_kept():
 
 def test_report_has_every_layer_predicted_and_timed(monkeypatch):
     def interleaved(models, inputs, **_):
-        return tuple(Timing(ms, 0.01, 9) for ms in (10.0, 6.0)[: len(models)])
+        return tuple(Timing(ms, 0.01, 9, share=ms / 10.0) for ms in (10.0, 6.0)[: len(models)])
 
     monkeypatch.setattr("halp_fx.goals.interleaved", interleaved)
     small = halp_fx.prune(Small().eval(), 0.6, torch.rand(2, 3, 8, 8), latency=latency(Clock()), progress=False)

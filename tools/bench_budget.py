@@ -102,7 +102,7 @@ def measure(name: str, batch: int, budgets: Sequence[float], plans: Path, argume
         threads=arguments.threads,
     )
     return [
-        {"dense_ms": dense.median_ms, "ms": timing.median_ms, "spread": max(dense.spread, timing.spread)}
+        {"dense_ms": dense.median_ms, "ms": timing.share * dense.median_ms, "spread": max(dense.spread, timing.spread)}
         for timing in pruned
     ]
 

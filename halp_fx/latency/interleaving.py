@@ -1,12 +1,18 @@
-"""Several networks timed in turn, A B A B …, so that drift of the machine hits all alike."""
+"""Several networks timed in turn, A B A B …, so that drift of the machine hits all alike.
+
+Networks are compared turn by turn: the median of B / A over the turns. Where the machine is disturbed for a second or a
+minute at a time, that is twice as exact as the ratio of the medians (`docs/latency.md`).
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves
@@ -58,7 +64,9 @@ def interleaved(
                 start = time.perf_counter()
                 samples[index].append(sample())
                 spent[index] += time.perf_counter() - start
-    return tuple(Timing.of(row) for row in samples)
+    first = np.asarray(samples[0])
+    shares = (float(np.median(np.asarray(row) / first)) for row in samples)
+    return tuple(replace(Timing.of(row), share=share) for row, share in zip(samples, shares, strict=True))
 
 
 def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:

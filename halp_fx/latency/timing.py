@@ -33,12 +33,14 @@ class Timing:
         iqr_ms: distance between the quartiles.
         count: undisturbed blocks timed.
         runs: separate measurements, of which this is the fastest.
+        share: of the time of the first of several networks that were timed in turn: the median over turns.
     """
 
     median_ms: float
     iqr_ms: float
     count: int
     runs: int = 1
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.median_ms) and self.median_ms > 0 and isfinite(self.iqr_ms) and self.iqr_ms >= 0):
