@@ -26,6 +26,7 @@ from .types import Axis, Link, TensorSpec
 
 # Longer links are freed from repeated pairs.
 _MANY = 4096
+_NONE = np.array([], dtype=np.int64)
 
 Plane = torch.Tensor
 Planes = tuple[Plane, ...]
@@ -143,7 +144,7 @@ class Algebra:
     # Planes that were tied, by place in memory; held so that the place is not used again.
     _tied: dict[tuple[Any, ...], Plane] = field(default_factory=dict)
     # How many links are in the classes that were last asked for, and these.
-    _classes: tuple[int, np.ndarray] = (0, np.array([], dtype=np.int64))
+    _classes: tuple[int, np.ndarray] = (0, _NONE)
 
     def copied(self, choices: Mapping[str, str]) -> Algebra:
         """The same, to go on with other choices where the rules did not ask for one."""
@@ -266,25 +267,19 @@ class Algebra:
     def classes(self) -> np.ndarray:
         """The class of every label (index 0 is the class of "none"), numbered without gaps: connected components."""
         known, classes = self._classes
-        if len(self.links) > known or len(classes) < self.starts[-1]:
+        fresh = len(classes) < self.starts[-1]
+        if fresh or len(self.links) > known:
             # Few links come after the first time: ties, which need to know the classes before.
-            fresh = len(classes) < self.starts[-1]
             links = self.links if fresh else self.links[known:]
-            a, b = ([getattr(link, side) for link in links] for side in ("a", "b"))
-            if fresh:
-                classes = _components(self.starts[-1], a, b)
-            else:
-                classes = _merged(classes, np.concatenate(a), np.concatenate(b))
+            a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in links)]) for side in ("a", "b"))
+            classes = _components(self.starts[-1], a, b) if fresh else _merged(classes, a, b)
             self._classes = len(self.links), classes
         return classes
 
 
-def _components(count: int, a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> np.ndarray:
-    """The component of each of `count` nodes, by the edges between `a` and `b`."""
-    if not a:
-        return np.arange(count)
-    ends = np.concatenate(a), np.concatenate(b)
-    edges = coo_matrix((np.ones(len(ends[0]), dtype=np.int8), ends), shape=(count, count))
+def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The component of each of `count` nodes, by the edges from `a[i]` to `b[i]`."""
+    edges = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
     return connected_components(edges, directed=False)[1]
 
 
@@ -297,7 +292,7 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
     pairs = _distinct(left[differ].astype(np.int64) << 32 | right[differ])
     met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
-    component = _components(len(met), *([side] for side in ends.reshape(2, -1)))
+    component = _components(len(met), *ends.reshape(2, -1))
     smallest = np.full(len(met), np.iinfo(np.int64).max)
     np.minimum.at(smallest, component, met)
     renamed = np.arange(int(classes.max()) + 1)

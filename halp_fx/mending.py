@@ -9,7 +9,7 @@ all modules that run the same line of the program at once; `analysis` tries them
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import islice, product
@@ -149,20 +149,12 @@ def _given_moves(
     later: list[Move] = []
     for k in range(max((len(ways) for row in rows for ways in row), default=0)):
         best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
-        at_once = [_joined(mends for _, mends in row) for row in best]
+        at_once = [_merged(Move(), tuple(mend for _, mends in row for mend in mends)) for row in best]
         for row, move in zip(best, at_once, strict=True):
             (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
         if len(at_once) > 1:
             (later if k else first).append(_union(at_once))
     return list(_distinct(first)), list(_distinct(later))
-
-
-def _joined(rows: Iterable[tuple[Mend, ...]]) -> Move:
-    move = Move()
-    for mends in rows:
-        for mend in mends:
-            move = _merged(move, (mend,))
-    return move
 
 
 def _distinct(found: Sequence[Move]) -> Iterator[Move]:

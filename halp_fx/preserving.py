@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
-_INTERNAL = frozenset(vars(nn.Module()))
+INTERNAL = frozenset(vars(nn.Module()))
 _ORDERED = (list, deque)
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
@@ -76,7 +76,7 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
     """Give back each module's attributes (modes, caches), changed buffers, and the random states at the end."""
     members = members or Members.of(model)
     attributes = [(module, dict(vars(module))) for module in members.modules.values()]
-    own = [value for _, found in attributes for name, value in found.items() if name not in _INTERNAL]
+    own = [value for _, found in attributes for name, value in found.items() if name not in INTERNAL]
     tables: list[Any] = [found.get(name) for _, found in attributes for name in _TABLES]
     containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))]
     tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))

@@ -17,11 +17,11 @@ import torch
 from torch import fx, nn
 
 from .attributes import follows_tensors
+from .preserving import INTERNAL
 
 MAX_ELEMENTS = 16
 """Elements of a list or tuple that are looked at."""
 
-_OWN = frozenset(vars(nn.Module()))
 _on: ContextVar[bool] = ContextVar("tags are handed out", default=False)
 
 
@@ -91,7 +91,7 @@ def tagging(model: nn.Module) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
             continue
         own = vars(module)
-        own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in _OWN})
+        own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in INTERNAL})
     token = _on.set(True)
     try:
         yield

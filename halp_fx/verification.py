@@ -28,7 +28,7 @@ _BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "s
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
-_FOLLOWS_WIDTH |= {"batch_norm", "instance_norm"}
+_FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
 
@@ -94,37 +94,49 @@ def verify(
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
-        spec, expected = new.meta.get("spec"), tuple(e.at(widths) for e in coupling.shapes[old.name])
+        spec, expected = new.meta.get("spec"), _expected(old, coupling, widths)
         if spec is not None and spec.shape != expected:
             recorded = failure.recorded if failure is not None else traced.graph
             old, new = _first_wrong(old, new, recorded, coupling, widths)
-            expected = tuple(e.at(widths) for e in coupling.shapes[old.name])
-            raise _mismatch(old, new, None, coupling, expected)
-        if _numbers(old) != _numbers(new) or not _same_values(old, new):
-            # E.g. a division by the square root of the number of channels.
-            now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
-            raise RewriteError(
-                f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
-                f"with {now}, not {then}: a value follows a width. {REMEDY}",
-                _groups_around(old, coupling),
-                place_of(old),
-                old.name,
-                by_value=True,
-                sources=new.meta.get("sources", frozenset()),
-            )
+            raise _mismatch(old, new, None, coupling, _expected(old, coupling, widths))
+        _check_numbers(old, new, coupling)
     if failure is not None:
         old = _next_after(failure, coupling.traced.graph, silent)
         # A view that was given -1 may have gone through with another shape than it should have.
         earlier, new = _first_wrong(old, None, failure.recorded, coupling, widths)
         if new is None:
             raise _mismatch(old, None, failure, coupling) from failure
-        expected = tuple(e.at(widths) for e in coupling.shapes[earlier.name])
-        raise _mismatch(earlier, new, None, coupling, expected) from failure
+        raise _mismatch(earlier, new, None, coupling, _expected(earlier, coupling, widths)) from failure
     if other_path:
         _check_outputs(coupling.traced, traced)
     if couplings and (other_path or takes_sizes(coupling)):
         # Otherwise equal shapes and numbers mean equal couplings.
         check_couplings(coupling, couple(traced, decisions=coupling.decisions), plan)
+
+
+def _expected(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a node's result must have at these widths."""
+    return tuple(e.at(widths) for e in coupling.shapes[node.name])
+
+
+def _check_numbers(old: fx.Node, new: fx.Node, coupling: Coupling) -> None:
+    """The pruned network computes with the same numbers, e.g. no division by the square root of the number of channels.
+
+    Raises:
+        RewriteError: it does not.
+    """
+    if _numbers(old) == _numbers(new) and _same_values(old, new):
+        return
+    now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
+    raise RewriteError(
+        f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
+        f"with {now}, not {then}: a value follows a width. {REMEDY}",
+        _groups_around(old, coupling),
+        place_of(old),
+        old.name,
+        by_value=True,
+        sources=new.meta.get("sources", frozenset()),
+    )
 
 
 def _first_wrong(
@@ -136,7 +148,7 @@ def _first_wrong(
         if old is node or old.target != new.target:
             break
         spec = new.meta.get("spec")
-        if is_view(old) and spec is not None and spec.shape != tuple(e.at(widths) for e in coupling.shapes[old.name]):
+        if is_view(old) and spec is not None and spec.shape != _expected(old, coupling, widths):
             return old, new
     return node, found
 

@@ -62,14 +62,19 @@ FORWARDS = {
 }
 
 
-@pytest.mark.parametrize("name", FORWARDS)
-def test_frozen_beforehand(name):
+def assert_freezes_first(function):
+    """The group that the function computes with is frozen, and halving the others gives the zeroed twin."""
     torch.manual_seed(0)
-    model = randomized(Between(FORWARDS[name])).eval()
+    model = randomized(Between(function)).eval()
     inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     coupling = halp_fx.channel_groups(model, inputs)
     assert "first" in coupling.frozen
     assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+def test_frozen_beforehand(name):
+    assert_freezes_first(FORWARDS[name])
 
 
 def test_the_size_of_a_parameter():
@@ -115,11 +120,7 @@ def test_attention_whose_scale_follows_the_heads_dimension():
         joined = (weights @ q).reshape(n, 4, 36, -1).transpose(1, 2).reshape(n, 36, -1)
         return joined.transpose(1, 2).unflatten(2, (6, 6))
 
-    model = randomized(Between(attend)).eval()
-    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
-    coupling = halp_fx.channel_groups(model, inputs)
-    assert "first" in coupling.frozen
-    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert_freezes_first(attend)
 
 
 def test_inputs_and_attributes_are_given_back():
