@@ -18,6 +18,7 @@ from .errors import (
 )
 from .explain import explain
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
+from .latency.allocator import keep_memory
 from .latency.profile import Profile, profile
 from .report import Report
 from .residual import find_branches
@@ -61,6 +62,7 @@ __all__ = [
     "couple",
     "explain",
     "find_branches",
+    "keep_memory",
     "profile",
     "prune",
     "register_rule",

@@ -133,7 +133,7 @@ def _report(
     widths = left.widths(plan)
     with clock("check layers"):
         layers = yardstick.goals.layer_errors(left, widths)
-    notes = [*coupling.notes]
+    notes = [*coupling.notes, *yardstick.notes]
     if saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
     if saliency.skipped:

@@ -11,10 +11,14 @@ from torch import nn
 
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
-from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, interleaved
+from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, Timing, interleaved
+from .latency.allocator import can_keep
 from .report import LayerError
 from .solver import CostTable
 from .types import Coupling, Inputs
+
+_LONGEST_S = 3.0
+"""For each of two networks that are timed in turn; `Yardstick.measure` asks again where that was not enough."""
 
 _DETERMINISTIC = {"macs": MacsCost, "params": ParamsCost, "memory": MemoryCost}
 
@@ -62,8 +66,20 @@ class Goals:
         if not isinstance(self.cost, MeasuredLatency):
             return tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks)
         models = [model for model, _, _ in networks]
-        timings = interleaved(models, inputs, runtime=self.cost.runtime, threads=self.cost.threads)
+        runtime, threads = self.cost.runtime, self.cost.threads
+        timings = interleaved(models, inputs, max_time_s=_LONGEST_S, runtime=runtime, threads=threads)
         return tuple(timing.share * timings[0].median_ms for timing in timings)
+
+    def as_found(self, model: nn.Module, inputs: Inputs) -> Timing | None:
+        """A short look at a network while the process handles memory as it is set (`latency.allocator`); None unless
+        times are measured and memory can be kept."""
+        if not isinstance(self.cost, MeasuredLatency) or not can_keep():
+            return None
+        runtime, threads = self.cost.runtime, self.cost.threads
+        (timing,) = interleaved(
+            [model], inputs, runtime=runtime, threads=threads, min_time_s=0.1, max_time_s=0.5, keep_memory=False
+        )
+        return timing
 
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
         """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are

@@ -39,6 +39,10 @@ STEP_FLOOR = 0.5
 """An early step leaves each group at least this share of its channels, where the budget allows it."""
 
 
+_ROUNDING = 1e-9
+"""Added to the smallest cost that can be reached, so that the network which has it is within."""
+
+
 @dataclass(slots=True)
 class Clock:
     """Wall-clock seconds per stage."""
@@ -96,12 +100,8 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
     network = _scored(network, yardstick, request, clock)
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
-        try:
-            smaller, solution = _solve_and_rewrite(network, request, yardstick, 1.0, clock)
-        except InfeasibleError:
-            if candidates:  # Reachable by the first calibration, not by the corrected one: keep what was found.
-                break
-            raise
+        # Reachable by the first calibration, but not by the corrected one: then the smallest is the closest.
+        smaller, solution = _solve_and_rewrite(network, request, yardstick, 1.0, clock, or_smallest=bool(candidates))
         if candidates and smaller.plan == candidates[-1].network.plan:
             break  # No finer choice of widths.
         total = yardstick.total(smaller.plan)
@@ -152,12 +152,19 @@ def _present(network: Network, left: Coupling, request: Request) -> Coupling:
 
 
 def _solve_and_rewrite(
-    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
+    network: Network,
+    request: Request,
+    yardstick: Yardstick,
+    way: float,
+    clock: Clock,
+    floor: float = 0.0,
+    or_smallest: bool = False,
 ) -> tuple[Network, Solution]:
     """Widths for a step that stops at `way` of the way, and the network that has them.
 
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
+        or_smallest: where the budget cannot be reached, go as low as widths can; otherwise that is an error.
     """
     assert network.saliency is not None
     assert network.coupling is not None
@@ -173,8 +180,12 @@ def _solve_and_rewrite(
                 solution = solve(problem, method=request.solver)
                 break
             except InfeasibleError as error:
-                if share == 0.0:
+                if share > 0.0:
+                    continue
+                if not or_smallest or len(problem.budgets) > 1:
                     raise _out_of_reach(error, yardstick) from error
+                least = dict.fromkeys(problem.budgets, error.minimum * (1 + _ROUNDING))
+                solution = solve(replace(problem, budgets=least), method=request.solver)
     assert solution is not None
     with clock("rewrite"):
         step = plan_from(network.coupling, scores, solution.widths, solution.dropped)

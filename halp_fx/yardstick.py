@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 from torch import nn
 
 from .branches import Branch
 from .goals import Goals
-from .latency import Calibration
+from .latency import Calibration, Timing
 from .removal import without
 from .solver import CostTable
 from .types import Coupling, Inputs, Plan
@@ -27,6 +28,9 @@ DISTURBED = 1.05
 
 MAX_TRIES = 3
 
+_FAULTY = 1.1
+"""A network that takes this much longer as the process was found, because of page faults, is worth a note."""
+
 
 @dataclass(slots=True)
 class Yardstick:
@@ -38,6 +42,7 @@ class Yardstick:
         calibration: sum of layer costs -> share of the dense network's end-to-end cost.
         tables: what each layer costs over all widths that its groups may take; they serve every step.
         branches: that may be dropped.
+        notes: what a reader of the report should know about the times.
     """
 
     goals: Goals
@@ -48,6 +53,7 @@ class Yardstick:
     calibration: Calibration
     tables: Sequence[CostTable]
     branches: Sequence[Branch] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def start(
@@ -60,10 +66,11 @@ class Yardstick:
         branches: Sequence[Branch] = (),
     ) -> Yardstick:
         """Measure the layers over the widths that the groups may take, and the dense network as the first point."""
+        found = goals.as_found(model, inputs)
         tables = goals.tables(coupling, options)
         (dense,) = goals.measure([(model, coupling, None)], inputs)
         first = Calibration().with_point(goals.cost.total(coupling), 1.0)
-        return cls(goals, coupling, model, inputs, dense, first, tables, branches)
+        return cls(goals, coupling, model, inputs, dense, first, tables, branches, _memory_notes(found, dense))
 
     def left(self, plan: Plan) -> tuple[Coupling, list[CostTable], list[Branch]]:
         """Coupling, tables and removable branches without the branches that a plan drops."""
@@ -92,17 +99,31 @@ class Yardstick:
         return self.calibration.predict(total)
 
     def measure(self, plan: Plan, small: nn.Module) -> float:
-        """Share of the dense end-to-end cost, both timed in turn; repeated while something disturbs the machine."""
+        """Share of the dense end-to-end cost, both timed in turn; repeated while something disturbs the machine, and
+        then the median of the tries."""
         left, _, _ = self.left(plan)
+        networks = ((self.model, self.coupling, None), (small, left, left.widths(plan)))
+        shares = []
         for _ in range(MAX_TRIES):
-            networks = ((self.model, self.coupling, None), (small, left, left.widths(plan)))
             dense, measured = self.goals.measure(networks, self.inputs)
+            shares.append(measured / dense)
             self.dense = min(self.dense, dense)
             if dense <= DISTURBED * self.dense:
                 break
             logger.info("dense took %.4g, at best %.4g: measuring again", dense, self.dense)
-        return measured / dense
+        return median(shares)
 
     def learn(self, total: float, share: float) -> None:
         """Take a measured network into the calibration."""
         self.calibration = self.calibration.with_point(total, share)
+
+
+def _memory_notes(found: Timing | None, dense: float) -> tuple[str, ...]:
+    """A note where the dense network pays for page faults outside of the timing."""
+    if found is None or found.faults < 1 or found.median_ms <= _FAULTY * dense:
+        return ()
+    return (
+        f"times are taken with freed memory kept in the process. As this process was found, the dense network took "
+        f"{found.median_ms:.4g} ms instead of {dense:.4g} ms, with {found.faults:.0f} page faults a call: call "
+        "halp_fx.keep_memory() where you deploy (docs/latency.md, Memory)",
+    )

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from .allocator import can_keep
+
 RUNTIMES = ("eager", "inductor", "cudagraph")
 
 
@@ -51,7 +53,7 @@ class Fingerprint:
             cudnn="",
             runtime=runtime,
             threads=threads,
-            timer=f"{'thread CPU' if threads == 1 else 'wall'} time, blocks, median, warm caches",
+            timer=_cpu_timer(threads),
             settings="" if torch.backends.mkldnn.enabled else "no mkldnn",
         )
 
@@ -99,6 +101,11 @@ class Fingerprint:
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
         words = "".join(c if c.isalnum() else "-" for c in self.device.split(",")[0])
         return f"{words[:40].strip('-')}-{self.runtime}-{digest}.json"
+
+
+def _cpu_timer(threads: int) -> str:
+    clock = "thread CPU" if threads == 1 else "wall"
+    return f"{clock} time, blocks, median, warm caches" + (", memory kept" if can_keep() else "")
 
 
 @cache

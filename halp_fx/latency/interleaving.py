@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from ..inputs import normalize_inputs
 from ..preserving import preserved
 from ..types import Inputs
+from .allocator import kept_memory, page_faults
 from .clocks import Call, Sampler, captured, clock_sampler, cpu_threads, event_sampler
 from .errors import TimingError
 from .timing import Effort, Timing
@@ -35,6 +36,7 @@ def interleaved(
     repeats: int = 15,
     runtime: str = "eager",
     threads: int | None = None,
+    keep_memory: bool = True,
 ) -> tuple[Timing, ...]:
     """Time several networks in turn, A B A B …, so that drift of the machine hits all alike.
 
@@ -48,6 +50,7 @@ def interleaved(
         repeats: least number of turns.
         runtime: "eager", "inductor" or "cudagraph": how the networks are executed.
         threads: CPU threads; None leaves them as they are.
+        keep_memory: time them with freed memory kept in the process (`allocator` says why), or as the process is.
     """
     effort = Effort(repeats, min_time_s, max_time_s, precision)
     with ExitStack() as stack:
@@ -56,17 +59,23 @@ def interleaved(
             model.eval()
         stack.enter_context(torch.no_grad())
         stack.enter_context(cpu_threads(threads))
+        if keep_memory:
+            stack.enter_context(kept_memory())
         samplers = [_network_sampler(model, inputs, runtime) for model in models]
         samples: list[list[float]] = [[] for _ in models]
+        faults: list[list[int]] = [[] for _ in models]
         spent = [0.0] * len(models)
         while not all(map(effort.enough, samples, spent)):
             for index, sample in enumerate(samplers):
-                start = time.perf_counter()
+                start, before = time.perf_counter(), page_faults()
                 samples[index].append(sample())
+                faults[index].append(page_faults() - before)
                 spent[index] += time.perf_counter() - start
     first = np.asarray(samples[0])
-    shares = (float(np.median(np.asarray(row) / first)) for row in samples)
-    return tuple(replace(Timing.of(row), share=share) for row, share in zip(samples, shares, strict=True))
+    return tuple(
+        replace(Timing.of(row), share=float(np.median(np.asarray(row) / first)), faults=float(np.median(missed)))
+        for row, missed in zip(samples, faults, strict=True)
+    )
 
 
 def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:

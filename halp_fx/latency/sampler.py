@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
+from .allocator import kept_memory
 from .clocks import cpu_threads
 from .errors import TimingError
 from .layers import Layer
@@ -141,6 +142,6 @@ class Sampler:
 
     def _time(self, layer: Layer, point: Point, effort: Effort) -> Timing:
         args, kwargs = layer.arguments(*point, device=self.device)
-        with torch.no_grad(), cpu_threads(self.threads):
+        with torch.no_grad(), cpu_threads(self.threads), kept_memory():
             call = callable_for(layer, args, kwargs, self.runtime)
             return (self.timer or timer_for(self.runtime))(call, self.device, effort)

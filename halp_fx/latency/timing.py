@@ -34,6 +34,7 @@ class Timing:
         count: undisturbed blocks timed.
         runs: separate measurements, of which this is the fastest.
         share: of the time of the first of several networks that were timed in turn: the median over turns.
+        faults: page faults of the process in one call of a network, the median over turns (`allocator`).
     """
 
     median_ms: float
@@ -41,6 +42,7 @@ class Timing:
     count: int
     runs: int = 1
     share: float = 1.0
+    faults: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.median_ms) and self.median_ms > 0 and isfinite(self.iqr_ms) and self.iqr_ms >= 0):
