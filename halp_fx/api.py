@@ -144,6 +144,7 @@ def _report(
         notes.append(
             f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
             f"{len(candidates)} rounds; this is the closest network"
+            + (", the smallest that min_keep and round_to allow" if best.choice.refused else "")
         )
     everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
     return Report(
@@ -164,7 +165,14 @@ def _report(
         tolerance=request.tolerance,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
-            Round(c.predicted * dense, c.measured * dense, c.total, c.solution.value / everything, c.solution.gap)
+            Round(
+                predicted=c.predicted * dense,
+                measured=c.measured * dense,
+                uncalibrated=c.total,
+                saliency_kept=c.choice.solution.value / everything,
+                gap=c.choice.solution.gap,
+                smallest=c.choice.refused is not None,
+            )
             for c in candidates
         ),
         layers=layers,

@@ -11,7 +11,7 @@ from torch import nn
 
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
-from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, Timing, interleaved
+from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost, interleaved
 from .latency.allocator import can_keep
 from .report import LayerError
 from .solver import CostTable
@@ -70,7 +70,7 @@ class Goals:
         timings = interleaved(models, inputs, max_time_s=_LONGEST_S, runtime=runtime, threads=threads)
         return tuple(timing.share * timings[0].median_ms for timing in timings)
 
-    def as_found(self, model: nn.Module, inputs: Inputs) -> Timing | None:
+    def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming | None:
         """A short look at a network while the process handles memory as it is set (`latency.allocator`); None unless
         times are measured and memory can be kept."""
         if not isinstance(self.cost, MeasuredLatency) or not can_keep():

@@ -22,7 +22,7 @@ from .request import Request
 from .residual import find_branches
 from .rewriting import rewrite
 from .saliency import Saliency, score
-from .solver import Solution, solve
+from .solver import Solution, WidthProblem, solve
 from .types import Coupling, Plan
 from .widths import build_problem, compose, plan_from, width_options
 from .yardstick import Yardstick
@@ -70,6 +70,15 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Choice:
+    """What the solver chose. If no network meets the budget by its tables that is the smallest, and `refused` says
+    why."""
+
+    solution: Solution
+    refused: InfeasibleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
     sum of its layers' costs in the unit of the cost."""
@@ -78,7 +87,7 @@ class Candidate:
     total: float
     predicted: float
     measured: float
-    solution: Solution
+    choice: Choice
 
     def deviation(self, fraction: float) -> float:
         """From a budget that is this share of dense, relative to it; positive: over it."""
@@ -100,21 +109,28 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
     network = _scored(network, yardstick, request, clock)
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
-        # Reachable by the first calibration, but not by the corrected one: then the smallest is the closest.
-        smaller, solution = _solve_and_rewrite(network, request, yardstick, 1.0, clock, or_smallest=bool(candidates))
+        try:
+            smaller, choice = _solve_and_rewrite(network, request, yardstick, 1.0, clock, or_smallest=True)
+        except InfeasibleError:
+            if candidates:  # Several budgets, within reach by the first calibration: keep what was found.
+                break
+            raise
         if candidates and smaller.plan == candidates[-1].network.plan:
             break  # No finer choice of widths.
         total = yardstick.total(smaller.plan)
         with clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
-        candidate = Candidate(smaller, total, yardstick.predict(total), measured, solution)
+        candidate = Candidate(smaller, total, yardstick.predict(total), measured, choice)
         candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
             *(100 * share for share in (yardstick.fraction, candidate.predicted, measured)),
         )
-        if not yardstick.goals.measured or abs(candidate.deviation(yardstick.fraction)) <= request.tolerance:
+        over = candidate.deviation(yardstick.fraction)
+        if not yardstick.goals.measured or abs(over) <= request.tolerance:
             break
+        if choice.refused is not None and len(candidates) == 1 and over > 0:
+            raise _out_of_reach(choice.refused, yardstick, measured) from choice.refused
         yardstick.learn(total, measured)
     return candidates
 
@@ -159,38 +175,48 @@ def _solve_and_rewrite(
     clock: Clock,
     floor: float = 0.0,
     or_smallest: bool = False,
-) -> tuple[Network, Solution]:
+) -> tuple[Network, Choice]:
     """Widths for a step that stops at `way` of the way, and the network that has them.
 
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
-        or_smallest: where the budget cannot be reached, go as low as widths can; otherwise that is an error.
+        or_smallest: where a single budget cannot be reached, go as low as widths can; otherwise that is an error.
     """
     assert network.saliency is not None
     assert network.coupling is not None
-    scores, unit = network.saliency.scores, yardstick.goals.cost.unit
-    left, tables, branches = yardstick.left(network.plan)
     with clock("solve"):
-        solution = None
-        for share in dict.fromkeys((floor, 0.0)):
-            options = options_of(left, network.plan, request, share)
-            options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
-            problem = build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
-            try:
-                solution = solve(problem, method=request.solver)
-                break
-            except InfeasibleError as error:
-                if share > 0.0:
-                    continue
-                if not or_smallest or len(problem.budgets) > 1:
-                    raise _out_of_reach(error, yardstick) from error
-                least = dict.fromkeys(problem.budgets, error.minimum * (1 + _ROUNDING))
-                solution = solve(replace(problem, budgets=least), method=request.solver)
-    assert solution is not None
+        try:
+            choice = Choice(solve(_problem(network, request, yardstick, way, floor), method=request.solver))
+        except InfeasibleError:
+            choice = _without_floor(_problem(network, request, yardstick, way), request, yardstick, or_smallest)
     with clock("rewrite"):
-        step = plan_from(network.coupling, scores, solution.widths, solution.dropped)
+        solution = choice.solution
+        step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
         small = rewrite(network.model, step, request.example, coupling=network.coupling)
-    return Network(small, compose(network.plan, step), saliency=network.saliency), solution
+    return Network(small, compose(network.plan, step), saliency=network.saliency), choice
+
+
+def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float = 0.0) -> WidthProblem:
+    """What the solver is asked; a group without scores keeps its width."""
+    assert network.saliency is not None
+    scores = network.saliency.scores
+    left, tables, branches = yardstick.left(network.plan)
+    options = options_of(left, network.plan, request, floor)
+    options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
+    unit = yardstick.goals.cost.unit
+    return build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
+
+
+def _without_floor(problem: WidthProblem, request: Request, yardstick: Yardstick, or_smallest: bool) -> Choice:
+    """The solution; if there is none, the smallest network or an error in the user's unit."""
+    try:
+        return Choice(solve(problem, method=request.solver))
+    except InfeasibleError as error:
+        # What layers add up to is not the network's time, so a time is not said to be out of reach before it was tried.
+        if not (or_smallest and yardstick.goals.measured and len(problem.budgets) == 1):
+            raise _out_of_reach(error, yardstick) from error
+        least = dict.fromkeys(problem.budgets, error.minimum * (1 + _ROUNDING))
+        return Choice(solve(replace(problem, budgets=least), method=request.solver), error)
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
@@ -205,15 +231,24 @@ def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 
     return options
 
 
-def _out_of_reach(error: InfeasibleError, yardstick: Yardstick) -> InfeasibleError:
-    """The error in the user's unit."""
+def _out_of_reach(error: InfeasibleError, yardstick: Yardstick, measured: float | None = None) -> InfeasibleError:
+    """The error in the user's unit.
+
+    Args:
+        measured: share of dense that the smallest network was found to take.
+    """
     if len(yardstick.goals.further):
         return error  # Which of several budgets it is, the solver says in its own words.
-    unit, least = yardstick.goals.cost.unit, yardstick.predict(error.minimum)
+    unit, least = yardstick.goals.cost.unit, measured or yardstick.predict(error.minimum)
+    how = (
+        f"takes {least * yardstick.dense:.4g} {unit}, measured"
+        if measured
+        else f"is about {least * yardstick.dense:.4g} {unit}"
+    )
     groups = f" Groups that bound it: {', '.join(error.groups[:5])}." if error.groups else ""
     return InfeasibleError(
         f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
-        f"and round_to allow is about {least * yardstick.dense:.4g} {unit} ({least:.1%} of dense).{groups}",
+        f"and round_to allow {how} ({least:.1%} of dense).{groups}",
         least * yardstick.dense,
         error.groups,
     )

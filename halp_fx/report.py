@@ -47,13 +47,15 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers."""
+    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers, `smallest`
+    whether it is the smallest network because none meets the budget."""
 
     predicted: float
     measured: float
     uncalibrated: float
     saliency_kept: float
     gap: float
+    smallest: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import nn
 
 from .branches import Branch
 from .goals import Goals
-from .latency import Calibration, Timing
+from .latency import Calibration, NetworkTiming
 from .removal import without
 from .solver import CostTable
 from .types import Coupling, Inputs, Plan
@@ -118,7 +118,7 @@ class Yardstick:
         self.calibration = self.calibration.with_point(total, share)
 
 
-def _memory_notes(found: Timing | None, dense: float) -> tuple[str, ...]:
+def _memory_notes(found: NetworkTiming | None, dense: float) -> tuple[str, ...]:
     """A note where the dense network pays for page faults outside of the timing."""
     if found is None or found.faults < 1 or found.median_ms <= _FAULTY * dense:
         return ()

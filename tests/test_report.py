@@ -11,7 +11,7 @@ from test_prune import IMAGE, Small, small_resnet
 
 import halp_fx
 from halp_fx import HalpError, MacsCost
-from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, Timing
+from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, NetworkTiming, Timing
 from halp_fx.report import LayerError
 
 
@@ -44,7 +44,7 @@ def test_layers_timed_exactly_are_timed_now_and_not_kept():
 
 def test_report_has_every_layer_predicted_and_timed(monkeypatch):
     def interleaved(models, inputs, **_):
-        return tuple(Timing(ms, 0.01, 9, share=ms / 10.0) for ms in (10.0, 6.0)[: len(models)])
+        return tuple(NetworkTiming(ms, 0.01, 9, share=ms / 10.0) for ms in (10.0, 6.0)[: len(models)])
 
     monkeypatch.setattr("halp_fx.goals.interleaved", interleaved)
     small = halp_fx.prune(Small().eval(), 0.6, torch.rand(2, 3, 8, 8), latency=latency(Clock()), progress=False)

@@ -69,9 +69,9 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
         row: Row = {"budget": budget}
         try:
             report = halp_fx.prune(model, budget, inputs, latency=latency, progress=False).halp
-        except halp_fx.InfeasibleError:
-            low, high = halp_fx.profile(model, inputs, cost=latency).reachable
-            row |= {"unreachable": low / high}
+        except halp_fx.InfeasibleError as error:
+            _, dense = halp_fx.profile(model, inputs, cost=latency).reachable
+            row |= {"unreachable": error.minimum / dense}
         else:
             (plans / f"{budget}.json").write_text(report.plan.to_json(), encoding="utf-8")
             row |= {
@@ -82,6 +82,7 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
                 "layer_error": report.layer_error,
                 "worst_layer": report.worst_layer.error if report.worst_layer else None,
                 "rounds": len(report.rounds),
+                "smallest": report.rounds[-1].smallest and report.measured > report.budget,
                 "stages": {stage: round(seconds, 1) for stage, seconds in report.seconds.items()},
             }
         rows.append(row | {"seconds": time.perf_counter() - start, "points": len(latency.measured)})

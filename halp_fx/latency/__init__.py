@@ -5,7 +5,7 @@ from .costs import CallableCost, Cost, MacsCost, ParamsCost, RooflineCost
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .files import read_table, write_table
 from .fingerprint import Fingerprint
-from .interleaving import interleaved
+from .interleaving import NetworkTiming, interleaved
 from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
@@ -25,6 +25,7 @@ __all__ = [
     "MacsCost",
     "MeasuredLatency",
     "MemoryCost",
+    "NetworkTiming",
     "ParamsCost",
     "RooflineCost",
     "TableFileError",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,19 @@ from .errors import TimingError
 from .timing import Effort, Timing
 
 
+@dataclass(frozen=True, slots=True)
+class NetworkTiming(Timing):
+    """Time of one call of a network.
+
+    Attributes:
+        share: of the time of the first network, the median over the turns.
+        faults: page faults of the process in one call, the median over the turns (`allocator`).
+    """
+
+    share: float = 1.0
+    faults: float = 0.0
+
+
 def interleaved(
     models: Sequence[nn.Module],
     inputs: Inputs | Any,
@@ -37,7 +50,7 @@ def interleaved(
     runtime: str = "eager",
     threads: int | None = None,
     keep_memory: bool = True,
-) -> tuple[Timing, ...]:
+) -> tuple[NetworkTiming, ...]:
     """Time several networks in turn, A B A B …, so that drift of the machine hits all alike.
 
     Runs in eval mode without gradients. Modes, buffers and random state are left as found.
@@ -73,7 +86,7 @@ def interleaved(
                 spent[index] += time.perf_counter() - start
     first = np.asarray(samples[0])
     return tuple(
-        replace(Timing.of(row), share=float(np.median(np.asarray(row) / first)), faults=float(np.median(missed)))
+        replace(NetworkTiming.of(row), share=float(np.median(np.asarray(row) / first)), faults=float(np.median(missed)))
         for row, missed in zip(samples, faults, strict=True)
     )
 

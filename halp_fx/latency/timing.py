@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
+from typing import Self
 
 import numpy as np
 import torch
@@ -33,16 +34,12 @@ class Timing:
         iqr_ms: distance between the quartiles.
         count: undisturbed blocks timed.
         runs: separate measurements, of which this is the fastest.
-        share: of the time of the first of several networks that were timed in turn: the median over turns.
-        faults: page faults of the process in one call of a network, the median over turns (`allocator`).
     """
 
     median_ms: float
     iqr_ms: float
     count: int
     runs: int = 1
-    share: float = 1.0
-    faults: float = 0.0
 
     def __post_init__(self) -> None:
         if not (isfinite(self.median_ms) and self.median_ms > 0 and isfinite(self.iqr_ms) and self.iqr_ms >= 0):
@@ -51,7 +48,7 @@ class Timing:
             )
 
     @classmethod
-    def of(cls, samples_ms: Sequence[float]) -> Timing:
+    def of(cls, samples_ms: Sequence[float]) -> Self:
         """Median and quartile distance of the undisturbed samples.
 
         Raises:
