@@ -72,8 +72,9 @@ class Goals:
 
     def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming | None:
         """A short look at a network while the process handles memory as it is set (`latency.allocator`); None unless
-        times are measured and memory can be kept."""
-        if not isinstance(self.cost, MeasuredLatency) or not can_keep():
+        times are measured on a CPU and memory can be kept."""
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        if not (isinstance(self.cost, MeasuredLatency) and on_cpu and can_keep()):
             return None
         runtime, threads = self.cost.runtime, self.cost.threads
         (timing,) = interleaved(

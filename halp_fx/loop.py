@@ -110,7 +110,7 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
         try:
-            smaller, choice = _solve_and_rewrite(network, request, yardstick, 1.0, clock, or_smallest=True)
+            smaller, choice = _solve_and_rewrite(network, request, yardstick, 1.0, clock)
         except InfeasibleError:
             if candidates:  # Several budgets, within reach by the first calibration: keep what was found.
                 break
@@ -168,27 +168,17 @@ def _present(network: Network, left: Coupling, request: Request) -> Coupling:
 
 
 def _solve_and_rewrite(
-    network: Network,
-    request: Request,
-    yardstick: Yardstick,
-    way: float,
-    clock: Clock,
-    floor: float = 0.0,
-    or_smallest: bool = False,
+    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
 ) -> tuple[Network, Choice]:
     """Widths for a step that stops at `way` of the way, and the network that has them.
 
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
-        or_smallest: where a single budget cannot be reached, go as low as widths can; otherwise that is an error.
     """
     assert network.saliency is not None
     assert network.coupling is not None
     with clock("solve"):
-        try:
-            choice = Choice(solve(_problem(network, request, yardstick, way, floor), method=request.solver))
-        except InfeasibleError:
-            choice = _without_floor(_problem(network, request, yardstick, way), request, yardstick, or_smallest)
+        choice = _choose(network, request, yardstick, way, floor)
     with clock("rewrite"):
         solution = choice.solution
         step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
@@ -196,7 +186,28 @@ def _solve_and_rewrite(
     return Network(small, compose(network.plan, step), saliency=network.saliency), choice
 
 
-def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float = 0.0) -> WidthProblem:
+def _choose(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> Choice:
+    """The best widths within the budget, each at least `floor` of what is there if that can be.
+
+    What layers add up to is not the network's time, so no time is said to be out of reach before the smallest network
+    was tried: that is then the choice.
+
+    Raises:
+        InfeasibleError: no widths meet the budgets, and they are counted and not measured, or several.
+    """
+    for share in dict.fromkeys((floor, 0.0)):
+        problem = _problem(network, request, yardstick, way, share)
+        try:
+            return Choice(solve(problem, method=request.solver))
+        except InfeasibleError as error:
+            refused = error
+    if not yardstick.goals.measured or len(problem.budgets) > 1:
+        raise _out_of_reach(refused, yardstick) from refused
+    least = dict.fromkeys(problem.budgets, refused.minimum * (1 + _ROUNDING))
+    return Choice(solve(replace(problem, budgets=least), method=request.solver), refused)
+
+
+def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
     """What the solver is asked; a group without scores keeps its width."""
     assert network.saliency is not None
     scores = network.saliency.scores
@@ -205,18 +216,6 @@ def _problem(network: Network, request: Request, yardstick: Yardstick, way: floa
     options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
     unit = yardstick.goals.cost.unit
     return build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
-
-
-def _without_floor(problem: WidthProblem, request: Request, yardstick: Yardstick, or_smallest: bool) -> Choice:
-    """The solution; if there is none, the smallest network or an error in the user's unit."""
-    try:
-        return Choice(solve(problem, method=request.solver))
-    except InfeasibleError as error:
-        # What layers add up to is not the network's time, so a time is not said to be out of reach before it was tried.
-        if not (or_smallest and yardstick.goals.measured and len(problem.budgets) == 1):
-            raise _out_of_reach(error, yardstick) from error
-        least = dict.fromkeys(problem.budgets, error.minimum * (1 + _ROUNDING))
-        return Choice(solve(replace(problem, budgets=least), method=request.solver), error)
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
