@@ -73,7 +73,8 @@ def prune(
         The pruned network, in the mode of `model`; its attribute `halp` is the `Report`.
 
     Raises:
-        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum).
+        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum in the
+            budget's unit; a time only if the smallest network, measured, is above it).
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink.
         SaliencyError: no usable gradients.
     """

@@ -42,7 +42,8 @@ class InfeasibleError(BudgetError):
     """No choice of widths meets the budget.
 
     Attributes:
-        minimum: smallest total cost that any choice reaches, in the unit of the problem.
+        minimum: smallest cost that any choice reaches, in the unit of the budget: of the problem for `solve`, end to
+            end for `prune`. NaN if a baseline method found nothing.
         groups: names of the groups that bound it, the most costly first.
     """
 

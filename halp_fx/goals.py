@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,13 @@ from torch import nn
 from .budgets import Budget, BudgetLike, parse_budget
 from .errors import BudgetError
 from .latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost, interleaved
-from .latency.allocator import can_keep
+from .latency.allocator import untouched
 from .report import LayerError
 from .solver import CostTable
 from .types import Coupling, Inputs
 
 _LONGEST_S = 3.0
-"""For each of two networks that are timed in turn; `Yardstick.measure` asks again where that was not enough."""
+"""For each network that is timed in turn."""
 
 _DETERMINISTIC = {"macs": MacsCost, "params": ParamsCost, "memory": MemoryCost}
 
@@ -72,14 +73,12 @@ class Goals:
 
     def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming | None:
         """A short look at a network while the process handles memory as it is set (`latency.allocator`); None unless
-        times are measured on a CPU and memory can be kept."""
+        times are measured on a CPU and no memory has been kept in this process yet."""
         on_cpu = all(p.device.type == "cpu" for p in model.parameters())
-        if not (isinstance(self.cost, MeasuredLatency) and on_cpu and can_keep()):
+        if not (isinstance(self.cost, MeasuredLatency) and on_cpu and untouched()):
             return None
-        runtime, threads = self.cost.runtime, self.cost.threads
-        (timing,) = interleaved(
-            [model], inputs, runtime=runtime, threads=threads, min_time_s=0.1, max_time_s=0.5, keep_memory=False
-        )
+        look = partial(interleaved, min_time_s=0.1, max_time_s=0.5, repeats=5, keep_memory=False)
+        (timing,) = look([model], inputs, runtime=self.cost.runtime, threads=self.cost.threads)
         return timing
 
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:

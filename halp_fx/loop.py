@@ -39,10 +39,6 @@ STEP_FLOOR = 0.5
 """An early step leaves each group at least this share of its channels, where the budget allows it."""
 
 
-_ROUNDING = 1e-9
-"""Added to the smallest cost that can be reached, so that the network which has it is within."""
-
-
 @dataclass(slots=True)
 class Clock:
     """Wall-clock seconds per stage."""
@@ -71,7 +67,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What the solver chose. If no network meets the budget by its tables that is the smallest, and `refused` says
+    """What the solver chose. If by the prediction no network meets the budget that is the smallest, and `refused` says
     why."""
 
     solution: Solution
@@ -97,7 +93,7 @@ class Candidate:
 def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
     """One step of several: stop at `way` of the way, then let the caller train."""
     network = _scored(network, yardstick, request, clock)
-    smaller, _ = _solve_and_rewrite(network, request, yardstick, way, clock, floor=STEP_FLOOR)
+    smaller, _ = _within_reach(network, request, yardstick, way, clock, floor=STEP_FLOOR)
     if request.train_between is not None:
         with clock("train_between"):
             request.train_between(smaller.model)
@@ -110,7 +106,8 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
         try:
-            smaller, choice = _solve_and_rewrite(network, request, yardstick, 1.0, clock)
+            shrink = _solve_and_rewrite if candidates else _within_reach
+            smaller, choice = shrink(network, request, yardstick, 1.0, clock)
         except InfeasibleError:
             if candidates:  # Several budgets, within reach by the first calibration: keep what was found.
                 break
@@ -126,11 +123,8 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
             *(100 * share for share in (yardstick.fraction, candidate.predicted, measured)),
         )
-        over = candidate.deviation(yardstick.fraction)
-        if not yardstick.goals.measured or abs(over) <= request.tolerance:
+        if not yardstick.goals.measured or abs(candidate.deviation(yardstick.fraction)) <= request.tolerance:
             break
-        if choice.refused is not None and len(candidates) == 1 and over > 0:
-            raise _out_of_reach(choice.refused, yardstick, measured) from choice.refused
         yardstick.learn(total, measured)
     return candidates
 
@@ -167,6 +161,26 @@ def _present(network: Network, left: Coupling, request: Request) -> Coupling:
     return replace(now, groups=groups)
 
 
+def _within_reach(
+    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
+) -> tuple[Network, Choice]:
+    """As `_solve_and_rewrite`; where the tables say that no network meets the budget, the smallest is measured first:
+    the calibration learns from it, and whoever trains between steps hears in time that the budget is out of reach.
+
+    Raises:
+        InfeasibleError: the smallest network is above the budget.
+    """
+    smaller, choice = _solve_and_rewrite(network, request, yardstick, way, clock, floor)
+    if choice.refused is None:
+        return smaller, choice
+    with clock("measure"):
+        measured = yardstick.measure(smaller.plan, smaller.model)
+    if measured > yardstick.fraction * (1 + request.tolerance):
+        raise _out_of_reach(choice.refused, yardstick, measured) from choice.refused
+    yardstick.learn(yardstick.total(smaller.plan), measured)
+    return _solve_and_rewrite(network, request, yardstick, way, clock, floor)
+
+
 def _solve_and_rewrite(
     network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
 ) -> tuple[Network, Choice]:
@@ -201,10 +215,13 @@ def _choose(network: Network, request: Request, yardstick: Yardstick, way: float
             return Choice(solve(problem, method=request.solver))
         except InfeasibleError as error:
             refused = error
-    if not yardstick.goals.measured or len(problem.budgets) > 1:
+    if not yardstick.goals.measured or len(problem.budgets) > 1 or not math.isfinite(refused.minimum):
         raise _out_of_reach(refused, yardstick) from refused
-    least = dict.fromkeys(problem.budgets, refused.minimum * (1 + _ROUNDING))
-    return Choice(solve(replace(problem, budgets=least), method=request.solver), refused)
+    least = replace(problem, budgets=dict.fromkeys(problem.budgets, refused.minimum))
+    try:
+        return Choice(solve(least), refused)
+    except InfeasibleError:
+        raise _out_of_reach(refused, yardstick) from refused
 
 
 def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
@@ -236,19 +253,16 @@ def _out_of_reach(error: InfeasibleError, yardstick: Yardstick, measured: float 
     Args:
         measured: share of dense that the smallest network was found to take.
     """
-    if len(yardstick.goals.further):
-        return error  # Which of several budgets it is, the solver says in its own words.
-    unit, least = yardstick.goals.cost.unit, measured or yardstick.predict(error.minimum)
-    how = (
-        f"takes {least * yardstick.dense:.4g} {unit}, measured"
-        if measured
-        else f"is about {least * yardstick.dense:.4g} {unit}"
-    )
+    if len(yardstick.goals.further) or not math.isfinite(error.minimum):
+        return error  # Which of several budgets it is, or that the method found nothing, the solver says itself.
+    unit, share = yardstick.goals.cost.unit, yardstick.predict(error.minimum) if measured is None else measured
+    least = share * yardstick.dense
+    how = f"is about {least:.4g} {unit}" if measured is None else f"takes {least:.4g} {unit}, measured"
     groups = f" Groups that bound it: {', '.join(error.groups[:5])}." if error.groups else ""
     return InfeasibleError(
         f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
-        f"and round_to allow {how} ({least:.1%} of dense).{groups}",
-        least * yardstick.dense,
+        f"and round_to allow {how} ({share:.1%} of dense).{groups}",
+        least,
         error.groups,
     )
 

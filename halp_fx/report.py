@@ -48,7 +48,7 @@ class LayerError:
 @dataclass(frozen=True, slots=True)
 class Round:
     """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers, `smallest`
-    whether it is the smallest network because none meets the budget."""
+    whether it is the smallest network because by the prediction none meets the budget."""
 
     predicted: float
     measured: float
@@ -172,6 +172,11 @@ class Report:
     def met(self) -> bool:
         """Whether the measured cost is within the tolerance of the budget, or below it."""
         return self.measured <= self.budget * (1 + self.tolerance)
+
+    @property
+    def smallest(self) -> bool:
+        """Whether this is the smallest network that min_keep and round_to allow, and still above the budget."""
+        return not self.met and any(r.smallest and r.measured == self.measured for r in self.rounds)
 
     @property
     def dropped(self) -> tuple[str, ...]:

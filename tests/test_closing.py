@@ -19,19 +19,23 @@ class Machine:
     Attributes:
         disturbed: factors on the dense network's time, one a measurement, while there are any; its share of the
             pruned one's time moves with it.
+        pairs: how often a network was compared with the dense one.
+        found, faults: the dense network's time while memory is handled as found, relative to 10 ms; page faults in it.
     """
 
     def __init__(self, monkeypatch, overhead):
         self.overhead = overhead
         self.disturbed = []
+        self.pairs = 0
         self.faults = 0.0
         self.found = 1.0
         monkeypatch.setattr("halp_fx.goals.interleaved", self)
-        monkeypatch.setattr("halp_fx.goals.can_keep", lambda: True)
+        monkeypatch.setattr("halp_fx.goals.untouched", lambda: True)
 
     def __call__(self, models, inputs, keep_memory=True, **_):
         if not keep_memory:
             return (NetworkTiming(self.found * 10.0, 0.01, 9, faults=self.faults),)
+        self.pairs += len(models) > 1
         counts = [sum(p.numel() for p in model.parameters()) for model in models]
         factor = self.disturbed.pop(0) if self.disturbed and len(models) > 1 else 1.0
         ms = [10.0 * (self.overhead + (1 - self.overhead) * count / counts[0]) for count in counts]
@@ -58,6 +62,7 @@ def test_a_budget_that_proves_out_of_reach_gives_the_smallest_network(monkeypatc
     report = small.halp
     assert [group.kept for group in report.groups] == [max(group.size // 4, 1) for group in report.groups]
     assert report.measured > report.budget
+    assert report.smallest
     assert report.rounds[-1].smallest
     assert not report.rounds[0].smallest
     assert "missed by" in report.notes[-1]
@@ -65,12 +70,17 @@ def test_a_budget_that_proves_out_of_reach_gives_the_smallest_network(monkeypatc
     assert small(INPUTS).shape == Small()(INPUTS).shape
 
 
-def test_disturbed_tries_count_by_their_median(monkeypatch):
+@pytest.mark.parametrize(
+    ("disturbed", "factor"),
+    [([1.5, 1.2, 1.3], 1.3), ([1.5], 1.0)],
+    ids=["median of three", "a quiet try counts alone"],
+)
+def test_disturbed_tries(monkeypatch, disturbed, factor):
     machine = Machine(monkeypatch, overhead=0.0)
-    quiet = pruned(0.6).halp
-    machine.disturbed = [1.5, 1.2, 1.2]
-    disturbed = pruned(0.6, tolerance=1.0).halp
-    assert disturbed.rounds[0].measured == pytest.approx(quiet.rounds[0].measured / 1.2)
+    quiet = pruned(0.6, tolerance=1.0).halp
+    machine.disturbed = disturbed
+    found = pruned(0.6, tolerance=1.0).halp
+    assert found.rounds[0].measured == pytest.approx(quiet.rounds[0].measured / factor)
 
 
 def test_a_budget_out_of_reach_from_the_start_is_refused_by_measurement(monkeypatch):
@@ -83,11 +93,26 @@ def test_a_budget_out_of_reach_from_the_start_is_refused_by_measurement(monkeypa
     assert caught.value.groups
 
 
+@pytest.mark.parametrize("solver", ["auto", "uniform", "halp"])
+def test_out_of_reach_is_said_alike_by_all_methods(monkeypatch, solver):
+    Machine(monkeypatch, overhead=0.5)
+    with pytest.raises(halp_fx.InfeasibleError, match="the smallest that min_keep and round_to allow takes"):
+        pruned(0.05, min_keep=0.25, solver=solver)
+
+
 def test_a_budget_that_only_the_layers_call_out_of_reach_is_met(monkeypatch):
-    Machine(monkeypatch, overhead=0.0)
-    least = pruned(0.36, min_keep=0.25)
-    assert least.halp.rounds[0].smallest
-    assert abs(least.halp.measured / least.halp.budget - 1) <= 0.05
+    machine = Machine(monkeypatch, overhead=0.0)
+    report = pruned(0.36, min_keep=0.25, tolerance=0.05).halp
+    assert machine.pairs == len(report.rounds) + 1, "too easy: the layers do not call it out of reach"
+    assert abs(report.measured / report.budget - 1) <= 0.05
+
+
+def test_nothing_is_trained_for_a_budget_out_of_reach(monkeypatch):
+    Machine(monkeypatch, overhead=0.5)
+    trained = []
+    with pytest.raises(halp_fx.InfeasibleError, match="measured"):
+        pruned(0.05, min_keep=0.25, steps=3, train_between=trained.append)
+    assert not trained
 
 
 @pytest.mark.parametrize(("found", "faults", "said"), [(1.3, 2000.0, True), (1.3, 0.0, False), (1.05, 2000.0, False)])
@@ -95,4 +120,4 @@ def test_page_faults_outside_of_the_timing_are_reported(monkeypatch, found, faul
     machine = Machine(monkeypatch, overhead=0.0)
     machine.found, machine.faults = found, faults
     notes = pruned(0.6).halp.notes
-    assert any("13 ms instead of 10 ms, with 2000 page faults" in note for note in notes) == said
+    assert any("13 ms instead of 10 ms, with 2,000 page faults" in note for note in notes) == said

@@ -85,7 +85,7 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
                 "layer_error": report.layer_error,
                 "worst_layer": report.worst_layer.error if report.worst_layer else None,
                 "rounds": len(report.rounds),
-                "smallest": report.rounds[-1].smallest and report.measured > report.budget,
+                "smallest": report.smallest,
                 "stages": {stage: round(seconds, 1) for stage, seconds in report.seconds.items()},
             }
         rows.append(row | {"seconds": time.perf_counter() - start, "points": len(latency.measured)})
@@ -246,20 +246,22 @@ def _last(row: Row) -> float:
 def _summary(rows: Sequence[Row]) -> str:
     """Counts with unreachable budgets as misses, and without them; prediction errors."""
     good = [r for r in rows if "ms" in r]
-    met = [r for r in good if not r.get("smallest")]
-    if not met:
+    out = [r for r in rows if r.get("smallest") or "unreachable" in r]
+    within = [r for r in good if r not in out]
+    if not within:
         return f"{len(rows)} cases, none measured that can be reached."
     lines = []
     for limit in (0.05, 0.1):
-        of_all, of_met = (sum(abs(deviation(r)) <= limit for r in some) for some in (good, met))
+        close, reached = (sum(abs(deviation(r)) <= limit for r in some) for some in (good, within))
+        reachable = len(rows) - len(out)
         lines.append(
-            f"Within {limit:.0%} of the budget: {of_all} of all {len(rows)} cases ({of_all / len(rows):.0%}); "
-            f"{of_met} of the {len(met)} that can be reached ({of_met / len(met):.0%})."
+            f"Within {limit:.0%} of the budget: {close} of all {len(rows)} cases ({close / len(rows):.0%}); "
+            f"{reached} of the {reachable} that can be reached ({reached / reachable:.0%})."
         )
-    smallest, refused = len(good) - len(met), sum("unreachable" in r for r in rows)
+    refused = sum("unreachable" in r for r in rows)
     lines.append(
-        f"Worst that can be reached: {max(abs(deviation(r)) for r in met):.1%}. Out of reach: {smallest} came out as "
-        f"the smallest network, {refused} were refused."
+        f"Worst that can be reached: {max(abs(deviation(r)) for r in within):.1%}. Out of reach: {len(out) - refused} "
+        f"came out as the smallest network, {refused} were refused."
     )
     errors = {
         "the sum of the layers (before calibration)": [abs(r["uncalibrated"]) for r in good],
@@ -286,7 +288,7 @@ def write(rows: Sequence[Row], docs: Path) -> None:
 def _setting(arguments: argparse.Namespace) -> str:
     """What the rows of one table have in common."""
     header = asdict(Fingerprint.of(torch.device(arguments.device), arguments.runtime, arguments.threads))
-    shown = "; ".join(f"{k} {v}" for k, v in header.items() if v not in ("", 0) and k != "timer")
+    shown = "; ".join(f"{k} {v}" for k, v in header.items() if v not in ("", 0))
     layout = ", channels_last" if arguments.channels_last else ""
     return f"{arguments.dtype}{layout}, {arguments.side} x {arguments.side} (ssdlite320: 320 x 320); {shown}"
 

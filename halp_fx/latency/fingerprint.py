@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from .allocator import can_keep
+from .allocator import memory_setting
 
 RUNTIMES = ("eager", "inductor", "cudagraph")
 
@@ -105,7 +105,7 @@ class Fingerprint:
 
 def _cpu_timer(threads: int) -> str:
     clock = "thread CPU" if threads == 1 else "wall"
-    return f"{clock} time, blocks, median, warm caches" + (", memory kept" if can_keep() else "")
+    return ", ".join(filter(None, (f"{clock} time", "blocks", "median", "warm caches", memory_setting())))
 
 
 @cache

@@ -32,7 +32,8 @@ class NetworkTiming(Timing):
 
     Attributes:
         share: of the time of the first network, the median over the turns.
-        faults: page faults of the process in one call, the median over the turns (`allocator`).
+        faults: page faults of the process in one turn (one call, unless that takes less than 0.1 ms), the median over
+            the turns (`allocator`).
     """
 
     share: float = 1.0

@@ -91,7 +91,7 @@ class MeasuredLatency:
             # Twins may differ in how far their groups shrink.
             ranges[_grid_key(layer)] = (first, pair[0].union(known_in), pair[1].union(known_out))
         sampler = self._open(coupling)
-        with sampler.store.saving():
+        with sampler.store.saving(), sampler.memory():
             sampler.limits.update(_limits(found, sampler))
             self._measure_grids(ranges, sampler)
         sampler.warn()
@@ -116,10 +116,11 @@ class MeasuredLatency:
         found = [(layer, layer.widths(widths)) for layer in self.layers(coupling)]
         if exact:
             once = {(layer.key, point): layer for layer, point in found}
-            now = {place: sampler.afresh(layer, place[1]) for place, layer in once.items()}
+            with sampler.memory():
+                now = {place: sampler.afresh(layer, place[1]) for place, layer in once.items()}
             return {layer.name: now[layer.key, point] for layer, point in found}
         result = {}
-        with sampler.store.saving():
+        with sampler.store.saving(), sampler.memory():
             for layer, point in found:
                 grid = self._grids.get(_grid_key(layer))
                 covered = grid is not None and grid.covers(*point)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -57,6 +58,10 @@ class Sampler:
     unsteady: dict[str, float] = field(default_factory=dict)
     drift: list[float] = field(default_factory=list)
     limits: dict[str, float] = field(default_factory=dict)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """To be held around measurements: freed memory is kept while a CPU is timed."""
+        return kept_memory() if self.device.type == "cpu" else nullcontext()
 
     def times(self, layer: Layer, points: Sequence[Point]) -> list[float]:
         """Times in ms; those that are not known are measured."""
@@ -142,6 +147,6 @@ class Sampler:
 
     def _time(self, layer: Layer, point: Point, effort: Effort) -> Timing:
         args, kwargs = layer.arguments(*point, device=self.device)
-        with torch.no_grad(), cpu_threads(self.threads), kept_memory():
+        with torch.no_grad(), cpu_threads(self.threads):
             call = callable_for(layer, args, kwargs, self.runtime)
             return (self.timer or timer_for(self.runtime))(call, self.device, effort)
