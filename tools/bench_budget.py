@@ -255,8 +255,8 @@ def _summary(rows: Sequence[Row]) -> str:
         close, reached = (sum(abs(deviation(r)) <= limit for r in some) for some in (good, within))
         reachable = len(rows) - len(out)
         lines.append(
-            f"Within {limit:.0%} of the budget: {close} of all {len(rows)} cases ({close / len(rows):.0%}); "
-            f"{reached} of the {reachable} that can be reached ({reached / reachable:.0%})."
+            f"Within {limit:.0%} of the budget: {close} of all {len(rows)} cases ({close / len(rows):.1%}); "
+            f"{reached} of the {reachable} that can be reached ({reached / reachable:.1%})."
         )
     refused = sum("unreachable" in r for r in rows)
     lines.append(
