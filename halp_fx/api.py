@@ -145,7 +145,7 @@ def _report(
         notes.append(
             f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
             f"{len(candidates)} rounds; this is the closest network"
-            + (", the smallest that min_keep and round_to allow" if best.choice.refused else "")
+            + (", the smallest that min_keep and round_to allow" if best.smallest else "")
         )
     everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
     return Report(
@@ -172,7 +172,7 @@ def _report(
                 uncalibrated=c.total,
                 saliency_kept=c.choice.solution.value / everything,
                 gap=c.choice.solution.gap,
-                smallest=c.choice.refused is not None,
+                smallest=c.smallest,
             )
             for c in candidates
         ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +66,7 @@ class Goals:
         if not isinstance(self.cost, MeasuredLatency):
             return tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks)
         models = [model for model, _, _ in networks]
-        runtime, threads = self.cost.runtime, self.cost.threads
-        timings = interleaved(models, inputs, max_time_s=_LONGEST_S, runtime=runtime, threads=threads)
+        timings = _timed(self.cost, models, inputs, max_time_s=_LONGEST_S)
         return tuple(timing.share * timings[0].median_ms for timing in timings)
 
     def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming | None:
@@ -77,8 +75,8 @@ class Goals:
         on_cpu = all(p.device.type == "cpu" for p in model.parameters())
         if not (isinstance(self.cost, MeasuredLatency) and on_cpu and untouched()):
             return None
-        look = partial(interleaved, min_time_s=0.1, max_time_s=0.5, repeats=5, keep_memory=False)
-        (timing,) = look([model], inputs, runtime=self.cost.runtime, threads=self.cost.threads)
+        effort = {"min_time_s": 0.1, "max_time_s": 0.5, "repeats": 5}
+        (timing,) = _timed(self.cost, [model], inputs, keep_memory=False, **effort)
         return timing
 
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
@@ -91,6 +89,13 @@ class Goals:
             LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
             for layer in self.cost.layers(coupling)
         )
+
+
+def _timed(
+    cost: MeasuredLatency, models: Sequence[nn.Module], inputs: Inputs, **settings: Any
+) -> tuple[NetworkTiming, ...]:
+    """Networks timed in turn, executed as the cost says; `settings` as `interleaved` has them."""
+    return interleaved(models, inputs, runtime=cost.runtime, threads=cost.threads, **settings)
 
 
 def _limits(cost: Cost, coupling: Coupling, amount: float) -> dict[str, float]:

@@ -85,6 +85,11 @@ class Candidate:
     measured: float
     choice: Choice
 
+    @property
+    def smallest(self) -> bool:
+        """Whether it is the smallest network because by the prediction none meets the budget."""
+        return self.choice.refused is not None
+
     def deviation(self, fraction: float) -> float:
         """From a budget that is this share of dense, relative to it; positive: over it."""
         return self.measured / fraction - 1

@@ -73,8 +73,8 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
         try:
             report = halp_fx.prune(model, budget, inputs, latency=latency, progress=False).halp
         except halp_fx.InfeasibleError as error:
-            _, dense = halp_fx.profile(model, inputs, cost=latency).reachable
-            row |= {"unreachable": error.minimum / dense}
+            (dense,) = interleaved([model], (inputs, {}), runtime=arguments.runtime, threads=arguments.threads)
+            row |= {"unreachable": error.minimum / dense.median_ms}
         else:
             (plans / f"{budget}.json").write_text(report.plan.to_json(), encoding="utf-8")
             row |= {
@@ -250,10 +250,9 @@ def _summary(rows: Sequence[Row]) -> str:
     within = [r for r in good if r not in out]
     if not within:
         return f"{len(rows)} cases, none measured that can be reached."
-    lines = []
+    lines, reachable = [], len(rows) - len(out)
     for limit in (0.05, 0.1):
         close, reached = (sum(abs(deviation(r)) <= limit for r in some) for some in (good, within))
-        reachable = len(rows) - len(out)
         lines.append(
             f"Within {limit:.0%} of the budget: {close} of all {len(rows)} cases ({close / len(rows):.1%}); "
             f"{reached} of the {reachable} that can be reached ({reached / reachable:.1%})."
