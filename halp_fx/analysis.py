@@ -11,20 +11,19 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
+from .copying import hollowed
 from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
-from .preserving import hollow
 from .slicing import shrink
 from .tags import FromAttribute, tagging
-from .tracing import further_traces, trace
+from .tracing import all_traces
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, reads_widths, takes_sizes, verify
 
@@ -49,13 +48,12 @@ def channel_groups(
     Raises:
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
-    traced = trace(model, example_inputs)
-    further, unseen = further_traces(model, example_inputs, traced)
-    trials = _Trials(model, example_inputs, traced, further, ignore)
+    traces = all_traces(model, example_inputs)
+    trials = _Trials(model, example_inputs, traces.first, traces.further, ignore)
     coupling = trials.couple(like.decisions if like is not None else Decisions())
-    if unseen:
-        coupling = trials.freeze(coupling, coupling.prunable, unseen)
-    while coupling.prunable and (takes_sizes(coupling) or reads_widths(coupling)):
+    if traces.unseen:
+        coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
+    while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
         failed = trials.first_failure(coupling)
         if failed is None:
             break
@@ -78,6 +76,8 @@ class _Trials:
     gave_up: bool = False
     tried: list[tuple[Decisions, Move]] = field(default_factory=list)
     propagated: Propagated | None = None
+    # What the trial networks are made from: without values, unless the forward needs them.
+    _template: nn.Module | None = None
     # The coupling that was tried last, and what came of its trials.
     last: Coupling | None = None
     outcomes: dict[int, RewriteError | None] = field(default_factory=dict)
@@ -112,8 +112,9 @@ class _Trials:
 
     def _verify(self, plan: Plan, coupling: Coupling, couplings: bool) -> None:
         """Build the small network and run it with tagged numbers; without values, unless the forward needs them."""
-        with hollow(self.model, floating=True) if self.traced.on_meta else nullcontext():
-            small = shrink(self.model, plan, coupling)
+        if self._template is None:
+            self._template = hollowed(self.model, floating=True) if self.traced.on_meta else self.model
+        small = shrink(self._template, plan, coupling)
         with tagging(small):
             verify(small, plan, coupling, self.example_inputs, meta_only=self.traced.on_meta, couplings=couplings)
 
@@ -121,12 +122,13 @@ class _Trials:
         """With the first proposal that lets the trial get further; None if there is none."""
         if self.gave_up:
             return None
-        for move in moves(self.model, coupling, error):
+        for move in moves(self.model, coupling.views()[error.view], error):
             tried, further = self._tied(coupling, move, error, number)
             if tried is None or further is not None:
                 tried, further = self._with(coupling, move, error, number)
             if tried is not None and further is not None and not move.mends:
-                found = (self._with(tried, edit, error, number) for edit in edits(self.model, tried, further))
+                view = tried.views()[further.view]
+                found = (self._with(tried, edit, error, number) for edit in edits(self.model, view, further))
                 tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
             if tried is not None and further is None:
                 self.accepted = True
@@ -141,7 +143,7 @@ class _Trials:
         if self.count >= MAX_TRIALS or not move.ties or move.mends or not given:
             return None, None
         tied = self.couple(move.applied(coupling.decisions))
-        edit = next(edits(self.model, tied, error), None)
+        edit = next(edits(self.model, tied.views()[error.view], error), None)
         return (None, None) if edit is None else self._with(tied, edit, error, number)
 
     def _with(
@@ -172,7 +174,7 @@ class _Trials:
 
     def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
-        names = groups_at(error, coupling) | set(error.groups)
+        names = groups_at(error, coupling.views()[error.view]) | set(error.groups)
         names &= {g.name for g in coupling.prunable}
         what = "{} at {}".format(*error.place) if error.place[0] else str(error).splitlines()[0][:200]
         reason = f"{CONSTANT}: {what}"
@@ -194,13 +196,15 @@ class _Trials:
             self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
         return self.couple(coupling.decisions)
 
-    def _position(self, error: RewriteError) -> int:
-        """How far a trial got: its failing operator's place in the trace."""
-        return self._order.get(error.node, len(self._order))
+    def _position(self, error: RewriteError) -> tuple[int, int]:
+        """How far a trial got: in which forward, and its failing operator's place there."""
+        order = self._orders[error.view]
+        return error.view, order.get(error.node, len(order))
 
     @cached_property
-    def _order(self) -> dict[str, int]:
-        return {node.name: i for i, node in enumerate(self.traced.graph.nodes)}
+    def _orders(self) -> list[dict[str, int]]:
+        traces = (self.traced, *(t for t in self.further if t.run.repeatable))
+        return [{node.name: i for i, node in enumerate(t.graph.nodes)} for t in traces]
 
 
 def _shares(coupling: Coupling) -> Plan:

@@ -18,7 +18,7 @@ from .loop import Candidate, Clock, Network, best_of, close, options_of, schedul
 from .preserving import preserved
 from .removal import tried
 from .report import GroupReport, Report, RewriteKind, Round
-from .request import Request, check_finite, check_prunable, example_of, rereadable
+from .request import Request, check_finite, check_prunable, examples_of, rereadable
 from .saliency import Importance
 from .solver import Method
 from .tracing import check_model
@@ -82,7 +82,7 @@ def prune(
     check_finite(model)
     request = Request(
         goals=make_goals(budget, latency),
-        example=example_of(model, example_inputs),
+        examples=examples_of(model, example_inputs),
         data=rereadable(data),
         loss_fn=loss_fn,
         importance=importance,
@@ -97,12 +97,12 @@ def prune(
     clock = Clock()
     with preserved(model):
         with clock("trace + couple"):
-            coupling = channel_groups(model, request.example, ignore)
+            coupling = channel_groups(model, request.examples, ignore)
         check_prunable(coupling)
         known = Branches()
         if branches:
             with clock("try branches"):
-                known = tried(model, coupling, request.example, ignore)
+                known = tried(model, coupling, request.examples, ignore)
         network = Network(model, Plan())
         with clock("time layers"):
             options = options_of(coupling, network.plan, request)

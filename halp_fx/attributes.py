@@ -133,7 +133,7 @@ def follows_tensors(module: nn.Module) -> bool:
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
     own: list[Any] = [*module._parameters.values(), *module._buffers.values()]
-    parametrizations = module._modules.get("parametrizations")
+    parametrizations = dict(module._modules.items()).get("parametrizations")
     if isinstance(parametrizations, nn.ModuleDict):
         own += parametrizations.parameters()
     return [tuple(t.shape) for t in own if t is not None]

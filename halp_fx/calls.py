@@ -27,13 +27,15 @@ Known = fx.Node | tuple[fx.Node, int] | None
 """A node; a node with several results and which of them; or nothing."""
 
 _TORCH_DIR = torch.__path__[0] + "/"
-_OWN_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "recording.py", "shapes.py"))
+_OWN_FILES = tuple(
+    str(Path(__file__).with_name(name)) for name in ("calls.py", "recording.py", "shapes.py", "opaque.py")
+)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 @dataclass(slots=True)
 class _Run:
-    module: str | None
+    module: str
     kind: type
     hooked: bool
     start: int
@@ -54,11 +56,10 @@ class CallLog:
         self._runs: list[_Run] = []
         self._open: list[int] = []
 
-    def enter(self, module: nn.Module, name: str | None, args: Any) -> None:
-        """A module begins to run. `name` is None for one that is no part of the model."""
+    def enter(self, module: nn.Module, name: str, hooked: bool, args: Any) -> None:
+        """A module begins to run."""
         inputs, plain = self._row(args)
         parent = self._open[-1] if self._open else -1
-        hooked = any(map(vars(module).get, _HOOKS))
         self._open.append(len(self._runs))
         self._runs.append(_Run(name, type(module), hooked, len(self._nodes), parent, inputs, plain))
 
@@ -71,23 +72,17 @@ class CallLog:
         run.plain &= plain
 
     def finish(self) -> tuple[ModuleCall, ...]:
-        """All runs of named modules; the others' parts belong to the module around them."""
-        named = [i for i, run in enumerate(self._runs) if run.module is not None]
-        position = {i: p for p, i in enumerate(named)}
+        """All runs of modules."""
         found = []
-        for i in named:
-            run = self._runs[i]
-            parent = run.parent
-            while parent >= 0 and parent not in position:
-                parent = self._runs[parent].parent
+        for run in self._runs:
             inputs, outputs = (tuple(map(_name, row)) for row in (run.inputs, run.outputs))
             found.append(
                 ModuleCall(
-                    run.module or "",
+                    run.module,
                     run.kind,
                     run.start,
                     run.end,
-                    position.get(parent, -1),
+                    run.parent,
                     inputs,
                     outputs,
                     run.single,
@@ -110,6 +105,11 @@ class CallLog:
         return row, not nested
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    return any(map(vars(module).get, _HOOKS))
+
+
 def _name(known: Known) -> str | None:
     if isinstance(known, tuple):
         source, index = known
@@ -129,14 +129,23 @@ def _overload(name: str, args: Any) -> Any:
 _READERS = ("size", "numel", "nelement", "__len__")
 _SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), torch.Tensor.shape.__get__, torch.numel))  # type: ignore[attr-defined]
 
+# Ways from values to Python that are no operators.
+_VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
+
 
 class PythonNames(TorchFunctionMode):
     """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
     `split`, but only one of them follows the width)."""
 
-    def __init__(self, whole: Callable[[Any, Any, Any], Any], sized: Callable[[Any, Any], Any]) -> None:
+    def __init__(
+        self,
+        whole: Callable[[Any, Any, Any], Any],
+        sized: Callable[[Any, Any], Any],
+        read: Callable[[str, torch.Tensor], None],
+    ) -> None:
         """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
-        unless there is a result; `sized(args, result)` is told about each size that the program reads."""
+        unless there is a result; `sized(args, result)` is told about each size that the program reads, and
+        `read(function, tensor)` about values that it takes without an operator."""
         super().__init__()
         self.current = ""
         # Of the numbers that the function was given; and that the last one was given, if it failed.
@@ -144,12 +153,15 @@ class PythonNames(TorchFunctionMode):
         self.failed: frozenset[Source] | None = None
         self._whole = whole
         self._sized = sized
+        self._read = read
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The mode is off inside this call, so only the outermost function gets here.
         self.current = getattr(func, "__name__", "")
         self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
         try:
+            if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
+                self._read(self.current, args[0])
             if self.current in _WHOLE:
                 return self._whole(_overload(self.current, args), args, None)
             if func is batch_norm and args[0].numel() == 0:

@@ -27,15 +27,17 @@ class Constants:
 
     def __init__(self, on_meta: bool) -> None:
         self.on_meta = on_meta
+        # Whether the program took values out of tensors: what it makes from now on may hold them.
+        self.values_read = False
 
     def seen(self, node: fx.Node, original: torch.Tensor) -> None:
         """An input, parameter or buffer: only whole numbers are taken for constants (index tables)."""
-        if not original.is_floating_point() and not original.is_complex():
-            self.given(node, original)
+        if not original.is_floating_point() and not original.is_complex() and not original.is_meta:
+            _keep(node, original)
 
     def given(self, node: fx.Node, original: torch.Tensor) -> None:
-        """A tensor from outside the forward."""
-        if not original.is_meta:
+        """A tensor from outside the forward, or made by it from numbers."""
+        if not original.is_meta and not self.values_read:
             _keep(node, original)
 
     def follow(self, node: fx.Node, result: Any) -> None:

@@ -18,6 +18,7 @@ from torch import fx
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
 from .errors import HalpError
+from .graphs import ancestors, sized_by_values
 from .groups import Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
@@ -74,7 +75,9 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     parameters: dict[str, Value] = {}
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
-        planes.update(_propagate(graph, algebra, parameters))
+        found = _propagate(graph, algebra, parameters)
+        _pin_values_read(graph, found, algebra)
+        planes.update(found)
     algebra.classes()  # Found once for all that is settled from here.
     return Propagated(traced, further, algebra, planes)
 
@@ -92,7 +95,10 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
+    shapes, *others = (
+        {node.name: partition.extents(node, planes.get(node, ())) for node in graph.graph.nodes}
+        for graph in (traced, *(t for t in further if t.run.repeatable))
+    )
     edits = tuple(
         AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
         for e in algebra.edits
@@ -106,7 +112,17 @@ def settle(
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    coupling = Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), restricted=restricted)
+    repeatable = zip((t for t in further if t.run.repeatable), others, strict=True)
+    coupling = Coupling(
+        traced,
+        partition.groups,
+        links,
+        shapes,
+        edits,
+        tuple(algebra.notes),
+        restricted=restricted,
+        further=tuple(repeatable),
+    )
     return with_mends(coupling, replace(decisions, choices=algebra.choices))
 
 
@@ -137,6 +153,32 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
         reason = "the forward in train mode fails on the example inputs behind this"
         _pin_open_ends(traced.graph, values, algebra, reason)
     return {n: v.planes for n, v in values.items() if isinstance(v, Value)}
+
+
+def _pin_values_read(traced: Traced, planes: Mapping[fx.Node, Planes], algebra: Algebra) -> None:
+    """Pin all that values come from which the program takes into Python: with fewer channels they would be others, and
+    what it does with them is not seen. How many boxes a detector found is another matter: what is made of those is not
+    compared, and may come out otherwise."""
+    if not traced.reads:
+        return
+    nodes = {node.name: node for node in traced.graph.nodes}
+    loose = sized_by_values(traced.graph)
+    free = False
+    for read in traced.reads:
+        node = nodes[read.node]
+        before = ancestors([node])
+        if any(n in loose for n in before):
+            continue
+        reason = f"values computed from it are read into Python, by {read.where}"
+        for source in before:
+            for plane in planes.get(source, ()):
+                algebra.pin(plane, reason)
+        free = free or not any(planes.get(source) for source in before)
+    if free:
+        algebra.notes.setdefault(
+            f"the forward decides by values of its inputs ({traced.reads[0].where}): what the example inputs do not "
+            "reach was not seen; pass a list of examples that take every branch"
+        )
 
 
 def _pin_open_ends(graph: fx.Graph, values: dict[fx.Node, Any], algebra: Algebra, reason: str) -> None:
@@ -254,7 +296,8 @@ def _output_specs(node: fx.Node) -> tuple[Any, ...]:
     if node.meta["spec"] is not None:
         return (_filled(node.meta["spec"]),)
     used = {user.args[1]: _filled(user.meta["spec"]) for user in node.users if user.target is getitem}
-    declared = len(node.target._schema.returns)  # type: ignore[union-attr]
+    schema = getattr(node.target, "_schema", None)
+    declared = 0 if schema is None else len(schema.returns)
     count = max([declared, *(int(i) + 1 for i in used)])  # type: ignore[arg-type]
     return tuple(used.get(i) for i in range(count))
 

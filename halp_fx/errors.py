@@ -74,7 +74,10 @@ class RewriteError(HalpError):
         node: the operator in the trace of the original network, "" if there is none.
         by_value: whether it runs with another number than before, one that follows a width.
         sources: of the numbers that the operator was given, in a trial (see `tags`).
+        view: which of the network's forwards failed (`Coupling.views`).
     """
+
+    view: int = 0
 
     def __init__(
         self,

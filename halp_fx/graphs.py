@@ -1,13 +1,63 @@
-"""Questions about memory in a traced graph: what comes to nothing, and what is written in place."""
+"""Questions to a traced graph: what leads to a node, whose size depends on values, what comes to nothing, and what is
+written in place."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 from torch import fx
+
+from .tags import FromSize
+
+# How many boxes it keeps depends on them, though it has no tag that says so.
+_UNTAGGED = {"nms"}
 
 
 def op_name(node: fx.Node) -> str:
     """The operator's name in ATen, without its overload; empty for other nodes."""
     return str(getattr(node.target, "_opname", ""))
+
+
+def ancestors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes, and everything that they are computed from."""
+    found = dict.fromkeys(nodes)
+    left = list(found)
+    while left:
+        for node in left.pop().all_input_nodes:
+            if node not in found:
+                found[node] = None
+                left.append(node)
+    return list(found)
+
+
+def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose shape depends on values, not only on shapes: the boxes that a detector found, and what is computed
+    from them. A single element is one whatever it was computed from."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        spec = node.meta.get("spec")
+        if node.op != "call_function" or (spec is not None and not spec.shape):
+            continue
+        sizes = {s.node for s in node.meta.get("sources", ()) if isinstance(s, FromSize)}
+        if (
+            makes_a_size_of_values(node)
+            or not found.isdisjoint(node.all_input_nodes)
+            or (sizes and any(n.name in sizes for n in found))
+        ):
+            found.add(node)
+    return found
+
+
+def makes_a_size_of_values(node: fx.Node) -> bool:
+    """Whether an operator's result has a shape that depends on the values of its arguments, and these are not known."""
+    unknown = [n for n in node.all_input_nodes if not n.meta.get("fixed")]
+    if op_name(node) in ("index", "index_put", "index_put_"):
+        # Only a mask has another number of elements than of positions that it names.
+        picks = [n for n in unknown if n is not node.args[0] and n.meta["spec"].dtype in (torch.bool, torch.uint8)]
+        return op_name(node) == "index" and bool(picks)
+    tags = getattr(node.target, "tags", ())
+    return bool(unknown) and (torch.Tag.dynamic_output_shape in tags or op_name(node) in _UNTAGGED)
 
 
 def unread(graph: fx.Graph) -> set[fx.Node]:

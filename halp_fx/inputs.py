@@ -16,19 +16,28 @@ logger = logging.getLogger("halp_fx")
 IMAGE_SIDE = 224
 
 
+def normalize_examples(model: nn.Module, example_inputs: Any) -> list[Inputs]:
+    """The arguments of one forward for each example: a list holds several, anything else is one."""
+    if isinstance(example_inputs, list) and example_inputs:
+        return [normalize_inputs(model, example) for example in example_inputs]
+    return [normalize_inputs(model, example_inputs)]
+
+
 def normalize_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     """Arguments for one forward, in the conventions of `torch.onnx.export`.
 
-    A tensor is the only argument; a tuple (or list) holds positional ones, a dict at its end keyword ones; a dict
-    alone holds keyword arguments. None infers an image batch from the first convolution.
+    A tensor is the only argument; a tuple holds positional ones, a dict at its end keyword ones; a dict alone holds
+    keyword arguments. None infers an image batch from the first convolution. Of a list of examples, the first counts.
     """
+    if isinstance(example_inputs, list) and example_inputs:
+        example_inputs = example_inputs[0]
     if example_inputs is None:
         return (infer_image(model),), {}
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, dict):
         return (), dict(example_inputs)
-    if isinstance(example_inputs, tuple | list):
+    if isinstance(example_inputs, tuple):
         args = tuple(example_inputs)
         if args and isinstance(args[-1], dict):
             return args[:-1], dict(args[-1])

@@ -156,7 +156,7 @@ def _present(network: Network, left: Coupling, request: Request) -> Coupling:
     (ignored by the caller), or that a dropped branch held together and are other groups now."""
     if not network.plan:
         return left
-    now = channel_groups(network.model, request.example, like=left)
+    now = channel_groups(network.model, request.examples, like=left)
     widths = left.widths(network.plan)
     known = {(g.name, widths[g.name]) for g in left.prunable}
     groups = tuple(
@@ -201,7 +201,7 @@ def _solve_and_rewrite(
     with clock("rewrite"):
         solution = choice.solution
         step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
-        small = rewrite(network.model, step, request.example, coupling=network.coupling)
+        small = rewrite(network.model, step, request.examples, coupling=network.coupling)
     return Network(small, compose(network.plan, step), saliency=network.saliency), choice
 
 

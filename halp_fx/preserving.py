@@ -5,9 +5,10 @@ from __future__ import annotations
 import gc
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 INTERNAL = frozenset(vars(nn.Module()))
 _ORDERED = (list, deque)
-_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+_CONTAINERS = (dict, list, set, deque)
+
+_process = RLock()
+"""Held while something is changed that belongs to the whole process (docs/process.md)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,12 @@ class Members:
 
     @classmethod
     def of(cls, model: nn.Module) -> Members:
+        """Of all modules but scripted ones and what is in them: those run by themselves (`opaque`)."""
         modules = dict(model.named_modules())
+        closed = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
+        if closed:
+            inside = tuple(f"{name}." for name in closed)
+            modules = {n: m for n, m in modules.items() if n not in closed and not n.startswith(inside)}
         return cls(modules, *(_members(modules, table) for table in ("_parameters", "_buffers")))
 
     @property
@@ -62,29 +71,74 @@ def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 def uncollected() -> Iterator[None]:
     """Without garbage collection: thousands of small objects are made at once, and every collection that they set off
     would go through all that PyTorch has loaded."""
-    enabled = gc.isenabled()
-    gc.disable()
+    with _process:
+        enabled = gc.isenabled()
+        gc.disable()
+        try:
+            yield
+        finally:
+            if enabled:
+                gc.enable()
+
+
+@contextmanager
+def random_kept(devices: Sequence[int] = (), seed: int | None = None) -> Iterator[None]:
+    """Give back the random states of PyTorch (on these GPUs, too), NumPy and Python at the end.
+
+    Args:
+        seed: to start from in between, so that a coin falls the same way in every run of a forward.
+    """
+    with _process:
+        python, numpy = random.getstate(), np.random.get_state()
+        try:
+            with torch.random.fork_rng(devices=devices):
+                if seed is not None:
+                    random.seed(seed)
+                    np.random.seed(seed)
+                    # `torch.manual_seed` would seed every GPU of the process.
+                    torch.default_generator.manual_seed(seed)
+                    for device in devices:
+                        torch.cuda.default_generators[device].manual_seed(seed)
+                yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+@contextmanager
+def hooks_kept(members: Members) -> Iterator[None]:
+    """Give back the hooks of modules, and those of all modules, at the end."""
+    tables = [value for module in members.modules.values() for name, value in vars(module).items() if "_hooks" in name]
+    tables += [value for name, value in vars(nn.modules.module).items() if name.startswith("_global_")]
+    tables = [table for table in tables if isinstance(table, dict)]
+    kept = [dict(table) if table else {} for table in tables]
     try:
         yield
     finally:
-        if enabled:
-            gc.enable()
+        for table, items in zip(tables, kept, strict=True):
+            if (table or items) and list(table) != list(items):
+                table.clear()
+                table.update(items)
+
+
+def gpus(tensors: Iterable[torch.Tensor]) -> list[int]:
+    """The GPUs that tensors lie on."""
+    return sorted({t.device.index or 0 for t in tensors if t.device.type == "cuda"})
 
 
 @contextmanager
 def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None]:
-    """Give back each module's attributes (modes, caches), changed buffers, and the random states at the end."""
+    """Give back each module's attributes (modes, caches, hooks), changed buffers, and the random states at the end."""
     members = members or Members.of(model)
     attributes = [(module, dict(vars(module))) for module in members.modules.values()]
     own = [value for _, found in attributes for name, value in found.items() if name not in INTERNAL]
-    tables: list[Any] = [found.get(name) for _, found in attributes for name in _TABLES]
+    # A forward may register hooks, or modules, and remember in an attribute that it has.
+    tables = [value for _, found in attributes for name, value in found.items() if name in INTERNAL]
+    tables = [value for value in tables if isinstance(value, _CONTAINERS)]
     containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))]
     tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
     values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
-    devices = sorted({t.device.index or 0 for t in members.tensors.values() if t.device.type == "cuda"})
-    python, numpy = random.getstate(), np.random.get_state()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+    with random_kept(gpus(members.tensors.values())):
         try:
             yield
         finally:
@@ -94,10 +148,9 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
                     del vars(module)[name]
                 vars(module).update(found)
             for container, items in containers:
-                container.clear()
-                (container.extend if isinstance(container, _ORDERED) else container.update)(items)
-            random.setstate(python)
-            np.random.set_state(numpy)
+                if container or items:
+                    container.clear()
+                    (container.extend if isinstance(container, _ORDERED) else container.update)(items)
             with torch.no_grad():
                 # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
                 for tensor, kept in values:
@@ -105,45 +158,40 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
                         tensor.copy_(kept)
 
 
-def _containers(values: Iterable[Any]) -> Iterator[Any]:
-    """Dictionaries, lists and sets among the values, and in them."""
-    for value in values:
-        if isinstance(value, dict | list | set | deque):
-            yield value
-            yield from _containers(value.values() if isinstance(value, dict) else value)
+def _containers(values: Iterable[Any]) -> list[Any]:
+    """Dictionaries, lists, sets and queues among the values, and in them; each once: one may hold itself."""
+    found: dict[int, Any] = {}
+    left = list(values)
+    while left:
+        value = left.pop()
+        if isinstance(value, _CONTAINERS) and id(value) not in found:
+            found[id(value)] = value
+            left += value.values() if isinstance(value, dict) else value
+    return list(found.values())
 
 
 @contextmanager
 def decomposed() -> Iterator[None]:
     """Attention as matrix products and softmax, for which there are rules, instead of fused operators."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+    with _process:
+        fast_path = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
 @contextmanager
-def hollow(model: nn.Module, floating: bool = False, members: Members | None = None) -> Iterator[dict[int, Any]]:
-    """The model with meta tensors for its parameters and buffers (or the floating ones), while the context lasts.
-
-    Yields them by the ids of the tensors that they stand for.
-    """
-    members = members or Members.of(model)
-    tables: list[dict[str, Any]] = [t for m in members.modules.values() for t in (m._parameters, m._buffers) if t]
-    originals = [dict(table) for table in tables]
-    tensors = (t for t in members.tensors.values() if t.is_floating_point() or not floating)
-    twins = {id(t): meta_twin(t) for t in tensors}
+def uncached_autocast() -> Iterator[None]:
+    """Without autocast's cache of cast weights: in the same context, a second forward would not be seen to cast."""
+    enabled = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     try:
-        for table in tables:
-            table.update({k: twins.get(id(t), t) for k, t in table.items()})
-        yield twins
+        yield
     finally:
-        for table, original in zip(tables, originals, strict=True):
-            table.clear()
-            table.update(original)
+        torch.set_autocast_cache_enabled(enabled)
 
 
 def meta_twin(value: Any) -> Any:

@@ -1,30 +1,42 @@
 """record: one forward -> an fx graph of ATen operators (`Traced`).
 
-The forward runs on meta tensors where it can, which costs no arithmetic, and otherwise really: where it reads values
-(a detector's boxes), or where an operator has no meta implementation. What it computes from constants alone (index
-tables) has its value in either case.
+The forward runs on a copy of the model. It runs on meta tensors where it can, which costs no arithmetic, and otherwise
+really: where it reads values (a detector's boxes), or where an operator has no meta implementation. What it computes
+from constants alone (index tables) has its value in either case.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import shapes
-from .calls import CallLog, PythonNames, caller
+from .calls import CallLog, PythonNames, caller, has_hooks
 from .constants import Constants
+from .copying import aliased, hollowed
 from .errors import ModelError, TraceError
-from .preserving import Members, decomposed, hollow, meta_twin, preserved, uncollected
+from .leaks import Watch, emptied
+from .opaque import closed
+from .preserving import (
+    Members,
+    decomposed,
+    gpus,
+    hooks_kept,
+    meta_twin,
+    random_kept,
+    uncached_autocast,
+    uncollected,
+)
 from .tags import active, with_sizes
-from .types import ModuleCall, TensorSpec, Traced
+from .types import ModuleCall, Run, TensorSpec, Traced, ValueRead
 
 # Arguments that are written down as they are; most are of these types.
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
@@ -33,60 +45,102 @@ _SEQUENCES = (list, tuple)
 # `batch_norm` makes an empty tensor for a backward pass in another library and never returns it.
 _EMPTY = torch.ops.aten.empty.memory_format
 _RESERVING = ("batch_norm", "instance_norm")
+_ITEM = torch.ops.aten._local_scalar_dense.default
+
+_SEED = 0
+"""Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
 
 
 def record(
-    model: nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    training: bool = False,
-    calls: int = 1,
-    meta_only: bool = False,
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None = None, meta_only: bool = False
 ) -> Traced:
-    """Run the forward (`calls` times in a row) and write it down; the model is left as found.
+    """Run the forward of a copy and write it down; the model is left as found.
 
     Args:
+        run: in which mode, and how many times in a row.
         meta_only: do not run it really if it fails on meta tensors.
 
     Raises:
         TraceError: the forward fails on these arguments.
+        ModelError: the model cannot be copied, or a tensor without values stays behind where it cannot be removed.
     """
-    if meta_only:
-        return _record(model, args, kwargs, training, calls, on_meta=True)
-    if not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):  # Autocast leaves meta tensors as they are.
-        with suppress(TraceError, NotImplementedError, RuntimeError):
-            return _record(model, args, kwargs, training, calls, on_meta=True)
-    return _record(model, args, kwargs, training, calls, on_meta=False)
-
-
-def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int, on_meta: bool) -> Traced:
-    members = Members.of(model)
-    recorder = _Recorder(model, members, on_meta)
-    twinned: AbstractContextManager[dict[int, Any]] = hollow(model, members=members) if on_meta else nullcontext({})
-    # On meta tensors nothing of size waits for the garbage collection.
-    with uncollected() if on_meta else nullcontext(), twinned as twins, preserved(model, members):
-        model.train(training)
-        recorder.name_attributes(twins)
-        inputs = tree_map(recorder.placeholder, (args, kwargs))
+    run = run or Run()
+    # Autocast leaves meta tensors as they are.
+    if meta_only or not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        watch = Watch()
         try:
-            with torch.no_grad(), decomposed(), recorder.module_hooks(), recorder.names, recorder:
-                result = [model(*inputs[0], **inputs[1]) for _ in range(calls)]
+            traced = _record(model, args, kwargs, run, watch)
+        except (TraceError, NotImplementedError, RuntimeError) as error:
+            traced = None
+            _forget_frames(error)
+            if meta_only:
+                _empty_caches(watch)
+                raise
+        if not _empty_caches(watch):
+            if traced is not None:
+                return traced
+        else:
+            # What a forward caches outside of its model has to have values, and later forwards will find it there.
+            _record(model, args, kwargs, run, None)
+    return _record(model, args, kwargs, run, None)
+
+
+def _empty_caches(watch: Watch) -> bool:
+    """Whether the forward left meta tensors somewhere; they are gone now.
+
+    Raises:
+        ModelError: names what holds one that cannot be removed.
+    """
+    alive = watch.alive()
+    stuck = emptied(alive) if alive else []
+    if stuck:
+        raise ModelError(
+            f"the forward keeps a tensor outside of its model: {stuck[0]}. It was run on tensors without values, and "
+            "this one could not be removed: keep it in an attribute of a module, or in a dictionary or list"
+        )
+    return bool(alive)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the frames of an error that nobody is shown: they hold what the forward had at hand."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | None) -> Traced:
+    """On meta tensors if they are watched, else with values."""
+    live = Members.of(model)
+    on_meta = watch is not None
+    used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
+    recorder = _Recorder(used, live, watch, run)
+    with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), _SEED):
+        used.train(run.training)
+        closed(used, recorder.whole)
+        inputs = tree_map(recorder.placeholder, (args, kwargs))
+        recorder.follow_modules()
+        try:
+            with torch.no_grad(), decomposed(), uncached_autocast(), recorder.names, recorder:
+                result = [used(*inputs[0], **inputs[1]) for _ in range(run.calls)]
+            recorder.finish(result)
+            del result, inputs
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            where = f" in module {recorder.module!r}" if recorder.module else ""
             raise TraceError(
-                f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{where}: {error}\n"
+                f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{recorder.where(error)}: "
+                f"{error}\n"
                 "Pass example_inputs with which model(*example_inputs) runs.",
                 recorder.graph,
                 recorder.names.failed,
             ) from error
-        recorder.finish(result)
+        finally:
+            recorder.release()
     if recorder.missing:
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
-    tensors = {name: TensorSpec.of(t) for name, t in members.tensors.items()}
-    unused = tuple(name for name in members.parameters if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta)
+    tensors = {name: TensorSpec.of(t) for name, t in live.tensors.items()}
+    unused = tuple(name for name in live.parameters if name not in recorder.reached)
+    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads))
 
 
 def _shapes(inputs: Any) -> str:
@@ -97,24 +151,34 @@ def _shapes(inputs: Any) -> str:
 class _Recorder(TorchDispatchMode):
     """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
 
-    def __init__(self, model: nn.Module, members: Members, on_meta: bool) -> None:
+    def __init__(self, used: nn.Module, live: Members, watch: Watch | None, run: Run) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = PythonNames(self.whole, self.sized)
+        self.names = PythonNames(self.whole, self.sized, self.read)
         self.module = ""
         self.reached: set[str] = set()
         self.calls: tuple[ModuleCall, ...] = ()
+        self.reads: list[ValueRead] = []
         self.missing = ""
-        self._constants = Constants(on_meta)
+        self._watch = watch
+        self._constants = Constants(on_meta=watch is not None)
         self._log = CallLog(self.graph, self._known)
-        self._layer: type = type(model)
+        self._layer: type = type(used)
         self._stack: list[tuple[str, type]] = []
-        self._module_names = {id(m): name for name, m in members.modules.items()}
-        self._members = members
-        self._originals = members.tensors
+        # The last exception that a module was left by, and the innermost module.
+        self._failed: tuple[BaseException | None, str] = (None, "")
+        self._members = Members.of(used)
+        self._originals = live.tensors
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
-        self._attributes: dict[int, str] = {}
-        self._parameters: dict[int, str] = {}
+        # The forward uses the copy's tensors; code that closes over the caller's model uses those.
+        tensors = self._members.tensors
+        self._attributes = {id(t): name for found in (self._originals, tensors) for name, t in found.items()}
+        parameters = self._members.parameters
+        self._parameters = {} if run.training else {_storage(p): name for name, p in parameters.items()}
+        self._homes = {_storage(t): (name, t) for name, t in tensors.items()}
+        if watch is not None:
+            for tensor in tensors.values():
+                watch.see(tensor)
         # Of parameters that have no node yet.
         self._sizes_read: dict[int, set[int]] = {}
         # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
@@ -127,32 +191,31 @@ class _Recorder(TorchDispatchMode):
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
 
-    def name_attributes(self, twins: Mapping[int, torch.Tensor]) -> None:
-        """Know the parameters and buffers that the forward will use: those of the model, or their meta twins."""
-        self._attributes = {id(twins.get(id(t), t)): name for name, t in self._originals.items()}
-        used = ((name, twins.get(id(p), p)) for name, p in self._members.parameters.items())
-        self._parameters = {_storage(p): name for name, p in used}
+    def follow_modules(self) -> None:
+        """Know from now on which module of the copy is running. The model's own hooks run between these."""
+        for name, module in self._members.modules.items():
+            hooked = has_hooks(module)
 
-    @contextmanager
-    def module_hooks(self) -> Iterator[None]:
-        """Follow which module is running. Global hooks leave the model's own hooks alone."""
+            def enter(module: nn.Module, args: Any, name: str = name, hooked: bool = hooked) -> None:
+                self._stack.append((self.module, self._layer))
+                self.module, self._layer = name, type(module)
+                self._log.enter(module, name, hooked, args)
 
-        def enter(module: nn.Module, args: Any) -> None:
-            self._stack.append((self.module, self._layer))
-            name = self._module_names.get(id(module))
-            self.module, self._layer = self.module if name is None else name, type(module)
-            self._log.enter(module, name, args)
+            module.register_forward_pre_hook(enter, prepend=True)
+            # Also where the forward fails: what called it may catch that.
+            module.register_forward_hook(self._leave, prepend=True, always_call=True)
 
-        def leave(_module: nn.Module, _args: Any, result: Any) -> None:
-            self.module, self._layer = self._stack.pop()
-            self._log.leave(result)
+    def _leave(self, _module: nn.Module, _args: Any, result: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and error is not self._failed[0]:
+            self._failed = error, self.module
+        self.module, self._layer = self._stack.pop()
+        self._log.leave(result)
 
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+    def where(self, error: BaseException) -> str:
+        """In which module the forward failed."""
+        module = self._failed[1] if error is self._failed[0] else self.module
+        return f" in module {module!r}" if module else ""
 
     def placeholder(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -177,6 +240,10 @@ class _Recorder(TorchDispatchMode):
             name = self._parameters.get(_storage(tensor))
             if name is not None:
                 raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
+        if torch.Tag.data_dependent_output in func.tags:
+            known = self._read_values(func, node_args)
+            if known is not None:
+                return known
         result = shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             if written:
@@ -195,6 +262,26 @@ class _Recorder(TorchDispatchMode):
                 result = shapes.run(func, args, {})
         self._add(func, node_args, {}, result)
         return result
+
+    def read(self, function: str, tensor: torch.Tensor) -> None:
+        """The program takes values out of a tensor by a way that is no operator."""
+        self._read(function, self._node_of(tensor))
+
+    def _read_values(self, func: Any, node_args: Any) -> Any:
+        """The program takes values out of tensors; what it gets if they are known."""
+        nodes = [n for n in node_args if isinstance(n, fx.Node)]
+        for node in nodes:
+            self._read(self.names.current or func._opname, node)
+        if func is _ITEM and nodes[0].meta.get("fixed"):
+            return nodes[0].meta["value"].item()
+        return None
+
+    def _read(self, function: str, node: fx.Node) -> None:
+        if node.meta.get("fixed"):
+            return
+        place = f"{function} in {self.module!r} ({caller()})" if self.module else f"{function} ({caller()})"
+        self.reads.append(ValueRead(node.name, place))
+        self._constants.values_read = True
 
     def sized(self, args: Any, result: Any) -> Any:
         """The program reads sizes of a tensor: `meta` of its node says of which dimensions. A parameter of which
@@ -229,9 +316,14 @@ class _Recorder(TorchDispatchMode):
     def finish(self, result: Any) -> None:
         self.graph.output(self._lookup(_plain(result)))
         self.calls = self._log.finish()
-        self._nodes.clear()
-        self._pending.clear()
-        self._newest.clear()
+
+    def release(self) -> None:
+        """Let go of all tensors, and of the copy that was run: the two hold each other."""
+        for held in (self._nodes, self._pending, self._newest, self._homes):
+            held.clear()
+        for module in self._members.modules.values():
+            vars(module).clear()
+        self._members = Members({}, {}, {})
 
     def _lookup(self, value: Any) -> Any:
         if type(value) in _PLAIN:
@@ -264,8 +356,7 @@ class _Recorder(TorchDispatchMode):
             node.meta.update(module=source.meta["module"], function="", source=source.meta["source"])
             self._set_spec(node, tensor)
             self._constants.follow(node, tensor)
-        elif id(tensor) in self._attributes:
-            name = self._attributes[id(tensor)]
+        elif (name := self._attribute(tensor)) is not None:
             self.reached.add(name)
             # Not given, fx makes the same name of it in more steps.
             node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
@@ -283,14 +374,22 @@ class _Recorder(TorchDispatchMode):
         self._remember(tensor, node)
         return node
 
+    def _attribute(self, tensor: torch.Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or has all elements of (`.data`)."""
+        name = self._attributes.get(id(tensor))
+        if name is not None or _storage(tensor) in self._newest:
+            return name
+        home, whole = self._homes.get(_storage(tensor), (None, tensor))
+        return home if _same_elements(tensor, whole) else None
+
     def _alias(self, tensor: torch.Tensor) -> fx.Node | None:
         """The node of the same elements under another Python object (`as_subclass`)."""
         known = self._newest.get(_storage(tensor))
-        if known is None or known.shape != tensor.shape or known.storage_offset() != tensor.storage_offset():
-            return None
-        return self._node_of(known) if known.stride() == tensor.stride() else None
+        return self._node_of(known) if known is not None and _same_elements(known, tensor) else None
 
     def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        if self._watch is not None:
+            self._watch.see(tensor)
         storage = _storage(tensor)
         self._newest[storage] = tensor
         self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(storage, ())), storage)
@@ -363,6 +462,13 @@ def _has_tensor(result: Any) -> bool:
     if isinstance(result, torch.Tensor):
         return True
     return isinstance(result, list | tuple) and any(isinstance(r, torch.Tensor) for r in result)
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Of tensors in one memory."""
+    if a.layout != torch.strided or b.layout != torch.strided:
+        return False
+    return a.shape == b.shape and bool(a.storage_offset() == b.storage_offset()) and a.stride() == b.stride()
 
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:

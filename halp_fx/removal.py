@@ -41,7 +41,8 @@ def without(coupling: Coupling, branches: Sequence[Branch]) -> Coupling:
         tuple(name for name in traced.unused if name not in tensors),
     )
     edits = tuple(e for e in coupling.edits if not any(f"{e.module}.".startswith(f"{m}.") for m in modules))
-    return replace(coupling, traced=rest, groups=groups, edits=edits)
+    # What the branch does in other forwards is not looked for: only the first one is compared from here on.
+    return replace(coupling, traced=rest, groups=groups, edits=edits, further=())
 
 
 def _without_nodes(graph: fx.Graph, gone: dict[str, str]) -> fx.Graph:

@@ -13,7 +13,7 @@ from torch import nn
 
 from .errors import BudgetError, ModelError, SaliencyError
 from .goals import Goals
-from .inputs import normalize_inputs
+from .inputs import normalize_examples
 from .preserving import named_tensors
 from .saliency import MAX_BATCHES, Importance
 from .solver import Method
@@ -26,12 +26,12 @@ class Request:
 
     Attributes:
         goals: budgets and costs.
-        example: positional arguments of the forward, then a dict of keyword arguments.
+        examples: of each the positional arguments of the forward, then a dict of keyword arguments. The first is timed.
         data: batches that can be read again for every step. The other attributes are as `prune` documents them.
     """
 
     goals: Goals
-    example: tuple[Any, ...]
+    examples: list[tuple[Any, ...]]
     data: Iterable[Any] | None
     loss_fn: Callable[[Any, Any], torch.Tensor] | None
     importance: Importance | None
@@ -56,14 +56,13 @@ class Request:
 
     @property
     def inputs(self) -> Inputs:
-        """Arguments of one forward."""
-        return self.example[:-1], self.example[-1]
+        """Arguments of the forward that is timed."""
+        return self.examples[0][:-1], self.examples[0][-1]
 
 
-def example_of(model: nn.Module, example_inputs: Any) -> tuple[Any, ...]:
-    """The example inputs in one form: positional arguments, then a dict."""
-    args, kwargs = normalize_inputs(model, example_inputs)
-    return (*args, kwargs)
+def examples_of(model: nn.Module, example_inputs: Any) -> list[tuple[Any, ...]]:
+    """The example inputs in one form: a list of positional arguments, then a dict."""
+    return [(*args, kwargs) for args, kwargs in normalize_examples(model, example_inputs)]
 
 
 def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:

@@ -145,10 +145,11 @@ def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: Any) -> Any:
 
 def _batch_norm(x: torch.Tensor, *args: Any) -> Any:
     """As the kernel has it: without statistics in eval mode, which PyTorch's inference would make."""
-    if args[4]:
-        return None
     like = _like(x)
-    return torch.empty_like(x) if like is None else like, _empty((0,), x.dtype), _empty((0,), x.dtype)
+    if args[4] and (like is None or x.dtype not in _PLAIN):
+        return None
+    statistic = (x.shape[1],) if args[4] else (0,)
+    return torch.empty_like(x) if like is None else like, _empty(statistic, x.dtype), _empty(statistic, x.dtype)
 
 
 def _layer_norm(x: torch.Tensor, normalized: Any, *args: Any) -> Any:

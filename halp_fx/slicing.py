@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
 from .attributes import sync_attributes
-from .errors import ModelError, PlanError
-from .preserving import named_tensors, uncollected
+from .copying import copied
+from .errors import PlanError
+from .preserving import named_tensors
 from .types import Axis, Coupling, Plan
-
-_TABLES = (OrderedDict, dict)
 
 
 def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
@@ -33,31 +28,6 @@ def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
     small = copied(model, memo)
     sync_attributes(small, model, coupling, plan)
     return small
-
-
-def copied(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A deep copy; `memo` maps ids of tensors to what stands in for their copies.
-
-    Raises:
-        ModelError: the model cannot be copied.
-    """
-    memo = dict(memo or {})
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, torch.Tensor):
-                if not value.is_leaf:
-                    # What a hook computed (the old `weight_norm`) is computed again by the next forward.
-                    memo[id(value)] = value.detach()
-            elif type(value) in _TABLES and not value and not getattr(value, "__dict__", None):
-                # A module has a dozen empty tables for hooks, which would take most of the time of the copy.
-                memo[id(value)] = type(value)()
-    try:
-        with uncollected():
-            return copy.deepcopy(model, memo)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        raise ModelError(f"the model cannot be copied (copy.deepcopy): {error}") from error
 
 
 def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:

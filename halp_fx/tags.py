@@ -48,6 +48,9 @@ Source = FromAttribute | FromSize
 class _Tagged:
     sources: frozenset[Source] = frozenset()
 
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return self
+
 
 class TaggedInt(_Tagged, int):
     """A whole number that knows where it comes from."""

@@ -1,7 +1,7 @@
 """trace: model + example inputs -> a graph of ATen operators with shapes (`Traced`).
 
-The real forward runs once, in eval mode and without gradients, under a `TorchDispatchMode` that writes down every
-operator. Python control flow simply runs, and modules, functional calls, parametrisations and custom autograd
+The real forward runs once on a copy, in eval mode and without gradients, under a `TorchDispatchMode` that writes down
+every operator. Python control flow simply runs, and modules, functional calls, parametrisations and custom autograd
 functions all come down to the same few hundred operators: one rule each is enough (see `docs/tracing.md` for why
 this level, and not module or Python-function level, was chosen).
 """
@@ -9,86 +9,151 @@ this level, and not module or Python-function level, was chosen).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from .errors import ModelError, TraceError
-from .inputs import normalize_inputs
+from .inputs import normalize_examples
+from .modes import differs_in_training
 from .preserving import named_tensors
-from .recording import record
-from .types import Traced
+from .recording import getitem, record
+from .types import Inputs, Run, Traced
 
 
 def trace(model: nn.Module, example_inputs: Any = None) -> Traced:
     """Run `model` once on `example_inputs` and record what happened.
 
-    The model's modes, buffers, gradients and the random state are as before, also after an error. Parameters that
-    the eval-mode forward does not reach (auxiliary heads) are looked for in a train-mode forward with `train_trace`.
+    The forward runs on a copy: the model, its hooks and caches, and the random state are as before, also after an
+    error.
 
     Args:
         model: an eager `nn.Module` with real (not meta) parameters.
-        example_inputs: a tensor, tuple or dict as for `torch.onnx.export`; None infers an image batch.
+        example_inputs: a tensor, tuple or dict as for `torch.onnx.export`; None infers an image batch. Of a list of
+            examples, the first.
 
     Raises:
-        ModelError: the model is wrapped, scripted, or on the meta device.
+        ModelError: the model is wrapped, scripted, or on the meta device, or cannot be copied.
         TraceError: the forward does not run on the inputs.
     """
     check_model(model)
-    args, kwargs = normalize_inputs(model, example_inputs)
-    return record(model, args, kwargs)
+    return run_again(model, normalize_examples(model, example_inputs), Run())
 
 
-def train_trace(model: nn.Module, example_inputs: Any = None) -> Traced:
-    """As `trace`, in train mode and on a batch of at least two (BatchNorm refuses one value per channel).
+def run_again(model: nn.Module, examples: Sequence[Inputs], run: Run, meta_only: bool = False) -> Traced:
+    """Record a model in the way that `run` says; `meta_only` as for `record`."""
+    args, kwargs = examples[run.example]
+    if run.training:
+        args, kwargs = tree_map(_at_least_two, (args, kwargs))
+    return record(model, args, kwargs, run, meta_only)
 
-    Used for what only exists in training, such as GoogLeNet's auxiliary heads.
+
+@dataclass(frozen=True, slots=True)
+class Traces:
+    """Everything that was recorded of a model.
+
+    Attributes:
+        first: in eval mode on the first example: shapes and costs refer to it.
+        further: other examples, train mode where it differs, and what else was tried to reach every parameter.
+        unseen: why parameters stay unseen, and nothing is known about what they consume; empty if all is known.
+    """
+
+    first: Traced
+    further: tuple[Traced, ...] = ()
+    unseen: str = ""
+
+    def unused(self) -> list[str]:
+        """Parameters that none of the forwards reached."""
+        return sorted(set(self.first.unused).intersection(*(t.unused for t in self.further)))
+
+
+def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
+    """Record every example in eval mode, and train mode where a forward may do something else then.
+
+    Auxiliary heads exist in train mode only. If that forward fails (they need larger images), what it did until then
+    still counts. A branch that is not taken every time is found by several calls.
     """
     check_model(model)
-    args, kwargs = normalize_inputs(model, example_inputs)
-    args, kwargs = tree_map(_at_least_two, (args, kwargs))
-    return record(model, args, kwargs, training=True)
-
-
-def further_traces(model: nn.Module, example_inputs: Any, traced: Traced) -> tuple[tuple[Traced, ...], str]:
-    """Traces that reach parameters which the first one left unused, and why parameters stay unseen ("": they do not,
-    or nothing that was tried reads them).
-
-    Auxiliary heads exist in train mode. If that forward fails (they need larger images), what it did until then still
-    counts. A branch that is not taken every time is found by several calls.
-    """
-    if not traced.unused:
-        return (), ""
-    found: list[Traced] = []
-    try:
-        found.append(train_trace(model, example_inputs))
-    except TraceError as error:
-        begun = _begun(error, traced)
-        if begun is None:
-            names = ", ".join(traced.unused[:3]) + (", …" if len(traced.unused) > 3 else "")
-            reason = str(error).splitlines()[0][:200]
-            return (), f"what reads {names} is not known: not the forward in eval mode, and in train mode {reason}"
-        found.append(begun)
-    if set(traced.unused).intersection(*(t.unused for t in found)):
+    examples = normalize_examples(model, example_inputs)
+    first, *others = (run_again(model, examples, Run(i)) for i in range(len(examples)))
+    found = Traces(first, tuple(t for t in others if not alike(first, t)))
+    missed = ""
+    if found.unused() or differs_in_training(model):
+        try:
+            training = run_again(model, examples, Run(training=True))
+        except TraceError as error:
+            begun = _begun(error, found)
+            if begun is not None:
+                found = replace(found, further=(*found.further, begun))
+            missed = str(error).splitlines()[0][:200]
+        else:
+            if not alike(first, training):
+                found = replace(found, further=(*found.further, training))
+    if found.unused() and missed and not any(t.run.training for t in found.further):
+        names = _some(found.unused())
+        reason = f"what reads {names} is not known: not the forward in eval mode, and in train mode {missed}"
+        return replace(found, unseen=reason)
+    if found.unused():
         with contextlib.suppress(TraceError):
-            found.append(record(model, *normalize_inputs(model, example_inputs), calls=_CALLS))
-    return tuple(found), ""
+            called = run_again(model, examples, Run(calls=_CALLS))
+            if set(called.unused) < set(found.unused()):
+                found = replace(found, further=(*found.further, called))
+    reads = [read for t in (first, *found.further) for read in t.reads]
+    if found.unused() and reads:
+        reason = (
+            f"it may meet {_some(found.unused())}, which the example inputs do not reach: the forward decides by "
+            f"values ({reads[0].where}). Pass example_inputs=[...], a list of examples that take every branch"
+        )
+        return replace(found, unseen=reason)
+    return found
 
 
 # A branch that a coin decides is missed with a probability of 1/256.
 _CALLS = 8
 
 
-def _begun(error: TraceError, traced: Traced) -> Traced | None:
-    """The part of a forward before it failed, if it reached parameters that `traced` did not."""
+def _some(tensors: Sequence[str]) -> str:
+    """The modules (or else parameters) that these are of, a few of them."""
+    names = list(dict.fromkeys(t.rpartition(".")[0] or t for t in tensors))
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+
+
+def _begun(error: TraceError, found: Traces) -> Traced | None:
+    """The part of a forward before it failed, if it reached parameters that no other did."""
     if error.recorded is None:
         return None
     reached = {str(n.target) for n in error.recorded.nodes if n.op == "get_attr" and not n.meta.get("constant")}
-    unused = tuple(name for name in traced.unused if name not in reached)
-    return Traced(error.recorded, traced.tensors, unused) if len(unused) < len(traced.unused) else None
+    unused = tuple(name for name in found.unused() if name not in reached)
+    if len(unused) == len(found.unused()):
+        return None
+    return Traced(error.recorded, found.first.tensors, unused, run=Run(training=True, whole=False))
+
+
+def alike(a: Traced, b: Traced) -> bool:
+    """Whether two forwards ran the same operators at the same places on the same things, up to sizes."""
+    if set(a.unused) - set(b.unused):
+        return False
+    rows = [list(_wiring(t)) for t in (a, b)]
+    return rows[0] == rows[1]
+
+
+def _wiring(traced: Traced) -> Iterator[tuple[Any, ...]]:
+    """What each operator is and reads; dropout, which does nothing in eval mode, is looked through."""
+    number: dict[fx.Node, int] = {}
+    for node in traced.graph.nodes:
+        read = [n for n in node.all_input_nodes if n in number]
+        if getattr(node.target, "_opname", "") == "native_dropout" or (node.target is getitem and len(read) == 1):
+            number[node] = number[read[0]]
+            continue
+        inputs = tuple(number[n] for n in node.all_input_nodes)
+        number[node] = len(number)
+        name = node.target if node.op == "get_attr" and not node.meta.get("constant") else ""
+        yield str(node.target) if node.op == "call_function" else node.op, name, inputs, node.meta.get("source", "")
 
 
 def check_model(model: nn.Module) -> None:

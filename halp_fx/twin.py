@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from .analysis import channel_groups
 from .branches import Branch
+from .copying import copied
 from .preserving import decomposed, named_tensors
 from .residual import find_branches
-from .slicing import copied, index_of, removed_slots
+from .slicing import index_of, removed_slots
 from .types import Coupling, Plan
 
 Keep = dict[int, np.ndarray]

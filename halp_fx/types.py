@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import pairwise
@@ -69,6 +69,41 @@ class ModuleCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Run:
+    """How a forward was run to be recorded.
+
+    Attributes:
+        example: which of the example inputs.
+        training: in train mode, and on a batch of two at least (BatchNorm refuses one value per channel).
+        calls: how many times in a row.
+        whole: it ran to its end.
+    """
+
+    example: int = 0
+    training: bool = False
+    calls: int = 1
+    whole: bool = True
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether a pruned network must do the same in such a run."""
+        return self.whole and self.calls == 1
+
+
+@dataclass(frozen=True, slots=True)
+class ValueRead:
+    """The program took values out of a tensor: it may go on with them in Python, or decide by them.
+
+    Attributes:
+        node: the tensor.
+        where: by which function, in which module and line.
+    """
+
+    node: str
+    where: str
+
+
+@dataclass(frozen=True, slots=True)
 class Traced:
     """What one forward did, as a graph of ATen operators.
 
@@ -82,6 +117,8 @@ class Traced:
         unused: parameters that this forward did not reach.
         calls: every run of a named module, in the order in which they began.
         on_meta: recorded on meta tensors: the forward needs no values.
+        run: what was run.
+        reads: values that the program took out of tensors, other than constants.
     """
 
     graph: fx.Graph
@@ -89,6 +126,8 @@ class Traced:
     unused: tuple[str, ...]
     calls: tuple[ModuleCall, ...] = ()
     on_meta: bool = False
+    run: Run = field(default_factory=Run)
+    reads: tuple[ValueRead, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -272,6 +311,8 @@ class Coupling:
         mended: further attributes that follow a width, as trials have shown: the `mends` that were decided.
         restricted: for operators with a statistic over channels (by node name): where the channels of each tensor
             argument lie. The zeroed twin needs them.
+        further: other forwards that a pruned network must repeat (other examples, train mode), each with the shapes of
+            its nodes.
     """
 
     traced: Traced
@@ -283,6 +324,11 @@ class Coupling:
     decisions: Decisions = field(default_factory=Decisions)
     mended: tuple[AttributeEdit, ...] = ()
     restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
+    further: tuple[tuple[Traced, Mapping[str, tuple[Extent, ...]]], ...] = ()
+
+    def views(self) -> tuple[Coupling, ...]:
+        """This coupling as each of its forwards shows it, the first one's first."""
+        return (self, *(replace(self, traced=traced, shapes=shapes) for traced, shapes in self.further))
 
     @cached_property
     def graph(self) -> nx.MultiGraph:

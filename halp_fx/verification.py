@@ -8,7 +8,7 @@ the coupling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -18,19 +18,21 @@ from torch import fx, nn
 from .comparing import REMEDY, check_couplings
 from .coupling import FACTORIES, couple
 from .errors import RewriteError, TraceError
-from .inputs import normalize_inputs
-from .recording import getitem, record, written_through_alias
+from .graphs import sized_by_values
+from .inputs import normalize_examples
+from .recording import getitem, written_through_alias
 from .standins import Silent
-from .types import Coupling, Plan, Traced
-
-# Shapes behind these follow the values: a pruned detector finds other boxes.
-_BY_VALUE = {"nonzero", "nms", "unique", "_unique2", "masked_select", "topk", "sort", "_local_scalar_dense"}
+from .tracing import run_again
+from .types import Coupling, Extent, Inputs, Plan, Traced
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
 _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+
+# What else may be given a number of boxes.
+_TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
 
 # Their whole numbers take part in what they compute.
 _COMPUTES = {
@@ -59,10 +61,10 @@ def verify(
     meta_only: bool = False,
     couplings: bool = True,
 ) -> None:
-    """Check `small` against `plan`.
+    """Check `small` against `plan`, in every forward that the coupling was made from.
 
-    Shapes and numbers are compared up to the first operator whose result depends on values; couplings throughout, if
-    an operator took sizes from an unknown source.
+    Shapes and numbers are compared, except of what depends on how many elements values picked; couplings, if an
+    operator took sizes from an unknown source.
 
     Args:
         meta_only: do not run the network with values if it fails on the meta device, where the original works.
@@ -71,47 +73,103 @@ def verify(
     Raises:
         RewriteError: names the first operator that differs; its `groups` are those that the operator handles.
     """
+    examples = normalize_examples(small, example_inputs)
+    views = coupling.views()
+    seen: list[Traced] = []
+    other_path = False
+    for number, view in enumerate(views):
+        if view.traced.run.example >= len(examples):
+            continue
+        try:
+            found, other = _repeated(small, plan, view, examples, meta_only and view.traced.on_meta)
+        except RewriteError as error:
+            error.view = number
+            raise
+        seen.append(found)
+        other_path = other_path or other
+    if couplings and (other_path or any(map(takes_sizes, views))):
+        # Otherwise equal shapes and numbers mean equal couplings.
+        first, *further = seen
+        check_couplings(coupling, couple(first, further=further, decisions=coupling.decisions), plan)
+
+
+def _repeated(
+    small: nn.Module, plan: Plan, coupling: Coupling, examples: Sequence[Inputs], meta_only: bool
+) -> tuple[Traced, bool]:
+    """The forward again, now of `small`; and whether it took another path, where a width of 1 or a dropped branch may
+    make it."""
     widths = coupling.widths(plan)
     failure: TraceError | None = None
     silent = _silent(small)
     narrow = any(len(row) == 1 for row in plan.values())
     try:
-        traced = record(small, *normalize_inputs(small, example_inputs), meta_only=meta_only)
-        after = _working(traced.graph, silent, narrow)
+        traced = run_again(small, examples, coupling.traced.run, meta_only)
+        recorded: fx.Graph | None = traced.graph
     except TraceError as error:
-        failure, after = error, _working(error.recorded, silent, narrow) if error.recorded is not None else []
-    before = _working(coupling.traced.graph, silent, narrow)
+        failure, recorded = error, error.recorded
+    loose = _Loose(coupling.traced.graph, recorded)
+    before, after = loose.firm(_working(coupling.traced.graph, silent, narrow)), []
+    if recorded is not None:
+        after = loose.firm(_working(recorded, silent, narrow))
     other_path = False
     for old, new in zip_longest(before, after):
-        if _follows_values(old):
-            break
         if new is None and failure is not None:
             break
         if old is None or new is None or _target(old) != _target(new):
             # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped
-            # branch does, too: that alone is no mistake.
-            if failure is None and (plan.dropped or narrow):
+            # branch does, too: that alone is no mistake. In train mode a coin may decide.
+            random = coupling.traced.run.training and bool(coupling.traced.reads)
+            if failure is None and (plan.dropped or narrow or random):
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
-        spec, expected = new.meta.get("spec"), _expected(old, coupling, widths)
-        if spec is not None and spec.shape != expected:
-            recorded = failure.recorded if failure is not None else traced.graph
+        spec = new.meta.get("spec")
+        if spec is not None and spec.shape != _expected(old, coupling, widths):
+            if loose.follows(old, new, coupling.shapes[old.name], _expected(old, coupling, widths)):
+                continue
             old, new = _first_wrong(old, new, recorded, coupling, widths)
             raise _mismatch(old, new, None, coupling, _expected(old, coupling, widths))
         _check_numbers(old, new, coupling)
     if failure is not None:
-        old = _next_after(failure, coupling.traced.graph, silent)
+        old = _next_after(failure, coupling.traced.graph, silent, loose)
         # A view that was given -1 may have gone through with another shape than it should have.
         earlier, new = _first_wrong(old, None, failure.recorded, coupling, widths)
         if new is None:
             raise _mismatch(old, None, failure, coupling) from failure
         raise _mismatch(earlier, new, None, coupling, _expected(earlier, coupling, widths)) from failure
     if other_path:
-        _check_outputs(coupling.traced, traced)
-    if couplings and (other_path or takes_sizes(coupling)):
-        # Otherwise equal shapes and numbers mean equal couplings.
-        check_couplings(coupling, couple(traced, decisions=coupling.decisions), plan)
+        _check_outputs(coupling.traced, traced, loose)
+    return traced, other_path
+
+
+class _Loose:
+    """Nodes of a network, before and after pruning, whose sizes depend on how many elements values picked."""
+
+    def __init__(self, before: fx.Graph, after: fx.Graph | None) -> None:
+        self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
+        self._first = next((n for n in before.nodes if n in self._nodes and n.meta.get("sizes_read")), None)
+
+    def __contains__(self, node: fx.Node) -> bool:
+        return node in self._nodes
+
+    def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The nodes without these."""
+        return [n for n in nodes if n not in self._nodes]
+
+    def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
+        """Whether a result may differ as it does because the program read such a size before and handed it on, or
+        because what it is computed from differs so; all sizes that depend on widths must be right."""
+        given = takes_size(old) or operator(old) in _TAKES_COUNTS or not old.all_input_nodes
+        led = any(n in self._nodes for n in old.all_input_nodes)
+        shape = new.meta["spec"].shape
+        if not led and not (given and self._first is not None and self._first < old):
+            return False
+        if len(shape) != len(expected):
+            return False
+        if any(e.terms and n != right for e, n, right in zip(extents, shape, expected, strict=True)):
+            return False
+        self._nodes |= {old, new}
+        return True
 
 
 def _expected(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> tuple[int, ...]:
@@ -153,12 +211,13 @@ def _first_wrong(
     return node, found
 
 
-def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str]) -> fx.Node:
+def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str], loose: _Loose) -> fx.Node:
     """The operator of `graph` that did not run any more when the recording failed."""
     recorded = failure.recorded
-    before, after = [[n for n in g.nodes if n.op != "output"] if g else [] for g in (graph, recorded)]
+    before, after = [loose.firm([n for n in g.nodes if n.op != "output"]) if g else [] for g in (graph, recorded)]
+    before = before or [n for n in graph.nodes if n.op != "output"]
     if any(old.target != new.target for old, new in zip(before, after, strict=False)):
-        before, after = (_working(g, silent) if g is not None else [] for g in (graph, recorded))
+        before, after = (loose.firm(_working(g, silent)) if g is not None else [] for g in (graph, recorded))
     rest = before[min(len(after), len(before) - 1) :]
     if failure.sources is not None:
         # An operator failed. What it reads is written down when it is read: its arguments may come before it.
@@ -166,20 +225,13 @@ def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str]) -> fx.No
     return rest[0]
 
 
-def _follows_values(node: fx.Node | None) -> bool:
-    """Whether the shape of an operator's result depends on values that a pruned network computes otherwise."""
-    if operator(node) != "index":
-        return operator(node) in _BY_VALUE
-    assert node is not None
-    return any(not n.meta.get("fixed") for n in node.all_input_nodes[1:])
-
-
-def _check_outputs(before: Traced, after: Traced) -> None:
-    old, new = (
-        [n.meta["spec"].shape for n in next(iter(reversed(t.graph.nodes))).all_input_nodes] for t in (before, after)
-    )
-    if old != new:
-        raise RewriteError(f"the pruned network returns shapes {new} where the original returned {old}. {REMEDY}")
+def _check_outputs(before: Traced, after: Traced, loose: _Loose) -> None:
+    old, new = (loose.firm(next(iter(reversed(t.graph.nodes))).all_input_nodes) for t in (before, after))
+    shapes = [[n.meta["spec"].shape for n in nodes] for nodes in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise RewriteError(
+            f"the pruned network returns shapes {shapes[1]} where the original returned {shapes[0]}. {REMEDY}"
+        )
 
 
 def _mismatch(

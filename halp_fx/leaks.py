@@ -1,0 +1,133 @@
+"""Tensors without values that a forward left somewhere outside of its model: found, and taken out again.
+
+A forward may cache what it computes in a module-level dictionary, a class attribute, an `lru_cache`. When it was run
+on meta tensors, the next forward of the caller would find them there.
+"""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import deque
+from collections.abc import Iterable
+from functools import lru_cache
+from types import CellType, FrameType
+from typing import Any
+
+import torch
+
+_LRU_CACHE = type(lru_cache(lambda: None))
+
+
+class Watch:
+    """Remembers the meta tensors of a recording, without holding them."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[torch.Tensor]] = []
+
+    def see(self, tensor: torch.Tensor) -> None:
+        if tensor.is_meta:
+            self._seen.append(weakref.ref(tensor))
+
+    def alive(self) -> list[torch.Tensor]:
+        """Those that somebody still holds."""
+        found = self._left()
+        if found:
+            found.clear()
+            gc.collect()  # Most often it is a cycle that is no longer in use.
+            found = self._left()
+        return found
+
+    def _left(self) -> list[torch.Tensor]:
+        return [tensor for ref in self._seen if (tensor := ref()) is not None]
+
+
+def emptied(tensors: list[torch.Tensor]) -> list[str]:
+    """Take tensors out of what holds them: entries of containers go, attributes and variables become None.
+
+    Returns:
+        Holders that could not be emptied, in words.
+    """
+    left: list[Any] = list(tensors)
+    seen: set[int] = {id(t) for t in left}
+    stuck: list[str] = []
+    while left:
+        value = left.pop()
+        for holder in gc.get_referrers(value):
+            if holder is left or holder is tensors or isinstance(holder, FrameType):
+                continue
+            if isinstance(holder, tuple | frozenset):
+                if id(holder) not in seen:
+                    seen.add(id(holder))
+                    left.append(holder)
+            elif not _take_out(value, holder):
+                stuck.append(f"{_words(holder)} holds a tensor of shape {tuple(getattr(value, 'shape', ()))}")
+    return stuck
+
+
+def _take_out(value: Any, holder: Any) -> bool:
+    """Whether it could be done."""
+    if isinstance(holder, dict):
+        keys = [k for k, v in holder.items() if v is value]
+        owner, variables = _owner(holder, keys, value)
+        for key in keys:
+            if owner is not None:
+                setattr(owner, key, None)  # The table of a class may not be written to directly.
+            elif variables:
+                holder[key] = None
+            else:
+                del holder[key]
+        return True
+    if isinstance(holder, list | deque):
+        kept = [v for v in holder if v is not value]
+        holder.clear()
+        holder.extend(kept)
+        return True
+    if isinstance(holder, set):
+        holder.discard(value)
+        return True
+    if isinstance(holder, _LRU_CACHE):
+        holder.cache_clear()
+        return True
+    if isinstance(holder, CellType):
+        holder.cell_contents = None
+        return True
+    return _take_out_of_attributes(value, holder)
+
+
+def _owner(table: dict[Any, Any], keys: list[Any], value: Any) -> tuple[type | None, bool]:
+    """The class that a dictionary is the namespace of, if any; and whether it is that of a module or an object. Code
+    expects such names to be there."""
+    if "__builtins__" in table:
+        return None, True
+    for owner in gc.get_referrers(table):
+        if isinstance(owner, type) and all(vars(owner).get(key) is value for key in keys):
+            return owner, True
+        if not isinstance(owner, type) and getattr(owner, "__dict__", None) is table:
+            return None, True
+    return None, False
+
+
+def _take_out_of_attributes(value: Any, holder: Any) -> bool:
+    names: Iterable[str] = [*getattr(holder, "__dict__", ()), *_slots(type(holder))]
+    done = False
+    for name in [n for n in names if getattr(holder, n, None) is value]:
+        try:
+            setattr(holder, name, None)
+            done = True
+        except (AttributeError, TypeError):
+            continue
+    return done
+
+
+def _slots(kind: type) -> list[str]:
+    found: list[str] = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        found += [slots] if isinstance(slots, str) else list(slots)
+    return found
+
+
+def _words(holder: Any) -> str:
+    name = getattr(holder, "__qualname__", None) or type(holder).__qualname__
+    return f"{type(holder).__module__}.{name}"
