@@ -17,6 +17,7 @@ from torch import fx
 
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
+from .computed import computed_weights, spread_roles
 from .errors import HalpError
 from .groups import Partition, free_dimension
 from .recording import getitem, written_through_alias
@@ -76,6 +77,8 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
     algebra.classes()  # Found once for all that is settled from here.
+    for graph in (traced, *further):
+        spread_roles(graph.graph, planes, algebra)
     return Propagated(traced, further, algebra, planes)
 
 
@@ -106,7 +109,10 @@ def settle(
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
-    coupling = Coupling(traced, partition.groups, links, shapes, edits, tuple(algebra.notes), restricted=restricted)
+    computed = computed_weights(traced.graph, planes, algebra, partition)
+    coupling = Coupling(
+        traced, partition.groups, links, shapes, edits, tuple(algebra.notes), restricted=restricted, computed=computed
+    )
     return with_mends(coupling, replace(decisions, choices=algebra.choices))
 
 

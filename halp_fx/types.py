@@ -256,6 +256,38 @@ class ChannelMap:
     dims: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightPart:
+    """The channels of one group along one dimension of a computed weight.
+
+    Attributes:
+        dim: the dimension.
+        role: as `Member.role`.
+        group: name of the group.
+        channels: int array of the dimension's length: the channel at each place, -1 for none of this group.
+    """
+
+    dim: int
+    role: str
+    group: str
+    channels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedWeight:
+    """A weight that the forward computes from parameters alone: masked, normalised, or made of several tensors.
+
+    Attributes:
+        node: the trace's node that makes it (views and copies left away).
+        sources: parameters and buffers that it is made of.
+        parts: where which channels lie.
+    """
+
+    node: str
+    sources: frozenset[str]
+    parts: tuple[WeightPart, ...]
+
+
 @dataclass(frozen=True)
 class Coupling:
     """The channel groups of a traced network.
@@ -272,6 +304,7 @@ class Coupling:
         mended: further attributes that follow a width, as trials have shown: the `mends` that were decided.
         restricted: for operators with a statistic over channels (by node name): where the channels of each tensor
             argument lie. The zeroed twin needs them.
+        computed: weights that the forward computes from parameters: channels are scored on these.
     """
 
     traced: Traced
@@ -283,6 +316,7 @@ class Coupling:
     decisions: Decisions = field(default_factory=Decisions)
     mended: tuple[AttributeEdit, ...] = ()
     restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
+    computed: tuple[ComputedWeight, ...] = ()
 
     @cached_property
     def graph(self) -> nx.MultiGraph:
