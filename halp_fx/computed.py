@@ -29,22 +29,34 @@ _COPIES = frozenset({"_to_copy", "clone", "detach", "alias", "lift_fresh", "cont
 def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Algebra) -> None:
     """Give every tensor that a weight is computed from the role that a rule gave to one of them.
 
-    Labels of a product are those of one factor: in `mask * weight` a rule sees, and marks, the mask alone.
+    Labels of a product are those of one factor: in `mask * weight` a rule sees, and marks, the mask alone. What only
+    scales a weight (buffers, tensors with fewer dimensions) is a "scale" then, and the weight the producer.
     """
     made = made_of_parameters(graph)
     classes = algebra.classes()
     nodes = {str(n.target): n for n in made if n.op == "get_attr"}
     for node in _weights(graph, made):
-        marked = [(labels, role) for labels, role, _ in _marked(planes.get(node, ()), algebra)]
-        for name in made[node] if marked else ():
-            for labels in map(_labels, planes.get(nodes[name], ())):
+        marked = _marked(planes.get(node, ()), algebra)
+        rank = len(node.meta["spec"].shape)
+        # The channels are called after a parameter of the weight's rank, if there is one: what else there is scales it.
+        names = sorted(made[node] if marked else (), key=lambda name: (_scales(nodes[name], rank), name))
+        for name in names:
+            for plane in planes.get(nodes[name], ()):
+                labels = _labels(plane)
                 axis = int(algebra.axis_of(labels[:1])[0]) if len(labels) else -1
-                if axis < 0 or axis in algebra.roles:
+                if axis < 0:
                     continue
-                for other, role in marked:
-                    if np.isin(classes[labels], classes[other]).all():
-                        algebra.roles[axis] = role
-                        break
+                # In a residual stage both dimensions of a weight hold the same channels.
+                likely = sorted(marked, key=lambda m: varying(m[2]) != varying(plane))
+                role = next((r for other, r, _ in likely if np.isin(classes[labels], classes[other]).all()), None)
+                if role == "producer" and _scales(nodes[name], rank) and not _scales(nodes[names[0]], rank):
+                    algebra.roles[axis] = "scale"
+                elif role is not None:
+                    algebra.roles.setdefault(axis, role)
+
+
+def _scales(node: fx.Node, rank: int) -> bool:
+    return len(node.meta["spec"].shape) < rank or not node.meta.get("trained", True)
 
 
 def computed_weights(
@@ -56,6 +68,7 @@ def computed_weights(
     for node in _weights(graph, made):
         parts: list[WeightPart] = []
         for _, role, plane in _marked(planes.get(node, ()), algebra):
+            role = "producer" if role == "scale" else role
             if role not in SCORED:
                 continue
             channels = partition.channel_map(Value(node.meta["spec"], (plane,)))

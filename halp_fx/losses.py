@@ -1,4 +1,4 @@
-"""What a batch is, and what the loss of a network on it is: `loss_fn` or `loss` as the caller wrote them -> a scalar."""
+"""The loss of a network on a batch: `loss_fn` or `loss` as the caller wrote them -> a scalar."""
 
 from __future__ import annotations
 
@@ -69,8 +69,9 @@ def batch_loss(
     except Exception as error:
         raise SaliencyError(
             f"the loss of batch {number} of data failed: {type(error).__name__}: {error}\nThe batch is "
-            f"{described(batch)}. With loss_fn, the model is called with its first item (a tuple or list as positional, "
-            f"a dict as keyword arguments) and loss_fn with the output and the second; otherwise {REMEDY}"
+            f"{described(batch)}. With loss_fn, the model is called with its first item (a tuple or list as "
+            "positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
+            f"{REMEDY}"
         ) from error
     return _total(value)
 
@@ -97,7 +98,9 @@ def _total(value: Any) -> torch.Tensor:
     parts = list(value.values()) if isinstance(value, Mapping) else value
     parts = list(parts) if isinstance(parts, tuple | list) else [parts]
     if not parts or any(not isinstance(p, torch.Tensor) or p.numel() != 1 for p in parts):
-        raise SaliencyError(f"the loss must be a scalar tensor, or a dict of them that are added up, not {described(value)}")
+        raise SaliencyError(
+            f"the loss must be a scalar tensor, or a dict of them to be added up, not {described(value)}"
+        )
     return torch.stack([p.reshape(()) for p in parts]).sum() if len(parts) > 1 else parts[0].reshape(())
 
 

@@ -108,8 +108,8 @@ def check_importance(importance: Importance | None) -> None:
         raise SaliencyError(f"importance={name} is a class: pass an instance, {name}(…), that can be called")
     if not callable(importance):
         raise SaliencyError(
-            f"importance={importance!r}: use 'taylor', 'magnitude' or a callable from group to scores, or from group and "
-            "model"
+            f"importance={importance!r}: use 'taylor', 'magnitude' or a callable from group to scores, or from group "
+            "and model"
         )
 
 
@@ -131,8 +131,8 @@ def _custom(group: ChannelGroup, scores: Any) -> np.ndarray:
     array = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
     if array.shape != (group.size,):
         raise SaliencyError(
-            f"importance({group.name!r}) returned shape {array.shape}, expected ({group.size},): the group as it stands; "
-            "after a step it is narrower than in the original network"
+            f"importance({group.name!r}) returned shape {array.shape}, expected ({group.size},): the group as it "
+            "stands; after a step it is narrower than in the original network"
         )
     if not np.isfinite(array).all() or (array < 0).any():
         raise SaliencyError(f"importance({group.name!r}) returned NaN, infinite or negative scores")
@@ -172,8 +172,8 @@ def _no_signal(found: Saliency, coupling: Coupling) -> str:
     if found.kind == "magnitude":
         return f"{what}: the weights that produce them are zero. Load or train the model first"
     return (
-        f"{what}: the loss does not depend on them. A classifier that is zero-initialised, a loss of a detached output, "
-        "or a forward under no_grad does that: train the last layers first, or pass importance='magnitude'"
+        f"{what}: the loss does not depend on them. A zero-initialised classifier, a loss of a detached output, or a "
+        "forward under no_grad does that: train the last layers first, or pass importance='magnitude'"
     )
 
 

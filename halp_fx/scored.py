@@ -28,7 +28,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Place:
-    """Slots along one dimension of a tensor: `channels[s]` is the channel of the group that slot s belongs to, or -1."""
+    """Slots along one dimension of a tensor; `channels[s]` is the channel of the group that slot s is of, or -1."""
 
     key: Key
     dim: int

@@ -110,7 +110,8 @@ class Member:
         axis: the axis.
         slots: int array, shape (channels of the group, slots per channel): row c lists the slots of channel c.
         role: "producer" (a layer's output channels), "consumer" (its input channels), "norm" (the affine
-            parameters or statistics of a normalisation), "bias", or "other".
+            parameters or statistics of a normalisation), "bias", "scale" (of a producer that the forward computes, such
+            as a mask), or "other".
     """
 
     axis: Axis
