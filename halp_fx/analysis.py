@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,10 +21,11 @@ from torch import nn
 from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
+from .naming import Ignored, ignored_names
 from .preserving import hollow
 from .slicing import shrink
 from .tags import FromAttribute, tagging
-from .tracing import further_traces, trace
+from .tracing import check_model, further_traces, trace
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, reads_widths, takes_sizes, verify
 
@@ -34,7 +35,10 @@ MAX_TRIALS = 16
 
 
 def channel_groups(
-    model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    ignore: Ignored | Iterable[Ignored] = (),
+    like: Coupling | None = None,
 ) -> Coupling:
     """`trace` and `couple` in one; constants in the forward that repeat a width are mended, or freeze its group.
 
@@ -43,15 +47,18 @@ def channel_groups(
 
     Args:
         model, example_inputs: as for `trace`.
-        ignore: names of modules, parameters or groups that must stay as they are.
+        ignore: modules, parameters, names of these or of groups, or patterns ("layer1.*", "*.conv1"): these stay as
+            they are.
         like: the coupling of the same network before it was pruned: what was decided then is followed.
 
     Raises:
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
+    check_model(model)
+    names = ignored_names(model, ignore)
     traced = trace(model, example_inputs)
     further, unseen = further_traces(model, example_inputs, traced)
-    trials = _Trials(model, example_inputs, traced, further, ignore)
+    trials = _Trials(model, example_inputs, traced, further, names)
     coupling = trials.couple(like.decisions if like is not None else Decisions())
     if unseen:
         coupling = trials.freeze(coupling, coupling.prunable, unseen)

@@ -10,6 +10,17 @@ from typing import Any
 class HalpError(Exception):
     """Base class of all errors raised on purpose by halp_fx."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error that a spawned worker raises is pickled: without the graph of what ran before it.
+        return _rebuilt, (type(self), self.args, {k: v for k, v in vars(self).items() if k != "recorded"})
+
+
+def _rebuilt(kind: type[HalpError], args: tuple[Any, ...], attributes: dict[str, Any]) -> HalpError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update({"recorded": None, **attributes} if issubclass(kind, TraceError) else attributes)
+    return error
+
 
 class ModelError(HalpError):
     """The model cannot be handled as passed: wrapped, scripted, on the meta device, NaN weights, …"""

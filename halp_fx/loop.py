@@ -96,12 +96,9 @@ class Candidate:
 
 
 def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
-    """One step of several: stop at `way` of the way, then let the caller train."""
+    """One step of several: stop at `way` of the way."""
     network = _scored(network, yardstick, request, clock)
     smaller, _ = _within_reach(network, request, yardstick, way, clock, floor=STEP_FLOOR)
-    if request.train_between is not None:
-        with clock("train_between"):
-            request.train_between(smaller.model)
     return smaller
 
 
@@ -147,7 +144,7 @@ def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clo
         if branches:
             here = find_branches(now).named(b.name for b in branches)
             scored = replace(now, groups=(*now.groups, *output_groups(here)))
-        saliency = score(network.model, scored, request.data, request.loss_fn, request.importance)
+        saliency = score(network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss)
     return replace(network, coupling=now, saliency=saliency)
 
 
@@ -237,7 +234,9 @@ def _problem(network: Network, request: Request, yardstick: Yardstick, way: floa
     options = options_of(left, network.plan, request, floor)
     options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
     unit = yardstick.goals.cost.unit
-    return build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
+    return build_problem(
+        left, scores, options, tables, yardstick.spend(way), unit, branches, silent=network.saliency.silent
+    )
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:

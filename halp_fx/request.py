@@ -11,11 +11,12 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from .errors import BudgetError, ModelError, SaliencyError
+from .errors import BudgetError, ModelError
 from .goals import Goals
 from .inputs import normalize_inputs
+from .losses import Loss, LossFn, check_loss
 from .preserving import named_tensors
-from .saliency import MAX_BATCHES, Importance
+from .saliency import MAX_BATCHES, Importance, check_importance
 from .solver import Method
 from .types import Coupling, Inputs
 
@@ -33,7 +34,8 @@ class Request:
     goals: Goals
     example: tuple[Any, ...]
     data: Iterable[Any] | None
-    loss_fn: Callable[[Any, Any], torch.Tensor] | None
+    loss_fn: LossFn | None
+    loss: Loss | None
     importance: Importance | None
     round_to: int | None
     min_keep: float | int
@@ -50,9 +52,8 @@ class Request:
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
         if self.solver not in get_args(Method):
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(get_args(Method))}")
-        if (self.data is None) != (self.loss_fn is None):
-            have, lack = ("data", "loss_fn") if self.loss_fn is None else ("loss_fn", "data")
-            raise SaliencyError(f"{have} without {lack}: Taylor saliency needs both, magnitude saliency neither")
+        check_loss(self.data, self.loss_fn, self.loss)
+        check_importance(self.importance)
 
     @property
     def inputs(self) -> Inputs:
