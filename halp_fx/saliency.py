@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from .branches import scored_name
 from .errors import SaliencyError
 from .kernels import SegmentLayout, channel_scores
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved, uncached_autocast
@@ -151,9 +152,11 @@ def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
     highest = max(float(s.max()) for s in scores.values())
     if highest <= 0:
         raise SaliencyError(_no_signal(found, coupling))
-    silent = tuple(name for name, s in scores.items() if s.max() <= SILENT * highest)
+    # A branch that adds nothing is known to: it goes first. What is in it stands for itself.
+    added = {g.name for g in coupling.prunable if g.name.startswith(scored_name(""))}
+    silent = tuple(name for name, s in scores.items() if name not in added and s.max() <= SILENT * highest)
     if len(scores) > 1 and all((s == highest).all() for s in scores.values()):
-        silent = tuple(scores)
+        silent = tuple(name for name in scores if name not in added)
     if not silent:
         return found
     heard = [float(s.mean()) for name, s in scores.items() if name not in silent] or [highest]

@@ -75,10 +75,16 @@ def build_problem(
         prefix = np.concatenate([[0.0], np.cumsum(best_first)])
         widths = np.asarray(options[group.name])
         groups[group.name] = WidthGroup(widths, prefix[widths])
-    for name, values in neutral_values(groups, scores, silent, tables, budgets).items():
+    found = [_choice(branch, tables, groups, float(scores[scored_name(branch.name)].sum())) for branch in branches]
+    choices = tuple(c for c in found if c)
+    # A branch that adds nothing can go without a loss, and so can what is in it.
+    idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
+    quiet = [name for name in silent if name not in idle]
+    neutral = neutral_values(groups, scores, quiet, tables, budgets)
+    neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
+    for name, values in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, values)
-    choices = [_choice(branch, tables, groups, float(scores[scored_name(branch.name)].sum())) for branch in branches]
-    return WidthProblem("network", groups, tuple(tables), dict(budgets), tuple(c for c in choices if c), unit)
+    return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
 
 
 def _told_apart(scores: np.ndarray) -> np.ndarray:
