@@ -256,9 +256,14 @@ class _Steps:
         return self.layouts[nodes]
 
     def _places(self, group: ChannelGroup, nodes: frozenset[str]) -> list[Place]:
-        """The affine parameters of the normalisations that the group passes, else the weights that produce it."""
+        """The affine parameters of the normalisations that the group passes, else the weights that produce it. Affine
+        parameters that are all zero (a zero-initialised residual branch) say nothing about what else is in the group.
+        """
         found = [p for p in self.weights.places(group, nodes) if p.key[0] == "computed" or p.key[1] in self.parameters]
-        return [p for p in found if p.role == "norm"] or [p for p in found if p.role in ("producer", "bias")]
+        norms = [p for p in found if p.role == "norm"]
+        if any(bool(self.weights.value(p.key).any()) for p in norms):
+            return norms
+        return [p for p in found if p.role in ("producer", "bias")]
 
 
 def _alias(parameter: torch.Tensor) -> torch.Tensor:
