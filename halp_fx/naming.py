@@ -29,15 +29,31 @@ def ignored_names(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> tupl
     entries = [ignore] if isinstance(ignore, Ignored) else list(ignore)
     if not entries:
         return ()
-    names = [name for name, _ in model.named_modules() if name]
-    names += [name for name, _ in model.named_parameters()] + [name for name, _ in model.named_buffers()]
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    owners = {part for name in tensors for part in _around(name)}
+    modules = [name for name, _ in model.named_modules() if name]
     found: dict[str, None] = {}
     for entry in entries:
-        found.update(dict.fromkeys(_names_of(model, entry, names)))
+        # Modules without tensors have no channels of their own.
+        names = _names_of(model, entry, [*modules, *tensors])
+        own = [name for name in names if name in owners or name in tensors or name not in modules]
+        if not own:
+            raise ModelError(
+                f"ignore: {names[0]!r} has no parameters or buffers, so it holds no channels: name the layer whose "
+                "channels should stay"
+            )
+        found.update(dict.fromkeys(own))
     return tuple(found)
 
 
+def _around(name: str) -> list[str]:
+    """The modules that a tensor is in."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
 def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str]) -> list[str]:
+    """Names of modules and tensors, or of a group, that an entry of `ignore` means."""
     if isinstance(entry, str):
         # A second group that a layer makes is called "layer:1".
         if entry in names or re.sub(r":\d+$", "", entry) in names:
@@ -49,17 +65,14 @@ def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str]) -> list[st
             hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"there are {', '.join(names[:6])}, …"
             raise ModelError(f"ignore: the {what} {entry!r} matches no module, parameter or group; {hint}")
         return matching
-    if isinstance(entry, nn.Module):
-        if entry is model:
-            raise ModelError("ignore holds the model itself: nothing would be left to prune")
-        own = [name for name, module in model.named_modules() if module is entry]
-    elif isinstance(entry, torch.Tensor):
-        tensors = (*model.named_parameters(), *model.named_buffers())
-        own = [name for name, tensor in tensors if tensor is entry]
-    else:
+    if entry is model:
+        raise ModelError("ignore holds the model itself: nothing would be left to prune")
+    if not isinstance(entry, nn.Module | torch.Tensor):
         raise ModelError(
             f"ignore holds {entry!r} ({type(entry).__name__}): pass names, patterns, modules or parameters of the model"
         )
+    known = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    own = [name for name, part in known if part is entry]
     if not own:
         raise ModelError(f"ignore holds a {type(entry).__name__} that is not part of this {type(model).__name__}")
     return own

@@ -80,7 +80,8 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         ModelError: names the tensor.
     """
-    for name, tensor in named_tensors(model):
+    for name, found in named_tensors(model):
+        tensor = found.detach()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelError(
