@@ -35,11 +35,8 @@ def models():
             x = self.b(self.a(x).relu())[:, self.order].softmax(1).mean((2, 3))
             return self.fc(self.lstm(x[None])[0][-1])
 
-    return {
-        "resnet18": torchvision.models.resnet18(),
-        "local": Local(),
-        "vit": torchvision.models.VisionTransformer(32, 16, 2, 2, 24, 48),
-    }
+    vit = torchvision.models.VisionTransformer(32, 16, 2, 2, 24, 48)
+    return {"resnet18": torchvision.models.resnet18(), "local": Local(), "vit": vit}
 
 
 @pytest.mark.parametrize("name", ["resnet18", "local", "vit"])
