@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ..inputs import normalize_inputs
 from ..preserving import preserved
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
-from .clocks import Call, Sampler, captured, clock_sampler, cpu_threads, event_sampler
-from .errors import TimingError
+from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
+from .runtimes import as_asked, device_of, network_call
 from .timing import Effort, Timing
 
 
@@ -76,6 +75,7 @@ def interleaved(
         if keep_memory:
             stack.enter_context(kept_memory())
         samplers = [_network_sampler(model, inputs, runtime) for model in models]
+        stack.enter_context(as_asked(runtime))
         samples: list[list[float]] = [[] for _ in models]
         faults: list[list[int]] = [[] for _ in models]
         spent = [0.0] * len(models)
@@ -94,15 +94,8 @@ def interleaved(
 
 def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:
     args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
-    device = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), torch.device("cpu"))
-    call: Call = lambda: model(*args, **kwargs)  # noqa: E731
-    if runtime == "inductor":
-        compiled = torch.compile(model)
-        call = lambda: compiled(*args, **kwargs)  # noqa: E731
-    elif runtime == "cudagraph":
-        call = captured(call, device)
-    elif runtime != "eager":
-        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
+    device = device_of(args, kwargs)
+    call = network_call(model, args, kwargs, runtime)
     if device.type == "cuda":
         return event_sampler(call, device, 1, flush=None)
     return clock_sampler(call, device)

@@ -225,8 +225,8 @@ class _Compiler:
         least = float(sum(value.min() for _, value, _ in rows))
         span = float(sum(value.max() - value.min() for _, value, _ in rows))
         unit, weight = (1 / span, TIE) if span > 0 else (0.0, 1.0)
-        for scope, value, tie in rows:
-            total, _ = self._table(scope)
+        for row in rows:
+            (total, _), value, tie = self._table(row[0]), row[1], row[2]
             total += (value - value.min()) * unit + weight * tie
         return least, span
 
