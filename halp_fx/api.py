@@ -14,7 +14,8 @@ from .analysis import channel_groups
 from .branches import Branches
 from .budgets import BudgetLike
 from .goals import make_goals
-from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .loop import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .outcome import verdict
 from .preserving import preserved
 from .removal import tried
 from .report import GroupReport, Report, RewriteKind, Round
@@ -49,6 +50,12 @@ def prune(
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
 
+    A budget that the dense network meets as it is returns a copy of it at once, with a note. A budget that the smallest
+    network (that `min_keep` and `round_to` allow) is above, measured if the cost is a time, by more than the tolerance,
+    raises `InfeasibleError`: what that network costs, the network, its plan, and what may help are in it. Both hold for
+    every cost, and for one budget as for several. What is returned otherwise meets the budget, or `halp.met` is false
+    and `halp.notes` say by how much it does not and why.
+
     Args:
         model: an eager `nn.Module`; it is not changed.
         budget: `0.6` or `"60%"` of the dense network's cost, or an amount such as `"4.0ms"`; or a mapping from
@@ -58,7 +65,8 @@ def prune(
         data, loss_fn: batches of (input, target) and a scalar loss for Taylor saliency; without them weight
             magnitude is used.
         importance: "taylor", "magnitude", or a callable from `ChannelGroup` to its scores.
-        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`.
+        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
+            class, or its name ("macs", "flops", "params", "memory").
         ignore: modules, parameters or groups that must stay as they are.
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
         min_keep: smallest width of a group: fraction (float) or channels (int).
@@ -73,8 +81,7 @@ def prune(
         The pruned network, in the mode of `model`; its attribute `halp` is the `Report`.
 
     Raises:
-        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum in the
-            budget's unit; a time only if the smallest network, measured, is above it).
+        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, see above).
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink.
         SaliencyError: no usable gradients.
     """
@@ -93,6 +100,7 @@ def prune(
         tolerance=tolerance,
         train_between=train_between,
         progress=progress,
+        branches=branches,
     )
     clock = Clock()
     with preserved(model):
@@ -115,9 +123,9 @@ def prune(
             candidates = close(network, request, yardstick, clock)
             bar.update()
     report = _report(candidates, request, yardstick, clock, known)
-    small = best_of(candidates, yardstick.fraction, tolerance).network.model
+    small = best_of(candidates, yardstick.fraction, yardstick.goals.slack(tolerance)).network.model
     small.halp = report  # type: ignore[assignment]
-    if not report.met:
+    if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small
 
@@ -126,28 +134,22 @@ def _report(
     candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
 ) -> Report:
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
-    best = best_of(candidates, yardstick.fraction, request.tolerance)
+    slack = yardstick.goals.slack(request.tolerance)
+    best = best_of(candidates, yardstick.fraction, slack)
     saliency = best.network.saliency
-    assert saliency is not None
     plan = best.network.plan
     left, _, _ = yardstick.left(plan)
     widths = left.widths(plan)
     with clock("check layers"):
-        layers = yardstick.goals.layer_errors(left, widths)
+        layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     notes = [*coupling.notes, *yardstick.notes]
-    if saliency.kind == "magnitude" and request.importance is None:
+    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
-    if saliency.skipped:
+    if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    over = best.deviation(yardstick.fraction)
-    if abs(over) > request.tolerance and yardstick.goals.measured:
-        side = "missed" if over > 0 else "undercut"
-        notes.append(
-            f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
-            f"{len(candidates)} rounds; this is the closest network"
-            + (", the smallest that min_keep and round_to allow" if best.smallest else "")
-        )
-    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
+    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
+    notes += [*yardstick.load_notes, *([said] if said else [])]
+    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0 if saliency is not None else 1.0
     return Report(
         unit=unit,
         dense=dense,
@@ -162,8 +164,8 @@ def _report(
         ),
         frozen=coupling.frozen,
         rewrite_kind=RewriteKind.of(coupling),
-        saliency=saliency.kind,
-        tolerance=request.tolerance,
+        saliency=saliency.kind if saliency is not None else "not scored",
+        tolerance=slack,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
             Round(
@@ -177,6 +179,8 @@ def _report(
             for c in candidates
         ),
         layers=layers,
+        scatter=yardstick.scatter,
+        busy=yardstick.busy,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}

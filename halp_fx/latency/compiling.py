@@ -1,11 +1,11 @@
 """Compiled code: each function its own, never eager code in its place.
 
-Dynamo compiles at most 8 versions of one code object and then runs it *eagerly*, with a line in the log. Pruned networks
-of one class share their forward, so from the ninth on a runtime would be measured that nobody asked for. Here every
-function gets a code object of its own, and where the forward breaks into several graphs, versions that other calls of
-`torch.compile` do not count (`isolate_recompiles`, where torch has it). Should a limit be hit all the same, or nothing
-be compiled, that is an error; and while times are taken nothing is compiled. `torch._dynamo.reset` is not called: it
-would throw away the caller's compiled code.
+Dynamo compiles at most 8 versions of one code object and then runs it *eagerly*, with a line in the log. Pruned
+networks of one class share their forward, so from the ninth on a runtime would be measured that nobody asked for. Here
+every function gets a code object of its own, and where the forward breaks into several graphs, versions that other
+calls of `torch.compile` do not count (`isolate_recompiles`, where torch has it). Should a limit be hit all the same, or
+nothing be compiled, that is an error; and while times are taken nothing is compiled. `torch._dynamo.reset` is not
+called: it would throw away the caller's compiled code.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ BACKEND: str | Callable[..., Any] = "inductor"
 WARM_UP = 3
 """Calls before times are taken: the first compiles, the second may compile again with sizes left open."""
 
+_ISOLATED: dict[str, Any]
 _ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 _numbers = count()
@@ -90,8 +91,6 @@ def nothing_compiled() -> Iterator[None]:
         LatencyError: something was about to be compiled.
     """
     try:
-        import torch._dynamo as dynamo  # Takes a second; torch itself imports it when it first compiles.
-
         with torch.compiler.set_stance("fail_on_recompile"):
             yield
     except RuntimeError as error:

@@ -33,10 +33,13 @@ class NetworkTiming(Timing):
         share: of the time of the first network, the median over the turns.
         faults: page faults of the process in one turn (one call, unless that takes less than 0.1 ms), the median over
             the turns (`allocator`).
+        waited: share of the wall-clock time in which the timing thread did not run, because other programs did; 0 where
+            that cannot be told (several threads, or not on a CPU).
     """
 
     share: float = 1.0
     faults: float = 0.0
+    waited: float = 0.0
 
 
 def interleaved(
@@ -78,17 +81,24 @@ def interleaved(
         stack.enter_context(as_asked(runtime))
         samples: list[list[float]] = [[] for _ in models]
         faults: list[list[int]] = [[] for _ in models]
-        spent = [0.0] * len(models)
+        spent, ran = [0.0] * len(models), [0.0] * len(models)
+        alone = torch.get_num_threads() == 1 and all(p.device.type == "cpu" for m in models for p in m.parameters())
         while not all(map(effort.enough, samples, spent)):
             for index, sample in enumerate(samplers):
-                start, before = time.perf_counter(), page_faults()
+                start, cpu, before = time.perf_counter(), time.thread_time(), page_faults()
                 samples[index].append(sample())
                 faults[index].append(page_faults() - before)
+                ran[index] += time.thread_time() - cpu
                 spent[index] += time.perf_counter() - start
     first = np.asarray(samples[0])
     return tuple(
-        replace(NetworkTiming.of(row), share=float(np.median(np.asarray(row) / first)), faults=float(np.median(missed)))
-        for row, missed in zip(samples, faults, strict=True)
+        replace(
+            NetworkTiming.of(row),
+            share=float(np.median(np.asarray(row) / first)),
+            faults=float(np.median(missed)),
+            waited=max(1 - own / wall, 0.0) if alone and wall > 0 else 0.0,
+        )
+        for row, missed, own, wall in zip(samples, faults, ran, spent, strict=True)
     )
 
 
