@@ -52,8 +52,9 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
         helps.append("branches=True, which may drop residual branches")
     if isinstance(cost, MeasuredLatency) and cost.runtime == "eager":
         helps.append("another runtime (latency=halp_fx.latency.MeasuredLatency(runtime='inductor'))")
-    if coupling.frozen:
-        helps.append(f"freeing some of the {len(coupling.frozen)} frozen groups (halp_fx.explain says why they are)")
+    ignored = sum(reason.startswith("ignored") for reason in coupling.frozen.values())
+    if ignored:
+        helps.append(f"fewer entries in ignore ({ignored} groups are frozen by it)")
     floor = "" if bottom <= yardstick.fraction or math.isinf(bottom) else (
         f" Even with one channel in each group it would take {bottom:.1%} of dense."
     )  # fmt: skip
