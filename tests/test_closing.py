@@ -287,7 +287,7 @@ REFUSALS = [
     Refused({"macs": 0.5, "params": 1e-3}, "macs", r"params within the budget.*min_keep", {}),
     Refused({"macs": 1e-3, "params": 0.5}, "macs", r"takes .* MACs \(", {}),
     Refused(1e-3, MacsCost(), r"branches=True", {}),
-    Refused(1e-3, "macs", r"fewer entries in ignore \(1 groups", {"ignore": ["b"]}),
+    Refused(1e-3, "macs", r"fewer entries in ignore \(1 groups", {"ignore": ["a"]}),
 ]
 
 
