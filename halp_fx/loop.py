@@ -34,9 +34,6 @@ logger = logging.getLogger("halp_fx")
 MAX_ROUNDS = 4
 """Candidates that are measured while closing in on the budget."""
 
-SOLVER_S = 2.0
-"""Seconds for one choice of widths; what was found by then is taken, with its gap."""
-
 STEP_FACTOR = 0.7
 """With data, one step stops at about this share of the cost: additive saliency is a local model."""
 
@@ -281,7 +278,7 @@ def _choose(network: Network, request: Request, yardstick: Yardstick, way: float
     for share in dict.fromkeys((floor, 0.0)):
         problem = _problem(network, request, yardstick, way, share)
         try:
-            return Choice(solve(problem, method=request.solver, time_limit=SOLVER_S))
+            return Choice(solve(problem, method=request.solver))
         except InfeasibleError as error:
             refused = error
     return Choice(_smallest(problem, refused, yardstick, request), refused)
@@ -296,14 +293,14 @@ def _smallest(problem: WidthProblem, refused: InfeasibleError, yardstick: Yardst
     steering = {r: b for r, b in problem.budgets.items() if r in yardstick.steering}
     alone = replace(problem, budgets=steering)
     try:
-        solve(alone, "lagrangian", time_limit=SOLVER_S)
+        solve(alone, "lagrangian")
     except InfeasibleError as error:
         least = error.minimum
     else:
         raise out_of_reach(refused, yardstick, request) from refused
     if len(steering) == 1:
         try:
-            return solve(replace(alone, budgets=dict.fromkeys(steering, least)), time_limit=SOLVER_S)
+            return solve(replace(alone, budgets=dict.fromkeys(steering, least)))
         except InfeasibleError:
             pass  # A hair below what can be reached: the bound of a relaxed problem.
     # A peak of memory, the largest of several moments, is smallest where every width is.
