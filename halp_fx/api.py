@@ -15,7 +15,7 @@ from .branches import Branches
 from .budgets import BudgetLike
 from .goals import make_goals
 from .loop import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
-from .outcome import verdict
+from .outcome import load_notes, verdict
 from .preserving import preserved
 from .removal import tried
 from .report import GroupReport, Report, RewriteKind, Round
@@ -148,7 +148,7 @@ def _report(
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
     said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
-    notes += [*yardstick.load_notes, *([said] if said else [])]
+    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0 if saliency is not None else 1.0
     return Report(
         unit=unit,
@@ -179,8 +179,8 @@ def _report(
             for c in candidates
         ),
         layers=layers,
-        scatter=yardstick.scatter,
-        busy=yardstick.busy,
+        scatter=best.scatter,
+        busy=best.busy,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}

@@ -79,13 +79,15 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
-    sum of its layers' costs in the unit of the cost."""
+    sum of its layers' costs in the unit of the cost. `busy` and `scatter` are of its measurement (`Yardstick`)."""
 
     network: Network
     total: float
     predicted: float
     measured: float
     choice: Choice
+    busy: str = ""
+    scatter: float = 0.0
 
     @property
     def smallest(self) -> bool:
@@ -137,7 +139,8 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
         if yardstick.met_already and not network.plan:
             # It was disturbed when it was first timed.
             return [_unchanged(network, request, yardstick, clock)]
-        candidate = Candidate(smaller, total, yardstick.predict(total), measured, choice)
+        predicted = yardstick.predict(total)
+        candidate = Candidate(smaller, total, predicted, measured, choice, yardstick.busy, yardstick.scatter)
         candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
@@ -179,7 +182,8 @@ def _unchanged(network: Network, request: Request, yardstick: Yardstick, clock: 
         copy = rewrite(network.model, Plan(), request.example, coupling=yardstick.coupling)
     solution = Solution(yardstick.coupling.widths(), 0.0, {}, 0.0, 0.0, 0.0, request.solver, (), "optimal")
     yardstick.tables = None
-    return Candidate(Network(copy, Plan()), yardstick.dense, 1.0, 1.0, Choice(solution))
+    dense, busy, scatter = yardstick.dense, yardstick.busy, yardstick.scatter
+    return Candidate(Network(copy, Plan()), dense, 1.0, 1.0, Choice(solution), busy, scatter)
 
 
 def _check_reach(candidates: Sequence[Candidate], request: Request, yardstick: Yardstick) -> None:

@@ -12,6 +12,9 @@ from .yardstick import Yardstick
 PUBLISHED = ("uniform", "greedy", "halp")
 """Methods that answer as published, whatever they leave of a budget."""
 
+WAITED = 0.1
+"""Share of the time in which other programs ran, from which on it is said."""
+
 
 def out_of_reach(
     refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float | None = None
@@ -31,7 +34,8 @@ def out_of_reach(
     groups = f" Groups that bound it: {', '.join(refused.groups[:5])}." if refused.groups else ""
     return InfeasibleError(
         f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
-        f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}",
+        f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}"
+        + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited)),
         least,
         refused.groups,
     )
@@ -59,6 +63,25 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
         f" Even with one channel in each group it would take {bottom:.1%} of dense."
     )  # fmt: skip
     return f"What may help: {', '.join(helps) or 'a larger budget'}.{floor}"
+
+
+def load_notes(busy: str, waited: float) -> tuple[str, ...]:
+    """What is to be said about other programs on the machine.
+
+    Args:
+        busy: what disturbed the measurement that counts; "" if nothing did.
+        waited: share of the time in which other programs ran; 0 where that cannot be told.
+    """
+    cure = "close other programs, give this process cores of its own (taskset), or measure later"
+    if busy:
+        threads = "" if waited else "; with one thread (torch.set_num_threads(1)) the CPU's own time is taken"
+        return (f"the machine was busy, so the times are not to be trusted: {busy}. For better ones: {cure}{threads}",)
+    if waited > WAITED:
+        return (
+            f"the machine was busy: other programs ran in {waited:.0%} of the time. The times are the CPU time of the "
+            f"one thread, which leaves that out; where they seem odd, {cure}",
+        )
+    return ()
 
 
 def verdict(

@@ -107,8 +107,8 @@ class Report:
         branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
         layers: every layer of the network that came out, predicted and timed; empty for a deterministic cost.
         rewrite_kind: which constants in the forward were mended, and which groups they froze.
-        scatter: quartile distance of the dense network's times relative to their median, at worst; 0 if counted.
-        busy: what disturbed the measurements in all tries; "" if nothing did.
+        scatter: quartile distance of the dense network's times relative to their median; 0 for a counted cost.
+        busy: what disturbed the measurement in all its tries; "" if nothing did.
     """
 
     unit: str

@@ -40,9 +40,6 @@ SCATTER = 0.1
 """Quartile distance of the dense network's times, relative to their median, beyond which a run is repeated. On a quiet
 machine it is 0.01 to 0.03."""
 
-WAITED = 0.1
-"""Share of the time in which other programs ran, from which it is said; times of one thread leave it out."""
-
 
 @dataclass(slots=True)
 class Yardstick:
@@ -51,15 +48,15 @@ class Yardstick:
     Attributes:
         goals, coupling, model, inputs: what is to be met, and the dense network.
         dense: its lowest end-to-end cost so far, in the unit of the steering cost.
-        unit: its end-to-end cost when the calibration began: sums of layers enter that in this unit.
+        scale: its end-to-end cost when the calibration began: sums of layers enter that as shares of it.
         calibration: sum of layer costs -> share of the dense network's end-to-end cost.
         tables: what each layer costs over all widths that its groups may take; they serve every step. None if the
             dense network meets every budget as it is.
         branches: that may be dropped.
         notes: what a reader of the report should know about the times.
-        scatter: of the dense network's times, the largest of the measurements that count (`Measured`).
+        scatter: of the dense network's times in the last measurement (`Measured`).
+        busy: what disturbed the last measurement, in words; "" if nothing did.
         waited: the largest share of the time in which other programs ran.
-        busy: what disturbed the measurements, in words; "" if nothing did.
     """
 
     goals: Goals
@@ -67,14 +64,14 @@ class Yardstick:
     model: nn.Module
     inputs: Inputs
     dense: float = math.inf
-    unit: float = 1.0
+    scale: float = 1.0
     calibration: Calibration = field(default_factory=Calibration)
     tables: Sequence[CostTable] | None = None
     branches: Sequence[Branch] = ()
     notes: tuple[str, ...] = ()
     scatter: float = 0.0
-    waited: float = 0.0
     busy: str = ""
+    waited: float = 0.0
 
     @classmethod
     def start(
@@ -94,7 +91,7 @@ class Yardstick:
         self.notes = _memory_notes(found, self.dense)
         if not self.met_already:
             self.tables = goals.tables(coupling, options)
-            self.unit = self.dense
+            self.scale = self.dense
             self.learn(goals.cost.total(coupling), 1.0)
         return self
 
@@ -122,7 +119,7 @@ class Yardstick:
     def spend(self, way: float = 1.0) -> dict[str, float]:
         """Sums of layer costs per resource that may be spent, for a step that stops at `way` of the way (0: dense,
         1: the end), in the logarithm of the cost."""
-        steering = self.unit * self.calibration.budget_for(min(self.fraction, 1.0) ** way)
+        steering = self.scale * self.calibration.budget_for(min(self.fraction, 1.0) ** way)
         return self.goals.spend(self.coupling, steering, way)
 
     @property
@@ -132,7 +129,7 @@ class Yardstick:
 
     def predict(self, total: float) -> float:
         """Share of the dense end-to-end cost of a network whose layers sum up to `total`."""
-        return self.calibration.predict(total / self.unit)
+        return self.calibration.predict(total / self.scale)
 
     def measure(self, plan: Plan, small: nn.Module) -> float:
         """Share of the dense end-to-end cost, both timed in turn."""
@@ -149,12 +146,12 @@ class Yardstick:
             self.dense = min(self.dense, dense)
             self.waited = max(self.waited, found.waited)
             if dense <= DISTURBED * self.dense and found.scatter <= SCATTER:
-                self.scatter = max(self.scatter, found.scatter)
+                self.scatter, self.busy = found.scatter, ""
                 return share
             tries.append((dense, share, found.scatter))
             logger.info("dense took %.4g, at best %.4g: measuring again", dense, self.dense)
         times, shares, scatter = zip(*tries, strict=True)
-        self.scatter = max(self.scatter, *scatter)
+        self.scatter = max(scatter)
         unit = self.goals.cost.unit
         self.busy = (
             f"in {MAX_TRIES} tries the dense network took {min(times):.4g} to {max(times):.4g} {unit} (at best "
@@ -162,26 +159,9 @@ class Yardstick:
         )
         return median(shares)
 
-    @property
-    def load_notes(self) -> tuple[str, ...]:
-        """What is to be said about other programs."""
-        cure = "close other programs, give this process cores of its own (taskset), or measure later"
-        if self.busy:
-            threads = "; with one thread (threads=1) the CPU's own time is taken" if self.waited == 0 else ""
-            return (
-                f"the machine was busy, so the times are not to be trusted: {self.busy}. To have better ones: {cure}"
-                f"{threads}",
-            )
-        if self.waited > WAITED:
-            return (
-                f"the machine was busy: other programs ran in {self.waited:.0%} of the time. The times are the CPU "
-                f"time of the one thread, which leaves that out; where they seem odd, {cure}",
-            )
-        return ()
-
     def learn(self, total: float, share: float) -> None:
         """Take a measured network into the calibration."""
-        self.calibration = self.calibration.with_point(total / self.unit, share)
+        self.calibration = self.calibration.with_point(total / self.scale, share)
 
 
 def _memory_notes(found: NetworkTiming | None, dense: float) -> tuple[str, ...]:

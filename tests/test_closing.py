@@ -311,8 +311,22 @@ def test_what_layers_leave_out_of_the_network_s_time_partly_stays(monkeypatch):
     """The calibration takes a third of it to stay: the same unit for both, whatever the unit."""
     coupling = halp_fx.channel_groups(Small().eval(), INPUTS)
     for unit in (10.0, 0.01):
-        yardstick = Yardstick(make_goals(0.5), coupling, Small(), ((INPUTS,), {}), dense=unit, unit=unit)
+        yardstick = Yardstick(make_goals(0.5), coupling, Small(), ((INPUTS,), {}), dense=unit, scale=unit)
         yardstick.learn(0.7 * unit, 1.0)
         assert yardstick.predict(0.35 * unit) == pytest.approx(0.55)
         plain = Calibration().with_point(0.7 * unit, unit)
         assert plain.predict(0.35 * unit) == pytest.approx(0.55 * unit)
+
+
+def test_a_refusal_on_a_busy_machine_says_so(monkeypatch):
+    Machine(monkeypatch, overhead=0.5).scatter = 0.3
+    with pytest.raises(halp_fx.InfeasibleError, match="But the machine was busy, so the times are not to be trusted"):
+        pruned(0.05, min_keep=0.25)
+
+
+def test_only_the_measurement_that_counts_says_whether_it_was_disturbed(monkeypatch):
+    machine = Machine(monkeypatch, overhead=0.05)
+    machine.disturbed = [1.5, 1.2, 1.3]
+    report = pruned(0.6, tolerance=0.05).halp
+    assert len(report.rounds) > 1, "too easy: the disturbed measurement met the budget"
+    assert report.trusted
