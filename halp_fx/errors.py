@@ -58,6 +58,10 @@ class InfeasibleError(BudgetError):
         self.network = network
         self.plan = plan
 
+    def __reduce__(self) -> Any:
+        # An exception is rebuilt from its message alone, otherwise: it would not cross to another process.
+        return type(self), (str(self), self.minimum, self.groups, self.network, self.plan)
+
 
 class ProblemError(HalpError):
     """A width problem is malformed: ragged or unsorted table, NaN, unknown group name, …"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -297,6 +298,8 @@ def test_what_cannot_be_met_is_refused_with_what_may_help(case):
         halp_fx.prune(Small(), case.budget, INPUTS, latency=case.latency, progress=False, **case.settings)
     assert caught.value.minimum > 0
     assert "What may help" in str(caught.value)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.minimum, again.plan) == (str(caught.value), caught.value.minimum, caught.value.plan)
 
 
 def test_a_time_out_of_reach_among_several_budgets_is_refused_by_measurement(monkeypatch):
