@@ -17,9 +17,10 @@ from .branches import Branches
 from .budgets import BudgetLike
 from .distributed import Team, follow
 from .goals import make_goals
-from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .loop import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
 from .losses import Loss, LossFn
 from .naming import Ignored, ignored_names
+from .outcome import load_notes, verdict
 from .preserving import as_modes_of, preserved
 from .randomness import Stream
 from .removal import tried
@@ -56,6 +57,12 @@ def prune(
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
 
+    A budget that the dense network meets as it is returns a copy of it at once, with a note. A budget that the smallest
+    network (that `min_keep` and `round_to` allow) is above, measured if the cost is a time, by more than the tolerance,
+    raises `InfeasibleError`: what that network costs, the network, its plan, and what may help are in it. Both hold for
+    every cost, and for one budget as for several. What is returned otherwise meets the budget, or `halp.met` is false
+    and `halp.notes` say by how much it does not and why.
+
     In a job of several processes (`torch.distributed` is initialised) all must call it, with the same arguments but for
     their shards of the data: the first process decides, and all return the same network.
 
@@ -71,7 +78,8 @@ def prune(
             added up.
         importance: "taylor", "magnitude", or a callable from a `ChannelGroup`, or from a group and the model, to the
             scores of its channels; both are given as they stand at the step.
-        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`.
+        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
+            class, or its name ("macs", "flops", "params", "memory").
         ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as
             "layer1.*".
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
@@ -88,8 +96,7 @@ def prune(
         The pruned network, each module in the mode that it has in `model`; its attribute `halp` is the `Report`.
 
     Raises:
-        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum in the
-            budget's unit; a time only if the smallest network, measured, is above it).
+        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, see above).
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink; `ignore`
             names what it does not have; processes of a job do not agree.
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
@@ -113,6 +120,7 @@ def prune(
             tolerance=tolerance,
             train_between=stream.given(train_between),
             progress=progress,
+            branches=branches,
         )
         kept = ignored_names(model, ignore)
         team = Team.here()
@@ -127,8 +135,8 @@ def prune(
             small = follow(team, model, request, kept)
     as_modes_of(small, model)
     report = report_of(small)
-    if not report.met:
-        logger.warning("%s", report.notes[-1] if report.notes else "the budget is missed")
+    if not (report.met and report.trusted):
+        logger.warning("%s", report.notes[-1])
     return small
 
 
@@ -158,7 +166,7 @@ def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches:
             candidates = close(network, request, yardstick, clock)
             bar.update()
     report = _report(candidates, request, yardstick, clock, known)
-    small = best_of(candidates, yardstick.fraction, request.tolerance).network.model
+    small = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network.model
     small.halp = report  # type: ignore[assignment]
     return small
 
@@ -167,34 +175,23 @@ def _report(
     candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
 ) -> Report:
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
-    best = best_of(candidates, yardstick.fraction, request.tolerance)
+    slack = yardstick.goals.slack(request.tolerance)
+    best = best_of(candidates, yardstick.fraction, slack)
     saliency = best.network.saliency
-    assert saliency is not None
     plan = best.network.plan
     left, _, _ = yardstick.left(plan)
     widths = left.widths(plan)
     with clock("check layers"):
-        layers = yardstick.goals.layer_errors(left, widths)
+        layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     notes = [*coupling.notes, *yardstick.notes]
-    if saliency.kind == "magnitude" and request.importance is None:
+    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
-    if saliency.silent:
+    if saliency is not None and saliency.silent:
         notes.append(_silence(saliency))
-    if saliency.skipped:
+    if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    over = best.deviation(yardstick.fraction)
-    if abs(over) > request.tolerance and yardstick.goals.measured:
-        side = "missed" if over > 0 else "undercut"
-        notes.append(
-            f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
-            f"{len(candidates)} rounds; this is the closest network"
-            + (", the smallest that min_keep and round_to allow" if best.smallest else "")
-        )
-    if over < -request.tolerance and not yardstick.goals.measured:
-        notes.append(
-            f"the budget of {yardstick.fraction * dense:.4g} {unit} is undercut by {-over:.1%}: the next wider choices "
-            "of widths (round_to, min_keep) exceed it, or another budget binds"
-        )
+    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
+    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,
         dense=dense,
@@ -209,8 +206,8 @@ def _report(
         ),
         frozen=coupling.frozen,
         rewrite_kind=RewriteKind.of(coupling),
-        saliency=saliency.kind,
-        tolerance=request.tolerance,
+        saliency=saliency.kind if saliency is not None else "not scored",
+        tolerance=slack,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
             Round(
@@ -224,6 +221,8 @@ def _report(
             for c in candidates
         ),
         layers=layers,
+        scatter=best.scatter,
+        busy=best.busy,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
@@ -247,8 +246,10 @@ def _silence(saliency: Saliency) -> str:
     )
 
 
-def _kept(saliency: Saliency, widths: Mapping[str, int]) -> float:
+def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
     """The share of all scores that the best channels of each group have at these widths."""
+    if saliency is None:
+        return 1.0
     everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
     best = (np.sort(s)[::-1][: widths.get(name, 0)] for name, s in saliency.scores.items())
     return sum(float(s.sum()) for s in best) / everything

@@ -44,6 +44,7 @@ class Request:
     tolerance: float
     train_between: Callable[[nn.Module], Any] | None
     progress: bool
+    branches: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):

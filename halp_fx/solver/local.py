@@ -186,8 +186,11 @@ def widen(incumbent: Incumbent, groups: int, inside: Mapping[int, Sequence[int]]
     """
     model, state = incumbent.model, incumbent.state
     assert state is not None
+    far = False
     while True:
-        moves = [(v, k) for v in range(groups) for k in range(state[v] + 1, model.sizes[v])]
+        # The next width of each group is tried first: there are fewer of them.
+        most = [model.sizes[v] if far else min(int(state[v]) + 2, model.sizes[v]) for v in range(groups)]
+        moves = [(v, k) for v in range(groups) for k in range(int(state[v]) + 1, most[v])]
         back = [b for b in inside if state[b] == 0]
         states = np.repeat(state[:, None], 1 + len(moves) + len(back), axis=1)
         for column, (v, k) in enumerate(moves, 1):
@@ -203,7 +206,10 @@ def widen(incumbent: Incumbent, groups: int, inside: Mapping[int, Sequence[int]]
         allowed[: len(idle)] &= ~idle
         allowed[0] = False
         if not allowed.any():
-            break
+            if far:
+                break
+            far = True
+            continue
         with np.errstate(divide="ignore", invalid="ignore"):
             rate = np.where(more > 0, gain / more, np.inf)
         best = int(np.lexsort((gain, np.where(allowed, rate, -np.inf)))[-1])

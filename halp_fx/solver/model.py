@@ -181,17 +181,19 @@ class _Compiler:
         self.sums: list[Sum] = []
         self.sum_of: dict[frozenset[tuple[int, int]], int] = {}
         self.tables: dict[tuple[int, ...], tuple[Floats, Floats]] = {}
+        # Of each group and branch: what the layers that it has a part in cost at full width, in budgets.
+        self.full_cost = np.zeros(len(self.widths))
 
     def model(self) -> Model:
         problem = self.problem
         budgets = np.array([problem.budgets[r] for r in self.resources])
         scale = np.where(np.abs(budgets) > 0, np.abs(budgets), 1.0)
-        least, span = self._add_values()
         self._make_sums()
         home = problem.branch_of_cost()
         for index, cost in enumerate(problem.costs):
             if cost.resource in problem.budgets:
                 self._add_cost(cost, self.branch.get(home.get(index, "")))
+        least, span = self._add_values()
         factors = tuple(
             Factor(scope, value, cost / scale.reshape(-1, *[1] * value.ndim))
             for scope, (value, cost) in self.tables.items()
@@ -225,8 +227,8 @@ class _Compiler:
         least = float(sum(value.min() for _, value, _ in rows))
         span = float(sum(value.max() - value.min() for _, value, _ in rows))
         unit, weight = (1 / span, TIE) if span > 0 else (0.0, 1.0)
-        for scope, value, tie in rows:
-            total, _ = self._table(scope)
+        for row in rows:
+            (total, _), value, tie = self._table(row[0]), row[1], row[2]
             total += (value - value.min()) * unit + weight * tie
         return least, span
 
@@ -235,18 +237,9 @@ class _Compiler:
         full width. It rises with the width w as w / (w + 0.1), which is more concave than a logarithm: costs are
         products of two widths, and narrow layers between wide ones would be worth no less. So widths that nothing else
         decides come out near uniform."""
-        problem = self.problem
-        full = {name: int(group.widths[-1]) for name, group in problem.groups.items()}
-        home = problem.branch_of_cost()
-        share = np.zeros(len(self.number) + len(self.branch))
-        for index, cost in enumerate(problem.costs):
-            if cost.resource in problem.budgets:
-                there = abs(float(cost.at(problem.out_width(cost, full), problem.in_width(cost, full))[0, 0]))
-                of = {self.number[term.group] for term in (*cost.inputs, *cost.output)}
-                of |= {self.branch[home[index]]} if index in home else set()
-                share[list(of)] += there / (abs(problem.budgets[cost.resource]) or 1.0)
+        share = self.full_cost
         # What costs nothing is kept, too, given the choice.
-        share += max(share.sum(), 1e-300) / (100 * len(share))
+        share = share + max(share.sum(), 1e-300) / (100 * len(share))
         return np.asarray(share / share.sum())
 
     def _add_cost(self, cost: CostTable, branch: int | None) -> None:
@@ -254,6 +247,10 @@ class _Compiler:
         out, out_widths = self._coordinate(cost.output, cost.out_offset, cost.out_widths)
         into, in_widths = self._coordinate(cost.inputs, cost.in_offset, cost.in_widths)
         table = cost.at(out_widths, in_widths)
+        parts = {self.number[term.group] for term in (*cost.inputs, *cost.output)}
+        parts |= set() if branch is None else {branch}
+        budget = abs(self.problem.budgets[cost.resource]) or 1.0
+        self.full_cost[list(parts)] += abs(float(table[-1, -1])) / budget
         if out is None:
             table, scope = table[0], [into]
         elif into is None:
