@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     """Understand `prune`'s `budget` and `latency`.
 
     Args:
-        budget: for one resource, or a mapping from "latency", "macs", "params", "memory" to budgets.
+        budget: for one resource, or a mapping from "latency", "macs", "flops" (2 a MAC), "params", "memory" to budgets.
         latency: None to measure here; a `Cost` to steer by, its class, or its name ("macs", "flops", "params",
             "memory"); or a path to a saved table.
 
@@ -154,14 +154,16 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     """
     cost = _cost(latency)
     if not isinstance(budget, Mapping):
-        return Goals(cost, _in_macs(parse_budget(budget, cost.resource), latency))
+        return Goals(cost, parse_budget(budget, _FLOPS if str(latency).lower() == _FLOPS else cost.resource))
     if not budget:
         raise BudgetError('the budget is empty: write e.g. {"latency": "4ms", "params": "50%"}')
-    unknown = [name for name in budget if name not in _DETERMINISTIC and name != cost.resource]
+    if {"macs", _FLOPS} <= budget.keys():
+        raise BudgetError('"macs" and "flops" are one resource (a MAC is 2 FLOPs): give a budget for one of them')
+    unknown = [name for name in budget if name not in (*_DETERMINISTIC, _FLOPS, cost.resource)]
     if unknown:
-        known = ", ".join(dict.fromkeys((cost.resource, *_DETERMINISTIC)))
+        known = ", ".join(dict.fromkeys((cost.resource, *_DETERMINISTIC, _FLOPS)))
         raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}")
-    rest = {name: parse_budget(value, name) for name, value in budget.items()}
+    rest = {"macs" if name == _FLOPS else name: parse_budget(value, name) for name, value in budget.items()}
     steer = cost.resource if cost.resource in rest else next(iter(rest))
     if steer != cost.resource:
         cost = _DETERMINISTIC[steer]()
@@ -197,10 +199,3 @@ def _cost(latency: Any) -> Cost:
         f"latency={str(latency)!r} is neither a cost ({_NAMES}{hint}) nor a latency table: a table is a .json file, or "
         "a folder that exists"
     )
-
-
-def _in_macs(budget: Budget, latency: Any) -> Budget:
-    """An amount of floating point operations is half as many multiply-accumulates."""
-    if budget.amount is None or str(latency).lower() != _FLOPS:
-        return budget
-    return replace(budget, amount=budget.amount / 2)
