@@ -40,7 +40,9 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
         rank = len(node.meta["spec"].shape)
         # The channels are called after a parameter of the weight's rank, if there is one: what else there is scales it.
         names = sorted(made[node] if marked else (), key=lambda name: (_scales(nodes[name], rank), name))
+        produced = False
         for name in names:
+            scales = _scales(nodes[name], rank)
             for plane in planes.get(nodes[name], ()):
                 labels = _labels(plane)
                 axis = int(algebra.axis_of(labels[:1])[0]) if len(labels) else -1
@@ -49,10 +51,11 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
                 # In a residual stage both dimensions of a weight hold the same channels.
                 likely = sorted(marked, key=lambda m: varying(m[2]) != varying(plane))
                 role = next((r for other, r, _ in likely if np.isin(classes[labels], classes[other]).all()), None)
-                if role == "producer" and _scales(nodes[name], rank) and not _scales(nodes[names[0]], rank):
+                if role == "producer" and scales and produced:
                     algebra.roles[axis] = "scale"
                 elif role is not None:
                     algebra.roles.setdefault(axis, role)
+                    produced = produced or (role == "producer" and not scales)
 
 
 def _scales(node: fx.Node, rank: int) -> bool:
