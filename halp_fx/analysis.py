@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -21,9 +21,10 @@ from .copying import hollowed
 from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
+from .naming import Ignored, ignored_names
 from .slicing import shrink
 from .tags import FromAttribute, tagging
-from .tracing import all_traces
+from .tracing import all_traces, check_model
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, reads_widths, takes_sizes, verify
 
@@ -33,7 +34,10 @@ MAX_TRIALS = 16
 
 
 def channel_groups(
-    model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = (), like: Coupling | None = None
+    model: nn.Module,
+    example_inputs: Any = None,
+    ignore: Ignored | Iterable[Ignored] = (),
+    like: Coupling | None = None,
 ) -> Coupling:
     """`trace` and `couple` in one; constants in the forward that repeat a width are mended, or freeze its group.
 
@@ -42,14 +46,17 @@ def channel_groups(
 
     Args:
         model, example_inputs: as for `trace`.
-        ignore: names of modules, parameters or groups that must stay as they are.
+        ignore: modules, parameters, names of these or of groups, or patterns ("layer1.*", "*.conv1"): these stay as
+            they are.
         like: the coupling of the same network before it was pruned: what was decided then is followed.
 
     Raises:
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
+    check_model(model)
+    names = ignored_names(model, ignore)
     traces = all_traces(model, example_inputs)
-    trials = _Trials(model, example_inputs, traces.first, traces.further, ignore)
+    trials = _Trials(model, example_inputs, traces.first, traces.further, names)
     coupling = trials.couple(like.decisions if like is not None else Decisions())
     if traces.unseen:
         coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)

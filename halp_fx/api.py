@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -13,13 +15,18 @@ from tqdm.auto import tqdm
 from .analysis import channel_groups
 from .branches import Branches
 from .budgets import BudgetLike
+from .distributed import Team, follow
 from .goals import make_goals
-from .loop import Candidate, Clock, Network, best_of, close, options_of, schedule, step
-from .preserving import preserved
+from .loop import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .losses import Loss, LossFn
+from .naming import Ignored, ignored_names
+from .outcome import load_notes, verdict
+from .preserving import as_modes_of, preserved
+from .randomness import Stream
 from .removal import tried
-from .report import GroupReport, Report, RewriteKind, Round
+from .report import GroupReport, Report, RewriteKind, Round, report_of
 from .request import Request, check_finite, check_prunable, examples_of, rereadable
-from .saliency import Importance
+from .saliency import Importance, Saliency
 from .solver import Method
 from .tracing import check_model
 from .types import Plan
@@ -34,10 +41,11 @@ def prune(
     example_inputs: Any = None,
     *,
     data: Iterable[Any] | None = None,
-    loss_fn: Callable[[Any, Any], torch.Tensor] | None = None,
+    loss_fn: LossFn | None = None,
+    loss: Loss | None = None,
     importance: Importance | None = None,
     latency: Any = None,
-    ignore: Sequence[str] = (),
+    ignore: Ignored | Iterable[Ignored] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
     branches: bool = False,
@@ -49,51 +57,91 @@ def prune(
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
 
+    A budget that the dense network meets as it is returns a copy of it at once, with a note. A budget that the smallest
+    network (that `min_keep` and `round_to` allow) is above, measured if the cost is a time, by more than the tolerance,
+    raises `InfeasibleError`: what that network costs, the network, its plan, and what may help are in it. Both hold for
+    every cost, and for one budget as for several. What is returned otherwise meets the budget, or `halp.met` is false
+    and `halp.notes` say by how much it does not and why.
+
+    In a job of several processes (`torch.distributed` is initialised) all must call it, with the same arguments but for
+    their shards of the data: the first process decides, and all return the same network.
+
     Args:
         model: an eager `nn.Module`; it is not changed.
         budget: `0.6` or `"60%"` of the dense network's cost, or an amount such as `"4.0ms"`; or a mapping from
             "latency", "macs", "params", "memory" to such budgets, which then all hold.
         example_inputs: a tensor, tuple or dict as for `torch.onnx.export`: the shapes (batch!) that are timed.
             None infers an image batch of one and logs it.
-        data, loss_fn: batches of (input, target) and a scalar loss for Taylor saliency; without them weight
-            magnitude is used.
-        importance: "taylor", "magnitude", or a callable from `ChannelGroup` to its scores.
-        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`.
-        ignore: modules, parameters or groups that must stay as they are.
+        data, loss_fn: batches of (input, target) and a scalar loss of (output, target) for Taylor saliency; without
+            them weight magnitude is used.
+        loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
+            added up.
+        importance: "taylor", "magnitude", or a callable from a `ChannelGroup`, or from a group and the model, to the
+            scores of its channels; both are given as they stand at the step.
+        latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
+            class, or its name ("macs", "flops", "params", "memory").
+        ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as
+            "layer1.*".
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
         min_keep: smallest width of a group: fraction (float) or channels (int).
         branches: whether residual branches may be dropped whole (see `find_branches`).
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
         solver: method of `halp_fx.solve`.
         tolerance: relative deviation from a measured budget at which the closing loop stops.
-        train_between: called with the network between steps, e.g. to fine-tune.
+        train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
+            numbers that it draws stay drawn.
         progress: show a progress bar.
 
     Returns:
-        The pruned network, in the mode of `model`; its attribute `halp` is the `Report`.
+        The pruned network, each module in the mode that it has in `model`; its attribute `halp` is the `Report`.
 
     Raises:
-        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, with the minimum in the
-            budget's unit; a time only if the smallest network, measured, is above it).
-        ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink.
-        SaliencyError: no usable gradients.
+        BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, see above).
+        ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink; `ignore`
+            names what it does not have; processes of a job do not agree.
+        SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
     """
     check_model(model)
     check_finite(model)
-    request = Request(
-        goals=make_goals(budget, latency),
-        examples=examples_of(model, example_inputs),
-        data=rereadable(data),
-        loss_fn=loss_fn,
-        importance=importance,
-        round_to=round_to,
-        min_keep=min_keep,
-        steps=steps,
-        solver=solver,
-        tolerance=tolerance,
-        train_between=train_between,
-        progress=progress,
-    )
+    stream = Stream()
+    # What is made here can be trained, also where the caller is in inference mode.
+    with torch.inference_mode(False), stream.aside():
+        request = Request(
+            goals=make_goals(budget, latency),
+            examples=examples_of(model, example_inputs),
+            data=rereadable(data),
+            loss_fn=loss_fn,
+            loss=loss,
+            importance=importance,
+            round_to=round_to,
+            min_keep=min_keep,
+            steps=steps,
+            solver=solver,
+            tolerance=tolerance,
+            train_between=stream.given(train_between),
+            progress=progress,
+            branches=branches,
+        )
+        kept = ignored_names(model, ignore)
+        team = Team.here()
+        if team is not None:
+            team.check(model, f"budget={budget!r}, steps={steps!r}, {'a' if train_between else 'no'} train_between")
+        if team is None or team.leads:
+            with team.leading() if team is not None else nullcontext():
+                small = _pruned(model, request, kept, branches, team)
+            if team is not None:
+                team.tell("done", report_of(small).plan, report_of(small))
+        else:
+            small = follow(team, model, request, kept)
+    as_modes_of(small, model)
+    report = report_of(small)
+    if not (report.met and report.trusted):
+        logger.warning("%s", report.notes[-1])
+    return small
+
+
+def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches: bool, team: Team | None) -> nn.Module:
+    """The stages in order."""
     clock = Clock()
     with preserved(model):
         with clock("trace + couple"):
@@ -108,17 +156,18 @@ def prune(
             options = options_of(coupling, network.plan, request)
             yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, known.removable)
         *early, _ = schedule(request, yardstick)
-        with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not progress) as bar:
+        with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not request.progress) as bar:
             for way in early:
                 network = step(network, request, yardstick, way, clock)
+                if request.train_between is not None:
+                    with clock("train_between"), team.training(network.plan) if team else nullcontext():
+                        request.train_between(network.model)
                 bar.update()
             candidates = close(network, request, yardstick, clock)
             bar.update()
     report = _report(candidates, request, yardstick, clock, known)
-    small = best_of(candidates, yardstick.fraction, tolerance).network.model
+    small = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network.model
     small.halp = report  # type: ignore[assignment]
-    if not report.met:
-        logger.warning("%s", report.notes[-1])
     return small
 
 
@@ -126,28 +175,23 @@ def _report(
     candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
 ) -> Report:
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
-    best = best_of(candidates, yardstick.fraction, request.tolerance)
+    slack = yardstick.goals.slack(request.tolerance)
+    best = best_of(candidates, yardstick.fraction, slack)
     saliency = best.network.saliency
-    assert saliency is not None
     plan = best.network.plan
     left, _, _ = yardstick.left(plan)
     widths = left.widths(plan)
     with clock("check layers"):
-        layers = yardstick.goals.layer_errors(left, widths)
+        layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     notes = [*coupling.notes, *yardstick.notes]
-    if saliency.kind == "magnitude" and request.importance is None:
+    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
         notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
-    if saliency.skipped:
+    if saliency is not None and saliency.silent:
+        notes.append(_silence(saliency))
+    if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    over = best.deviation(yardstick.fraction)
-    if abs(over) > request.tolerance and yardstick.goals.measured:
-        side = "missed" if over > 0 else "undercut"
-        notes.append(
-            f"the budget of {yardstick.fraction * dense:.4g} {unit} is {side} by {abs(over):.1%} after "
-            f"{len(candidates)} rounds; this is the closest network"
-            + (", the smallest that min_keep and round_to allow" if best.smallest else "")
-        )
-    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
+    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
+    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,
         dense=dense,
@@ -162,21 +206,23 @@ def _report(
         ),
         frozen=coupling.frozen,
         rewrite_kind=RewriteKind.of(coupling),
-        saliency=saliency.kind,
-        tolerance=request.tolerance,
+        saliency=saliency.kind if saliency is not None else "not scored",
+        tolerance=slack,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
             Round(
                 predicted=c.predicted * dense,
                 measured=c.measured * dense,
                 uncalibrated=c.total,
-                saliency_kept=c.choice.solution.value / everything,
+                saliency_kept=_kept(saliency, c.choice.solution.widths),
                 gap=c.choice.solution.gap,
                 smallest=c.smallest,
             )
             for c in candidates
         ),
         layers=layers,
+        scatter=best.scatter,
+        busy=best.busy,
         notes=tuple(notes),
         seconds=dict(clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
@@ -186,6 +232,27 @@ def _report(
             for cost, b in yardstick.goals.further
         },
     )
+
+
+def _silence(saliency: Saliency) -> str:
+    """What to say of groups without a signal."""
+    names = ", ".join(saliency.silent[:5]) + (", …" if len(saliency.silent) > 5 else "")
+    if len(saliency.silent) == len(saliency.scores):
+        return "importance is the same for every channel: widths were chosen near uniform, channels by weight magnitude"
+    return (
+        f"no signal in {len(saliency.silent)} groups ({names}): every score there is zero, as behind a zero-"
+        "initialised layer, in a part that the loss does not depend on, or where gradients are stopped. They are kept "
+        "about as wide as the others, their channels ranked by weight magnitude"
+    )
+
+
+def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
+    """The share of all scores that the best channels of each group have at these widths."""
+    if saliency is None:
+        return 1.0
+    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
+    best = (np.sort(s)[::-1][: widths.get(name, 0)] for name, s in saliency.scores.items())
+    return sum(float(s.sum()) for s in best) / everything
 
 
 def _count(model: nn.Module) -> int:

@@ -18,6 +18,10 @@ _UNITS: dict[str, dict[str, float]] = {
     "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
     "memory": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
 }
+# A multiply-accumulate is two floating point operations; an amount without a word is of what the budget is called.
+_NAMED = {f"{p}macs": n for p, n in _UNITS["macs"].items()} | {f"{p}flops": n / 2 for p, n in _UNITS["macs"].items()}
+_UNITS["flops"] = {p: n / 2 for p, n in _UNITS["macs"].items()} | _NAMED
+_UNITS["macs"] |= _NAMED
 _AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]*)\s*$", re.IGNORECASE)
 
 

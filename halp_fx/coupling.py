@@ -17,6 +17,7 @@ from torch import fx
 
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
+from .computed import computed_weights, spread_roles
 from .errors import HalpError
 from .graphs import ancestors, sized_by_values
 from .groups import Partition, free_dimension
@@ -79,6 +80,8 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
         _pin_values_read(graph, found, algebra)
         planes.update(found)
     algebra.classes()  # Found once for all that is settled from here.
+    for graph in (traced, *further):
+        spread_roles(graph.graph, planes, algebra)
     return Propagated(traced, further, algebra, planes)
 
 
@@ -121,6 +124,7 @@ def settle(
         edits,
         tuple(algebra.notes),
         restricted=restricted,
+        computed=computed_weights(traced.graph, planes, algebra, partition),
         further=tuple(repeatable),
     )
     return with_mends(coupling, replace(decisions, choices=algebra.choices))

@@ -10,6 +10,17 @@ from typing import Any
 class HalpError(Exception):
     """Base class of all errors raised on purpose by halp_fx."""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An error that a spawned worker raises is pickled: without the graph of what ran before it.
+        return _rebuilt, (type(self), self.args, {k: v for k, v in vars(self).items() if k != "recorded"})
+
+
+def _rebuilt(kind: type[HalpError], args: tuple[Any, ...], attributes: dict[str, Any]) -> HalpError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update({"recorded": None, **attributes} if issubclass(kind, TraceError) else attributes)
+    return error
+
 
 class ModelError(HalpError):
     """The model cannot be handled as passed: wrapped, scripted, on the meta device, NaN weights, …"""
@@ -45,12 +56,22 @@ class InfeasibleError(BudgetError):
         minimum: smallest cost that any choice reaches, in the unit of the budget: of the problem for `solve`, end to
             end for `prune`. NaN if a baseline method found nothing.
         groups: names of the groups that bound it, the most costly first.
+        network, plan: the smallest network, trained as far as it was, and the plan that leads to it; None if it was
+            not made.
     """
 
-    def __init__(self, message: str, minimum: float, groups: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, message: str, minimum: float, groups: tuple[str, ...] = (), network: Any = None, plan: Any = None
+    ) -> None:
         super().__init__(message)
         self.minimum = minimum
         self.groups = groups
+        self.network = network
+        self.plan = plan
+
+    def __reduce__(self) -> Any:
+        # An exception is rebuilt from its message alone, otherwise: it would not cross to another process.
+        return type(self), (str(self), self.minimum, self.groups, self.network, self.plan)
 
 
 class ProblemError(HalpError):

@@ -18,6 +18,8 @@ from torch import nn
 from .analysis import channel_groups
 from .branches import output_groups
 from .errors import InfeasibleError
+from .goals import EXACT
+from .outcome import out_of_reach
 from .request import Request
 from .residual import find_branches
 from .rewriting import rewrite
@@ -29,7 +31,7 @@ from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 
-MAX_ROUNDS = 3
+MAX_ROUNDS = 4
 """Candidates that are measured while closing in on the budget."""
 
 STEP_FACTOR = 0.7
@@ -77,13 +79,15 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
-    sum of its layers' costs in the unit of the cost."""
+    sum of its layers' costs in the unit of the cost. `busy` and `scatter` are of its measurement (`Yardstick`)."""
 
     network: Network
     total: float
     predicted: float
     measured: float
     choice: Choice
+    busy: str = ""
+    scatter: float = 0.0
 
     @property
     def smallest(self) -> bool:
@@ -94,19 +98,26 @@ class Candidate:
         """From a budget that is this share of dense, relative to it; positive: over it."""
         return self.measured / fraction - 1
 
+    def keeps(self, fraction: float, slack: float) -> bool:
+        """Whether it meets a budget that is this share of dense; what is slower than the dense network never does."""
+        return self.deviation(fraction) <= slack and self.measured <= 1.0
+
 
 def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
-    """One step of several: stop at `way` of the way, then let the caller train."""
+    """One step of several: stop at `way` of the way."""
     network = _scored(network, yardstick, request, clock)
     smaller, _ = _within_reach(network, request, yardstick, way, clock, floor=STEP_FLOOR)
-    if request.train_between is not None:
-        with clock("train_between"):
-            request.train_between(smaller.model)
     return smaller
 
 
 def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> list[Candidate]:
-    """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed."""
+    """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed.
+
+    Raises:
+        InfeasibleError: the smallest network is above the budget.
+    """
+    if yardstick.met_already and not network.plan:
+        return [_unchanged(network, request, yardstick, clock)]
     network = _scored(network, yardstick, request, clock)
     candidates: list[Candidate] = []
     while len(candidates) < MAX_ROUNDS:
@@ -117,26 +128,77 @@ def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock
             if candidates:  # Several budgets, within reach by the first calibration: keep what was found.
                 break
             raise
-        if candidates and smaller.plan == candidates[-1].network.plan:
+        if any(smaller.plan == known.network.plan for known in candidates):
             break  # No finer choice of widths.
-        total = yardstick.total(smaller.plan)
+        total = _predicted_total(smaller.plan, choice, yardstick)
         with clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
-        candidate = Candidate(smaller, total, yardstick.predict(total), measured, choice)
+        if yardstick.met_already and not network.plan:
+            # It was disturbed when it was first timed.
+            return [_unchanged(network, request, yardstick, clock)]
+        predicted = yardstick.predict(total)
+        candidate = Candidate(smaller, total, predicted, measured, choice, yardstick.busy, yardstick.scatter)
         candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
             *(100 * share for share in (yardstick.fraction, candidate.predicted, measured)),
         )
-        if not yardstick.goals.measured or abs(candidate.deviation(yardstick.fraction)) <= request.tolerance:
+        if _settled(candidate, request, yardstick):
             break
         yardstick.learn(total, measured)
+    _check_reach(candidates, request, yardstick)
     return candidates
 
 
-def best_of(candidates: Sequence[Candidate], fraction: float, tolerance: float) -> Candidate:
-    """The candidate closest to the budget; one that keeps it (within the tolerance) before one that does not."""
-    return min(candidates, key=lambda c: (c.deviation(fraction) > tolerance, abs(c.deviation(fraction))))
+def best_of(candidates: Sequence[Candidate], fraction: float, slack: float) -> Candidate:
+    """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
+    return min(candidates, key=lambda c: (not c.keeps(fraction, slack), abs(c.deviation(fraction))))
+
+
+def _settled(candidate: Candidate, request: Request, yardstick: Yardstick) -> bool:
+    """Whether another round would be in vain."""
+    deviation = candidate.deviation(yardstick.fraction)
+    if yardstick.goals.measured:
+        return abs(deviation) <= request.tolerance
+    # Where the tables add up to the cost, what the solver leaves of the budget is less than its next step.
+    exact = abs(candidate.predicted / candidate.measured - 1) <= EXACT
+    return deviation <= EXACT and (exact or deviation >= -request.tolerance)
+
+
+def _predicted_total(plan: Plan, choice: Choice, yardstick: Yardstick) -> float:
+    """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""
+    cost = yardstick.goals.cost
+    if yardstick.goals.measured or cost.resource not in choice.solution.costs:
+        return yardstick.total(plan)
+    return choice.solution.costs[cost.resource]
+
+
+def _unchanged(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> Candidate:
+    """A copy of the dense network, which meets the budget as it is."""
+    with clock("rewrite"):
+        copy = rewrite(network.model, Plan(), request.examples, coupling=yardstick.coupling)
+    solution = Solution(yardstick.coupling.widths(), 0.0, {}, 0.0, 0.0, 0.0, request.solver, (), "optimal")
+    yardstick.tables = None
+    dense, busy, scatter = yardstick.dense, yardstick.busy, yardstick.scatter
+    return Candidate(Network(copy, Plan()), dense, 1.0, 1.0, Choice(solution), busy, scatter)
+
+
+def _check_reach(candidates: Sequence[Candidate], request: Request, yardstick: Yardstick) -> None:
+    """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
+    fraction, slack = yardstick.fraction, yardstick.goals.slack(request.tolerance)
+    least = min(candidates, key=lambda c: c.measured)
+    refused = next((c.choice.refused for c in candidates if c.choice.refused is not None), None)
+    if refused is not None and not any(c.keeps(fraction, slack) for c in candidates):
+        raise _refusal(least.network, refused, yardstick, request, least.measured) from refused
+
+
+def _refusal(
+    network: Network, refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float
+) -> InfeasibleError:
+    """The error for a budget below what the smallest network takes, with that network."""
+    error = out_of_reach(refused, yardstick, request, share)
+    error.network, error.plan = network.model, network.plan
+    return error
 
 
 def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clock) -> Network:
@@ -147,7 +209,7 @@ def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clo
         if branches:
             here = find_branches(now).named(b.name for b in branches)
             scored = replace(now, groups=(*now.groups, *output_groups(here)))
-        saliency = score(network.model, scored, request.data, request.loss_fn, request.importance)
+        saliency = score(network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss)
     return replace(network, coupling=now, saliency=saliency)
 
 
@@ -180,9 +242,9 @@ def _within_reach(
         return smaller, choice
     with clock("measure"):
         measured = yardstick.measure(smaller.plan, smaller.model)
-    if measured > yardstick.fraction * (1 + request.tolerance):
-        raise _out_of_reach(choice.refused, yardstick, measured) from choice.refused
-    yardstick.learn(yardstick.total(smaller.plan), measured)
+    if measured > yardstick.fraction * (1 + yardstick.goals.slack(request.tolerance)):
+        raise _refusal(smaller, choice.refused, yardstick, request, measured) from choice.refused
+    yardstick.learn(_predicted_total(smaller.plan, choice, yardstick), measured)
     return _solve_and_rewrite(network, request, yardstick, way, clock, floor)
 
 
@@ -208,11 +270,11 @@ def _solve_and_rewrite(
 def _choose(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> Choice:
     """The best widths within the budget, each at least `floor` of what is there if that can be.
 
-    What layers add up to is not the network's time, so no time is said to be out of reach before the smallest network
+    What layers add up to is not the network's cost, so nothing is said to be out of reach before the smallest network
     was tried: that is then the choice.
 
     Raises:
-        InfeasibleError: no widths meet the budgets, and they are counted and not measured, or several.
+        InfeasibleError: several budgets, each of which can be met, but not together, or one of the further ones.
     """
     for share in dict.fromkeys((floor, 0.0)):
         problem = _problem(network, request, yardstick, way, share)
@@ -220,13 +282,32 @@ def _choose(network: Network, request: Request, yardstick: Yardstick, way: float
             return Choice(solve(problem, method=request.solver))
         except InfeasibleError as error:
             refused = error
-    if not yardstick.goals.measured or len(problem.budgets) > 1 or not math.isfinite(refused.minimum):
-        raise _out_of_reach(refused, yardstick) from refused
-    least = replace(problem, budgets=dict.fromkeys(problem.budgets, refused.minimum))
+    return Choice(_smallest(problem, refused, yardstick, request), refused)
+
+
+def _smallest(problem: WidthProblem, refused: InfeasibleError, yardstick: Yardstick, request: Request) -> Solution:
+    """The widths that cost least of the steering resource, whatever the other budgets.
+
+    Raises:
+        InfeasibleError: it is another budget that cannot be met, or several together.
+    """
+    steering = {r: b for r, b in problem.budgets.items() if r in yardstick.steering}
+    alone = replace(problem, budgets=steering)
     try:
-        return Choice(solve(least), refused)
-    except InfeasibleError:
-        raise _out_of_reach(refused, yardstick) from refused
+        solve(alone, "lagrangian")
+    except InfeasibleError as error:
+        least = error.minimum
+    else:
+        raise out_of_reach(refused, yardstick, request) from refused
+    if len(steering) == 1:
+        try:
+            return solve(replace(alone, budgets=dict.fromkeys(steering, least)))
+        except InfeasibleError:
+            pass  # A hair below what can be reached: the bound of a relaxed problem.
+    # A peak of memory, the largest of several moments, is smallest where every width is.
+    widths = {name: int(group.widths[0]) for name, group in problem.groups.items()}
+    value, costs = problem.evaluate(widths)
+    return Solution(widths, value, costs, value, 0.0, 0.0, request.solver)
 
 
 def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
@@ -237,7 +318,9 @@ def _problem(network: Network, request: Request, yardstick: Yardstick, way: floa
     options = options_of(left, network.plan, request, floor)
     options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
     unit = yardstick.goals.cost.unit
-    return build_problem(left, scores, options, tables, yardstick.spend(way), unit, branches)
+    return build_problem(
+        left, scores, options, tables, yardstick.spend(way), unit, branches, silent=network.saliency.silent
+    )
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
@@ -252,29 +335,9 @@ def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 
     return options
 
 
-def _out_of_reach(error: InfeasibleError, yardstick: Yardstick, measured: float | None = None) -> InfeasibleError:
-    """The error in the user's unit.
-
-    Args:
-        measured: share of dense that the smallest network was found to take.
-    """
-    if len(yardstick.goals.further) or not math.isfinite(error.minimum):
-        return error  # Which of several budgets it is, or that the method found nothing, the solver says itself.
-    unit, share = yardstick.goals.cost.unit, yardstick.predict(error.minimum) if measured is None else measured
-    least = share * yardstick.dense
-    how = f"is about {least:.4g} {unit}" if measured is None else f"takes {least:.4g} {unit}, measured"
-    groups = f" Groups that bound it: {', '.join(error.groups[:5])}." if error.groups else ""
-    return InfeasibleError(
-        f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
-        f"and round_to allow {how} ({share:.1%} of dense).{groups}",
-        least,
-        error.groups,
-    )
-
-
 def schedule(request: Request, yardstick: Yardstick) -> list[float]:
     """Shares of the way (in the logarithm of the cost) at which the steps stop; the last is 1."""
-    steps = request.steps
+    steps = 1 if yardstick.met_already else request.steps
     if steps is None:
         renewed = request.data is not None or request.train_between is not None
         wanted = math.ceil(math.log(min(yardstick.fraction, 1.0)) / math.log(STEP_FACTOR))

@@ -158,6 +158,16 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
                         tensor.copy_(kept)
 
 
+def as_modes_of(small: nn.Module, model: nn.Module) -> None:
+    """Give each module of a copy the mode of the original's of the same name, or of the module around it."""
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in small.named_modules():
+        known = name
+        while known not in modes:
+            known = known.rpartition(".")[0]
+        module.training = modes[known]
+
+
 def _containers(values: Iterable[Any]) -> list[Any]:
     """Dictionaries, lists, sets and queues among the values, and in them; each once: one may hold itself."""
     found: dict[int, Any] = {}

@@ -361,6 +361,7 @@ class _Recorder(TorchDispatchMode):
             # Not given, fx makes the same name of it in more steps.
             node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
             node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
+            node.meta["trained"] = name in self._members.parameters
             self._describe(node, tensor)
             self._constants.seen(node, self._originals[name])
         elif (alias := self._alias(tensor)) is not None:

@@ -97,8 +97,8 @@ class Report:
         plan: kept channels of the *original* network per group.
         groups: every group that could shrink.
         frozen: group name -> why it could not.
-        saliency: "taylor", "magnitude" or "custom".
-        tolerance: relative deviation from the budget that was asked for.
+        saliency: "taylor", "magnitude", "custom", or "not scored" where the dense network meets the budget as it is.
+        tolerance: relative deviation from the budget that was asked for; for a counted cost, rounding.
         rounds: candidates of the last step, in order.
         notes: what a reader should know (no data given, operators without a rule, budget missed …).
         seconds: wall-clock time per stage.
@@ -107,6 +107,8 @@ class Report:
         branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
         layers: every layer of the network that came out, predicted and timed; empty for a deterministic cost.
         rewrite_kind: which constants in the forward were mended, and which groups they froze.
+        scatter: quartile distance of the dense network's times relative to their median; 0 for a counted cost.
+        busy: what disturbed the measurement in all its tries; "" if nothing did.
     """
 
     unit: str
@@ -128,6 +130,8 @@ class Report:
     branches: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[LayerError, ...] = ()
     rewrite_kind: RewriteKind = field(default_factory=RewriteKind)
+    scatter: float = 0.0
+    busy: str = ""
 
     @property
     def dense_ms(self) -> float:
@@ -170,13 +174,20 @@ class Report:
 
     @property
     def met(self) -> bool:
-        """Whether the measured cost is within the tolerance of the budget, or below it."""
-        return self.measured <= self.budget * (1 + self.tolerance)
+        """Whether the measured cost is within the tolerance of the budget, or below it. What costs more than the dense
+        network meets no budget."""
+        return self.measured <= self.budget * (1 + self.tolerance) and self.measured <= self.dense
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the machine was quiet enough for the measured figures to be trusted; `busy` says what was not."""
+        return not self.busy
 
     @property
     def smallest(self) -> bool:
-        """Whether this is the smallest network that min_keep and round_to allow, and still above the budget."""
-        return not self.met and any(r.smallest and r.measured == self.measured for r in self.rounds)
+        """Whether this is the smallest network that min_keep and round_to allow, above the budget by no more than the
+        tolerance."""
+        return self.measured > self.budget and any(r.smallest and r.measured == self.measured for r in self.rounds)
 
     @property
     def dropped(self) -> tuple[str, ...]:

@@ -11,11 +11,12 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from .errors import BudgetError, ModelError, SaliencyError
+from .errors import BudgetError, ModelError
 from .goals import Goals
 from .inputs import normalize_examples
+from .losses import Loss, LossFn, check_loss
 from .preserving import named_tensors
-from .saliency import MAX_BATCHES, Importance
+from .saliency import MAX_BATCHES, Importance, check_importance
 from .solver import Method
 from .types import Coupling, Inputs
 
@@ -33,7 +34,8 @@ class Request:
     goals: Goals
     examples: list[tuple[Any, ...]]
     data: Iterable[Any] | None
-    loss_fn: Callable[[Any, Any], torch.Tensor] | None
+    loss_fn: LossFn | None
+    loss: Loss | None
     importance: Importance | None
     round_to: int | None
     min_keep: float | int
@@ -42,6 +44,7 @@ class Request:
     tolerance: float
     train_between: Callable[[nn.Module], Any] | None
     progress: bool
+    branches: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
@@ -50,9 +53,8 @@ class Request:
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
         if self.solver not in get_args(Method):
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(get_args(Method))}")
-        if (self.data is None) != (self.loss_fn is None):
-            have, lack = ("data", "loss_fn") if self.loss_fn is None else ("loss_fn", "data")
-            raise SaliencyError(f"{have} without {lack}: Taylor saliency needs both, magnitude saliency neither")
+        check_loss(self.data, self.loss_fn, self.loss)
+        check_importance(self.importance)
 
     @property
     def inputs(self) -> Inputs:
@@ -78,7 +80,8 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         ModelError: names the tensor.
     """
-    for name, tensor in named_tensors(model):
+    for name, found in named_tensors(model):
+        tensor = found.detach()
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise ModelError(

@@ -87,7 +87,7 @@ class _Network:
             return None
         leading = [side for side in owning if self._leads(add.args[1 - side], add.args[side])]  # type: ignore[arg-type]
         if not leading:
-            raise _Unclear("neither summand leads to the other: the shortcut has layers of its own")
+            raise _Unclear(f"neither summand leads to the other: {_beside(sides, owning)}")
         side = leading[0]
         inside, entries = sides[side]
         value, shortcut = add.args[side], add.args[1 - side]
@@ -330,6 +330,24 @@ class _Network:
         return tuple(
             Member(axis, slots, role) for axis, role in {Axis(last.tensor, last.dim): "producer", **behind}.items()
         )
+
+
+def _beside(sides: Sequence[tuple[set[fx.Node], set[fx.Node]]], owning: Sequence[int]) -> str:
+    """What is on the two ways into an add, where neither is a plain shortcut."""
+    if len(owning) == 2:
+        layers = (sorted(str(n.target).rpartition(".")[0] for n in a | b if _is_parameter(n)) for a, b in sides)
+        return "both have layers of their own ({}; {})".format(*(_few(names) for names in layers))
+    inside, _ = sides[1 - owning[0]]
+    work = [n for n in inside if n.op == "call_function" and n.target is not getitem]
+    if not work:
+        return "the shortcut is a value that the branch does not start from"
+    names = (f"{op_name(n)} at {n.meta['source']}" if n.meta.get("source") else op_name(n) for n in work)
+    return f"the shortcut is computed, too ({_few(sorted(names))})"
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(dict.fromkeys(names))
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _is_parameter(node: fx.Node) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from .analysis import channel_groups
+from .naming import by_group
 from .removal import drop, without
 from .residual import find_branches
 from .slicing import shrink
@@ -32,7 +33,8 @@ def rewrite(
 
     Args:
         model: the network the plan was made for; it is not changed.
-        plan: kept channels per group, and branches that go; groups not named keep all.
+        plan: kept channels per group, and branches that go; groups not named keep all. A group may be named by any
+            layer that produces it, with the output channels that this layer keeps.
         example_inputs: as for `trace`.
         coupling: of this model, if at hand; otherwise found afresh.
         check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
@@ -43,7 +45,7 @@ def rewrite(
         RewriteError: the copy does not do what the plan asks for.
     """
     coupling = coupling or channel_groups(model, example_inputs)
-    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    plan = by_group(plan, coupling)
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)
     drop(small, gone)

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from .analysis import channel_groups
 from .branches import Branch
 from .copying import copied
+from .naming import by_group
 from .preserving import decomposed, named_tensors
 from .residual import find_branches
 from .slicing import index_of, removed_slots
@@ -54,7 +55,7 @@ def zero(
         PlanError: the plan does not fit the model.
     """
     coupling = coupling or channel_groups(model, example_inputs)
-    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    plan = by_group(plan, coupling)
     dead = removed_slots(coupling, plan)
     twin = copied(model)
     tensors = dict(named_tensors(twin))

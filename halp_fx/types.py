@@ -1,18 +1,16 @@
 """The values that the stages pass to each other: frozen, and free of torch modules.
 
-This is a leaf module: it imports no sibling but `errors`. Terms are those of `docs/terms.md`: an *axis* is one
-dimension of one tensor, a *slot* one index of an axis, a *channel* a class of coupled slots, a *group* a set of
-channels that share the same axes.
+This is a leaf module: it imports no sibling but `plans` and `pickling`, leaves like it. Terms are those of
+`docs/terms.md`: an *axis* is one dimension of one tensor, a *slot* one index of an axis, a *channel* a class of coupled
+slots, a *group* a set of channels that share the same axes.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import networkx as nx
@@ -20,7 +18,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from .errors import PlanError
+from .pickling import importable, packed, unpacked
+from .plans import Plan
 
 CONSTANT = "a constant in the forward repeats its width"
 """How the reason begins for which a trial freezes a group."""
@@ -129,6 +128,23 @@ class Traced:
     run: Run = field(default_factory=Run)
     reads: tuple[ValueRead, ...] = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Operators cannot be pickled, and classes that were made inside a function cannot be found again.
+        calls = tuple(replace(call, kind=importable(call.kind)) for call in self.calls)
+        return _restored, (
+            packed(self.graph),
+            dict(self.tensors),
+            self.unused,
+            calls,
+            self.on_meta,
+            self.run,
+            self.reads,
+        )
+
+
+def _restored(nodes: list[Any], *rest: Any) -> Traced:
+    return Traced(unpacked(nodes), *rest)
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Axis:
@@ -149,7 +165,8 @@ class Member:
         axis: the axis.
         slots: int array, shape (channels of the group, slots per channel): row c lists the slots of channel c.
         role: "producer" (a layer's output channels), "consumer" (its input channels), "norm" (the affine
-            parameters or statistics of a normalisation), "bias", or "other".
+            parameters or statistics of a normalisation), "bias", "scale" (of a producer that the forward computes, such
+            as a mask), or "other".
     """
 
     axis: Axis
@@ -295,6 +312,38 @@ class ChannelMap:
     dims: Mapping[int, tuple[np.ndarray, np.ndarray]]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WeightPart:
+    """The channels of one group along one dimension of a computed weight.
+
+    Attributes:
+        dim: the dimension.
+        role: as `Member.role`.
+        group: name of the group.
+        channels: int array of the dimension's length: the channel at each place, -1 for none of this group.
+    """
+
+    dim: int
+    role: str
+    group: str
+    channels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ComputedWeight:
+    """A weight that the forward computes from parameters alone: masked, normalised, or made of several tensors.
+
+    Attributes:
+        node: the trace's node that makes it (views and copies left away).
+        sources: parameters and buffers that it is made of.
+        parts: where which channels lie.
+    """
+
+    node: str
+    sources: frozenset[str]
+    parts: tuple[WeightPart, ...]
+
+
 @dataclass(frozen=True)
 class Coupling:
     """The channel groups of a traced network.
@@ -313,6 +362,7 @@ class Coupling:
             argument lie. The zeroed twin needs them.
         further: other forwards that a pruned network must repeat (other examples, train mode), each with the shapes of
             its nodes.
+        computed: weights that the forward computes from parameters: channels are scored on these.
     """
 
     traced: Traced
@@ -324,6 +374,7 @@ class Coupling:
     decisions: Decisions = field(default_factory=Decisions)
     mended: tuple[AttributeEdit, ...] = ()
     restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
+    computed: tuple[ComputedWeight, ...] = ()
     further: tuple[tuple[Traced, Mapping[str, tuple[Extent, ...]]], ...] = ()
 
     def views(self) -> tuple[Coupling, ...]:
@@ -357,80 +408,6 @@ class Step:
     operator: tuple[str, str] = ("", "")
     arguments: tuple[object, ...] = ()
 
-
-@dataclass(frozen=True, slots=True)
-class Plan(Mapping[str, tuple[int, ...]]):
-    """For every group it names, the sorted indices of the channels kept. A group not named keeps all.
-
-    Attributes:
-        kept: group name -> indices.
-        dropped: names of the residual branches that go whole (see `branches`), sorted.
-    """
-
-    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        clean = {}
-        for name, indices in self.kept.items():
-            row = tuple(int(i) for i in indices)
-            if not row:
-                raise PlanError(f"group {name!r}: a plan must keep at least one channel")
-            if any(b <= a for a, b in pairwise(row)) or row[0] < 0:
-                raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
-            clean[str(name)] = row
-        object.__setattr__(self, "kept", clean)
-        object.__setattr__(self, "dropped", tuple(sorted(set(self.dropped))))
-
-    def __getitem__(self, group: str) -> tuple[int, ...]:
-        return self.kept[group]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.kept)
-
-    def __len__(self) -> int:
-        return len(self.kept)
-
-    def __bool__(self) -> bool:
-        return bool(self.kept or self.dropped)
-
-    def to_json(self) -> str:
-        """A JSON object: group name -> kept channel indices, and the branches dropped.
-
-        A plan without dropped branches has format 1, which older versions read; one with them has format 2, which
-        they refuse.
-        """
-        data: dict[str, Any] = {"format": _PLAN_FORMATS[bool(self.dropped)]}
-        data["kept"] = {k: list(v) for k, v in self.kept.items()}
-        if self.dropped:
-            data["dropped"] = list(self.dropped)
-        return json.dumps(data)
-
-    @classmethod
-    def from_json(cls, text: str) -> Plan:
-        """Inverse of `to_json`.
-
-        Raises:
-            PlanError: the text is not a plan.
-        """
-        try:
-            data = json.loads(text)
-            form, kept, dropped = data["format"], data["kept"], data.get("dropped", [])
-            rows = {str(k): tuple(v) for k, v in kept.items()}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise PlanError(f"this is not a plan in JSON: {error}") from error
-        if form not in _PLAN_FORMATS:
-            raise PlanError(
-                f"plan format {form!r} is not known here (expected {' or '.join(map(repr, _PLAN_FORMATS))})"
-            )
-        if any(not isinstance(i, int) or isinstance(i, bool) for row in rows.values() for i in row):
-            raise PlanError("a plan's kept channels must be whole numbers")
-        if not isinstance(dropped, list) or any(not isinstance(name, str) for name in dropped):
-            raise PlanError("a plan's dropped branches must be a list of names")
-        return cls(rows, tuple(dropped))
-
-
-_PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments of a forward."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -412,3 +413,31 @@ def test_costs_without_a_branch_are_those_of_the_network_without_it():
     for cost in (MacsCost(), ParamsCost(), halp_fx.MemoryCost()):
         assert cost.total(left) == cost.total(again)
     assert ParamsCost().total(left) == sum(p.numel() for p in small.parameters())
+
+
+class Beside(nn.Module):
+    """`conv(x) + other(x)`: the other summand is no plain shortcut."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.a, self.b, self.c, self.side = (nn.Conv2d(n, m, 1) for n, m in ((3, 8), (8, 8), (8, 4), (8, 8)))
+        self.other = other
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.c(self.b(x.relu()) + self.other(self, x))
+
+
+@pytest.mark.parametrize(
+    ("other", "words"),
+    [
+        (lambda self, x: x.abs(), r"the shortcut is computed, too \(abs at .*test_branches.py:\d+\)"),
+        (lambda self, x: x.sigmoid() * 2, r"computed, too \(mul at .*, sigmoid at .*\)"),
+        (lambda self, x: self.side(x), r"both have layers of their own \(b; side\)"),
+    ],
+    ids=["abs", "two operators", "layers"],
+)
+def test_reason_says_what_the_other_summand_is(other, words):
+    refused = halp_fx.find_branches(halp_fx.channel_groups(Beside(other), torch.randn(1, 3, 8, 8))).refused
+    assert len(refused) == 1
+    assert re.search(words, next(iter(refused.values())))

@@ -9,6 +9,8 @@ from torch import nn
 import halp_fx
 from halp_fx import BudgetError, Plan
 from halp_fx.budgets import parse_budget
+from halp_fx.goals import make_goals
+from halp_fx.latency import MeasuredLatency
 from halp_fx.widths import compose, width_options
 
 
@@ -55,6 +57,60 @@ def test_forms(text, resource, dense, expected):
 def test_malformed_or_out_of_range(budget):
     with pytest.raises(BudgetError, match="budget"):
         parse_budget(budget)
+
+
+@pytest.mark.parametrize(
+    ("written", "resource"),
+    [
+        ("macs", "macs"), ("MACs", "macs"), ("params", "params"), ("memory", "memory"), ("flops", "macs"),
+        (halp_fx.MacsCost, "macs"), (halp_fx.latency.ParamsCost, "params"), (halp_fx.MacsCost(), "macs"),
+        (MeasuredLatency, "latency"), (None, "latency"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_costs_by_name_class_and_instance(written, resource, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    goals = make_goals(0.5, written)
+    assert goals.cost.resource == resource
+    assert goals.measured == (resource == "latency")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flop_is_half_a_mac():
+    assert make_goals("3G", "flops").budget.amount == 1.5e9
+    assert make_goals("3G", "macs").budget.amount == 3e9
+    assert make_goals("30%", "flops").budget.fraction == 0.3
+    for latency in ("macs", "flops"):
+        assert make_goals("3 GFLOPs", latency).budget.amount == 1.5e9
+        assert make_goals("3GMACs", latency).budget.amount == 3e9
+    goals = make_goals({"latency": "4ms", "flops": "2G"})
+    assert [(cost.resource, budget.amount) for cost, budget in goals.further] == [("macs", 1e9)]
+    assert make_goals({"flops": 0.5}).budget.fraction == 0.5
+    with pytest.raises(BudgetError, match="one resource"):
+        make_goals({"flops": 0.5, "macs": 0.5})
+
+
+def test_a_table_is_a_json_file_or_a_folder(tmp_path):
+    (tmp_path / "tables").mkdir()
+    for path in (tmp_path / "mine.json", tmp_path / "tables", str(tmp_path / "new.json")):
+        assert make_goals(0.5, path).cost.table == path
+
+
+@pytest.mark.parametrize(
+    ("written", "words"),
+    [
+        ("mac", "latency='mac' is neither a cost"),
+        ("inductor", "MeasuredLatency\\(runtime='inductor'\\)"),
+        ("/nowhere/table", "a table is a .json file"),
+        (halp_fx.RooflineCost, "RooflineCost is a class: pass an instance"),
+        (int, "neither a path to a table nor a cost"),
+        (3, "MacsCost"),
+    ],
+    ids=str,
+)
+def test_what_is_no_cost_is_named(written, words):
+    with pytest.raises(BudgetError, match=words):
+        make_goals(0.5, written)
 
 
 def group(size, slots=1):

@@ -118,7 +118,7 @@ def test_a_folder_holds_one_file_per_fingerprint(tmp_path):
     assert len(list(tmp_path.glob("*.json"))) == 2
 
 
-def test_the_default_is_the_cache_and_a_damaged_cache_only_warns(tmp_path, monkeypatch, caplog):
+def test_the_default_is_the_cache_and_a_damaged_cache_warns_once(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HALP_FX_CACHE_DIR", str(tmp_path))
     opened = open_store(None, HERE)
     with opened.saving():
@@ -127,9 +127,31 @@ def test_the_default_is_the_cache_and_a_damaged_cache_only_warns(tmp_path, monke
     assert len(open_store(None, HERE).table) == 1
     opened.path.write_text("{")
     again = open_store(None, HERE)
-    assert again.path is None
     assert len(again.table) == 0
     assert "truncated" in caplog.text
+    aside = opened.path.with_name(f"{opened.path.name}.corrupt")
+    assert str(aside) in caplog.text
+    assert aside.read_text() == "{"
+    caplog.clear()
+    with again.saving():
+        again.put("y", (2, 0), Timing(1.0, 0.0, 1))
+    assert len(open_store(None, HERE).table) == 1
+    assert not caplog.text
+
+
+def test_a_damaged_cache_that_cannot_be_moved_is_left_alone(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("HALP_FX_CACHE_DIR", str(tmp_path))
+    opened = open_store(None, HERE)
+    opened.path.parent.mkdir(parents=True, exist_ok=True)
+    opened.path.write_text("{")
+
+    def refuse(*_):
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr(store.os, "replace", refuse)
+    again = open_store(None, HERE)
+    assert again.path is None
+    assert "in memory" in caplog.text
     assert opened.path.read_text() == "{"
 
 

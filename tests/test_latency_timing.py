@@ -105,6 +105,17 @@ def test_networks_are_compared_turn_by_turn(monkeypatch):
     assert small.median_ms / dense.median_ms < 0.5
 
 
+@pytest.mark.parametrize(("threads", "speed", "waited"), [(1, 1.0, 0.0), (1, 0.25, 0.75), (2, 0.25, 0.0)])
+def test_time_in_which_other_programs_ran_is_told_for_one_thread(monkeypatch, threads, speed, waited):
+    now = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
+    monkeypatch.setattr(time, "thread_time", lambda: speed * next(now))
+    monkeypatch.setattr("halp_fx.latency.interleaving._network_sampler", lambda *_: lambda: 1.0)
+    (found,) = interleaved([nn.Linear(2, 3)], torch.rand(1, 2), repeats=5, max_time_s=20.0, threads=threads)
+    # The wall's clock is read before and after the thread's own: 3 ticks against 1.
+    assert found.waited == pytest.approx(waited if waited == 0 and threads > 1 else max(1 - speed / 3, 0))
+
+
 @pytest.mark.parametrize("inputs", [((torch.rand(2, 3),), {}), ((), {"input": torch.rand(2, 3)}), torch.rand(2, 3)])
 def test_interleaved_takes_inputs_in_every_form(inputs):
     (found,) = interleaved((nn.Linear(3, 2),), inputs, min_time_s=0.0, max_time_s=0.01, repeats=3)

@@ -4,6 +4,7 @@ The oracle shares no code with the solver: it lays all choices out as arrays and
 """
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from halp_fx.errors import InfeasibleError
-from halp_fx.solver import Branch, CostTable, Term, WidthGroup, WidthProblem, solve
+from halp_fx.solver import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.lagrangian import bound_and_search
 from halp_fx.solver.local import Incumbent
-from halp_fx.solver.model import compile_problem
+from halp_fx.solver.model import TIE, compile_problem
 
 CASES = settings(
     max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -152,6 +153,61 @@ def test_against_brute_force(kind):
     check()
 
 
+def wider(problem: WidthProblem, s: Solution) -> list[str]:
+    """Every group that can take a larger width, and every dropped branch that can return at its smallest widths, within
+    the budgets and for no less value."""
+    found = []
+    gone = {g for b in problem.branches if b.name in s.dropped for g in b.groups}
+    for name, group in problem.groups.items():
+        now = dict(zip(group.widths.tolist(), group.value.tolist(), strict=True)).get(s.widths[name])
+        for width, value in zip(group.widths.tolist(), group.value.tolist(), strict=True):
+            if name not in gone and width > s.widths[name] and value >= now:
+                _, costs = problem.evaluate(s.widths | {name: width}, s.dropped)
+                found += [f"{name} to {width}"] if problem.fits(costs) else []
+    for b in problem.branches:
+        if b.name in s.dropped:
+            least = {g: int(problem.groups[g].widths[0]) for g in b.groups}
+            value, costs = problem.evaluate(s.widths | least, [n for n in s.dropped if n != b.name])
+            found += [b.name] if problem.fits(costs) and value >= s.value else []
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_more_fits_into_an_answer(kind):
+    @settings(CASES, max_examples=100)
+    @given(seed=st.integers(0, 2**32 - 1), groups=st.integers(1, 5), whole=st.booleans())
+    def check(seed, groups, whole):
+        problem = random_problem(kind, seed, groups, whole)
+        for method in ("auto", "lagrangian", "exact"):
+            try:
+                s = solve(problem, method)
+            except InfeasibleError:
+                return
+            assert wider(problem, s) == []
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_budget_never_gives_less(kind):
+    @settings(CASES, max_examples=100)
+    @given(seed=st.integers(0, 2**32 - 1), more=st.floats(0, 2), whole=st.booleans())
+    def check(seed, more, whole):
+        problem = random_problem(kind, seed, 5, whole)
+        try:
+            s = solve(problem)
+        except InfeasibleError:
+            return
+        raised = {r: b + more * (1 + abs(b)) for r, b in problem.budgets.items()}
+        larger = solve(replace(problem, budgets=raised))
+        assert larger.value >= s.value - 1e-6 * max(1.0, abs(s.value))
+        if len(problem.budgets) == 1:
+            (before,), (after,) = s.costs.values(), larger.costs.values()
+            assert after >= before - 1e-6 * max(1.0, abs(before))
+
+    check()
+
+
 @pytest.mark.parametrize("kind", ["concat", "branches"])
 def test_relaxed_elimination_still_bounds(kind):
     """With a tiny cap on table sizes, mini-buckets and ignored sums must only ever raise the bound."""
@@ -170,8 +226,9 @@ def test_relaxed_elimination_still_bounds(kind):
             assert incumbent.state is None
         else:
             assert found.upper > -np.inf
-            assert found.upper >= best - 1e-9 * max(1.0, abs(best))
-            assert incumbent.value <= best + 1e-9 * max(1.0, abs(best))
+            upper, value = (model.least + model.span * x for x in (found.upper, incumbent.value))
+            assert upper >= best - 1e-9 * max(1.0, abs(best))
+            assert value <= best + TIE * model.span + 1e-9 * max(1.0, abs(best))
 
     check()
     assert sum(relaxed) > 30

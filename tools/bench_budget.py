@@ -8,8 +8,9 @@ For each network and batch one process prunes to all budgets, with one latency t
 rebuilds the networks from the plans and times dense and pruned ones in turn. The error is the measured share of the
 dense network's latency against the budget. Every case is one line of JSON in `--rows`; the table in `--docs` between
 the markers is written from all lines. A budget below what pruning can reach is no miss of the method and no pass
-("unreachable": refused; "the smallest": the smallest network came out), so the summary counts both ways. "Memory as
-found" is the error where the fresh process gives freed memory back to the system, as it does by itself.
+("unreachable": refused; "the smallest": it came out, before such budgets were refused, or within the tolerance), so
+the summary counts both ways. "Memory as found" is the error where the fresh process gives freed memory back to the
+system, as it does by itself.
 """
 
 from __future__ import annotations

@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves
 
 from ..inputs import normalize_inputs
 from ..preserving import preserved
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
-from .clocks import Call, Sampler, captured, clock_sampler, cpu_threads, event_sampler
-from .errors import TimingError
+from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
+from .runtimes import as_asked, device_of, network_call
 from .timing import Effort, Timing
 
 
@@ -34,10 +33,13 @@ class NetworkTiming(Timing):
         share: of the time of the first network, the median over the turns.
         faults: page faults of the process in one turn (one call, unless that takes less than 0.1 ms), the median over
             the turns (`allocator`).
+        waited: share of the wall-clock time in which the timing thread did not run, because other programs did; 0 where
+            that cannot be told (several threads, or not on a CPU).
     """
 
     share: float = 1.0
     faults: float = 0.0
+    waited: float = 0.0
 
 
 def interleaved(
@@ -76,33 +78,34 @@ def interleaved(
         if keep_memory:
             stack.enter_context(kept_memory())
         samplers = [_network_sampler(model, inputs, runtime) for model in models]
+        stack.enter_context(as_asked(runtime))
         samples: list[list[float]] = [[] for _ in models]
         faults: list[list[int]] = [[] for _ in models]
-        spent = [0.0] * len(models)
+        spent, ran = [0.0] * len(models), [0.0] * len(models)
+        alone = torch.get_num_threads() == 1 and all(p.device.type == "cpu" for m in models for p in m.parameters())
         while not all(map(effort.enough, samples, spent)):
             for index, sample in enumerate(samplers):
-                start, before = time.perf_counter(), page_faults()
+                start, cpu, before = time.perf_counter(), time.thread_time(), page_faults()
                 samples[index].append(sample())
                 faults[index].append(page_faults() - before)
+                ran[index] += time.thread_time() - cpu
                 spent[index] += time.perf_counter() - start
     first = np.asarray(samples[0])
     return tuple(
-        replace(NetworkTiming.of(row), share=float(np.median(np.asarray(row) / first)), faults=float(np.median(missed)))
-        for row, missed in zip(samples, faults, strict=True)
+        replace(
+            NetworkTiming.of(row),
+            share=float(np.median(np.asarray(row) / first)),
+            faults=float(np.median(missed)),
+            waited=max(1 - own / wall, 0.0) if alone and wall > 0 else 0.0,
+        )
+        for row, missed, own, wall in zip(samples, faults, ran, spent, strict=True)
     )
 
 
 def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:
     args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
-    device = next((t.device for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)), torch.device("cpu"))
-    call: Call = lambda: model(*args, **kwargs)  # noqa: E731
-    if runtime == "inductor":
-        compiled = torch.compile(model)
-        call = lambda: compiled(*args, **kwargs)  # noqa: E731
-    elif runtime == "cudagraph":
-        call = captured(call, device)
-    elif runtime != "eager":
-        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
+    device = device_of(args, kwargs)
+    call = network_call(model, args, kwargs, runtime)
     if device.type == "cuda":
         return event_sampler(call, device, 1, flush=None)
     return clock_sampler(call, device)

@@ -7,16 +7,20 @@ elementwise operators and norms between them become one kernel each, everything 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from ..types import Coupling
-from .clocks import Call
-from .errors import LatencyError
+from .clocks import Call, captured
+from .compiling import Compiled, nothing_compiled
+from .errors import LatencyError, TimingError
 from .fusion import fused_layers
 from .layers import Layer, layers
 from .timing import Timer, time_call, time_graph
@@ -38,7 +42,7 @@ def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any],
 
 
 def _compiled_call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
-    """The layer compiled once for all widths, with its constants built in.
+    """The layer compiled once for all widths, with its constants built in, and warm.
 
     A compiled unit pays for its guards at every call, some 20 us that the whole network pays once: small units come
     out too slow by a constant. It does not depend on widths, so it does not change which widths are chosen, and the
@@ -48,22 +52,72 @@ def _compiled_call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
     constants = tuple(None if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves)
     holes = tuple(isinstance(leaf, torch.Tensor) for leaf in leaves)
+
+    def run(*given: torch.Tensor) -> Any:
+        rest = iter(given)
+        filled = [next(rest) if hole else constant for hole, constant in zip(holes, constants, strict=True)]
+        row, named = tree_unflatten(filled, tree)
+        return layer.function(*row, **named)
+
     key = (layer.key, repr(constants))
-    if key not in _COMPILED:
+    known = _UNITS.pop(key, None)
+    try:
+        unit = known or Compiled(run, dynamic=True)
+        unit.warm_up(*tensors)
+    except LatencyError:
+        if known is None:
+            raise
+        unit = Compiled(run, dynamic=True)  # As many versions as there may be: begin anew.
+        unit.warm_up(*tensors)
+    _UNITS[key] = unit
+    if len(_UNITS) > MOST_UNITS:
+        del _UNITS[next(iter(_UNITS))]
+    return partial(unit.function, *tensors)
 
-        def run(*given: torch.Tensor) -> Any:
-            rest = iter(given)
-            filled = [next(rest) if hole else constant for hole, constant in zip(holes, constants, strict=True)]
-            row, named = tree_unflatten(filled, tree)
-            return layer.function(*row, **named)
 
-        # A code object of its own: recompilations are limited per code object.
-        run.__code__ = run.__code__.replace(co_name=f"unit_{len(_COMPILED)}")
-        _COMPILED[key] = torch.compile(run, dynamic=True)
-    return partial(_COMPILED[key], *tensors)
+MOST_UNITS = 128
+"""Compiled units that are kept, the latest used; a network has some tens."""
+
+_UNITS: dict[tuple[str, str], Compiled] = {}
 
 
-_COMPILED: dict[tuple[str, str], Callable[..., Any]] = {}
+def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
+    """A function without arguments that runs a network as the runtime does, warm.
+
+    Raises:
+        TimingError: the runtime is not known, or the network cannot be captured in a CUDA graph.
+        LatencyError: torch.compile would run eager code.
+    """
+    if runtime == "inductor":
+        if model not in _NETWORKS:
+            _NETWORKS[model] = Compiled(_applied)
+        compiled = _NETWORKS[model]
+        compiled.warm_up(model, *args, **kwargs)
+        return partial(compiled.function, model, *args, **kwargs)
+    if runtime == "cudagraph":
+        return captured(partial(model, *args, **kwargs), device_of(args, kwargs))
+    if runtime != "eager":
+        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
+    return partial(model, *args, **kwargs)
+
+
+def _applied(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return model(*args, **kwargs)
+
+
+_NETWORKS: WeakKeyDictionary[nn.Module, Compiled] = WeakKeyDictionary()
+"""Each network's compiled code, which does not refer to it: it goes with the network. The dense one is timed often."""
+
+
+def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
+    """Where the first tensor of some inputs is."""
+    leaves = tree_leaves((args, dict(kwargs)))
+    return next((leaf.device for leaf in leaves if isinstance(leaf, torch.Tensor)), torch.device("cpu"))
+
+
+def as_asked(runtime: str) -> AbstractContextManager[None]:
+    """To be held while warm calls are timed: none of them becomes another runtime's."""
+    return nothing_compiled() if runtime == "inductor" else nullcontext()
 
 
 def timer_for(runtime: str) -> Timer:

@@ -14,7 +14,7 @@ from .allocator import kept_memory
 from .clocks import cpu_threads
 from .errors import TimingError
 from .layers import Layer
-from .runtimes import callable_for, timer_for
+from .runtimes import as_asked, callable_for, timer_for
 from .store import TableStore
 from .table import Point
 from .timing import Effort, Timer, Timing
@@ -149,4 +149,5 @@ class Sampler:
         args, kwargs = layer.arguments(*point, device=self.device)
         with torch.no_grad(), cpu_threads(self.threads):
             call = callable_for(layer, args, kwargs, self.runtime)
-            return (self.timer or timer_for(self.runtime))(call, self.device, effort)
+            with as_asked(self.runtime):
+                return (self.timer or timer_for(self.runtime))(call, self.device, effort)

@@ -19,7 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
-from .errors import TableFileError
+from .errors import CorruptTableError, TableFileError
 from .files import read_table, require_same, write_table
 from .fingerprint import Fingerprint
 from .table import LatencyTable, Point
@@ -113,8 +113,8 @@ def open_store(
 
     Args:
         table: a `LatencyTable` (kept in memory), a file, a directory (one file per fingerprint in it), or None for
-            the user's cache. An unusable file in the cache costs a warning and is left alone; one that the caller
-            named is an error.
+            the user's cache. A corrupt file in the cache is set aside, once, and measured again; another that is
+            unusable there costs a warning and is left alone. One that the caller named is an error.
         here: device and setting of the measurements to come.
         allow_foreign: accept a file from another device or setting. It is then not written to.
 
@@ -137,6 +137,26 @@ def open_store(
     except TableFileError as error:
         if table is not None:
             raise
+        if isinstance(error, CorruptTableError) and (aside := _set_aside(path)) is not None:
+            logger.warning("measuring afresh; the old table was moved to %s: %s", aside, error)
+            return TableStore(LatencyTable(here), path)
         logger.warning("measuring afresh, in memory: %s", error)
         return TableStore(LatencyTable(here))
     return TableStore(found, path)
+
+
+def _set_aside(path: Path) -> Path | None:
+    """Where a corrupt table was moved to, so that it is neither read again nor lost; None if that is not possible."""
+    aside = path.with_name(f"{path.name}.corrupt")
+    try:
+        with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
+            # Another process may have done it, and written a new one, meanwhile.
+            read_table(path)
+    except CorruptTableError:
+        try:
+            os.replace(path, aside)
+        except OSError:
+            return None
+    except (OSError, Timeout, TableFileError):
+        return None
+    return aside

@@ -18,11 +18,15 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array
 
 from .local import Incumbent
-from .model import Model
+from .model import Model, judged_by
 from .tables import Floats, Ints
 
 MAX_COLUMNS = 400_000
 """Above this HiGHS works for longer than any usual time limit before it looks at the clock: do not start."""
+
+
+MAGNIFIED = 1e4
+"""HiGHS stops at an absolute gap of 1e-6, which is more than ties are worth (`model.TIE`)."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,21 +61,28 @@ class _Program:
         self.row_count += groups
 
 
-def solve_exact(model: Model, free: int, incumbent: Incumbent, gap: float, upper: float = np.inf) -> float:
+def columns(model: Model) -> int:
+    """About how many columns a model's program has."""
+    return sum(f.value.size for f in model.factors) + sum(s.index.size for s in model.sums)
+
+
+def solve_exact(
+    model: Model, free: int, incumbent: Incumbent, gap: float, upper: float = np.inf, nodes: int | None = None
+) -> float:
     """Search a (possibly restricted) model to the end or until `incumbent.stop_at`; offers what it finds.
 
     Args:
         model: a model whose `options` refer to `incumbent.model`.
         free: how many variables are groups or branches.
-        gap: relative gap at which HiGHS may stop.
+        gap: relative gap (see `relative_gap`) at which HiGHS may stop.
         upper: bound known before.
+        nodes: of the search tree, after which it stops; unlike a time, the same on every machine.
 
     Returns:
         An upper bound of the restricted model's optimum or of the incumbent's value, whichever is greater;
         -inf if nothing is feasible.
     """
-    columns = sum(f.value.size for f in model.factors) + sum(s.index.size for s in model.sums)
-    if columns > MAX_COLUMNS:
+    if columns(model) > MAX_COLUMNS:
         return upper
     program, first = _formulate(model)
     rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
@@ -88,21 +99,24 @@ def solve_exact(model: Model, free: int, incumbent: Incumbent, gap: float, upper
         constraints.append(LinearConstraint(csr_array(objective[None]), -np.inf, slack - incumbent.value))
     integrality = np.zeros(program.columns)
     integrality[: first[free]] = 1
+    # HiGHS takes its gap relative to the value.
+    options = {"mip_rel_gap": gap * judged_by(incumbent.value, upper) / max(upper, 1e-300)}
+    options |= {} if nodes is None else {"node_limit": nodes}
     while True:
         left = incumbent.stop_at - time.perf_counter()
         if left <= 0:
             return upper
         result = milp(
-            objective,
+            MAGNIFIED * objective,
             integrality=integrality,
             bounds=Bounds(0, 1),
             constraints=constraints,
-            options={"time_limit": left, "mip_rel_gap": gap},
+            options={"time_limit": left, **options},
         )
         if result.status == 2:
             return incumbent.value
         if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
-            upper = min(upper, -float(result.mip_dual_bound))
+            upper = min(upper, -float(result.mip_dual_bound) / MAGNIFIED)
         if result.x is None:
             return max(upper, incumbent.value)
         chosen = [int(np.argmax(result.x[a:b])) for a, b in pairwise(first)]

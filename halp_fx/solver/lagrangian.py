@@ -20,11 +20,14 @@ from .baselines import solve_greedy
 from .dual import Dual, minimise_dual
 from .elimination import DEFAULT_CAP, Elimination
 from .local import Incumbent, Neighbourhood, climb, repair
-from .model import Model
+from .model import Model, relative_gap
 from .tables import Floats, Ints
 
 MAX_ROUNDS = 8
 STARTS = 4
+IN_VAIN = 2
+"""Starts in a row that lead to nothing better before the others are left out: they end where these did."""
+
 LARGE = 3_000_000
 """Entries of all tables of one elimination, above which (about 20 ms) a coarse problem goes first."""
 
@@ -75,14 +78,14 @@ def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: floa
         if incumbent.state is None:
             _repair_nearest(current, dual, incumbent, free)
         prices = current.flat_value - dual.multipliers @ current.flat_cost
-        done = _relative_gap(incumbent, upper) <= target / 3 or dual.bound <= incumbent.value
+        done = relative_gap(incumbent.value, upper) <= target / 3 or dual.bound <= incumbent.value
         marginals = [] if done or incumbent.late else plan.max_marginals(prices)
         at_limit = float(dual.multipliers @ current.limit)
         if marginals:
             kept = _worth(marginals, incumbent.value - at_limit)
             _improve(current, kept, dual, incumbent, free, upper, target)
         upper = max(upper, incumbent.value)
-        if not marginals or _relative_gap(incumbent, upper) <= target or incumbent.late:
+        if not marginals or relative_gap(incumbent.value, upper) <= target or incumbent.late:
             break
         kept = _worth(marginals, incumbent.value - at_limit)
         if any(len(options) == 0 for options in kept):
@@ -93,12 +96,6 @@ def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: floa
             break
         plan = Elimination(current, cap)
     return Bounded(upper, None if upper <= incumbent.value else current, seen)
-
-
-def _relative_gap(incumbent: Incumbent, upper: float) -> float:
-    if incumbent.state is None:
-        return np.inf
-    return (upper - incumbent.value) / max(abs(upper), 1e-300)
 
 
 def _coarsen(model: Model, free: int) -> Model:
@@ -179,9 +176,12 @@ def _improve(
     starts = [states[:, i] for pair in zip(outside, inside, strict=False) for i in pair]
     if incumbent.state is not None:
         starts.insert(0, incumbent.state)
+    in_vain = 0
     for start in starts:
-        if _relative_gap(incumbent, upper) <= target / 3:
+        if relative_gap(incumbent.value, upper) <= target / 3 or in_vain == IN_VAIN:
             return
+        before = incumbent.value
         feasible_start = repair(incumbent, moves, start)
         if feasible_start is not None:
             climb(incumbent, moves, feasible_start, dual.multipliers)
+        in_vain = 0 if incumbent.value > before else in_vain + 1

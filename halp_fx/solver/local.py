@@ -6,6 +6,7 @@ States are (V,) option indices as in `Model`; batches are (V, M). Only groups an
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ MAX_MOVES = 700
 
 VERIFIED = 256
 """Most promising pairs whose true effect is computed: pairs that share a table are not additive."""
+
+
+ROUNDING = 1e-13
+"""Values (between 0 and about 1) that differ by less are equal."""
 
 
 class Incumbent:
@@ -168,3 +173,46 @@ def _best_pair(
 
 def _largest(rank: Floats) -> Ints:
     return np.argpartition(-rank, VERIFIED)[:VERIFIED]
+
+
+def widen(incumbent: Incumbent, groups: int, inside: Mapping[int, Sequence[int]]) -> None:
+    """Spend what the best state leaves of the budgets: as long as a group can take a larger width or a dropped branch
+    can return, its groups at their smallest widths, within every limit and for no less value, do what gains most for
+    its cost. No such step is left in the end.
+
+    Args:
+        groups: how many variables are groups.
+        inside: variable of each branch -> those of its groups.
+    """
+    model, state = incumbent.model, incumbent.state
+    assert state is not None
+    far = False
+    while True:
+        # The next width of each group is tried first: there are fewer of them.
+        most = [model.sizes[v] if far else min(int(state[v]) + 2, model.sizes[v]) for v in range(groups)]
+        moves = [(v, k) for v in range(groups) for k in range(int(state[v]) + 1, most[v])]
+        back = [b for b in inside if state[b] == 0]
+        states = np.repeat(state[:, None], 1 + len(moves) + len(back), axis=1)
+        for column, (v, k) in enumerate(moves, 1):
+            states[v, column] = k
+        for column, b in enumerate(back, 1 + len(moves)):
+            states[[b, *inside[b]], column] = [1] + [0] * len(inside[b])
+        states = model.complete(states)
+        value, cost = model.evaluate(states)
+        gain, more = value - value[0], (cost - cost[:, :1]).sum(axis=0)
+        # A group of a dropped branch has no width: whatever it is set to, nothing changes.
+        idle = np.isin([0, *(v for v, _ in moves)], [g for b in back for g in inside[b]])
+        allowed = model.feasible(cost) & (gain >= -ROUNDING)
+        allowed[: len(idle)] &= ~idle
+        allowed[0] = False
+        if not allowed.any():
+            if far:
+                break
+            far = True
+            continue
+        with np.errstate(divide="ignore", invalid="ignore"):
+            rate = np.where(more > 0, gain / more, np.inf)
+        best = int(np.lexsort((gain, np.where(allowed, rate, -np.inf)))[-1])
+        state = states[:, best]
+    incumbent.state = state.copy()
+    incumbent.value = float(value[0])

@@ -9,6 +9,10 @@ many groups feed it.
 
 Costs that touch the same variables are added into one factor: batch norm, activation and add cost no time
 later.
+
+Values are counted from the least that any choice has, in units of how far choices can differ: what every choice has
+alike decides nothing, and a gap relative to it says nothing. Where choices are worth the same, a wider one is worth
+a little more (`TIE`).
 """
 
 from __future__ import annotations
@@ -21,6 +25,28 @@ import numpy.typing as npt
 
 from .problem import WidthProblem
 from .tables import CostTable, Floats, Ints, Term
+
+TIE = 1e-7
+"""What all ties together are worth, as a share of what choices can differ by; where nothing differs, all there is. A
+tenth of the gap called optimal, and a single one of 10^4 options still is far above rounding."""
+
+
+MISSED = 10.0
+"""What the budgets do not buy counts so many times as much as what they buy, when a gap is judged."""
+
+
+def relative_gap(value: float, upper: float) -> float:
+    """How far a value may be from the best, both in a `Model`'s units (0: the least there is, 1: about the most):
+    relative to what the budgets buy, or to `MISSED` times what they do not, whichever is less. A budget that buys
+    nearly everything is judged by the little that it leaves."""
+    return (upper - value) / judged_by(value, upper) if upper > value else 0.0
+
+
+def judged_by(value: float, upper: float) -> float:
+    """What a gap is relative to: see `relative_gap`."""
+    if not (np.isfinite(value) and np.isfinite(upper)):
+        return 1.0
+    return max(min(upper, MISSED * (1.0 + TIE - value)), 1e-300)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,6 +83,7 @@ class Model:
         factors, sums: see `Factor`, `Sum`.
         limit: (R,) budgets in units of `scale`: 1 for a positive budget.
         scale: (R,) in the unit of the resource.
+        least, span: a value v of the model is `least + span * v` of the problem, up to ties.
     """
 
     sizes: tuple[int, ...]
@@ -65,6 +92,8 @@ class Model:
     sums: tuple[Sum, ...]
     limit: Floats
     scale: Floats
+    least: float = 0.0
+    span: float = 1.0
     flat_value: Floats = field(init=False)
     flat_cost: Floats = field(init=False)
     _offset: Ints = field(init=False)
@@ -131,7 +160,7 @@ class Model:
             sums.append(Sum(s.left, s.right, s.total, index))
         options = tuple(old[new] for old, new in zip(self.options, kept, strict=True))
         sizes = tuple(len(new) for new in kept)
-        return Model(sizes, options, tuple(factors), tuple(sums), self.limit, self.scale)
+        return Model(sizes, options, tuple(factors), tuple(sums), self.limit, self.scale, self.least, self.span)
 
 
 def compile_problem(problem: WidthProblem) -> Model:
@@ -152,24 +181,26 @@ class _Compiler:
         self.sums: list[Sum] = []
         self.sum_of: dict[frozenset[tuple[int, int]], int] = {}
         self.tables: dict[tuple[int, ...], tuple[Floats, Floats]] = {}
+        # Of each group and branch: what the layers that it has a part in cost at full width, in budgets.
+        self.full_cost = np.zeros(len(self.widths))
 
     def model(self) -> Model:
         problem = self.problem
         budgets = np.array([problem.budgets[r] for r in self.resources])
         scale = np.where(np.abs(budgets) > 0, np.abs(budgets), 1.0)
-        self._add_values()
         self._make_sums()
         home = problem.branch_of_cost()
         for index, cost in enumerate(problem.costs):
             if cost.resource in problem.budgets:
                 self._add_cost(cost, self.branch.get(home.get(index, "")))
+        least, span = self._add_values()
         factors = tuple(
             Factor(scope, value, cost / scale.reshape(-1, *[1] * value.ndim))
             for scope, (value, cost) in self.tables.items()
         )
         sizes = tuple(len(w) for w in self.widths)
         options = tuple(np.arange(size) for size in sizes)
-        return Model(sizes, options, factors, tuple(self.sums), budgets / scale, scale)
+        return Model(sizes, options, factors, tuple(self.sums), budgets / scale, scale, least, span)
 
     def _table(self, scope: tuple[int, ...]) -> tuple[Floats, Floats]:
         if scope not in self.tables:
@@ -177,23 +208,49 @@ class _Compiler:
             self.tables[scope] = (np.zeros(shape), np.zeros((len(self.resources), *shape)))
         return self.tables[scope]
 
-    def _add_values(self) -> None:
+    def _add_values(self) -> tuple[float, float]:
+        """Add what groups and branches are worth; returns `Model.least` and `Model.span`."""
         owner = {group: b.name for b in self.problem.branches for group in b.groups}
+        ties = self._ties()
+        rows: list[tuple[tuple[int, ...], Floats, Floats]] = []
         for name, group in self.problem.groups.items():
+            part = group.widths / group.widths[-1]
+            tie = ties[self.number[name]] * part / (part + 0.1)
             if name in owner:
-                value, _ = self._table((self.number[name], self.branch[owner[name]]))
-                value[:, 1] += group.value
+                scope = (self.number[name], self.branch[owner[name]])
+                rows.append((scope, _or_nothing(group.value), _or_nothing(tie)))
             else:
-                value, _ = self._table((self.number[name],))
-                value += group.value
+                rows.append(((self.number[name],), group.value, tie))
         for b in self.problem.branches:
-            self._table((self.branch[b.name],))[0][1] += b.value
+            tie = np.array([0.0, ties[self.branch[b.name]]])
+            rows.append(((self.branch[b.name],), np.array([0.0, b.value]), tie))
+        least = float(sum(value.min() for _, value, _ in rows))
+        span = float(sum(value.max() - value.min() for _, value, _ in rows))
+        unit, weight = (1 / span, TIE) if span > 0 else (0.0, 1.0)
+        for row in rows:
+            (total, _), value, tie = self._table(row[0]), row[1], row[2]
+            total += (value - value.min()) * unit + weight * tie
+        return least, span
+
+    def _ties(self) -> Floats:
+        """What the width of each group, and each branch, counts where values tie, 1 in all: its share of the cost at
+        full width. It rises with the width w as w / (w + 0.1), which is more concave than a logarithm: costs are
+        products of two widths, and narrow layers between wide ones would be worth no less. So widths that nothing else
+        decides come out near uniform."""
+        share = self.full_cost
+        # What costs nothing is kept, too, given the choice.
+        share = share + max(share.sum(), 1e-300) / (100 * len(share))
+        return np.asarray(share / share.sum())
 
     def _add_cost(self, cost: CostTable, branch: int | None) -> None:
         """Add one layer's table, laid out over the variables of its output and input width."""
         out, out_widths = self._coordinate(cost.output, cost.out_offset, cost.out_widths)
         into, in_widths = self._coordinate(cost.inputs, cost.in_offset, cost.in_widths)
         table = cost.at(out_widths, in_widths)
+        parts = {self.number[term.group] for term in (*cost.inputs, *cost.output)}
+        parts |= set() if branch is None else {branch}
+        budget = abs(self.problem.budgets[cost.resource]) or 1.0
+        self.full_cost[list(parts)] += abs(float(table[-1, -1])) / budget
         if out is None:
             table, scope = table[0], [into]
         elif into is None:
@@ -266,3 +323,8 @@ class _Compiler:
             ((variable, scale),) = parts
             return variable, scale * self.widths[variable]
         return self.sum_of[parts], self.widths[self.sum_of[parts]]
+
+
+def _or_nothing(value: Floats) -> Floats:
+    """(K, 2) 0 for a dropped branch, (K,) values for a kept one."""
+    return np.stack([np.zeros_like(value), value], axis=-1)

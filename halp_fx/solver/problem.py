@@ -170,7 +170,9 @@ class Solution:
         value: what it is worth.
         costs: resource -> what it costs, for every resource of the problem.
         upper_bound: no choice within the budgets is worth more.
-        gap: (upper_bound - value) / |upper_bound|; 0 is proven optimal.
+        gap: upper_bound - value, relative to what the budgets buy (value beyond the least that any choice has), or to
+            ten times what they do not buy (value of the dense network beyond this one), whichever is less; 0 is proven
+            optimal. Where all choices are worth the same, of the preference for wide and even ones instead.
         seconds: wall-clock time of the call.
         method: that was asked for.
         dropped: names of the branches dropped.

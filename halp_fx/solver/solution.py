@@ -9,12 +9,12 @@ import numpy as np
 
 from ..errors import InfeasibleError, ProblemError
 from .baselines import solve_greedy, solve_uniform
-from .exact import solve_exact
+from .exact import columns, solve_exact
 from .halp import solve_halp
 from .infeasible import infeasible
-from .lagrangian import bound_and_search
-from .local import Incumbent
-from .model import Model, compile_problem
+from .lagrangian import Bounded, bound_and_search
+from .local import Incumbent, widen
+from .model import Model, compile_problem, relative_gap
 from .problem import Solution, WidthProblem
 
 Method = Literal["auto", "exact", "lagrangian", "halp", "uniform", "greedy"]
@@ -22,21 +22,31 @@ Method = Literal["auto", "exact", "lagrangian", "halp", "uniform", "greedy"]
 OPTIMAL = 1e-6
 """Relative gap called optimal: what HiGHS and sums of rounded numbers can tell apart."""
 
+AT_ONCE = 2_000
+"""Columns of a MILP that "auto" solves to the end, whatever the gap: some tens of milliseconds."""
+
+WORTH = 4_000
+"""Columns of the largest MILP that "auto" begins. Larger ones spent seconds and did not close their gap."""
+
+NODES = 200
+"""Nodes of its search tree, which unlike seconds are the same on every machine; about a second."""
+
 
 def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10.0, gap: float = 1e-3) -> Solution:
     """Choose the widths of greatest value that meet every budget.
 
     Args:
         problem: see `WidthProblem`.
-        method: "lagrangian" (bound, local search), "exact" (that, then a MILP to the end), "auto" (the MILP
-            only while the gap is above `gap`), or a baseline: "halp" (the published dynamic program),
-            "uniform", "greedy". Baselines report the Lagrangian bound too.
+        method: "lagrangian" (bound, local search), "exact" (that, then a MILP to the end), "auto" (the MILP where it
+            is small, or the gap is above `gap` and it can be expected to help), or a baseline: "halp" (the published
+            dynamic program), "uniform", "greedy". Baselines report the Lagrangian bound too.
         time_limit: seconds; the best choice found by then is returned with its gap. It is looked at between
             steps, the longest of which (one elimination) takes about a second.
-        gap: relative gap at which "auto" and "lagrangian" are content.
+        gap: at which "auto" and "lagrangian" are content, relative as `Solution.gap` is.
 
     Returns:
-        A choice that meets every budget, with an upper bound that holds for all choices.
+        A choice that meets every budget, with an upper bound that holds for all choices. Unless a baseline made it,
+        nothing more fits: no group can be widened, and no branch return, within the budgets and for no less value.
 
     Raises:
         InfeasibleError: no choice meets the budgets (or, if the message says so, none was found in time).
@@ -58,18 +68,31 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
     else:
         searched = incumbent
     found = bound_and_search(model, searched, free, OPTIMAL / 10 if method == "exact" else gap)
-    upper = found.upper
-    wanted = OPTIMAL if method == "exact" else gap
-    more = method in ("auto", "exact") and _gap(searched.value, upper) > wanted
-    if found.reduced is not None and (more or searched.state is None):
-        upper = solve_exact(found.reduced, free, searched, min(wanted, 1e-3) / 10, upper)
+    upper = _finish(found, searched, free, method, gap)
     if searched.state is None:
         raise infeasible(problem, model, proven=upper == -np.inf)
     if incumbent.state is None:
         raise InfeasibleError(
             f"method {method!r} found no choice within the budgets, though there is one: use 'auto'", np.nan
         )
+    if incumbent is searched:
+        number = {name: v for v, name in enumerate(problem.groups)}
+        inside = {len(number) + i: [number[g] for g in b.groups] for i, b in enumerate(problem.branches)}
+        widen(incumbent, len(number), inside)
     return _solution(problem, incumbent, upper, method, gap, time.perf_counter() - start)
+
+
+def _finish(found: Bounded, incumbent: Incumbent, free: int, method: str, gap: float) -> float:
+    """The MILP on what the Lagrangian method left, where the method asks for it; returns the upper bound."""
+    if found.reduced is None:
+        return found.upper
+    unsolved, size = incumbent.state is None, columns(found.reduced)
+    wanted = OPTIMAL if method == "exact" or (method == "auto" and size <= AT_ONCE) else gap
+    begin = method == "exact" or (method == "auto" and size <= WORTH)
+    if not unsolved and not (begin and relative_gap(incumbent.value, found.upper) > wanted):
+        return found.upper
+    nodes = None if unsolved or method == "exact" else NODES
+    return solve_exact(found.reduced, free, incumbent, wanted / 2, found.upper, nodes)
 
 
 def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: Incumbent) -> None:
@@ -79,12 +102,6 @@ def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: In
         solve_greedy(model, len(problem.groups), incumbent)
     else:
         solve_halp(problem, model, incumbent)
-
-
-def _gap(value: float, upper: float) -> float:
-    if upper <= value:
-        return 0.0
-    return float((upper - value) / max(abs(upper), 1e-300))
 
 
 def _solution(
@@ -99,7 +116,8 @@ def _solution(
         for (name, group), k in zip(problem.groups.items(), incumbent.state, strict=False)
     }
     value, costs = problem.evaluate(widths, dropped)
-    upper = max(upper, value)
-    gap = _gap(value, upper)
+    model = incumbent.model
+    gap = relative_gap(incumbent.value, upper)
+    upper = max(model.least + model.span * upper, value)
     status = "optimal" if gap <= OPTIMAL else "within_gap" if gap <= wanted else "feasible"
     return Solution(widths, value, costs, upper, gap, seconds, method, dropped, status)

@@ -1,0 +1,106 @@
+"""Compiled code: each function its own, never eager code in its place.
+
+Dynamo compiles at most 8 versions of one code object and then runs it *eagerly*, with a line in the log. Pruned
+networks of one class share their forward, so from the ninth on a runtime would be measured that nobody asked for. Here
+every function gets a code object of its own, and where the forward breaks into several graphs, versions that other
+calls of `torch.compile` do not count (`isolate_recompiles`, where torch has it). Should a limit be hit all the same, or
+nothing be compiled, that is an error; and while times are taken nothing is compiled. `torch._dynamo.reset` is not
+called: it would throw away the caller's compiled code.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
+from typing import Any
+
+import torch
+
+from .errors import LatencyError
+
+BACKEND: str | Callable[..., Any] = "inductor"
+
+WARM_UP = 3
+"""Calls before times are taken: the first compiles, the second may compile again with sizes left open."""
+
+_ISOLATED: dict[str, Any]
+_ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+
+_numbers = count()
+
+
+class _Backend:
+    """Compiles graphs and counts them. Dynamo keeps it with the compiled code, where no garbage collector looks, so it
+    knows nothing of the function."""
+
+    def __init__(self) -> None:
+        self.graphs = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, example: list[Any], **options: Any) -> Any:
+        from torch._dynamo import lookup_backend
+
+        self.graphs += 1
+        backend = lookup_backend(BACKEND) if isinstance(BACKEND, str) else BACKEND
+        return backend(graph, example, **options)
+
+
+class Compiled:
+    """A function, compiled; `warm_up` with the arguments that it is going to be timed with."""
+
+    def __init__(self, function: Callable[..., Any], dynamic: bool | None = None) -> None:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return function(*args, **kwargs)
+
+        # Equal code objects count as one.
+        run.__code__ = run.__code__.replace(co_name=f"halp_fx_{next(_numbers)}")
+        self._backend = _Backend()
+        self.function = torch.compile(run, backend=self._backend, dynamic=dynamic, **_ISOLATED)
+
+    def warm_up(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for these arguments, whatever stance the caller has set.
+
+        Raises:
+            LatencyError: Dynamo would run eager code instead.
+        """
+        import torch._dynamo as dynamo  # Takes a second; torch itself imports it when it first compiles.
+
+        with torch.compiler.set_stance("default"), dynamo.config.patch(fail_on_recompile_limit_hit=True):
+            try:
+                for _ in range(WARM_UP):
+                    self.function(*args, **kwargs)
+            except dynamo.exc.FailOnRecompileLimitHit as error:
+                raise LatencyError(
+                    "torch.compile has as many versions of a function of this network as it makes and would run eager "
+                    "code instead, which is not measured: raise torch._dynamo.config.recompile_limit (and "
+                    f"accumulated_recompile_limit), or measure in a new process ({_first_line(error)})"
+                ) from error
+        if self._backend.graphs == 0:
+            raise LatencyError(
+                "torch.compile compiled nothing of this network, so it would be measured eagerly: is compilation "
+                "switched off (TORCHDYNAMO_DISABLE, torch.compiler.disable)?"
+            )
+
+
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """To be held while times are taken of what is warm. Holds for the whole process.
+
+    Raises:
+        LatencyError: something was about to be compiled.
+    """
+    try:
+        with torch.compiler.set_stance("fail_on_recompile"):
+            yield
+    except RuntimeError as error:
+        if "fail_on_recompile" not in str(error):
+            raise
+        raise LatencyError(
+            f"torch.compile wanted to compile again while times were taken, after {WARM_UP} calls with these very "
+            f"inputs: the forward depends on more than its inputs ({_first_line(error)})"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,59 @@
+"""The caller's random numbers: halp_fx draws none of them, and what a callback draws is not given back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+States = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
+
+
+class Stream:
+    """The global random states (Python, numpy, PyTorch on CPU and GPUs) as the caller's code has left them."""
+
+    def __init__(self) -> None:
+        self._states = _states()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Put the caller's states back at the end, also after an error."""
+        try:
+            yield
+        finally:
+            _restore(self._states)
+
+    def given(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
+        """A callback of the caller's that goes on with the caller's random numbers, and with gradients."""
+        if function is None:
+            return None
+
+        def run(*args: Any) -> Any:
+            own = _states()
+            _restore(self._states)
+            try:
+                with torch.enable_grad():
+                    return function(*args)
+            finally:
+                self._states = _states()
+                _restore(own)
+
+        return run
+
+
+def _states() -> States:
+    on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_gpu
+
+
+def _restore(states: States) -> None:
+    python, numpy, cpu, on_gpu = states
+    random.setstate(python)
+    np.random.set_state(numpy)
+    torch.set_rng_state(cpu)
+    if on_gpu:
+        torch.cuda.set_rng_state_all(on_gpu)
