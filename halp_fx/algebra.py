@@ -124,6 +124,21 @@ class Edit:
     divisor: int
 
 
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Dimensions of an operator's first tensor that its statistic runs over; or, by tensor, the one of a mere sum."""
+
+    call: Call
+    dims: set[int]
+    sums: Mapping[int, int] | None = None
+
+    def along(self, tensor: int) -> set[int] | None:
+        """The labelled dimensions of a tensor along which the twin leaves out what was removed; None: all."""
+        if self.sums is not None:
+            return {self.sums[tensor]} if tensor in self.sums else set()
+        return None if tensor else self.dims
+
+
 @dataclass(slots=True)
 class Algebra:
     """Hands out slots and collects what the rules find out about them."""
@@ -134,7 +149,7 @@ class Algebra:
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     grids: list[tuple[Plane, str]] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
-    restricted: dict[fx.Node, tuple[Call, set[int]]] = field(default_factory=dict)
+    restricted: dict[fx.Node, Restriction] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
@@ -252,7 +267,12 @@ class Algebra:
     def restrict(self, call: Call, dims: Iterable[int]) -> None:
         """The operator's statistic runs over labelled dimensions `dims` of its first tensor: removing channels is not
         the same as zeroing them. The zeroed twin computes it over what is kept."""
-        self.restricted.setdefault(call.node, (call, set()))[1].update(dims)
+        self.restricted.setdefault(call.node, Restriction(call, set())).dims.update(dims)
+
+    def sum_over(self, call: Call, dims: Mapping[int, int]) -> None:
+        """The operator sums over labelled dimensions, given by tensor (in the order of `Call.tensors`), that need not
+        be zero where they were removed: so does the twin, over what is kept."""
+        self.restricted.setdefault(call.node, Restriction(call, set(), dict(dims)))
 
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label, -1 for label 0."""

@@ -98,9 +98,9 @@ def settle(
         for e in algebra.edits
     )
     restricted = {
-        call.node.name: tuple(partition.channel_map(v, None if i else dims) for i, v in enumerate(call.tensors()))
-        for call, dims in algebra.restricted.values()
-        if call.node.graph is traced.graph
+        node.name: tuple(partition.channel_map(v, r.along(i)) for i, v in enumerate(r.call.tensors()))
+        for node, r in algebra.restricted.items()
+        if node.graph is traced.graph
     }
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):

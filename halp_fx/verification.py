@@ -31,6 +31,7 @@ _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d
 _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+_TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 # Their whole numbers take part in what they compute.
 _COMPUTES = {
@@ -338,6 +339,9 @@ def takes_sizes(coupling: Coupling) -> bool:
 
 def takes_size(node: fx.Node) -> bool:
     """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    if operator(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+        # So are these; what a forward of the user's own hands to them is not.
+        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
     if operator(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
         return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]

@@ -82,7 +82,21 @@ def copy_into(call: Call, algebra: Algebra) -> Planes:
     return tuple(algebra.grid(broadcast(p, call.shape)) for p in source.planes)
 
 
+def sorted_into(call: Call, algebra: Algebra) -> Planes:
+    """`bucketize(x, boundaries)` and `searchsorted(boundaries, x)`: elementwise, where all share one row of boundaries."""
+    x, rows = (call.args[1], call.args[0]) if call.op == "searchsorted" else call.args[:2]
+    if rows.planes or rows.ndim != 1 or "sorter" in call.kwargs:
+        algebra.pin_all(call.tensors(), f"{call.where} compares with boundaries along this axis")
+        return ()
+    return x.planes
+
+
+register_rule(aten.bucketize.Tensor, aten.searchsorted.Tensor)(sorted_into)
 register_rule(
+    aten._conj,
+    aten._neg_view,
+    aten.resolve_conj,
+    aten.log_sigmoid_forward,
     aten.clone,
     aten._to_copy,
     aten.detach,

@@ -301,6 +301,7 @@ register_rule(
     aten.expand,
     aten.repeat,
     aten.flip,
+    aten.rot90,
     aten.pixel_shuffle,
     aten.pixel_unshuffle,
     aten.diagonal,
