@@ -41,6 +41,8 @@ class Value:
     # Computed from parameters and buffers only: its labels name the tensors whose roles a rule may set.
     parameter: bool = False
     data: torch.Tensor | None = None
+    # Where it comes from in the trace.
+    node: fx.Node | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -139,6 +141,29 @@ class Restriction:
         return None if tensor else self.dims
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A plane that is cut along a dimension: at every place, which piece it belongs to (`parts`), and the place that
+    it goes with if nothing else keeps the pieces in proportion (`leaders`)."""
+
+    plane: Plane
+    dim: int
+    leaders: torch.Tensor
+    parts: np.ndarray
+    call: Call
+
+    def proportional(self, classes: np.ndarray) -> bool:
+        """Whether the pieces keep their proportions whichever classes of labels are removed."""
+        small = compact(self.plane).numpy()
+        parts = self.parts.reshape([-1 if d == self.dim else 1 for d in range(small.ndim)])
+        parts = np.broadcast_to(parts, small.shape).reshape(-1)
+        _, ids = np.unique(classes[small].reshape(-1), return_inverse=True)
+        sizes = np.bincount(parts)
+        counts = np.bincount(ids * len(sizes) + parts, minlength=(int(ids.max()) + 1) * len(sizes))
+        counts = counts.reshape(-1, len(sizes))
+        return bool((counts * sizes.sum() == counts.sum(1, keepdims=True) * sizes).all())
+
+
 @dataclass(slots=True)
 class Algebra:
     """Hands out slots and collects what the rules find out about them."""
@@ -148,6 +173,7 @@ class Algebra:
     links: list[Link] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     grids: list[tuple[Plane, str]] = field(default_factory=list)
+    pieces: list[Pieces] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
     restricted: dict[fx.Node, Restriction] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
@@ -223,6 +249,27 @@ class Algebra:
         for dim in dims:
             first = first.narrow(dim, 0, 1)
         self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
+
+    def keep_proportions(
+        self, plane: Plane, dim: int, leaders: torch.Tensor, sizes: Sequence[int], call: Call
+    ) -> None:
+        """Pieces of these sizes along `dim` must keep their proportions: as what reads them couples them, or, if that
+        does not do it, every place goes with its leader. Decided at the end, see `settle_pieces`."""
+        self.pieces.append(Pieces(plane, dim, leaders, np.repeat(np.arange(len(sizes)), sizes), call))
+
+    def settle_pieces(self) -> None:
+        """Couple the places of those pieces that nothing else keeps in proportion."""
+        found = {(p.plane.data_ptr(), p.plane.shape, p.plane.stride(), p.dim, p.parts.tobytes()): p for p in self.pieces}
+        if not found:
+            return
+        classes = self.classes()
+        for pieces in found.values():
+            place = f"{pieces.call.place}#pieces"
+            holds = pieces.proportional(classes)
+            if self.choose(place, "apart" if holds else "together") == "together" or not holds:
+                self.couple(
+                    pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk"
+                )
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
         """Couple labels of channels that the program wants in a fixed proportion, as a trial has shown."""
@@ -360,6 +407,24 @@ def simplify(plane: Plane) -> Plane:
             if (labels == first).all():
                 labels, sizes[dim] = first, 1
     return small.as_strided(sizes, small.stride()).expand(plane.shape)
+
+
+def independent(a: Plane, b: Plane) -> bool:
+    """Whether every label of one plane meets every label of the other (a row and a column of one flattened matrix):
+    coupled, they would all be one."""
+    dims = varying(a)
+    if len(dims) == 1 and varying(b) == dims:
+        left, right = vector(a, dims[0]).numpy(), vector(b, dims[0]).numpy()
+        # Most are a range of different labels.
+        if any(int(row[-1]) - int(row[0]) == len(row) - 1 for row in (left, right)):
+            return False
+    else:
+        small = _shrunk(a, b)
+        left, right = (np.ascontiguousarray(p.numpy()).reshape(-1) for p in small)
+    first, second = len(np.unique(left)), len(np.unique(right))
+    if first < 2 or second < 2 or first * second > len(left):
+        return False
+    return len(_distinct(left.astype(np.int64) << 32 | right)) == first * second
 
 
 def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:

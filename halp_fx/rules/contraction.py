@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import fx
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, independent, varying
 from .elementwise import join
 from .registry import register_rule
-from .values import grown, zero_where_removed
+from .values import zero_where_removed
 
 aten = torch.ops.aten
 
@@ -24,20 +23,20 @@ def contraction(call: Call, algebra: Algebra) -> Planes:
     the same positions.
     """
     a, b = call.args[:2]
-    _sum(call, algebra, (0, a, a.ndim - 1), (1, b, b.ndim - 2))
+    _sum(call, algebra, (a, a.ndim - 1), (b, b.ndim - 2))
     return product(a, b, call, algebra)
 
 
-def _sum(call: Call, algebra: Algebra, left: tuple[int, Value, int], right: tuple[int, Value, int]) -> None:
-    """Each operand as (which argument, value, summed dimension): what was removed may hold anything in both."""
-    for index, value, dim in (left, right):
-        if not any(dim in varying(p) for p in value.planes) or zero_where_removed(call.node.args[index]):
+def _sum(call: Call, algebra: Algebra, left: tuple[Value, int], right: tuple[Value, int]) -> None:
+    """Each operand and its summed dimension: what was removed may hold anything in both."""
+    for value, dim in (left, right):
+        if not any(dim in varying(p) for p in value.planes) or zero_where_removed(value.node):
             return
     tensors = call.tensors()
-    places = [next(i for i, v in enumerate(tensors) if v is value) for _, value, _ in (left, right)]
+    places = [next(i for i, v in enumerate(tensors) if v is value) for value, _ in (left, right)]
     if places[0] == places[1]:
         places[1] += 1  # One tensor on both sides.
-    algebra.sum_over(call, {places[0]: left[2], places[1]: right[2]})
+    algebra.sum_over(call, {places[0]: left[1], places[1]: right[1]})
 
 
 def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
@@ -50,16 +49,16 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     right = [p.unsqueeze(-3).expand(space) for p in b.planes]
     kept: list[Plane] = []
     for plane in left:
-        partners = [q for q in right if set(varying(q)) & set(varying(plane))]
+        partners = [q for q in right if set(varying(q)) & set(varying(plane)) and not independent(q, plane)]
         for q in partners:
             algebra.couple(plane, q, call, "input")
         _mark(a, plane, k_dim, algebra)
-        plane = _unblocked(plane, b, right, 1, batch, call, algebra)
+        plane = _unblocked(plane, b, right, len(batch), call, algebra)
         kept.append(_without(plane, k_dim, bool(partners), call, algebra))
     for plane in right:
-        partners = [p for p in left if set(varying(p)) & set(varying(plane))]
+        partners = [p for p in left if set(varying(p)) & set(varying(plane)) and not independent(p, plane)]
         _mark(b, plane, k_dim, algebra)
-        plane = _unblocked(plane, a, left, 0, batch, call, algebra)
+        plane = _unblocked(plane, a, left, len(batch), call, algebra)
         plane = _without(plane, k_dim, bool(partners), call, algebra)
         if not any(set(varying(plane)) & set(varying(p)) for p in kept):
             kept.append(plane)
@@ -68,14 +67,12 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
 
 
 def _unblocked(
-    plane: Plane, other: Value, planes: list[Plane], side: int, batch: tuple[int, ...], call: Call, algebra: Algebra
+    plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra
 ) -> Plane:
     """The plane, where the other operand is as long along a batch dimension but has no labels there: it would not
     shrink along, so every place there keeps the same."""
-    dims = {d for d in varying(plane) if d < len(batch) and other.shape[d] > 1}
+    dims = {d for d in varying(plane) if d < batch and other.shape[d] > 1}
     if not dims or any(dims & set(varying(q)) for q in planes):
-        return plane
-    if grown([n for n in call.node.args if isinstance(n, fx.Node)][-2:][side]):
         return plane
     if dims == set(varying(plane)):
         algebra.pin(plane, f"the other operand of {call.where} does not shrink along")
@@ -105,7 +102,7 @@ def _without(plane: Plane, k_dim: int, matched: bool, call: Call, algebra: Algeb
 def add_contraction(call: Call, algebra: Algebra) -> Planes:
     """`addmm` / `baddbmm`: bias + a @ b."""
     bias, a, b = call.args[:3]
-    _sum(call, algebra, (1, a, a.ndim - 1), (2, b, b.ndim - 2))
+    _sum(call, algebra, (a, a.ndim - 1), (b, b.ndim - 2))
     planes = product(a, b, call, algebra)
     result = Value(call.outputs[0], planes) if call.outputs[0] is not None else a
     if bias.parameter:
@@ -117,7 +114,7 @@ def add_contraction(call: Call, algebra: Algebra) -> Planes:
 def matrix_vector(call: Call, algebra: Algebra) -> Planes:
     """(m, k) x (k,) -> (m,)."""
     a, b = call.args[0], call.args[1]
-    _sum(call, algebra, (0, a, a.ndim - 1), (1, b, 0))
+    _sum(call, algebra, (a, a.ndim - 1), (b, 0))
     return _by_column(a, b, call, algebra)
 
 
@@ -130,7 +127,7 @@ def _by_column(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
 def dot(call: Call, algebra: Algebra) -> Planes:
     """(k,) x (k,) -> ()."""
     row, column = call.args[:2]
-    _sum(call, algebra, (0, row, 0), (1, column, 0))
+    _sum(call, algebra, (row, 0), (column, 0))
     spec = replace(row.spec, shape=(1, *row.shape), stride=(0, *row.spec.stride))
     row = replace(row, spec=spec, planes=tuple(p.unsqueeze(0) for p in row.planes))
     return tuple(p.squeeze(0) for p in _by_column(row, column, call, algebra))

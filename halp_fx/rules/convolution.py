@@ -48,7 +48,7 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
         finer = algebra.choose(call.place, "whole" if groups >= in_per_group else "positions")
         outputs = (_whole_groups if finer == "whole" else _positions)(labels, call, algebra)
     if groups == 1 and inputs.any() and call.node not in algebra.restricted:
-        if not zero_where_removed(call.node.args[1]):
+        if not zero_where_removed(weight.node):
             algebra.sum_over(call, {0: 1, 1: 0 if transposed else 1})
     if weight.parameter:
         algebra.mark(w_out, "producer")

@@ -48,7 +48,7 @@ def of_matrices(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for value in values:
         kept = beside(value, {value.ndim - 2, value.ndim - 1}, call, algebra)
         spec = replace(value.spec, shape=value.shape[:-2], stride=value.spec.stride[:-2])
-        rows.append(replace(value, spec=spec, planes=tuple(p[..., 0, 0] for p in kept)))
+        rows.append(replace(value, spec=spec, planes=tuple(p[..., 0, 0] for p in kept), node=None))
     planes = join(rows, values[0].shape[:batch], call, algebra)
     results = []
     for spec in call.outputs:
@@ -75,7 +75,7 @@ def bilinear(call: Call, algebra: Algebra) -> Planes:
         for dim in sorted(int(d) for d in expand):
             shape, stride = (*shape[:dim], 1, *shape[dim:]), (*stride[:dim], 0, *stride[dim:])
             planes = tuple(p.unsqueeze(dim) for p in planes)
-        values.append(replace(value, spec=replace(value.spec, shape=shape, stride=stride), planes=planes))
+        values.append(replace(value, spec=replace(value.spec, shape=shape, stride=stride), planes=planes, node=None))
         for plane in planes if value.parameter else ():
             algebra.mark(plane, "consumer" if sums & set(varying(plane)) else "producer")
     shape = tuple(torch.broadcast_shapes(*(v.shape for v in values)))

@@ -49,7 +49,7 @@ def select_scatter(call: Call, algebra: Algebra) -> Planes:
     x, src = call.args[:2]
     dim = int(call.args[2]) % x.ndim
     spec = replace(src.spec, shape=_inserted(src.shape, dim, 1), stride=_inserted(src.spec.stride, dim, 0))
-    src = replace(src, spec=spec, planes=tuple(p.unsqueeze(dim) for p in src.planes))
+    src = replace(src, spec=spec, planes=tuple(p.unsqueeze(dim) for p in src.planes), node=None)
     return _written(call, algebra, x, [src], {dim})
 
 

@@ -74,9 +74,20 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
         leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes)
         if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
+        elif step > 1 or (leaders < 0).any() or not plane.all():
+            _couple_pieces(plane, dim, leaders, call, algebra)
         else:
-            algebra.couple(plane, plane.index_select(dim, leaders), call, "chunk")
+            algebra.keep_proportions(plane, dim, leaders, sizes, call)
     return shape_only(call, algebra)
+
+
+def _couple_pieces(plane: Plane, dim: int, leaders: torch.Tensor, call: Call, algebra: Algebra) -> None:
+    """Couple every slot with its leader; one without (-1) is of a piece that stays."""
+    fixed = (leaders < 0).nonzero().flatten()
+    if len(fixed):
+        algebra.pin(plane.index_select(dim, fixed), f"{call.where} cuts the channels at a constant position")
+    moving = (leaders >= 0).nonzero().flatten()
+    algebra.couple(plane.index_select(dim, moving), plane.index_select(dim, leaders[moving]), call, "chunk")
 
 
 _DIM_ARGUMENT = {
@@ -91,10 +102,18 @@ _DIM_ARGUMENT = {
 
 
 def _leaders(sizes: list[int]) -> torch.Tensor | None:
-    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none."""
+    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
+
+    Of pieces without a common divisor, those of equal size follow a width (C, C and a constant number); the others
+    stay: -1.
+    """
     units = math.gcd(*sizes)
     if units == 1 and set(sizes) != {1}:
-        return None
+        width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
+        if not width:
+            return None
+        first = sum(sizes[: sizes.index(width)])
+        return torch.cat([torch.arange(n) + first if n == width else torch.full((n,), -1) for n in sizes])
     if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
         return None  # A trial would be left with one unit, which does not show where the pieces begin.
     return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])

@@ -36,17 +36,5 @@ def zero_where_removed(node: Any) -> bool:
     return False
 
 
-def grown(node: fx.Node) -> bool:
-    """Whether a tensor was expanded from a smaller one, seen through views: its length follows what it meets."""
-    while node.op == "call_function" and _name(node) in _MOVES:
-        source = node.args[0]
-        if not isinstance(source, fx.Node):
-            return False
-        if _name(node) == "expand" and node.meta["spec"].shape != source.meta["spec"].shape:
-            return True
-        node = source
-    return False
-
-
 def _name(node: fx.Node) -> str:
     return str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", ""))
