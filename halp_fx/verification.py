@@ -318,8 +318,13 @@ def is_view(node: fx.Node) -> bool:
 
 def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
     """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
-    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent]
+    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent and not _idle(n)]
     return [n for n in own if n.meta.get("function") != "einsum"] if narrow else own
+
+
+def _idle(node: fx.Node) -> bool:
+    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
+    return operator(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
 
 
 def reads_widths(coupling: Coupling) -> bool:

@@ -6,7 +6,7 @@ labels of its results. An operator without a rule freezes whatever reaches it.
 """
 
 from ..algebra import Algebra, Call
-from . import matrices, scattering
+from . import matrices, quantization, scattering
 from .contraction import contraction
 from .convolution import convolution
 from .elementwise import like, pointwise
@@ -30,6 +30,7 @@ __all__ = [
     "like",
     "matrices",
     "pointwise",
+    "quantization",
     "recurrent",
     "reduction",
     "register_rule",

@@ -104,14 +104,14 @@ _DIM_ARGUMENT = {
 def _leaders(sizes: list[int]) -> torch.Tensor | None:
     """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
 
-    Of pieces without a common divisor, those of equal size follow a width (C, C and a constant number); the others
-    stay: -1.
+    Where several pieces have one size and others are no multiples of it (C, C and a constant number), those follow a
+    width, and the others stay: -1.
     """
     units = math.gcd(*sizes)
-    if units == 1 and set(sizes) != {1}:
-        width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
-        if not width:
-            return None
+    width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
+    if units == 1 and set(sizes) != {1} and not width:
+        return None
+    if width and any(n % width for n in sizes):
         first = sum(sizes[: sizes.index(width)])
         return torch.cat([torch.arange(n) + first if n == width else torch.full((n,), -1) for n in sizes])
     if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
@@ -250,6 +250,15 @@ def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) 
     return tuple(p.expand(call.shape) for p in join(flat, shape, call, algebra))
 
 
+def resized(call: Call, algebra: Algebra) -> Planes:
+    """`resize_(x, size)`: to the size that it has, nothing happens; any other use is not understood."""
+    x: Value = call.args[0]
+    if x.shape == call.shape:
+        return x.planes
+    algebra.pin_all((x,), f"{call.where} gives memory another shape")
+    return ()
+
+
 def as_strided(call: Call, algebra: Algebra) -> Planes:
     """Pooling to 1 x 1 restates the strides of what it has; any other use is not understood."""
     x: Value = call.args[0]
@@ -310,6 +319,7 @@ def complex_as_pair(call: Call, algebra: Algebra) -> Planes:
 
 
 register_rule(aten.as_strided, aten.as_strided_)(as_strided)
+register_rule(aten.resize_, aten.resize_as_)(resized)
 register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
 register_rule(
     aten.permute,
