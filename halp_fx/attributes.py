@@ -102,9 +102,12 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
         module = modules[edit.module]
         if hasattr(module, edit.attribute):
             size = edit.extent.at(widths) // edit.divisor
+            row = getattr(module, edit.attribute)
             if edit.index is not None:
-                row = getattr(module, edit.attribute)
                 size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
+            elif isinstance(row, int):
+                # A module may run its operator on the channels of a whole batch at once.
+                size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
             setattr(module, edit.attribute, size)
     _sync_norms(modules, coupling, widths)
     for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
@@ -114,6 +117,12 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
                     with _at_rest(new):
                         sync(new)
                     break
+
+
+def _in_proportion(value: int, then: int, now: int) -> int:
+    """What becomes of an attribute that is a whole fraction of a size; one that is none has another meaning."""
+    fits = value > 0 and then % value == 0 and (value * now) % then == 0
+    return value * now // then if fits else value
 
 
 def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Mapping[str, int]) -> None:
@@ -136,8 +145,7 @@ def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Ma
         value = getattr(module, attribute)
         done.add(name)
         if isinstance(value, int):
-            if shape[1] % max(value, 1) == 0 and (value * now[1]) % shape[1] == 0:
-                setattr(module, attribute, value * now[1] // shape[1])
+            setattr(module, attribute, _in_proportion(value, shape[1], now[1]))
         elif tuple(value) == shape[len(shape) - len(value) :]:
             setattr(module, attribute, type(value)(now[len(now) - len(value) :]))
 
