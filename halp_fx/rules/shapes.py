@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -30,10 +31,81 @@ def reshape(call: Call, algebra: Algebra) -> Planes:
 
 
 def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
-    result = plane.reshape(shape)
+    try:
+        result = plane.view(shape)
+    except RuntimeError:  # It has to be written out, along the dimensions that matter.
+        short, dims = list(shape), varying(plane)
+        small = plane
+        for old, new in _aligned(plane.shape, shape):
+            if not set(old) & set(dims):
+                small = small[tuple(slice(0, 1) if d in old else slice(None) for d in range(plane.dim()))]
+                for d in new:
+                    short[d] = 1
+        return simplify(small.reshape(short)).expand(shape)
     # A split dimension may be constant along one of its parts.
-    split = len(varying(result)) > len(varying(plane))
-    return simplify(result) if split or result.data_ptr() != plane.data_ptr() else result
+    return simplify(result) if len(varying(result)) > len(varying(plane)) else result
+
+
+def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions of `old` that make up runs of dimensions of `new`."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [], []
+        m = n = 1
+        while not left and not right or m != n:
+            if i < len(old) and (m <= n or j == len(new)):
+                m, i = m * old[i], i + 1
+                left.append(i - 1)
+            else:
+                n, j = n * new[j], j + 1
+                right.append(j - 1)
+        runs.append((left, right))
+    return runs
+
+
+def moved(call: Call, algebra: Algebra) -> Planes:
+    """Operators that move elements within dimensions (`flip`, `rot90`): as `shape_only`, on planes that are cut to
+    length 1 where they do not vary."""
+    results = (call.node.target(compact(p), *call.args[1:], **call.kwargs) for p in call.args[0].planes)  # type: ignore[operator]
+    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+
+
+def repeat(call: Call, algebra: Algebra) -> Planes:
+    """`repeat(x, times)`: as `shape_only`; what a plane does not vary along is not written out."""
+    times, kept = list(call.args[1]), []
+    for plane in call.args[0].planes:
+        offset = len(times) - plane.dim()
+        dims = {d + offset for d in varying(plane)}
+        small = compact(plane).repeat([n if d in dims else 1 for d, n in enumerate(times)])
+        kept.append(algebra.grid(simplify(small).expand(call.shape)))
+    return tuple(kept)
+
+
+def pixel_shuffle(call: Call, algebra: Algebra) -> Planes:
+    """`pixel_shuffle(x, r)`: (*, C * r * r, H, W) -> (*, C, H * r, W * r). An image is a rectangle, so the r * r
+    channels that become one go together."""
+    x: Value = call.args[0]
+    dim, each = x.ndim - 3, int(call.args[1]) ** 2
+    kept = []
+    for plane in beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra):
+        if dim in varying(plane):
+            rows = compact(plane).unflatten(dim, (-1, each))
+            plane = algebra.tie(rows, [dim + 1], call, "pixel shuffle").select(dim + 1, 0)
+        kept.append(algebra.grid(compact(plane).expand(call.shape)))
+    return tuple(kept)
+
+
+def pixel_unshuffle(call: Call, algebra: Algebra) -> Planes:
+    """`pixel_unshuffle(x, r)`: (*, C, H * r, W * r) -> (*, C * r * r, H, W)."""
+    x: Value = call.args[0]
+    dim, each = x.ndim - 3, int(call.args[1]) ** 2
+    kept = []
+    for plane in beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra):
+        small = compact(plane)
+        small = small.repeat_interleave(each, dim) if dim in varying(plane) else small
+        kept.append(algebra.grid(small.expand(call.shape)))
+    return tuple(kept)
 
 
 def _finish(result: Any, algebra: Algebra) -> Any:
@@ -179,7 +251,21 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
         for plane in (p for p in x.planes if indexed & set(varying(p))):
             algebra.pin(plane, f"{call.where} picks elements by values that are not known")
         plain = _zeros(call.args[1:])
-    return tuple(algebra.grid(simplify(call.node.target(p, *plain))) for p in planes)  # type: ignore[operator]
+    results = (call.node.target(_cut_beside(p, call), *plain) for p in planes)  # type: ignore[operator]
+    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+
+
+def _cut_beside(plane: Plane, call: Call) -> Plane:
+    """The plane with length 1 where it does not vary and is not indexed."""
+    if call.op == "index":
+        sizes = ((v.ndim if v.spec.dtype is torch.bool else 1, v) for v in call.args[1] if v is not None)
+        if any(n > 1 for n, _ in sizes):
+            return plane  # A mask over several dimensions.
+        used = {i for i, v in enumerate(call.args[1]) if v is not None}
+    else:
+        used = {int(call.args[1]) % plane.dim()}
+    dims = set(varying(plane)) | used
+    return plane[tuple(slice(None) if d in dims else slice(0, 1) for d in range(plane.dim()))]
 
 
 def _zeros(args: Any) -> list[Any]:
@@ -275,7 +361,8 @@ def roll(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if set(varying(plane)) & dims:
             algebra.pin(plane, f"{call.where} shifts the channels by a constant")
-    return shape_only(call, algebra)
+    # Where a plane does not vary, a shift changes nothing; without dimensions, rows are shifted into one another.
+    return moved(call, algebra) if call.arg(2, "dims", []) else shape_only(call, algebra)
 
 
 def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
@@ -284,7 +371,8 @@ def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if 1 in varying(plane):
             algebra.tie(vector(plane, 1).reshape(int(call.args[1]), -1), [0], call, "shuffle")
-    return shape_only(call, algebra)
+    kept = [p if 1 not in varying(p) else call.node.target(compact(p), *call.args[1:]) for p in x.planes]  # type: ignore[operator]
+    return tuple(algebra.grid(compact(p).expand(call.shape)) for p in kept)
 
 
 def gated_half(call: Call, algebra: Algebra) -> Planes:
@@ -328,11 +416,6 @@ register_rule(
     aten.squeeze,
     aten.unsqueeze,
     aten.expand,
-    aten.repeat,
-    aten.flip,
-    aten.rot90,
-    aten.pixel_shuffle,
-    aten.pixel_unshuffle,
     aten.diagonal,
     aten.unfold,
 )(shape_only)
@@ -345,6 +428,10 @@ register_rule(
     aten.unsafe_split_with_sizes,
     aten.unbind,
 )(cut)
+register_rule(aten.flip, aten.rot90)(moved)
+register_rule(aten.repeat)(repeat)
+register_rule(aten.pixel_shuffle)(pixel_shuffle)
+register_rule(aten.pixel_unshuffle)(pixel_unshuffle)
 register_rule(aten.roll)(roll)
 register_rule(aten.channel_shuffle, aten.native_channel_shuffle)(channel_shuffle)
 register_rule(aten.glu)(gated_half)
