@@ -169,9 +169,11 @@ def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str]) -> fx.No
 
 def _follows_values(node: fx.Node | None) -> bool:
     """Whether the shape of an operator's result depends on values that a pruned network computes otherwise."""
-    if operator(node) != "index":
+    if operator(node) not in ("index", "repeat_interleave"):
         return operator(node) in _BY_VALUE
     assert node is not None
+    if operator(node) == "repeat_interleave":
+        return any(not n.meta.get("fixed") for n in node.all_input_nodes)
     return any(not n.meta.get("fixed") for n in node.all_input_nodes[1:])
 
 
