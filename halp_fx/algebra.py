@@ -250,16 +250,16 @@ class Algebra:
             first = first.narrow(dim, 0, 1)
         self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
 
-    def keep_proportions(
-        self, plane: Plane, dim: int, leaders: torch.Tensor, sizes: Sequence[int], call: Call
-    ) -> None:
+    def keep_proportions(self, plane: Plane, dim: int, leaders: torch.Tensor, sizes: Sequence[int], call: Call) -> None:
         """Pieces of these sizes along `dim` must keep their proportions: as what reads them couples them, or, if that
         does not do it, every place goes with its leader. Decided at the end, see `settle_pieces`."""
         self.pieces.append(Pieces(plane, dim, leaders, np.repeat(np.arange(len(sizes)), sizes), call))
 
     def settle_pieces(self) -> None:
         """Couple the places of those pieces that nothing else keeps in proportion."""
-        found = {(p.plane.data_ptr(), p.plane.shape, p.plane.stride(), p.dim, p.parts.tobytes()): p for p in self.pieces}
+        found = {
+            (p.plane.data_ptr(), p.plane.shape, p.plane.stride(), p.dim, p.parts.tobytes()): p for p in self.pieces
+        }
         if not found:
             return
         classes = self.classes()
@@ -267,9 +267,7 @@ class Algebra:
             place = f"{pieces.call.place}#pieces"
             holds = pieces.proportional(classes)
             if self.choose(place, "apart" if holds else "together") == "together" or not holds:
-                self.couple(
-                    pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk"
-                )
+                self.couple(pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk")
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
         """Couple labels of channels that the program wants in a fixed proportion, as a trial has shown."""

@@ -50,7 +50,10 @@ def masked(**options):
 
 
 def oneself(batch_first):
-    return Attending(lambda s, q, m: m + s.t(m, m, m)[0] + q.mean(1, keepdim=True), t=nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first))
+    return Attending(
+        lambda s, q, m: m + s.t(m, m, m)[0] + q.mean(1, keepdim=True),
+        t=nn.MultiheadAttention(WIDTH, HEADS, batch_first=batch_first),
+    )
 
 
 def decoder(batch_first, **options):

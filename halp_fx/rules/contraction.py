@@ -66,9 +66,7 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     return tuple(algebra.grid(p) for p in flat if varying(p))
 
 
-def _unblocked(
-    plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra
-) -> Plane:
+def _unblocked(plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra) -> Plane:
     """The plane, where the other operand is as long along a batch dimension but has no labels there: it would not
     shrink along, so every place there keeps the same."""
     dims = {d for d in varying(plane) if d < batch and other.shape[d] > 1}

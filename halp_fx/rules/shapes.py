@@ -143,7 +143,7 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
             # An index along one side of a grid: every index must keep the same channels.
             algebra.tie(plane, [dim], call, "index")
             continue
-        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes)
+        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes, call, algebra)
         if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
         elif step > 1 or (leaders < 0).any() or not plane.all():
@@ -173,19 +173,26 @@ _DIM_ARGUMENT = {
 }
 
 
-def _leaders(sizes: list[int]) -> torch.Tensor | None:
+def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
     """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
 
     Where several pieces have one size and others are no multiples of it (C, C and a constant number), those follow a
-    width, and the others stay: -1.
+    width, and the others stay: -1. That is decided once, for at another width C may be that number.
     """
     units = math.gcd(*sizes)
     width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
-    if units == 1 and set(sizes) != {1} and not width:
+    alike = [str(i) for i, n in enumerate(sizes) if n == width] if any(n % max(width, 1) for n in sizes) else []
+    reading = algebra.choose(f"{call.place}#{len(sizes)} sizes", ",".join(alike) or "all")
+    if reading != "all":
+        moving = {int(i) for i in reading.split(",")}
+        if len({n for i, n in enumerate(sizes) if i in moving}) > 1:
+            return None
+        first = sum(sizes[: min(moving)])
+        return torch.cat(
+            [torch.arange(n) + first if i in moving else torch.full((n,), -1) for i, n in enumerate(sizes)]
+        )
+    if units == 1 and set(sizes) != {1}:
         return None
-    if width and any(n % width for n in sizes):
-        first = sum(sizes[: sizes.index(width)])
-        return torch.cat([torch.arange(n) + first if n == width else torch.full((n,), -1) for n in sizes])
     if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
         return None  # A trial would be left with one unit, which does not show where the pieces begin.
     return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
