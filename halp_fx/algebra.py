@@ -22,14 +22,21 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
+from .planes import Plane as Plane
+from .planes import Planes as Planes
+from .planes import along as along
+from .planes import broadcast as broadcast
+from .planes import compact as compact
+from .planes import distinct, shrunk
+from .planes import independent as independent
+from .planes import simplify as simplify
+from .planes import varying as varying
+from .planes import vector as vector
 from .types import Axis, Link, TensorSpec
 
 # Longer links are freed from repeated pairs.
 _MANY = 4096
 _NONE = np.array([], dtype=np.int64)
-
-Plane = torch.Tensor
-Planes = tuple[Plane, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +216,7 @@ class Algebra:
 
     def couple(self, a: Plane, b: Plane, call: Call, kind: str) -> None:
         """Labels at equal places (after broadcasting) go together; a label that meets none stays for good."""
-        a, b = _shrunk(a, b)
+        a, b = shrunk(a, b)
         self._link(a, b, call.op, kind, call.where)
 
     def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
@@ -222,7 +229,7 @@ class Algebra:
             left, right = left[both], right[both]
         if len(left) > _MANY:
             # The same pair meets at every position of an image: once is enough.
-            pairs = _distinct(left.astype(np.int64) << 32 | right)
+            pairs = distinct(left.astype(np.int64) << 32 | right)
             left, right = pairs >> 32, pairs & 0xFFFFFFFF
         if len(left):
             self.links.append(Link(left, right, op, kind, where))
@@ -355,7 +362,7 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not differ.any():
         return classes
     # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
-    pairs = _distinct(left[differ].astype(np.int64) << 32 | right[differ])
+    pairs = distinct(left[differ].astype(np.int64) << 32 | right[differ])
     met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
     component = _components(len(met), *ends.reshape(2, -1))
     smallest = np.full(len(met), np.iinfo(np.int64).max)
@@ -364,84 +371,3 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     renamed[met] = smallest[component]
     number = np.cumsum(renamed == np.arange(len(renamed))) - 1
     return number[renamed][classes]
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """The different values, sorted: in a third of the time of `np.unique`, which hashes."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-
-
-def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
-    """A plane of `shape` that varies along `dim` only: `labels` has shape (shape[dim],)."""
-    view = [1] * len(shape)
-    view[dim] = -1
-    return labels.reshape(view).expand(tuple(shape))
-
-
-def varying(plane: Plane) -> tuple[int, ...]:
-    """Dimensions along which a plane can vary."""
-    # A list: this is called more than anything else, and generators are slower.
-    shape = plane.shape
-    return tuple([d for d, s in enumerate(plane.stride()) if s and shape[d] > 1])
-
-
-def compact(plane: Plane) -> Plane:
-    """The plane with length 1 along every dimension that it does not vary along."""
-    strides = plane.stride()
-    if 0 not in strides:
-        return plane
-    return plane.as_strided([1 if s == 0 and n > 1 else n for n, s in zip(plane.shape, strides, strict=True)], strides)
-
-
-def simplify(plane: Plane) -> Plane:
-    """Find the dimensions along which a materialised plane is constant, and give them stride 0 again."""
-    small = compact(plane)
-    labels = small.numpy()
-    sizes = list(labels.shape)
-    for dim, size in enumerate(sizes):
-        if size > 1:
-            first = labels[(slice(None),) * dim + (slice(0, 1),)]
-            if (labels == first).all():
-                labels, sizes[dim] = first, 1
-    return small.as_strided(sizes, small.stride()).expand(plane.shape)
-
-
-def independent(a: Plane, b: Plane) -> bool:
-    """Whether every label of one plane meets every label of the other (a row and a column of one flattened matrix):
-    coupled, they would all be one."""
-    dims = varying(a)
-    if len(dims) == 1 and varying(b) == dims:
-        left, right = vector(a, dims[0]).numpy(), vector(b, dims[0]).numpy()
-        # Most are a range of different labels.
-        if any(int(row[-1]) - int(row[0]) == len(row) - 1 for row in (left, right)):
-            return False
-    else:
-        small = _shrunk(a, b)
-        left, right = (np.ascontiguousarray(p.numpy()).reshape(-1) for p in small)
-    first, second = len(np.unique(left)), len(np.unique(right))
-    if first < 2 or second < 2 or first * second > len(left):
-        return False
-    return len(_distinct(left.astype(np.int64) << 32 | right)) == first * second
-
-
-def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
-    """Expand to the shape of a result, as elementwise operators do."""
-    return plane.expand(tuple(shape))
-
-
-def vector(plane: Plane, dim: int) -> torch.Tensor:
-    """The labels along `dim`, shape (size,), of a plane that varies along `dim` only (0 if the tensor is empty)."""
-    if plane.numel() == 0:
-        return torch.zeros(plane.shape[dim], dtype=plane.dtype)
-    return plane.as_strided((plane.shape[dim],), (plane.stride(dim),))
-
-
-def _shrunk(a: Plane, b: Plane) -> tuple[Plane, Plane]:
-    """Both planes with length 1 along dimensions that neither varies along, broadcast to each other."""
-    if a.dim() == 1 and a.shape == b.shape:
-        return a, b
-    dims = set(varying(a)) | set(varying(b))
-    index = tuple(slice(None) if d in dims else slice(0, 1) for d in range(a.dim()))
-    a, b = torch.broadcast_tensors(a[index], b[index])
-    return a, b

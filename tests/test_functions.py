@@ -1,5 +1,5 @@
-"""PyTorch's layers and functions, one after another between two convolutions: each either equals the zeroed twin at half
-of its channels, or is frozen with a reason."""
+"""PyTorch's layers and functions, one after another between two convolutions: each either equals the zeroed twin at
+half of its channels, or is frozen with a reason."""
 
 from __future__ import annotations
 

@@ -27,6 +27,20 @@ class Step:
     variant: int
 
 
+class Heads(nn.Module):
+    """Attention with heads of size 4, their number from a shape; one layer for keys and values."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(inputs, 12), nn.Linear(inputs, 24), nn.Linear(12, outputs)
+
+    def forward(self, x, y):
+        kv = self.kv(y)
+        half = kv.shape[-1] // 2
+        rows = (t.unflatten(-1, (-1, 4)).transpose(1, 2) for t in (self.q(x), *kv.split([half, half], -1)))
+        return self.out(F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(2))
+
+
 class Tokens(nn.Module):
     """A layer on the pixels as tokens."""
 
@@ -36,9 +50,8 @@ class Tokens(nn.Module):
 
     def forward(self, x, y=None):
         rows, other = (t.flatten(2).transpose(1, 2) if t is not None else None for t in (x, y))
-        if isinstance(self.layer, nn.MultiheadAttention):
-            other = rows if other is None else other
-            rows = self.layer(rows, other, other)[0]
+        if isinstance(self.layer, Heads):
+            rows = self.layer(rows, rows if other is None else other)
         elif isinstance(self.layer, nn.Bilinear):
             rows = self.layer(rows, rows.cos())
         else:
@@ -105,8 +118,6 @@ class Drawn(nn.Module):
             kind = "conv"
         if kind == "chunk" and c % 2:
             kind = "conv"
-        if (kind == "attention" and c not in (8, 12)) or (kind == "levels" and c < 6):
-            kind = "conv"  # Of so few channels, a trial cannot tell one width from another.
         layer: nn.Module = nn.Identity()
         if kind == "conv":
             layer = nn.Conv2d(c, w, 3, padding=1, bias=bool(step.variant % 2))
@@ -143,7 +154,7 @@ class Drawn(nn.Module):
             if step.variant % 3:
                 layer = (nn.GroupNorm(1, c, affine=False), nn.InstanceNorm2d(c))[step.variant % 3 - 1]
         elif kind == "attention":
-            layer, w = Tokens(nn.MultiheadAttention(c, 2 if c % 2 == 0 else 1, batch_first=True)), c
+            layer = Tokens(Heads(c, w))
         elif kind == "levels":
             layer, w = nn.Conv2d(c, 2 * c + 3, 1), c
         elif kind == "bilinear":
@@ -182,7 +193,9 @@ class Drawn(nn.Module):
         if kind in TABLE:
             return TABLE[kind][step.variant % len(TABLE[kind])](x)
         if kind == "levels":
-            p, q, gates = torch.split(layer(x), (x.shape[1], x.shape[1], 3), 1)
+            x = layer(x)
+            width = (x.shape[1] - 3) // 2
+            p, q, gates = torch.split(x, (width, width, 3), 1)
             return p * q.cos() * gates[:, :1]
         if kind == "attention":
             return layer(x) if step.variant % 2 else layer(x, x.flip(2))

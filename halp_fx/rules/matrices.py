@@ -50,11 +50,10 @@ def of_matrices(call: Call, algebra: Algebra) -> Planes | list[Planes]:
         spec = replace(value.spec, shape=value.shape[:-2], stride=value.spec.stride[:-2])
         rows.append(replace(value, spec=spec, planes=tuple(p[..., 0, 0] for p in kept), node=None))
     planes = join(rows, values[0].shape[:batch], call, algebra)
-    results = []
-    for spec in call.outputs:
-        inner = len(spec.shape) - batch if spec is not None else 0
-        fits = spec is not None and inner >= 0
-        results.append(tuple(p.reshape(*p.shape, *(1,) * inner).expand(spec.shape) for p in planes) if fits else ())  # type: ignore[union-attr]
+    results: list[Planes] = []
+    for result in call.outputs:
+        inner = (1,) * (len(result.shape) - batch) if result is not None else ()
+        results.append(tuple(p.reshape(*p.shape, *inner).expand(result.shape) for p in planes) if result else ())
     return results if len(results) > 1 else results[0]
 
 

@@ -39,7 +39,7 @@ def observed(call: Call, algebra: Algebra) -> list[Planes]:
 
 
 def _with_ranges(call: Call, rows: tuple[Value, ...], axis: int, algebra: Algebra) -> Planes:
-    """Couple scales and the like, (size of x along `axis`,), with x; before the first forward they have another size."""
+    """Couple scales and the like, (size of x along `axis`,), with x; of another size, nothing was observed yet."""
     x: Value = call.args[0]
     axis %= x.ndim
     values = [x]

@@ -6,10 +6,11 @@ What lies along that dimension stays, for its positions are values; what lies be
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, compact, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
 from .channels import beside
 from .elementwise import join
 from .registry import register_rule
@@ -91,6 +92,70 @@ def _inserted(row: tuple[int, ...], dim: int, value: int) -> tuple[int, ...]:
     return (*row[:dim], value, *row[dim:])
 
 
+def gather_along(call: Call, algebra: Algebra) -> Planes:
+    """`index(x, [i, None, j])` and `index_select(x, dim, i)`: the operator runs on the planes if the indices are known.
+
+    A labelled dimension may be indexed by constants only if the program computes them from the width; that is tried
+    out later. Where indices are not known, what lies along other dimensions is carried on.
+    """
+    x: Value = call.args[0]
+    indices = call.tensors()[1:]
+    algebra.pin_all(indices, f"an index of {call.where}")
+    plain = _known(call.args[1:])
+    planes = x.planes
+    if plain is None and any(v.spec.dtype is torch.bool for v in indices):
+        algebra.pin_all((x,), f"{call.where} picks elements by values that are not known")
+        return ()  # Their number is not known either.
+    if plain is None or any(v.planes and not v.parameter for v in indices):
+        indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
+        planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
+        for plane in (p for p in x.planes if indexed & set(varying(p))):
+            algebra.pin(plane, f"{call.where} picks elements by values that are not known")
+        plain = _zeros(call.args[1:])
+    results = (call.node.target(_cut_beside(p, call), *plain) for p in planes)  # type: ignore[operator]
+    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+
+
+def _cut_beside(plane: Plane, call: Call) -> Plane:
+    """The plane with length 1 where it does not vary and is not indexed."""
+    if call.op == "index":
+        sizes = ((v.ndim if v.spec.dtype is torch.bool else 1, v) for v in call.args[1] if v is not None)
+        if any(n > 1 for n, _ in sizes):
+            return plane  # A mask over several dimensions.
+        used = {i for i, v in enumerate(call.args[1]) if v is not None}
+    else:
+        used = {int(call.args[1]) % plane.dim()}
+    dims = set(varying(plane)) | used
+    return plane[tuple(slice(None) if d in dims else slice(0, 1) for d in range(plane.dim()))]
+
+
+def _zeros(args: Any) -> list[Any]:
+    """Arguments with zeros for the values of tensors."""
+    return [
+        _zeros(a)
+        if isinstance(a, list | tuple)
+        else torch.zeros(a.shape, dtype=torch.int64)
+        if isinstance(a, Value)
+        else a
+        for a in args
+    ]
+
+
+def _known(args: Any) -> list[Any] | None:
+    """Arguments with tensors for values; None if one is not known."""
+    found: list[Any] = []
+    for arg in args:
+        value = _known(arg) if isinstance(arg, list | tuple) else arg
+        if isinstance(value, Value):
+            # Shapes are verified on the meta device, where an index computed from a shape has no values.
+            value = None if value.data is None or value.data.is_meta else value.data
+        if value is None and arg is not None:
+            return None
+        found.append(value)
+    return found
+
+
+register_rule(aten.index, aten.index_select)(gather_along)
 register_rule(aten.gather)(gather)
 register_rule(aten.scatter, aten.scatter_add, aten.scatter_reduce)(scatter)
 register_rule(aten.index_add, aten.index_copy, aten.index_reduce, aten.index_fill)(index_write)
