@@ -58,10 +58,20 @@ def independent(a: Plane, b: Plane) -> bool:
     else:
         small = shrunk(a, b)
         left, right = (np.ascontiguousarray(p.numpy()).reshape(-1) for p in small)
-    first, second = len(np.unique(left)), len(np.unique(right))
-    if first < 2 or second < 2 or first * second > len(left):
+    (rows, first), (columns, second) = _numbered(left), _numbered(right)
+    if first < 2 or second < 2 or first * second > len(left) or _numbered(right[rows == rows[0]])[1] < second:
         return False
-    return len(distinct(left.astype(np.int64) << 32 | right)) == first * second
+    met = np.zeros(first * second, dtype=bool)
+    met[rows * second + columns] = True
+    return bool(met.all())
+
+
+def _numbered(labels: np.ndarray) -> tuple[np.ndarray, int]:
+    """Labels numbered without gaps, and how many there are: without sorting, for they are of one narrow range."""
+    offset = labels - labels.min()
+    seen = np.zeros(int(offset.max()) + 1, dtype=np.int64)
+    seen[offset] = 1
+    return (np.cumsum(seen) - 1)[offset], int(seen.sum())
 
 
 def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
