@@ -22,14 +22,21 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
+from .planes import Plane as Plane
+from .planes import Planes as Planes
+from .planes import along as along
+from .planes import broadcast as broadcast
+from .planes import compact as compact
+from .planes import distinct, shrunk
+from .planes import independent as independent
+from .planes import simplify as simplify
+from .planes import varying as varying
+from .planes import vector as vector
 from .types import Axis, Link, TensorSpec
 
 # Longer links are freed from repeated pairs.
 _MANY = 4096
 _NONE = np.array([], dtype=np.int64)
-
-Plane = torch.Tensor
-Planes = tuple[Plane, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,8 @@ class Value:
     # Computed from parameters and buffers only: its labels name the tensors whose roles a rule may set.
     parameter: bool = False
     data: torch.Tensor | None = None
+    # Where it comes from in the trace.
+    node: fx.Node | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +133,44 @@ class Edit:
     divisor: int
 
 
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Dimensions of an operator's first tensor that its statistic runs over; or, by tensor, the one of a mere sum."""
+
+    call: Call
+    dims: set[int]
+    sums: Mapping[int, int] | None = None
+
+    def along(self, tensor: int) -> set[int] | None:
+        """The labelled dimensions of a tensor along which the twin leaves out what was removed; None: all."""
+        if self.sums is not None:
+            return {self.sums[tensor]} if tensor in self.sums else set()
+        return None if tensor else self.dims
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A plane that is cut along a dimension: at every place, which piece it belongs to (`parts`), and the place that
+    it goes with if nothing else keeps the pieces in proportion (`leaders`)."""
+
+    plane: Plane
+    dim: int
+    leaders: torch.Tensor
+    parts: np.ndarray
+    call: Call
+
+    def proportional(self, classes: np.ndarray) -> bool:
+        """Whether the pieces keep their proportions whichever classes of labels are removed."""
+        small = compact(self.plane).numpy()
+        parts = self.parts.reshape([-1 if d == self.dim else 1 for d in range(small.ndim)])
+        parts = np.broadcast_to(parts, small.shape).reshape(-1)
+        _, ids = np.unique(classes[small].reshape(-1), return_inverse=True)
+        sizes = np.bincount(parts)
+        counts = np.bincount(ids * len(sizes) + parts, minlength=(int(ids.max()) + 1) * len(sizes))
+        counts = counts.reshape(-1, len(sizes))
+        return bool((counts * sizes.sum() == counts.sum(1, keepdims=True) * sizes).all())
+
+
 @dataclass(slots=True)
 class Algebra:
     """Hands out slots and collects what the rules find out about them."""
@@ -133,8 +180,9 @@ class Algebra:
     links: list[Link] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
     grids: list[tuple[Plane, str]] = field(default_factory=list)
+    pieces: list[Pieces] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
-    restricted: dict[fx.Node, tuple[Call, set[int]]] = field(default_factory=dict)
+    restricted: dict[fx.Node, Restriction] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
     choices: dict[str, str] = field(default_factory=dict)
@@ -168,7 +216,7 @@ class Algebra:
 
     def couple(self, a: Plane, b: Plane, call: Call, kind: str) -> None:
         """Labels at equal places (after broadcasting) go together; a label that meets none stays for good."""
-        a, b = _shrunk(a, b)
+        a, b = shrunk(a, b)
         self._link(a, b, call.op, kind, call.where)
 
     def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
@@ -181,7 +229,7 @@ class Algebra:
             left, right = left[both], right[both]
         if len(left) > _MANY:
             # The same pair meets at every position of an image: once is enough.
-            pairs = _distinct(left.astype(np.int64) << 32 | right)
+            pairs = distinct(left.astype(np.int64) << 32 | right)
             left, right = pairs >> 32, pairs & 0xFFFFFFFF
         if len(left):
             self.links.append(Link(left, right, op, kind, where))
@@ -208,6 +256,25 @@ class Algebra:
         for dim in dims:
             first = first.narrow(dim, 0, 1)
         self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
+
+    def keep_proportions(self, plane: Plane, dim: int, leaders: torch.Tensor, sizes: Sequence[int], call: Call) -> None:
+        """Pieces of these sizes along `dim` must keep their proportions: as what reads them couples them, or, if that
+        does not do it, every place goes with its leader. Decided at the end, see `settle_pieces`."""
+        self.pieces.append(Pieces(plane, dim, leaders, np.repeat(np.arange(len(sizes)), sizes), call))
+
+    def settle_pieces(self) -> None:
+        """Couple the places of those pieces that nothing else keeps in proportion."""
+        found = {
+            (p.plane.data_ptr(), p.plane.shape, p.plane.stride(), p.dim, p.parts.tobytes()): p for p in self.pieces
+        }
+        if not found:
+            return
+        classes = self.classes()
+        for pieces in found.values():
+            place = f"{pieces.call.place}#pieces"
+            holds = pieces.proportional(classes)
+            if self.choose(place, "apart" if holds else "together") == "together" or not holds:
+                self.couple(pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk")
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
         """Couple labels of channels that the program wants in a fixed proportion, as a trial has shown."""
@@ -252,7 +319,12 @@ class Algebra:
     def restrict(self, call: Call, dims: Iterable[int]) -> None:
         """The operator's statistic runs over labelled dimensions `dims` of its first tensor: removing channels is not
         the same as zeroing them. The zeroed twin computes it over what is kept."""
-        self.restricted.setdefault(call.node, (call, set()))[1].update(dims)
+        self.restricted.setdefault(call.node, Restriction(call, set())).dims.update(dims)
+
+    def sum_over(self, call: Call, dims: Mapping[int, int]) -> None:
+        """The operator sums over labelled dimensions, given by tensor (in the order of `Call.tensors`), that need not
+        be zero where they were removed: so does the twin, over what is kept."""
+        self.restricted.setdefault(call.node, Restriction(call, set(), dict(dims)))
 
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label, -1 for label 0."""
@@ -290,7 +362,7 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if not differ.any():
         return classes
     # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
-    pairs = _distinct(left[differ].astype(np.int64) << 32 | right[differ])
+    pairs = distinct(left[differ].astype(np.int64) << 32 | right[differ])
     met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
     component = _components(len(met), *ends.reshape(2, -1))
     smallest = np.full(len(met), np.iinfo(np.int64).max)
@@ -299,66 +371,3 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     renamed[met] = smallest[component]
     number = np.cumsum(renamed == np.arange(len(renamed))) - 1
     return number[renamed][classes]
-
-
-def _distinct(values: np.ndarray) -> np.ndarray:
-    """The different values, sorted: in a third of the time of `np.unique`, which hashes."""
-    ordered = np.sort(values)
-    return ordered[np.concatenate([[True], ordered[1:] != ordered[:-1]])]
-
-
-def along(labels: torch.Tensor, dim: int, shape: Sequence[int]) -> Plane:
-    """A plane of `shape` that varies along `dim` only: `labels` has shape (shape[dim],)."""
-    view = [1] * len(shape)
-    view[dim] = -1
-    return labels.reshape(view).expand(tuple(shape))
-
-
-def varying(plane: Plane) -> tuple[int, ...]:
-    """Dimensions along which a plane can vary."""
-    # A list: this is called more than anything else, and generators are slower.
-    shape = plane.shape
-    return tuple([d for d, s in enumerate(plane.stride()) if s and shape[d] > 1])
-
-
-def compact(plane: Plane) -> Plane:
-    """The plane with length 1 along every dimension that it does not vary along."""
-    strides = plane.stride()
-    if 0 not in strides:
-        return plane
-    return plane.as_strided([1 if s == 0 and n > 1 else n for n, s in zip(plane.shape, strides, strict=True)], strides)
-
-
-def simplify(plane: Plane) -> Plane:
-    """Find the dimensions along which a materialised plane is constant, and give them stride 0 again."""
-    small = compact(plane)
-    labels = small.numpy()
-    sizes = list(labels.shape)
-    for dim, size in enumerate(sizes):
-        if size > 1:
-            first = labels[(slice(None),) * dim + (slice(0, 1),)]
-            if (labels == first).all():
-                labels, sizes[dim] = first, 1
-    return small.as_strided(sizes, small.stride()).expand(plane.shape)
-
-
-def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
-    """Expand to the shape of a result, as elementwise operators do."""
-    return plane.expand(tuple(shape))
-
-
-def vector(plane: Plane, dim: int) -> torch.Tensor:
-    """The labels along `dim`, shape (size,), of a plane that varies along `dim` only (0 if the tensor is empty)."""
-    if plane.numel() == 0:
-        return torch.zeros(plane.shape[dim], dtype=plane.dtype)
-    return plane.as_strided((plane.shape[dim],), (plane.stride(dim),))
-
-
-def _shrunk(a: Plane, b: Plane) -> tuple[Plane, Plane]:
-    """Both planes with length 1 along dimensions that neither varies along, broadcast to each other."""
-    if a.dim() == 1 and a.shape == b.shape:
-        return a, b
-    dims = set(varying(a)) | set(varying(b))
-    index = tuple(slice(None) if d in dims else slice(0, 1) for d in range(a.dim()))
-    a, b = torch.broadcast_tensors(a[index], b[index])
-    return a, b

@@ -26,20 +26,8 @@ def _linear(m: Any) -> None:
     m.out_features, m.in_features = m.weight.shape
 
 
-def _norm(m: Any) -> None:
-    tensor = m.weight if m.weight is not None else m.running_mean
-    if tensor is not None:
-        m.num_features = tensor.shape[0]
-
-
-def _layer_norm(m: Any) -> None:
-    if m.weight is not None:
-        m.normalized_shape = tuple(m.weight.shape)
-
-
-def _group_norm(m: Any) -> None:
-    if m.weight is not None:
-        m.num_channels = m.weight.shape[0]
+def _bilinear(m: Any) -> None:
+    m.out_features, m.in1_features, m.in2_features = m.weight.shape
 
 
 def _embedding(m: Any) -> None:
@@ -67,13 +55,26 @@ _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
     (nn.modules.conv._ConvTransposeNd, _conv_transposed),
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
-    (nn.modules.batchnorm._NormBase, _norm),
-    ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
-    (nn.GroupNorm, _group_norm),
-    (nn.Embedding, _embedding),
+    (nn.Bilinear, _bilinear),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
     (nn.PReLU, _prelu),
     (nn.RNNBase, _recurrent),
     (nn.RNNCellBase, _recurrent_cell),
+)
+
+
+# Norms have a width also without parameters and statistics: it follows what their operator was given.
+_NORMS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (nn.modules.batchnorm._NormBase, "num_features"),
+    ((nn.LayerNorm, nn.RMSNorm), "normalized_shape"),
+    (nn.GroupNorm, "num_channels"),
+)
+_NORM_OPERATORS = frozenset(
+    (
+        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit"),
+        *("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update"),
+        *("native_layer_norm", "_fused_rms_norm", "native_group_norm"),
+    )
 )
 
 
@@ -101,10 +102,14 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
         module = modules[edit.module]
         if hasattr(module, edit.attribute):
             size = edit.extent.at(widths) // edit.divisor
+            row = getattr(module, edit.attribute)
             if edit.index is not None:
-                row = getattr(module, edit.attribute)
                 size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
+            elif isinstance(row, int):
+                # A module may run its operator on the channels of a whole batch at once.
+                size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
             setattr(module, edit.attribute, size)
+    _sync_norms(modules, coupling, widths)
     for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
         if _shapes(new) != _shapes(old):
             for kinds, sync in _SYNC:
@@ -112,6 +117,37 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
                     with _at_rest(new):
                         sync(new)
                     break
+
+
+def _in_proportion(value: int, then: int, now: int) -> int:
+    """What becomes of an attribute that is a whole fraction of a size; one that is none has another meaning."""
+    fits = value > 0 and then % value == 0 and (value * now) % then == 0
+    return value * now // then if fits else value
+
+
+def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Mapping[str, int]) -> None:
+    """The widths that norms repeat, from what their operators took in: in proportion, for an instance norm is one of
+    N * C channels. What is no such width (a subclass with a forward of its own) stays."""
+    done = set()
+    for node in coupling.traced.graph.nodes:
+        name = str(node.meta.get("module", ""))
+        if node.op != "call_function" or name in done or name not in modules:
+            continue
+        module: Any = modules[name]
+        # PyTorch takes an RMS norm to pieces on most devices: the first of them is given its input.
+        if getattr(node.target, "_opname", "") not in _NORM_OPERATORS and not isinstance(module, nn.RMSNorm):
+            continue
+        attribute = next((a for kinds, a in _NORMS if isinstance(module, kinds)), None)
+        if attribute is None or not hasattr(module, attribute):
+            continue
+        extents, shape = coupling.shapes[node.args[0].name], node.args[0].meta["spec"].shape
+        now = [e.at(widths) for e in extents]
+        value = getattr(module, attribute)
+        done.add(name)
+        if isinstance(value, int):
+            setattr(module, attribute, _in_proportion(value, shape[1], now[1]))
+        elif tuple(value) == shape[len(shape) - len(value) :]:
+            setattr(module, attribute, type(value)(now[len(now) - len(value) :]))
 
 
 @contextmanager
@@ -127,8 +163,8 @@ def _at_rest(module: Any) -> Iterator[None]:
 
 
 def follows_tensors(module: nn.Module) -> bool:
-    """Whether the module's attributes are brought in step with its tensors."""
-    return any(isinstance(module, kinds) for kinds, _ in _SYNC)
+    """Whether the module's attributes are brought in step with its tensors, or with what it is given."""
+    return any(isinstance(module, kinds) for kinds, _ in (*_SYNC, *_NORMS))
 
 
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:

@@ -28,6 +28,8 @@ from .types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, 
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+# And these make a tensor longer by repeating it.
+GROWING = {"expand", "repeat"}
 # Longer ones hold no channels.
 _MAX_FACTORY = 1 << 14
 
@@ -92,6 +94,7 @@ def settle(
     traced, further, planes = found.traced, found.further, found.planes
     algebra = found.algebra.copied(decisions.choices)
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
+    algebra.settle_pieces()
     _settle_grids(algebra)
     _tie(algebra, decisions.ties)
     for axis, reason in (frozen or {}).items():
@@ -107,9 +110,9 @@ def settle(
         for e in algebra.edits
     )
     restricted = {
-        call.node.name: tuple(partition.channel_map(v, None if i else dims) for i, v in enumerate(call.tensors()))
-        for call, dims in algebra.restricted.values()
-        if call.node.graph is traced.graph
+        node.name: tuple(partition.channel_map(v, r.along(i)) for i, v in enumerate(r.call.tensors()))
+        for node, r in algebra.restricted.items()
+        if node.graph is traced.graph
     }
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):
@@ -142,7 +145,7 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
     kernels = _kernels(traced.graph)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            values[node] = Value(_filled(node.meta["spec"]), data=_constant(node))
+            values[node] = Value(_filled(node.meta["spec"]), data=_constant(node), node=node)
         elif node.op == "get_attr":
             values[node] = _attribute(node, algebra, parameters, kernels)
         elif node.op == "output":
@@ -216,11 +219,11 @@ _CONVOLUTIONS = {"convolution", "_convolution"}
 def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value], kernels: set[str]) -> Value:
     spec, data = _filled(node.meta["spec"]), _constant(node)
     if node.meta.get("constant"):
-        return Value(spec, parameter=True, data=data)
+        return Value(spec, parameter=True, data=data, node=node)
     name = str(node.target)
     if name not in parameters:
         planes = algebra.new_planes(name, spec.shape, dims=2 if name in kernels else None)
-        parameters[name] = Value(spec, planes, parameter=True, data=data)
+        parameters[name] = Value(spec, planes, parameter=True, data=data, node=node)
     return parameters[name]
 
 
@@ -244,13 +247,25 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
         return _checked(node, Value(_filled(node.meta["spec"]), _aliased(call, values, algebra), parameter))
     single = node.meta["spec"] is not None
     planes = _rule_planes(call, tensors, algebra)
+    if call.op in GROWING:
+        planes = (*planes, *_grown(call, algebra))
     rows = planes if isinstance(planes, list) else [planes] * len(outputs)
     parameter = all(v.parameter for v in tensors)
     results = [
-        None if spec is None else _checked(node, Value(spec, row, parameter, _constant(node) if single else None))
+        None if spec is None else _checked(node, Value(spec, row, parameter, _constant(node) if single else None, node))
         for spec, row in zip(outputs, rows, strict=True)
     ]
     return results[0] if single else results
+
+
+def _grown(call: Call, algebra: Algebra) -> Planes:
+    """Slots for dimensions of length 1 that are made longer, and new ones: they follow what they meet."""
+    old, new = call.args[0].shape, call.shape
+    old = (*(1,) * (len(new) - len(old)), *old)
+    longer = [n if m == 1 else 1 for m, n in zip(old, new, strict=True)]
+    if sum(longer) > _MAX_FACTORY or set(longer) == {1}:
+        return ()
+    return tuple(p.expand(new) for p in algebra.new_planes(call.node.name, longer, transient=True))
 
 
 def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:

@@ -68,10 +68,10 @@ class Partition:
             own = slots[start:end].reshape(int(sizes[group]), -1)
             members.setdefault(group, []).append(Member(algebra.axes[axis], own, algebra.roles.get(axis, "other")))
         inexact = np.zeros(len(sizes), dtype=bool)
-        for call, dims in algebra.restricted.values():
-            for plane in (p for p in call.tensors()[0].planes if dims & set(varying(p))):
-                found = compact(plane).numpy()
-                inexact[group_of[found[found > 0]]] = True
+        for found in algebra.restricted.values():
+            for plane in (p for p in found.call.tensors()[0].planes if found.dims & set(varying(p))):
+                labels = compact(plane).numpy()
+                inexact[group_of[labels[labels > 0]]] = True
 
         groups: list[ChannelGroup] = []
         index_of = np.full(len(sizes), -1)

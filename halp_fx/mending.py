@@ -338,10 +338,21 @@ def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
         near |= {name: None for n in level for name in groups_of(n, coupling)}
         level = [n for n in dict.fromkeys(a for n in level for a in n.all_input_nodes) if n not in seen]
         seen.update(level)
+    if len(near) == 1:
+        # A forward that checks its widths fails at whatever operator comes next: it need not read the tensor.
+        near |= {name: None for n in _following(node) for name in groups_of(n, coupling)}
     names = list(near)[:_MAX_TIED_GROUPS]
     pairs = [(groups[a], groups[b]) for i, b in enumerate(names) for a in names[:i]]
     axes = [(a, b, own_axis(a, coupling), own_axis(b, coupling)) for a, b in pairs if _divide(a.size, b.size)]
     return [(a.name, b.name, Tie(x, y)) for a, b, x, y in axes if x is not None and y is not None]
+
+
+def _following(node: fx.Node) -> Iterator[fx.Node]:
+    """The operators that the same module runs next."""
+    module = node.meta.get("module")
+    while (node := node.next).op != "root" and node.op != "output":
+        if node.op == "call_function" and node.meta.get("module") == module:
+            yield node
 
 
 def _divide(a: int, b: int) -> bool:

@@ -400,6 +400,8 @@ class _Recorder(TorchDispatchMode):
         known = self._nodes.get(id(tensor))
         if known is None and id(tensor) in self._attributes:
             return  # Running statistics of a train-mode BatchNorm; their slots are labelled by the rule.
+        if known is not None and node.meta["spec"] is None:
+            node = known[1]  # Running ranges, written on the way by an operator with results of its own.
         self._writes.setdefault(_storage(tensor), []).append((id(tensor), node))
         self._remember(tensor, node if known is None or known[1] is not node else known[1])
 

@@ -75,15 +75,17 @@ def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:
 
 
 def check_finite(model: nn.Module) -> None:
-    """Refuse NaN and infinite weights: every score and comparison would be meaningless.
+    """Refuse NaN and infinite weights: every score and comparison would be meaningless. A buffer may be infinite (a
+    mask, a range that nothing was seen of yet).
 
     Raises:
         ModelError: names the tensor.
     """
     for name, found in named_tensors(model):
         tensor = found.detach()
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        wrong = torch.isnan(tensor) if not isinstance(found, nn.Parameter) else ~torch.isfinite(tensor)
+        if tensor.is_floating_point() and bool(wrong.any()):
+            count = int(wrong.sum())
             raise ModelError(
                 f"{name} (shape {tuple(tensor.shape)}) has {count} NaN or infinite values: load or train it again"
             )

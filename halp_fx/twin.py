@@ -126,19 +126,28 @@ class _Restrict(TorchDispatchMode):
             args[0].mul_(0)
         elif silent is not None:
             args = tuple(a * 0 if i == silent else a for i, a in enumerate(args))
-        full = func(*args, **kwargs)
         keeps = self.steps.get(place)
-        return full if keeps is None else _over_kept(func, args, kwargs, keeps, full)
+        return func(*args, **kwargs) if keeps is None else _over_kept(func, args, kwargs, keeps)
 
 
-def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep], full: Any) -> Any:
+def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep]) -> Any:
     """The operator over what is kept, its results put back among zeros."""
     leaves, tree = tree_flatten((args, kwargs))
+    writes = func._schema.is_mutable
+    spare = [v.clone() if writes and isinstance(v, torch.Tensor) else v for v in leaves]
+    full_args, full_kwargs = tree_unflatten(spare, tree)
+    full = func(*full_args, **full_kwargs)
     rest = iter(keeps)
     narrowed = [_narrow(v, next(rest)) if isinstance(v, torch.Tensor) else v for v in leaves]
     small_args, small_kwargs = tree_unflatten(narrowed, tree)
     small = func(*_resized(func, small_args), **small_kwargs)
     keep = keeps[0]
+    if writes:
+        tensors = [(v, n) for v, n in zip(leaves, narrowed, strict=True) if isinstance(v, torch.Tensor)]
+        for (whole, part), kept in zip(tensors, keeps, strict=True):
+            _put_back(whole, part, kept)
+        if isinstance(full, torch.Tensor):
+            return args[0]  # Operators that write to their first argument return it.
     if isinstance(full, torch.Tensor):
         return _widen(small, full, keep)
     return type(full)(_widen(s, f, keep) for s, f in zip(small, full, strict=True))
@@ -148,6 +157,14 @@ def _narrow(tensor: torch.Tensor, keep: Keep) -> torch.Tensor:
     for dim, indices in keep.items():
         tensor = tensor.index_select(dim, index_of(indices, tensor))
     return tensor
+
+
+def _put_back(whole: torch.Tensor, part: torch.Tensor, keep: Keep) -> None:
+    """Write the kept places of a tensor, of which an operator had a copy; what is not kept becomes zero."""
+    if keep:
+        index = [torch.as_tensor(keep.get(d, np.arange(n)), device=whole.device) for d, n in enumerate(whole.shape)]
+        grids = torch.meshgrid(*index, indexing="ij")
+        whole.copy_(torch.zeros_like(whole).index_put(grids, part))
 
 
 def _resized(func: Any, args: Any) -> tuple[Any, ...]:

@@ -30,6 +30,7 @@ _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d
 _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+_TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 # What else may be given a number of boxes.
 _TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
@@ -369,8 +370,13 @@ def is_view(node: fx.Node) -> bool:
 
 def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
     """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
-    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent]
+    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent and not _idle(n)]
     return [n for n in own if n.meta.get("function") != "einsum"] if narrow else own
+
+
+def _idle(node: fx.Node) -> bool:
+    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
+    return operator(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
 
 
 def reads_widths(coupling: Coupling) -> bool:
@@ -390,6 +396,9 @@ def takes_sizes(coupling: Coupling) -> bool:
 
 def takes_size(node: fx.Node) -> bool:
     """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    if operator(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+        # So are these; what a forward of the user's own hands to them is not.
+        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
     if operator(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
         return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]

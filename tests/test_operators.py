@@ -208,11 +208,7 @@ CASES = {
     "linear after flatten": Case(
         lambda: nn.Sequential(nn.Conv2d(3, 8, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2)), {"0": 8}
     ),
-    "bilinear": Case(
-        lambda: tokens(lambda s, x: s.b(x, x.sin()), b=nn.Bilinear(8, 8, 8)),
-        {},
-        {"a": "no rule for operator _trilinear"},
-    ),
+    "bilinear": Case(lambda: tokens(lambda s, x: s.b(x, x.cos()), outputs=6, b=nn.Bilinear(8, 8, 6)), {"a": 8, "b": 6}),
     "batch norm": Case(lambda: within(nn.BatchNorm2d(8)), {"a": 8}),
     "batch norm without parameters": Case(lambda: within(nn.BatchNorm2d(8, affine=False)), {"a": 8}),
     "layer norm": Case(lambda: tokens(lambda s, x: s.n(x), n=nn.LayerNorm(8)), {"a": 8}),
@@ -402,17 +398,16 @@ CASES = {
     "roi_align": Case(lambda: between(regions), {"a": 8}),
     "dropout": Case(lambda: within(nn.Sequential(nn.Dropout(), nn.Dropout2d(), nn.AlphaDropout())), {"a": 8}),
     "cdist": Case(
-        lambda: tokens(lambda s, x: x * torch.cdist(x, x).sum(-1, keepdim=True)),
-        {},
-        {"a": "no rule for operator _euclidean_dist"},
+        lambda: tokens(lambda s, x: x * torch.cdist(x.cos(), x).sum(-1, keepdim=True)),
+        {"a": 8},
     ),
     "scatter": Case(
-        lambda: between(lambda s, x: x.scatter_add(2, torch.zeros(2, 8, 8, 8, dtype=torch.int64), x)),
+        lambda: between(lambda s, x: x.scatter_add(1, torch.zeros(2, 8, 8, 8, dtype=torch.int64), x)),
         {},
         {"a": "scatter"},
     ),
     "gather": Case(
-        lambda: between(lambda s, x: x.gather(2, torch.zeros(2, 8, 8, 8, dtype=torch.int64))), {}, {"a": "gather"}
+        lambda: between(lambda s, x: x.gather(1, torch.zeros(2, 8, 8, 8, dtype=torch.int64))), {}, {"a": "gather"}
     ),
     "movedim and swapaxes": Case(lambda: between(lambda s, x: x.movedim(1, -1).swapaxes(-1, 1)), {"a": 8}),
     "diff, tril": Case(lambda: between(lambda s, x: x.tril().diff(dim=-1)), {"a": 8}),

@@ -27,6 +27,74 @@ class Step:
     variant: int
 
 
+class Heads(nn.Module):
+    """Attention with heads of size 4, their number from a shape; one layer for keys and values."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.q, self.kv, self.out = nn.Linear(inputs, 12), nn.Linear(inputs, 24), nn.Linear(12, outputs)
+
+    def forward(self, x, y):
+        kv = self.kv(y)
+        half = kv.shape[-1] // 2
+        rows = (t.unflatten(-1, (-1, 4)).transpose(1, 2) for t in (self.q(x), *kv.split([half, half], -1)))
+        return self.out(F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(2))
+
+
+class Tokens(nn.Module):
+    """A layer on the pixels as tokens."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, y=None):
+        rows, other = (t.flatten(2).transpose(1, 2) if t is not None else None for t in (x, y))
+        if isinstance(self.layer, Heads):
+            rows = self.layer(rows, rows if other is None else other)
+        elif isinstance(self.layer, nn.Bilinear):
+            rows = self.layer(rows, rows.cos())
+        else:
+            rows = self.layer(rows)
+        return rows.transpose(1, 2).unflatten(2, (SIDE, SIDE))
+
+
+def order(x):
+    """Positions along one side, by values."""
+    return x.mean((1, 3)).argsort(1)[:, None, :, None].expand(-1, x.shape[1], -1, SIDE)
+
+
+# Functions of an image that leave its shape.
+TABLE = {
+    "length": (
+        lambda x: x / (1 + x.norm()),
+        lambda x: x / (1 + torch.linalg.vector_norm(x, 3, 1, True)),
+        lambda x: x / (1 + torch.linalg.matrix_norm(x, "fro", (1, 2), True)),
+        lambda x: x * torch.cdist(x.flatten(2).mT, x.flatten(2).mT).mean(2).unflatten(1, (1, SIDE, SIDE)),
+    ),
+    "position": (
+        lambda x: x.gather(2, order(x)),
+        lambda x: x.scatter(2, order(x), x.cos()),
+        lambda x: x.index_add(3, torch.tensor([0, 2]), x[..., :2].sin()),
+        lambda x: x.cummax(2)[0] + x.flip(1).flip(1),
+    ),
+    "moved": (
+        lambda x: F.pixel_shuffle(F.pixel_unshuffle(x, 2), 2),
+        lambda x: x.rot90(1, (2, 3)) + x.roll(1, 2),
+        lambda x: F.conv2d(
+            x, torch.ones(1, 1, 3, 3).to(x).expand(x.shape[1], -1, -1, -1), padding=1, groups=x.shape[1]
+        ),
+        lambda x: F.fold(F.unfold(x, 2, stride=2), (SIDE, SIDE), 2, stride=2),
+    ),
+    "quantised": (
+        lambda x: torch.fake_quantize_per_tensor_affine(x, 0.05, 0, -128, 127),
+        lambda x: x / (1 + F.mse_loss(x, x.cos())),
+        lambda x: x * torch.std_mean(x, 1, correction=0, keepdim=True)[0],
+        lambda x: x * torch.aminmax(x, dim=1, keepdim=True)[1],
+    ),
+}
+
+
 class Drawn(nn.Module):
     """Runs instructions over a growing list of tensors (N, C, 6, 6) and classifies the last one."""
 
@@ -81,7 +149,17 @@ class Drawn(nn.Module):
         elif kind == "shuffle":
             # Fixed here: a network that chooses by the width it finds is another network after pruning.
             layer.groups, w = 2 if c % 2 == 0 else 1, c
-        elif kind in ("act", "pool", "softmax", "gate", "add", "mul", "minimum"):
+        elif kind == "free norm":
+            layer, w = Tokens(nn.LayerNorm(c, elementwise_affine=False)), c
+            if step.variant % 3:
+                layer = (nn.GroupNorm(1, c, affine=False), nn.InstanceNorm2d(c))[step.variant % 3 - 1]
+        elif kind == "attention":
+            layer = Tokens(Heads(c, w))
+        elif kind == "levels":
+            layer, w = nn.Conv2d(c, 2 * c + 3, 1), c
+        elif kind == "bilinear":
+            layer = Tokens(nn.Bilinear(c, c, w))
+        elif kind in ("act", "pool", "softmax", "gate", "add", "mul", "minimum", *TABLE):
             w = c
         return Step(kind, a, b, w, step.variant), layer, w
 
@@ -112,6 +190,15 @@ class Drawn(nn.Module):
             return x.softmax(1)
         if kind == "gate":
             return x * torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1).sum(1, keepdim=True).sigmoid()
+        if kind in TABLE:
+            return TABLE[kind][step.variant % len(TABLE[kind])](x)
+        if kind == "levels":
+            x = layer(x)
+            width = (x.shape[1] - 3) // 2
+            p, q, gates = torch.split(x, (width, width, 3), 1)
+            return p * q.cos() * gates[:, :1]
+        if kind == "attention":
+            return layer(x) if step.variant % 2 else layer(x, x.flip(2))
         if kind == "excite":
             return x * layer(x.mean((2, 3), keepdim=True))
         if kind == "layer norm":
@@ -123,6 +210,7 @@ class Drawn(nn.Module):
 
 KINDS = [
     *("conv", "conv", "conv", "grouped", "transposed", "batch norm", "group norm", "layer norm", "prelu", "excite"),
+    *("free norm", "attention", "levels", "bilinear", *TABLE),
     *("tokens", "cat", "chunk", "shuffle", "act", "pool", "softmax", "gate", "add", "mul", "minimum"),
 ]
 STEPS = st.builds(

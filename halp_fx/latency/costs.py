@@ -174,6 +174,8 @@ def macs(layer: Layer, n_in: int, n_out: int = 0) -> float:
     """Multiply-accumulates of one layer; 0 for operators without products of matrices."""
     if layer.op in _RECURRENT:
         return _recurrent_macs(layer, n_in, n_out)
+    if layer.op == "_trilinear":
+        return _trilinear_macs(layer, n_in, n_out)
     formula = flop_registry.get(getattr(layer.function, "overloadpacket", None))
     if formula is None:
         return 0.0
@@ -190,6 +192,18 @@ def _recurrent_macs(layer: Layer, n_in: int, n_out: int) -> float:
     packed = layer.function._overloadname == "data"  # type: ignore[attr-defined]
     steps = math.prod(args[0][:-1])
     return float(steps * sum(math.prod(shape) for shape in args[2 + packed] if len(shape) == 2))
+
+
+def _trilinear_macs(layer: Layer, n_in: int, n_out: int) -> float:
+    """Every weight is used once for every pair of rows: `rules.matrices.bilinear` says what the arguments are."""
+    (a, weight, b), expands = layer.shapes(n_in, n_out)[0][:3], layer.args[3:6]
+    shapes = []
+    for shape, expand in zip((a, weight, b), expands, strict=True):
+        row = list(shape)
+        for dim in sorted(expand):
+            row.insert(dim, 1)
+        shapes.append(row)
+    return float(math.prod(max(sizes) for sizes in zip(*shapes, strict=True)))
 
 
 def parameter_shapes(coupling: Coupling) -> dict[str, tuple[Extent, ...]]:

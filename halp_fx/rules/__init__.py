@@ -6,6 +6,7 @@ labels of its results. An operator without a rule freezes whatever reaches it.
 """
 
 from ..algebra import Algebra, Call
+from . import matrices, quantization, scattering
 from .contraction import contraction
 from .convolution import convolution
 from .elementwise import like, pointwise
@@ -27,10 +28,13 @@ __all__ = [
     "embedding",
     "find_rule",
     "like",
+    "matrices",
     "pointwise",
+    "quantization",
     "recurrent",
     "reduction",
     "register_rule",
+    "scattering",
     "shape_only",
     "spatial",
 ]

@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, independent, varying
 from .elementwise import join
 from .registry import register_rule
+from .values import zero_where_removed
 
 aten = torch.ops.aten
 
@@ -21,10 +22,25 @@ def contraction(call: Call, algebra: Algebra) -> Planes:
     is tied along k, so that what stays is a label per head; or, as the other choice, elsewhere: every head then keeps
     the same positions.
     """
-    return _product(call.args[0], call.args[1], call, algebra)
+    a, b = call.args[:2]
+    _sum(call, algebra, (a, a.ndim - 1), (b, b.ndim - 2))
+    return product(a, b, call, algebra)
 
 
-def _product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
+def _sum(call: Call, algebra: Algebra, left: tuple[Value, int], right: tuple[Value, int]) -> None:
+    """Each operand and its summed dimension: what was removed may hold anything in both."""
+    for value, dim in (left, right):
+        if not any(dim in varying(p) for p in value.planes) or zero_where_removed(value.node):
+            return
+    tensors = call.tensors()
+    places = [next(i for i, v in enumerate(tensors) if v is value) for value, _ in (left, right)]
+    if places[0] == places[1]:
+        places[1] += 1  # One tensor on both sides.
+    algebra.sum_over(call, {places[0]: left[1], places[1]: right[1]})
+
+
+def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
+    """The labels of a @ b, for operands with the same batch dimensions."""
     m, k, n = a.shape[-2], a.shape[-1], b.shape[-1]
     batch = a.shape[:-2]
     space = (*batch, m, k, n)
@@ -33,19 +49,33 @@ def _product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     right = [p.unsqueeze(-3).expand(space) for p in b.planes]
     kept: list[Plane] = []
     for plane in left:
-        partners = [q for q in right if set(varying(q)) & set(varying(plane))]
+        partners = [q for q in right if set(varying(q)) & set(varying(plane)) and not independent(q, plane)]
         for q in partners:
             algebra.couple(plane, q, call, "input")
         _mark(a, plane, k_dim, algebra)
+        plane = _unblocked(plane, b, right, len(batch), call, algebra)
         kept.append(_without(plane, k_dim, bool(partners), call, algebra))
     for plane in right:
-        partners = [p for p in left if set(varying(p)) & set(varying(plane))]
+        partners = [p for p in left if set(varying(p)) & set(varying(plane)) and not independent(p, plane)]
         _mark(b, plane, k_dim, algebra)
+        plane = _unblocked(plane, a, left, len(batch), call, algebra)
         plane = _without(plane, k_dim, bool(partners), call, algebra)
         if not any(set(varying(plane)) & set(varying(p)) for p in kept):
             kept.append(plane)
     flat = [p.select(k_dim, 0) for p in kept]
     return tuple(algebra.grid(p) for p in flat if varying(p))
+
+
+def _unblocked(plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra) -> Plane:
+    """The plane, where the other operand is as long along a batch dimension but has no labels there: it would not
+    shrink along, so every place there keeps the same."""
+    dims = {d for d in varying(plane) if d < batch and other.shape[d] > 1}
+    if not dims or any(dims & set(varying(q)) for q in planes):
+        return plane
+    if dims == set(varying(plane)):
+        algebra.pin(plane, f"the other operand of {call.where} does not shrink along")
+        return plane
+    return algebra.tie(plane, dims, call, "batch")
 
 
 def _mark(value: Value, plane: Plane, k_dim: int, algebra: Algebra) -> None:
@@ -70,28 +100,35 @@ def _without(plane: Plane, k_dim: int, matched: bool, call: Call, algebra: Algeb
 def add_contraction(call: Call, algebra: Algebra) -> Planes:
     """`addmm` / `baddbmm`: bias + a @ b."""
     bias, a, b = call.args[:3]
-    planes = _product(a, b, call, algebra)
-    product = Value(call.outputs[0], planes) if call.outputs[0] is not None else a
+    _sum(call, algebra, (a, a.ndim - 1), (b, b.ndim - 2))
+    planes = product(a, b, call, algebra)
+    result = Value(call.outputs[0], planes) if call.outputs[0] is not None else a
     if bias.parameter:
         for plane in bias.planes:
             algebra.mark(plane, "bias")
-    return join([product, bias], call.shape, call, algebra)
+    return join([result, bias], call.shape, call, algebra)
 
 
 def matrix_vector(call: Call, algebra: Algebra) -> Planes:
     """(m, k) x (k,) -> (m,)."""
     a, b = call.args[0], call.args[1]
+    _sum(call, algebra, (a, a.ndim - 1), (b, 0))
+    return _by_column(a, b, call, algebra)
+
+
+def _by_column(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     spec = replace(b.spec, shape=(*b.shape, 1), stride=(*b.spec.stride, 1))
     column = replace(b, spec=spec, planes=tuple(p.unsqueeze(-1) for p in b.planes))
-    return tuple(p.squeeze(-1) for p in _product(a, column, call, algebra))
+    return tuple(p.squeeze(-1) for p in product(a, column, call, algebra))
 
 
 def dot(call: Call, algebra: Algebra) -> Planes:
     """(k,) x (k,) -> ()."""
-    row = call.args[0]
+    row, column = call.args[:2]
+    _sum(call, algebra, (row, 0), (column, 0))
     spec = replace(row.spec, shape=(1, *row.shape), stride=(0, *row.spec.stride))
     row = replace(row, spec=spec, planes=tuple(p.unsqueeze(0) for p in row.planes))
-    return tuple(p.squeeze(0) for p in matrix_vector(replace(call, args=(row, call.args[1])), algebra))
+    return tuple(p.squeeze(0) for p in _by_column(row, column, call, algebra))
 
 
 register_rule(aten.mm, aten.bmm)(contraction)

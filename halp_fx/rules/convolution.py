@@ -9,6 +9,7 @@ import torch
 from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, compact, varying, vector
 from .channels import channel_labels, couple_labels
 from .registry import register_rule
+from .values import zero_where_removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
         labels = _Grouped(inputs, w_in, w_out, groups, transposed)
         finer = algebra.choose(call.place, "whole" if groups >= in_per_group else "positions")
         outputs = (_whole_groups if finer == "whole" else _positions)(labels, call, algebra)
+    if groups == 1 and inputs.any() and call.node not in algebra.restricted and not zero_where_removed(weight.node):
+        algebra.sum_over(call, {0: 1, 1: 0 if transposed else 1})
     if weight.parameter:
         algebra.mark(w_out, "producer")
         algebra.mark(w_in, "consumer")

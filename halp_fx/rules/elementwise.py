@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, independent, varying
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -25,6 +27,7 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
     result: list[Plane] = []
     owners: list[Value] = []
     values = [v for i, v in enumerate(values) if v.ndim <= len(shape) and all(v is not u for u in values[:i])]
+    values = _sided(values, shape, call, algebra)
     for value in values:
         for plane in value.planes:
             wide = broadcast(plane, shape)
@@ -34,6 +37,7 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
                 continue
             # Planes of the same tensor are not coupled with each other.
             partners = [i for i, p in enumerate(result) if owners[i] is not value and dims & set(varying(p))]
+            partners = [i for i in partners if not independent(result[i], wide)]
             for i in partners:
                 algebra.couple(result[i], wide, call, _kind(call))
                 if len(dims) < len(varying(result[i])):
@@ -52,16 +56,40 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
     return tuple(algebra.grid(p) for p in free) if len(values) > 1 else tuple(free)
 
 
+def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> list[Value]:
+    """Where a plane over several dimensions (head x position) meets planes over one each of another tensor (a row per
+    head, a column per position), one side goes whole and the other stays: coupled with both, nothing could go."""
+    if len(values) < 2 or all(len(varying(p)) < 2 for v in values for p in v.planes):
+        return values
+    found = []
+    for value in values:
+        planes = []
+        for plane in value.planes:
+            dims = set(varying(broadcast(plane, shape)))
+            for other in values if len(dims) > 1 else ():
+                wide = [(p, set(varying(broadcast(p, shape)))) for p in other.planes] if other is not value else []
+                sides = sorted(((min(d), p, d) for p, d in wide if d < dims), key=lambda side: side[0])
+                if len(sides) < 2 or set.intersection(*(d for _, _, d in sides)):
+                    continue
+                kept = sides.pop(0 if algebra.choose(f"{call.place}#sides", "whole") == "whole" else -1)
+                offset = len(shape) - value.ndim
+                plane = algebra.tie(plane, [d - offset for d in dims - kept[2]], call, "side")
+                for _, p, _ in sides:
+                    algebra.pin(p, f"shared by all of what goes in {call.where}")
+                dims = kept[2]
+            planes.append(plane)
+        found.append(replace(value, planes=tuple(planes)))
+    return found
+
+
 def _blocks(value: Value, plane: Plane, shape: tuple[int, ...]) -> bool:
-    """Whether `value` is long along the dimensions of `plane` but has no labels there."""
+    """Whether `value` is long along the dimensions of `plane` but has no labels there that go with them."""
     offset = len(shape) - value.ndim
-    dims = [d - offset for d in varying(plane) if d >= offset]
-    # What was itself expanded (stride 0) follows the width, as `expand_as` does; if it does not, `verify` sees it.
-    dims = [d for d in dims if value.shape[d] > 1 and not (value.spec.stride and value.spec.stride[d] == 0)]
+    dims = {d for d in varying(plane) if d >= offset and value.shape[d - offset] > 1}
     if not dims:
         return False
-    labelled = {d for p in value.planes for d in varying(p)}
-    return not labelled & set(dims)
+    wide = (broadcast(p, shape) for p in value.planes)
+    return not any(p is plane or (dims & set(varying(p)) and not independent(p, plane)) for p in wide)
 
 
 def _kind(call: Call) -> str:
@@ -82,7 +110,21 @@ def copy_into(call: Call, algebra: Algebra) -> Planes:
     return tuple(algebra.grid(broadcast(p, call.shape)) for p in source.planes)
 
 
+def sorted_into(call: Call, algebra: Algebra) -> Planes:
+    """`bucketize(x, row)` and `searchsorted(row, x)`: elementwise, where all share one row of boundaries."""
+    x, rows = (call.args[1], call.args[0]) if call.op == "searchsorted" else call.args[:2]
+    if rows.planes or rows.ndim != 1 or "sorter" in call.kwargs:
+        algebra.pin_all(call.tensors(), f"{call.where} compares with boundaries along this axis")
+        return ()
+    return x.planes
+
+
+register_rule(aten.bucketize.Tensor, aten.searchsorted.Tensor)(sorted_into)
 register_rule(
+    aten._conj,
+    aten._neg_view,
+    aten.resolve_conj,
+    aten.log_sigmoid_forward,
     aten.clone,
     aten._to_copy,
     aten.detach,

@@ -53,7 +53,7 @@ def index_put(call: Call, algebra: Algebra) -> Planes:
             algebra.pin(plane, f"{call.where} writes at positions along this axis")
     shape = x.shape[last:]
     rows = [
-        replace(v, spec=_last(v.spec, len(shape)), planes=_inner(v, len(shape), call, algebra))
+        replace(v, spec=_last(v.spec, len(shape)), planes=_inner(v, len(shape), call, algebra), node=None)
         for v in (replace(x, planes=trailing), values)
     ]
     join(rows, shape, call, algebra)

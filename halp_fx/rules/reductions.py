@@ -8,6 +8,7 @@ import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .channels import beside
+from .elementwise import join
 from .registry import register_rule
 
 aten = torch.ops.aten
@@ -57,10 +58,38 @@ def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
 
 def vector_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:
-    """`linalg_vector_norm(x, ord, dim, keepdim)`."""
-    x, order, *rest = call.args
-    del order
-    return reduction(replace(call, args=(x, *rest)), algebra)
+    """`linalg_vector_norm(x, ord, dim, keepdim)` and `norm(x, p, dim, keepdim)`."""
+    return reduction(replace(call, args=(call.args[0], call.arg(2, "dim"))), algebra)
+
+
+def renormalized(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`renorm(x, p, dim, maxnorm)`: what lies at one place along `dim` is scaled by its norm."""
+    x: Value = call.args[0]
+    dims = [d for d in range(x.ndim) if d != int(call.args[2]) % x.ndim]
+    return along_dimension(replace(call, args=(x, dims)), algebra)
+
+
+def running_extreme(call: Call, algebra: Algebra) -> list[Planes]:
+    """`cummax(x, dim)` and `cummin`: values, and where they are; that means something else when channels are gone."""
+    x: Value = call.args[0]
+    dims = _dims(call.arg(1, "dim"), x.ndim)
+    if call.outputs[1] is None:
+        return along_dimension(call, algebra)  # type: ignore[return-value]
+    return [beside(x, dims, call, algebra)] * 2
+
+
+def loss(call: Call, algebra: Algebra) -> Planes:
+    """`mse_loss(x, target, reduction)` and its kin, `dist(x, y, p)`: elementwise, then the sum or mean of all."""
+    tensors = call.tensors()
+    shape = torch.broadcast_shapes(*(v.shape for v in tensors))
+    planes = join(tensors, shape, call, algebra)
+    if call.shape == shape:
+        return planes
+    for value in tensors:
+        dims = {d for p in value.planes for d in varying(p)}
+        if dims:
+            algebra.restrict(call, dims)
+    return ()
 
 
 def index_of_extreme(call: Call, algebra: Algebra) -> Planes:
@@ -112,9 +141,26 @@ register_rule(
     aten.var,
     aten.std,
     aten.var_mean,
+    aten.std_mean,
     aten.logsumexp,
+    aten.aminmax,
+    aten.nansum,
+    aten.count_nonzero,
+    aten.any,
+    aten.all,
 )(reduction)
-register_rule(aten.linalg_vector_norm)(vector_norm)
+register_rule(aten.linalg_vector_norm, aten.norm)(vector_norm)
+register_rule(aten.renorm)(renormalized)
+register_rule(aten.cummax, aten.cummin)(running_extreme)
+register_rule(
+    aten.mse_loss,
+    aten.smooth_l1_loss,
+    aten.huber_loss,
+    aten.soft_margin_loss,
+    aten.binary_cross_entropy,
+    aten.binary_cross_entropy_with_logits,
+    aten.dist,
+)(loss)
 register_rule(aten.argmax, aten.argmin)(index_of_extreme)
 register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp)(
     along_dimension

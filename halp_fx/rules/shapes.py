@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -30,10 +31,82 @@ def reshape(call: Call, algebra: Algebra) -> Planes:
 
 
 def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
-    result = plane.reshape(shape)
+    try:
+        result = plane.view(shape)
+    except RuntimeError:  # It has to be written out, along the dimensions that matter.
+        short, dims = list(shape), varying(plane)
+        small = plane
+        for old, new in _aligned(plane.shape, shape):
+            if not set(old) & set(dims):
+                small = small[tuple(slice(0, 1) if d in old else slice(None) for d in range(plane.dim()))]
+                for d in new:
+                    short[d] = 1
+        return simplify(small.reshape(short)).expand(shape)
     # A split dimension may be constant along one of its parts.
-    split = len(varying(result)) > len(varying(plane))
-    return simplify(result) if split or result.data_ptr() != plane.data_ptr() else result
+    return simplify(result) if len(varying(result)) > len(varying(plane)) else result
+
+
+def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions of `old` that make up runs of dimensions of `new`."""
+    runs: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left: list[int] = []
+        right: list[int] = []
+        m = n = 1
+        while not (left or right) or m != n:
+            if i < len(old) and (m <= n or j == len(new)):
+                m, i = m * old[i], i + 1
+                left.append(i - 1)
+            else:
+                n, j = n * new[j], j + 1
+                right.append(j - 1)
+        runs.append((left, right))
+    return runs
+
+
+def moved(call: Call, algebra: Algebra) -> Planes:
+    """Operators that move elements within dimensions (`flip`, `rot90`): as `shape_only`, on planes that are cut to
+    length 1 where they do not vary."""
+    results = (call.node.target(compact(p), *call.args[1:], **call.kwargs) for p in call.args[0].planes)  # type: ignore[operator]
+    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+
+
+def repeat(call: Call, algebra: Algebra) -> Planes:
+    """`repeat(x, times)`: as `shape_only`; what a plane does not vary along is not written out."""
+    times, kept = list(call.args[1]), []
+    for plane in call.args[0].planes:
+        offset = len(times) - plane.dim()
+        dims = {d + offset for d in varying(plane)}
+        small = compact(plane).repeat([n if d in dims else 1 for d, n in enumerate(times)])
+        kept.append(algebra.grid(simplify(small).expand(call.shape)))
+    return tuple(kept)
+
+
+def pixel_shuffle(call: Call, algebra: Algebra) -> Planes:
+    """`pixel_shuffle(x, r)`: (*, C * r * r, H, W) -> (*, C, H * r, W * r). An image is a rectangle, so the r * r
+    channels that become one go together."""
+    x: Value = call.args[0]
+    dim, each = x.ndim - 3, int(call.args[1]) ** 2
+    kept = []
+    for plane in beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra):
+        if dim in varying(plane):
+            rows = compact(plane).unflatten(dim, (-1, each))
+            plane = algebra.tie(rows, [dim + 1], call, "pixel shuffle").select(dim + 1, 0)
+        kept.append(algebra.grid(compact(plane).expand(call.shape)))
+    return tuple(kept)
+
+
+def pixel_unshuffle(call: Call, algebra: Algebra) -> Planes:
+    """`pixel_unshuffle(x, r)`: (*, C, H * r, W * r) -> (*, C * r * r, H, W)."""
+    x: Value = call.args[0]
+    dim, each = x.ndim - 3, int(call.args[1]) ** 2
+    kept = []
+    for plane in beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra):
+        small = compact(plane)
+        small = small.repeat_interleave(each, dim) if dim in varying(plane) else small
+        kept.append(algebra.grid(small.expand(call.shape)))
+    return tuple(kept)
 
 
 def _finish(result: Any, algebra: Algebra) -> Any:
@@ -71,12 +144,23 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
             # An index along one side of a grid: every index must keep the same channels.
             algebra.tie(plane, [dim], call, "index")
             continue
-        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes)
+        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes, call, algebra)
         if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
+        elif step > 1 or (leaders < 0).any() or not plane.all():
+            _couple_pieces(plane, dim, leaders, call, algebra)
         else:
-            algebra.couple(plane, plane.index_select(dim, leaders), call, "chunk")
+            algebra.keep_proportions(plane, dim, leaders, sizes, call)
     return shape_only(call, algebra)
+
+
+def _couple_pieces(plane: Plane, dim: int, leaders: torch.Tensor, call: Call, algebra: Algebra) -> None:
+    """Couple every slot with its leader; one without (-1) is of a piece that stays."""
+    fixed = (leaders < 0).nonzero().flatten()
+    if len(fixed):
+        algebra.pin(plane.index_select(dim, fixed), f"{call.where} cuts the channels at a constant position")
+    moving = (leaders >= 0).nonzero().flatten()
+    algebra.couple(plane.index_select(dim, moving), plane.index_select(dim, leaders[moving]), call, "chunk")
 
 
 _DIM_ARGUMENT = {
@@ -90,9 +174,24 @@ _DIM_ARGUMENT = {
 }
 
 
-def _leaders(sizes: list[int]) -> torch.Tensor | None:
-    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none."""
+def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
+    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
+
+    Where several pieces have one size and others are no multiples of it (C, C and a constant number), those follow a
+    width, and the others stay: -1. That is decided once, for at another width C may be that number.
+    """
     units = math.gcd(*sizes)
+    width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
+    alike = [str(i) for i, n in enumerate(sizes) if n == width] if any(n % max(width, 1) for n in sizes) else []
+    reading = algebra.choose(f"{call.place}#{len(sizes)} sizes", ",".join(alike) or "all")
+    if reading != "all":
+        moving = {int(i) for i in reading.split(",")}
+        if len({n for i, n in enumerate(sizes) if i in moving}) > 1:
+            return None
+        first = sum(sizes[: min(moving)])
+        return torch.cat(
+            [torch.arange(n) + first if i in moving else torch.full((n,), -1) for i, n in enumerate(sizes)]
+        )
     if units == 1 and set(sizes) != {1}:
         return None
     if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
@@ -140,55 +239,6 @@ def stack(call: Call, algebra: Algebra) -> Planes:
     return tuple(p.unsqueeze(dim).expand(call.shape) for p in joined)
 
 
-def gather_along(call: Call, algebra: Algebra) -> Planes:
-    """`index(x, [i, None, j])` and `index_select(x, dim, i)`: the operator runs on the planes if the indices are known.
-
-    A labelled dimension may be indexed by constants only if the program computes them from the width; that is tried
-    out later. Where indices are not known, what lies along other dimensions is carried on.
-    """
-    x: Value = call.args[0]
-    indices = call.tensors()[1:]
-    algebra.pin_all(indices, f"an index of {call.where}")
-    plain = _known(call.args[1:])
-    planes = x.planes
-    if plain is None and any(v.spec.dtype is torch.bool for v in indices):
-        algebra.pin_all((x,), f"{call.where} picks elements by values that are not known")
-        return ()  # Their number is not known either.
-    if plain is None or any(v.planes and not v.parameter for v in indices):
-        indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
-        planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
-        for plane in (p for p in x.planes if indexed & set(varying(p))):
-            algebra.pin(plane, f"{call.where} picks elements by values that are not known")
-        plain = _zeros(call.args[1:])
-    return tuple(algebra.grid(simplify(call.node.target(p, *plain))) for p in planes)  # type: ignore[operator]
-
-
-def _zeros(args: Any) -> list[Any]:
-    """Arguments with zeros for the values of tensors."""
-    return [
-        _zeros(a)
-        if isinstance(a, list | tuple)
-        else torch.zeros(a.shape, dtype=torch.int64)
-        if isinstance(a, Value)
-        else a
-        for a in args
-    ]
-
-
-def _known(args: Any) -> list[Any] | None:
-    """Arguments with tensors for values; None if one is not known."""
-    found: list[Any] = []
-    for arg in args:
-        value = _known(arg) if isinstance(arg, list | tuple) else arg
-        if isinstance(value, Value):
-            # Shapes are verified on the meta device, where an index computed from a shape has no values.
-            value = None if value.data is None or value.data.is_meta else value.data
-        if value is None and arg is not None:
-            return None
-        found.append(value)
-    return found
-
-
 def concatenate(call: Call, algebra: Algebra) -> Planes:
     """`cat`: labels along the dimension follow one another; labels along others are coupled between the parts."""
     values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
@@ -231,6 +281,15 @@ def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) 
     return tuple(p.expand(call.shape) for p in join(flat, shape, call, algebra))
 
 
+def resized(call: Call, algebra: Algebra) -> Planes:
+    """`resize_(x, size)`: to the size that it has, nothing happens; any other use is not understood."""
+    x: Value = call.args[0]
+    if x.shape == call.shape:
+        return x.planes
+    algebra.pin_all((x,), f"{call.where} gives memory another shape")
+    return ()
+
+
 def as_strided(call: Call, algebra: Algebra) -> Planes:
     """Pooling to 1 x 1 restates the strides of what it has; any other use is not understood."""
     x: Value = call.args[0]
@@ -247,7 +306,8 @@ def roll(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if set(varying(plane)) & dims:
             algebra.pin(plane, f"{call.where} shifts the channels by a constant")
-    return shape_only(call, algebra)
+    # Where a plane does not vary, a shift changes nothing; without dimensions, rows are shifted into one another.
+    return moved(call, algebra) if call.arg(2, "dims", []) else shape_only(call, algebra)
 
 
 def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
@@ -256,7 +316,8 @@ def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if 1 in varying(plane):
             algebra.tie(vector(plane, 1).reshape(int(call.args[1]), -1), [0], call, "shuffle")
-    return shape_only(call, algebra)
+    kept = [p if 1 not in varying(p) else call.node.target(compact(p), *call.args[1:]) for p in x.planes]  # type: ignore[operator]
+    return tuple(algebra.grid(compact(p).expand(call.shape)) for p in kept)
 
 
 def gated_half(call: Call, algebra: Algebra) -> Planes:
@@ -291,6 +352,7 @@ def complex_as_pair(call: Call, algebra: Algebra) -> Planes:
 
 
 register_rule(aten.as_strided, aten.as_strided_)(as_strided)
+register_rule(aten.resize_, aten.resize_as_)(resized)
 register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
 register_rule(
     aten.permute,
@@ -299,10 +361,6 @@ register_rule(
     aten.squeeze,
     aten.unsqueeze,
     aten.expand,
-    aten.repeat,
-    aten.flip,
-    aten.pixel_shuffle,
-    aten.pixel_unshuffle,
     aten.diagonal,
     aten.unfold,
 )(shape_only)
@@ -315,6 +373,10 @@ register_rule(
     aten.unsafe_split_with_sizes,
     aten.unbind,
 )(cut)
+register_rule(aten.flip, aten.rot90)(moved)
+register_rule(aten.repeat)(repeat)
+register_rule(aten.pixel_shuffle)(pixel_shuffle)
+register_rule(aten.pixel_unshuffle)(pixel_unshuffle)
 register_rule(aten.roll)(roll)
 register_rule(aten.channel_shuffle, aten.native_channel_shuffle)(channel_shuffle)
 register_rule(aten.glu)(gated_half)
@@ -323,4 +385,3 @@ register_rule(aten.view_as_complex)(pair_as_complex)
 register_rule(aten.view_as_real)(complex_as_pair)
 register_rule(aten.cat)(concatenate)
 register_rule(aten.stack)(stack)
-register_rule(aten.index, aten.index_select)(gather_along)

@@ -32,20 +32,17 @@ def constant_pad(call: Call, algebra: Algebra) -> Planes:
     x, pad = call.args[0], list(call.args[1])
     kept = []
     for plane in x.planes:
+        dims, plane = varying(plane), compact(plane)
         for i in range(len(pad) // 2):
             dim = x.ndim - 1 - i
             before, after = pad[2 * i], pad[2 * i + 1]
             if before == after == 0:
                 continue
-            if dim in varying(plane):
+            if dim in dims:
                 if before < 0 or after < 0:
                     algebra.pin(plane, f"{call.where} cuts at a constant position")
-                plane = simplify(torch.nn.functional.pad(plane, [0, 0] * i + [before, after]))
-            else:
-                size = list(plane.shape)
-                size[dim] += before + after
-                plane = plane.narrow(dim, 0, 1).expand(size)
-        kept.append(plane)
+                plane = torch.nn.functional.pad(plane, [0, 0] * i + [before, after])
+        kept.append(simplify(plane).expand(call.shape))
     return tuple(kept)
 
 

@@ -1,0 +1,40 @@
+"""What can be told about a tensor's values from where it comes from in the trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+# They move elements, or take each by itself and leave a zero zero.
+_MOVES = frozenset(
+    (
+        *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze", "clone"),
+        *("select", "slice", "split", "split_with_sizes", "unbind", "detach", "alias", "_to_copy", "getitem"),
+        *("relu", "relu_", "neg", "tanh", "contiguous"),
+    )
+)
+_SCALES = frozenset(("mul", "mul_", "div", "div_"))
+# Which argument is the weight, whose rows (and bias) make the result.
+_LAYERS = {"convolution": 1, "addmm": 2, "mm": 1, "baddbmm": 2, "embedding": 0}
+
+
+def zero_where_removed(node: Any) -> bool:
+    """Whether a tensor holds zeros, in the zeroed twin, where it was removed: a parameter does, and what a layer gives
+    with its parameters as they are, seen through views and scaled by numbers."""
+    seen_layer = False
+    while isinstance(node, fx.Node):
+        op = _name(node)
+        if node.op == "get_attr":
+            return not node.meta.get("constant")
+        if op in _LAYERS and not seen_layer:
+            node, seen_layer = node.args[_LAYERS[op]], True
+        elif op in _MOVES or (op in _SCALES and isinstance(node.args[1], int | float)):
+            node = node.args[0]
+        else:
+            return False
+    return False
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", ""))
