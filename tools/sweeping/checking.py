@@ -121,8 +121,8 @@ def enliven(model: nn.Module, inputs: Any) -> None:
             return
         mean, spread = rows.mean(1), rows.var(1, correction=0)
         noise = torch.rand(2, len(rows), generator=generator)
-        # A channel of one element, or a dead one, has the spread of all.
-        spread = torch.maximum(spread, 0.1 * rows.var(correction=0)).clamp_min(1e-6)
+        # A dead channel has something of the spread of others, and one of a single element the spread of all.
+        spread = spread.clamp_min(0.1 * float(spread.mean()) or float(rows.var(correction=0)) or 1.0)
         module.running_mean.copy_(mean + (noise[0] - 0.5) * spread.sqrt())
         module.running_var.copy_(spread * (noise[1] + 0.5))
 
