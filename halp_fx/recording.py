@@ -7,6 +7,7 @@ tables) has its value in either case.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import cache
@@ -61,7 +62,7 @@ def record(
 
 def _record(model: nn.Module, args: Any, kwargs: Any, training: bool, calls: int, on_meta: bool) -> Traced:
     members = Members.of(model)
-    recorder = _Recorder(model, members, on_meta)
+    recorder = (_ShieldedRecorder if "torch._dynamo" in sys.modules else _Recorder)(model, members, on_meta)
     twinned: AbstractContextManager[dict[int, Any]] = hollow(model, members=members) if on_meta else nullcontext({})
     # On meta tensors nothing of size waits for the garbage collection.
     with uncollected() if on_meta else nullcontext(), twinned as twins, preserved(model, members):
@@ -126,6 +127,10 @@ class _Recorder(TorchDispatchMode):
         self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Else PyTorch imports its compiler, which takes seconds, to switch it off around each operator.
 
     def name_attributes(self, twins: Mapping[int, torch.Tensor]) -> None:
         """Know the parameters and buffers that the forward will use: those of the model, or their meta twins."""
@@ -343,6 +348,16 @@ def written_through_alias(old: Any, writer: Any) -> Any:
 def getitem(values: Any, index: int) -> Any:
     """Node target: one result of an operator with several."""
     return values[index]
+
+
+class _ShieldedRecorder(_Recorder):
+    """For a process that has the compiler: within a compiled part of a forward it would compile the recorder."""
+
+    __torch_dispatch__ = _Recorder.__torch_dispatch__
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
 
 
 @cache

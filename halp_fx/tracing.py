@@ -9,6 +9,7 @@ this level, and not module or Python-function level, was chosen).
 from __future__ import annotations
 
 import contextlib
+import sys
 from typing import Any
 
 import torch
@@ -101,7 +102,9 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"expected an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+    # Who has one has imported this module, which takes seconds.
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    if isinstance(model, compiled):
         raise ModelError(
             "the model is wrapped by torch.compile: pass the original (model._orig_mod), then compile the result"
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -137,3 +139,15 @@ def test_models_that_are_refused(wrap, words):
 def test_wrong_inputs_name_shape_and_module():
     with pytest.raises(TraceError, match=r"\(1, 5, 4, 4\)"):
         halp_fx.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.randn(1, 5, 4, 4))
+
+
+def test_tracing_does_not_import_the_compiler():
+    """It takes several seconds, in every process."""
+    code = (
+        "import sys, torch, halp_fx\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))\n"
+        "small = halp_fx.rewrite(net, {'0': [1, 2]}, torch.randn(1, 3, 8, 8))\n"
+        "print(small[0].out_channels, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
