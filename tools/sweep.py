@@ -70,7 +70,8 @@ def main() -> None:
         rows = [r for r in rows if r["result"] != "fail"]
     left = []
     if not given.table_only:
-        for module in ("sweeping.checking", given.library):
+        # PyTorch's shapes of some operators import its compiler: once, and not in the time of every model.
+        for module in ("torch._dynamo", "sweeping.checking", given.library):
             importlib.import_module(module)
         done = {r["model"] for r in rows}
         chosen = given.only or (sample(library.names(), given.sample) if given.sample else library.names())

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import random
 import resource
 import time
 import unittest.mock
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -186,12 +187,23 @@ def outputs(model: nn.Module, inputs: Any, heads: Sequence[str] = ()) -> list[to
     wide = unittest.mock.patch.object(torch.Tensor, "float", lambda t: t.to(torch.float64))
     torch.manual_seed(0)  # Of networks that draw at random in eval mode, too.
     try:
-        with torch.no_grad(), wide:
+        with torch.no_grad(), wide, default_dtype(torch.float64):
             result = model.eval()(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()
     return [t for t in leaves(found if hooks else result) if t.is_floating_point() and t.numel()]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Tensors that a forward makes have the dtype of its parameters."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def cast(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -247,7 +259,7 @@ def backward(model: nn.Module, inputs: Any) -> str:
     if not listed:
         args, kwargs = tree_map(lambda t: torch.cat([t, t]) if torch.is_tensor(t) else t, (args, kwargs))
     try:
-        with unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double):
+        with unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double), default_dtype(torch.float64):
             results = [t for t in leaves(model(*args, **kwargs)) if t.requires_grad]
         sum(t.sum() for t in results).backward()
     except Exception as failure:
