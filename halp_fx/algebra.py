@@ -169,7 +169,20 @@ class Algebra:
     def couple(self, a: Plane, b: Plane, call: Call, kind: str) -> None:
         """Labels at equal places (after broadcasting) go together; a label that meets none stays for good."""
         a, b = _shrunk(a, b)
-        self._link(a, b, call.op, kind, call.where)
+        for left, right in self._star(a, b) if a.numel() > _MANY else ((a, b),):
+            self._link(left, right, call.op, kind, call.where)
+
+    def _star(self, a: Plane, b: Plane) -> tuple[tuple[Plane, Plane], ...]:
+        """Where all labels of one plane meet all of the other, as in the mask `ids[:, None] - ids[:, :, None]` of a
+        windowed attention: one of each against all of the other couple the same, in the root of the pairs.
+
+        For tensors that the forward makes only: of parameters it counts which slots have met (`comparing`).
+        """
+        own, other = (set(varying(p)) - set(varying(q)) for p, q in ((a, b), (b, a)))
+        full = all(bool(compact(p).all()) and not self.lasting(p) for p in (a, b)) if own and other else False
+        if not full:
+            return ((a, b),)
+        return tuple((_first(a, dims), _first(b, dims)) for dims in (own, other))
 
     def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
         left, right = a.numpy().reshape(-1), b.numpy().reshape(-1)
@@ -191,10 +204,7 @@ class Algebra:
         dims = [d for d in dims if d in varying(plane)]
         if not dims:
             return plane
-        first = plane
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        first = first.expand(plane.shape)
+        first = _first(plane, dims).expand(plane.shape)
         # A loop over classes or windows takes one piece after another of the same plane.
         key = (plane.data_ptr(), tuple(plane.shape), plane.stride(), tuple(dims))
         if key not in self._tied:
@@ -204,10 +214,7 @@ class Algebra:
 
     def tie_labels(self, plane: Plane, dims: Iterable[int]) -> None:
         """As `tie`, for a plane whose operator is no longer at hand."""
-        first = plane
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
+        self._link(plane, _first(plane, dims).expand(plane.shape), "view", "split axis", "a view that splits the axis")
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
         """Couple labels of channels that the program wants in a fixed proportion, as a trial has shown."""
@@ -352,6 +359,13 @@ def vector(plane: Plane, dim: int) -> torch.Tensor:
     if plane.numel() == 0:
         return torch.zeros(plane.shape[dim], dtype=plane.dtype)
     return plane.as_strided((plane.shape[dim],), (plane.stride(dim),))
+
+
+def _first(plane: Plane, dims: Iterable[int]) -> Plane:
+    """The plane at index 0 of some dimensions."""
+    for dim in dims:
+        plane = plane.narrow(dim, 0, 1)
+    return plane
 
 
 def _shrunk(a: Plane, b: Plane) -> tuple[Plane, Plane]:
