@@ -18,7 +18,7 @@ from torch import fx
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
 from .errors import HalpError
-from .groups import Partition, free_dimension
+from .groups import Outline, Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
 from .rules.registry import Rule
@@ -61,7 +61,7 @@ class Propagated:
     traced: Traced
     further: Sequence[Traced]
     algebra: Algebra
-    planes: Mapping[fx.Node, Planes]
+    outlines: Mapping[fx.Node, Outline]
 
     def follows(self, choices: Mapping[str, str]) -> bool:
         """Whether rules that are given these choices would come to the same."""
@@ -76,14 +76,16 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     for graph in (traced, *further):
         planes.update(_propagate(graph, algebra, parameters))
     algebra.classes()  # Found once for all that is settled from here.
-    return Propagated(traced, further, algebra, planes)
+    needed = [*traced.graph.nodes, *(edit.node for edit in algebra.edits)]
+    outlines = {node: Outline.of(node, planes.get(node, ())) for node in needed}
+    return Propagated(traced, further, algebra, outlines)
 
 
 def settle(
     found: Propagated, ignore: Sequence[str], decisions: Decisions, frozen: Mapping[Axis, str] | None
 ) -> Coupling:
     """The second part of `couple`. `found` stays as it is, and `decisions` must have the choices that it follows."""
-    traced, further, planes = found.traced, found.further, found.planes
+    traced, further = found.traced, found.further
     algebra = found.algebra.copied(decisions.choices)
     ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
     _settle_grids(algebra)
@@ -92,9 +94,9 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    shapes = {node.name: partition.extents(node, planes.get(node, ())) for node in traced.graph.nodes}
+    shapes = {node.name: partition.extents(found.outlines[node]) for node in traced.graph.nodes}
     edits = tuple(
-        AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
+        AttributeEdit(e.module, e.attribute, partition.extents(found.outlines[e.node])[e.dim], e.divisor)
         for e in algebra.edits
     )
     restricted = {
