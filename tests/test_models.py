@@ -82,6 +82,13 @@ def test_a_constant_parameter_of_any_rank_gets_values(shape, value):
     assert module.steps == 3
 
 
+def test_parameters_of_hardly_any_spread_get_values():
+    module = nn.Linear(30, 30, bias=False)
+    nn.init.normal_(module.weight, std=1e-10)
+    randomize(module)
+    assert module.weight.std() > 0.01
+
+
 def test_parameters_that_were_drawn_stay_as_they_were():
     module = nn.Conv2d(3, 4, 3)
     before = module.weight.clone()
@@ -144,7 +151,11 @@ def test_activations_do_not_die_away_from_norm_to_norm(norm):
     x = torch.randn(2, 6, 8, 8)
     randomize(net)
     assert (net(x) - net(-x)).abs().max() < 1e-5
+    running = net[0].register_forward_hook(lambda module, *call: calls.append(module))
+    calls = []
     enliven(net, x)
+    assert net[0] not in calls, "the model itself has run"
+    running.remove()
     assert (net(x) - net(-x)).abs().max() > 0.1
 
 

@@ -22,6 +22,7 @@ from halp_fx.inputs import normalize_inputs
 from .libraries import LIBRARIES
 
 ERROR_LIMIT = 1e-5
+NOISE = 1e-6  # Parameters that differ by less are constant: BLIP's are drawn with a deviation of 1e-10.
 HEARD = 1e-8  # At least so much do outputs differ, relatively, when the inputs do.
 
 
@@ -104,14 +105,15 @@ def randomize(model: nn.Module) -> None:
             values = torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) if tensor.dim() < 2 else None
             if tensor.dim() == 1 or (tensor.dim() == 0 and id(tensor) in parameters):
                 tensor.copy_(values + 0.5)
-            elif id(tensor) in parameters and tensor.min() == tensor.max():
+            elif id(tensor) in parameters and tensor.max() - tensor.min() < NOISE:
                 tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
 
 
 def enliven(model: nn.Module, inputs: Any) -> None:
     """Statistics of batch norms near those of their inputs.
 
-    With variances near 1 everywhere the activations of many networks die away from layer to layer, and in the end the
+    They are taken from a copy, so that the model has not run yet when it is traced: some forwards install hooks or fill
+    caches in their first run. With variances near 1 everywhere the activations of many networks die away from layer to layer, and in the end the
     outputs are made of biases: what an early layer computes is then far below the limit of the comparison.
     """
     generator = torch.Generator().manual_seed(0)
@@ -127,17 +129,22 @@ def enliven(model: nn.Module, inputs: Any) -> None:
         module.running_mean.copy_(mean + (noise[0] - 0.5) * spread.sqrt())
         module.running_var.copy_(spread * (noise[1] + 0.5))
 
-    norms = [
-        m for m in model.modules() if all(torch.is_tensor(getattr(m, f"running_{s}", None)) for s in ("mean", "var"))
-    ]
-    hooks = [m.register_forward_pre_hook(follow) for m in norms]
-    args, kwargs = normalize_inputs(model, inputs)
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    names = [n for n, m in model.named_modules() if _is_norm(m)]
+    if not names:
+        return
+    runner = copy.deepcopy(model)
+    for name in names:
+        runner.get_submodule(name).register_forward_pre_hook(follow)
+    args, kwargs = normalize_inputs(runner, inputs)
+    with torch.no_grad():
+        runner(*args, **kwargs)
+        for name in names:
+            for part in ("running_mean", "running_var"):
+                getattr(model.get_submodule(name), part).copy_(getattr(runner.get_submodule(name), part))
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return all(torch.is_tensor(getattr(module, f"running_{part}", None)) for part in ("mean", "var"))
 
 
 def compare(

@@ -21,7 +21,7 @@ def read(path: Path) -> list[Row]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file, restval="") if row.get("result") and None not in row]
+        return [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
 
 
 def write(path: Path, rows: list[Row]) -> None:
