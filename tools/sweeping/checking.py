@@ -113,7 +113,9 @@ def enliven(model: nn.Module, inputs: Any) -> None:
     """Statistics of batch norms near those of their inputs.
 
     They are taken from a copy, so that the model has not run yet when it is traced: some forwards install hooks or fill
-    caches in their first run. With variances near 1 everywhere the activations of many networks die away from layer to layer, and in the end the
+    caches in their first run.
+
+    With variances near 1 everywhere the activations of many networks die away from layer to layer, and in the end the
     outputs are made of biases: what an early layer computes is then far below the limit of the comparison.
     """
     generator = torch.Generator().manual_seed(0)
@@ -190,16 +192,26 @@ def outputs(model: nn.Module, inputs: Any, heads: Sequence[str] = ()) -> list[to
     modules = dict(model.named_modules())
     found: list[Any] = []
     hooks = [m.register_forward_hook(lambda *call: found.append(call[2])) for n in heads if (m := modules.get(n))]
-    # RAFT calls .float() on grids of its own: in float64 that must not narrow them.
-    wide = unittest.mock.patch.object(torch.Tensor, "float", lambda t: t.to(torch.float64))
-    torch.manual_seed(0)  # Of networks that draw at random in eval mode, too.
     try:
-        with torch.no_grad(), wide, default_dtype(torch.float64):
-            result = model.eval()(*args, **kwargs)
+        with torch.no_grad():
+            try:
+                result = run_wide(model.eval(), args, kwargs)
+            except RuntimeError:
+                found.clear()
+                result = run_wide(model, args, kwargs, floats=True)
     finally:
         for hook in hooks:
             hook.remove()
     return [t for t in leaves(found if hooks else result) if t.is_floating_point() and t.numel()]
+
+
+def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], floats: bool = False) -> Any:
+    """A forward in float64, with seeded random numbers. `floats`: `.float()` gives float64, too, which RAFT needs for
+    grids of its own and RT-DETR must not have, as it multiplies what it gives by constants of float32."""
+    wide = unittest.mock.patch.object(torch.Tensor, "float", lambda t: t.to(torch.float64))
+    torch.manual_seed(0)
+    with wide if floats else contextlib.nullcontext(), default_dtype(torch.float64):
+        return model(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -266,8 +278,11 @@ def backward(model: nn.Module, inputs: Any) -> str:
     if not listed:
         args, kwargs = tree_map(lambda t: torch.cat([t, t]) if torch.is_tensor(t) else t, (args, kwargs))
     try:
-        with unittest.mock.patch.object(torch.Tensor, "float", torch.Tensor.double), default_dtype(torch.float64):
-            results = [t for t in leaves(model(*args, **kwargs)) if t.requires_grad]
+        try:
+            result = run_wide(model, args, kwargs)
+        except RuntimeError:
+            result = run_wide(model, args, kwargs, floats=True)
+        results = [t for t in leaves(result) if t.requires_grad]
         sum(t.sum() for t in results).backward()
     except Exception as failure:
         return f"backward: {type(failure).__name__}: {failure}"[:300]
