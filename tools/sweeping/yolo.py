@@ -38,13 +38,19 @@ def _scaled(stem: str, scale: str) -> str:
 
 
 def create(name: str) -> Any:
+    import torch
     from ultralytics.nn import tasks
 
     config = tasks.yaml_model_load(f"{name}.yaml")
     for layer in config["backbone"]:
         if layer[2] == "TorchVision":
             layer[3][2] = None  # Else pretrained weights are fetched.
-    return _kind(name, config)(config, verbose=False)
+    model = _kind(name, config)(config, verbose=False)
+    if isinstance(model, tasks.YOLOEModel):
+        # It compares with embeddings of class names, which are zero until they are set: the scores would be constant.
+        classes = torch.randn(1, config["nc"], 512, generator=torch.Generator().manual_seed(0))
+        model.pe = torch.nn.functional.normalize(classes, dim=-1)
+    return model
 
 
 def _kind(name: str, config: Any) -> Any:
