@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
@@ -75,8 +75,23 @@ def further_traces(model: nn.Module, example_inputs: Any, traced: Traced) -> tup
         found.append(begun)
     if set(traced.unused).intersection(*(t.unused for t in found)):
         with contextlib.suppress(TraceError):
-            found.append(record(model, *normalize_inputs(model, example_inputs), calls=_CALLS))
+            several = record(model, *normalize_inputs(model, example_inputs), calls=_CALLS)
+            if not _repeats(several, traced):
+                found.append(several)
     return tuple(found), ""
+
+
+def _repeats(several: Traced, traced: Traced) -> bool:
+    """Whether all calls did the same as the one in `traced`: then they say nothing new, and would be gone through in
+    every coupling."""
+    done, once = ([_step(n) for n in t.graph.nodes if n.op == "call_function"] for t in (several, traced))
+    return done == _CALLS * once
+
+
+def _step(node: fx.Node) -> tuple[object, ...]:
+    """An operator, and the parameters and buffers that it reads."""
+    read = [n for n in node.all_input_nodes if n.op == "get_attr" and not n.meta.get("constant")]
+    return (node.target, *(n.target for n in read))
 
 
 # A branch that a coin decides is missed with a probability of 1/256.

@@ -159,7 +159,8 @@ def inputs(name: str, model: Any) -> Any:
         patches = (height // config.patch_size) ** 2
         return {"pixel_values": image, "noise": torch.rand(1, patches)}
     if name.startswith("OwlViT"):
-        return {"pixel_values": image, "input_ids": torch.arange(1, 17)[None], "attention_mask": torch.ones(1, 16).long()}
+        words = torch.arange(1, 17)[None]  # One that starts with 0 is padding.
+        return {"pixel_values": image, "input_ids": words, "attention_mask": torch.ones_like(words)}
     if name.startswith("OneFormer"):
         return {"pixel_values": image, "task_inputs": torch.arange(77)[None]}
     if name == "SwinForMaskedImageModeling":
