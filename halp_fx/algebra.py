@@ -217,7 +217,20 @@ class Algebra:
     def couple(self, a: Plane, b: Plane, call: Call, kind: str) -> None:
         """Labels at equal places (after broadcasting) go together; a label that meets none stays for good."""
         a, b = shrunk(a, b)
-        self._link(a, b, call.op, kind, call.where)
+        for left, right in self._star(a, b) if a.numel() > _MANY else ((a, b),):
+            self._link(left, right, call.op, kind, call.where)
+
+    def _star(self, a: Plane, b: Plane) -> tuple[tuple[Plane, Plane], ...]:
+        """Where all labels of one plane meet all of the other, as in the mask `ids[:, None] - ids[:, :, None]` of a
+        windowed attention: one of each against all of the other couple the same, in the root of the pairs.
+
+        For tensors that the forward makes only: of parameters it counts which slots have met (`comparing`).
+        """
+        own, other = (set(varying(p)) - set(varying(q)) for p, q in ((a, b), (b, a)))
+        full = all(bool(compact(p).all()) and not self.lasting(p) for p in (a, b)) if own and other else False
+        if not full:
+            return ((a, b),)
+        return tuple((_first(a, dims), _first(b, dims)) for dims in (own, other))
 
     def _link(self, a: Plane, b: Plane, op: str, kind: str, where: str) -> None:
         left, right = a.numpy().reshape(-1), b.numpy().reshape(-1)
@@ -239,10 +252,7 @@ class Algebra:
         dims = [d for d in dims if d in varying(plane)]
         if not dims:
             return plane
-        first = plane
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        first = first.expand(plane.shape)
+        first = _first(plane, dims).expand(plane.shape)
         # A loop over classes or windows takes one piece after another of the same plane.
         key = (plane.data_ptr(), tuple(plane.shape), plane.stride(), tuple(dims))
         if key not in self._tied:
@@ -252,10 +262,7 @@ class Algebra:
 
     def tie_labels(self, plane: Plane, dims: Iterable[int]) -> None:
         """As `tie`, for a plane whose operator is no longer at hand."""
-        first = plane
-        for dim in dims:
-            first = first.narrow(dim, 0, 1)
-        self._link(plane, first.expand(plane.shape), "view", "split axis", "a view that splits the axis")
+        self._link(plane, _first(plane, dims).expand(plane.shape), "view", "split axis", "a view that splits the axis")
 
     def keep_proportions(self, plane: Plane, dim: int, leaders: torch.Tensor, sizes: Sequence[int], call: Call) -> None:
         """Pieces of these sizes along `dim` must keep their proportions: as what reads them couples them, or, if that
@@ -371,3 +378,10 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     renamed[met] = smallest[component]
     number = np.cumsum(renamed == np.arange(len(renamed))) - 1
     return number[renamed][classes]
+
+
+def _first(plane: Plane, dims: Iterable[int]) -> Plane:
+    """The plane at index 0 of some dimensions."""
+    for dim in dims:
+        plane = plane.narrow(dim, 0, 1)
+    return plane

@@ -32,6 +32,9 @@ _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
 """Trials with one model; when they are used up, nothing is mended: what fails is frozen."""
 
+MAX_TRIALS_AT_PLACE = 4
+"""Trials without progress at one operator, after which its groups are frozen: in a dead end the others suffer, too."""
+
 
 def channel_groups(
     model: nn.Module,
@@ -129,7 +132,10 @@ class _Trials:
         """With the first proposal that lets the trial get further; None if there is none."""
         if self.gave_up:
             return None
+        begun = self.count
         for move in moves(self.model, coupling.views()[error.view], error):
+            if self.count - begun >= MAX_TRIALS_AT_PLACE:
+                return None
             tried, further = self._tied(coupling, move, error, number)
             if tried is None or further is not None:
                 tried, further = self._with(coupling, move, error, number)

@@ -20,7 +20,7 @@ from .attributes import resolve
 from .computed import computed_weights, spread_roles
 from .errors import HalpError
 from .graphs import ancestors, sized_by_values
-from .groups import Partition, free_dimension
+from .groups import Outline, Partition, free_dimension
 from .recording import getitem, written_through_alias
 from .rules import find_rule
 from .rules.registry import Rule
@@ -66,6 +66,7 @@ class Propagated:
     further: Sequence[Traced]
     algebra: Algebra
     planes: Mapping[fx.Node, Planes]
+    outlines: Mapping[fx.Node, Outline]
 
     def follows(self, choices: Mapping[str, str]) -> bool:
         """Whether rules that are given these choices would come to the same."""
@@ -84,7 +85,9 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     algebra.classes()  # Found once for all that is settled from here.
     for graph in (traced, *further):
         spread_roles(graph.graph, planes, algebra)
-    return Propagated(traced, further, algebra, planes)
+    needed = [n for graph in (traced, *(t for t in further if t.run.repeatable)) for n in graph.graph.nodes]
+    outlines = {node: Outline.of(node, planes.get(node, ())) for node in (*needed, *(e.node for e in algebra.edits))}
+    return Propagated(traced, further, algebra, planes, outlines)
 
 
 def settle(
@@ -102,11 +105,11 @@ def settle(
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
     shapes, *others = (
-        {node.name: partition.extents(node, planes.get(node, ())) for node in graph.graph.nodes}
+        {node.name: partition.extents(found.outlines[node]) for node in graph.graph.nodes}
         for graph in (traced, *(t for t in further if t.run.repeatable))
     )
     edits = tuple(
-        AttributeEdit(e.module, e.attribute, partition.extents(e.node, planes[e.node])[e.dim], e.divisor)
+        AttributeEdit(e.module, e.attribute, partition.extents(found.outlines[e.node])[e.dim], e.divisor)
         for e in algebra.edits
     )
     restricted = {

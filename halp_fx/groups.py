@@ -9,7 +9,6 @@ from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
-import torch
 from torch import fx
 
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
@@ -18,6 +17,53 @@ from .types import Axis, ChannelGroup, ChannelMap, Extent, Member
 
 Terms = tuple[tuple[str, int], ...]
 """Pairs of a group and how many elements each of its channels has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A plane, without the dimensions that it does not vary along unless it varies along several (`dims`).
+
+    Planes with the same `key` have the same labels along the same dimensions.
+    """
+
+    key: Hashable
+    dims: tuple[int, ...]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What the shape of a node's result depends on: what is the same whatever is tied, frozen or chosen.
+
+    Attributes:
+        fixed: the shape as if nothing could shrink.
+        axes: those of a parameter or buffer.
+        lines: the labels of an activation.
+    """
+
+    fixed: tuple[Extent, ...]
+    axes: tuple[Axis, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+    @classmethod
+    def of(cls, node: fx.Node, planes: Planes) -> Outline:
+        spec = node.meta.get("spec")
+        if spec is None:
+            return cls(())
+        fixed = tuple([Extent(n) for n in spec.shape])
+        if node.op == "get_attr" and planes:
+            return cls(fixed, tuple(Axis(str(node.target), dim) for dim in range(len(fixed))))
+        return cls(fixed, (), tuple([line for plane in planes if (line := _line(plane)) is not None]))
+
+
+def _line(plane: Plane) -> Line | None:
+    dims = varying(plane) if plane.numel() else ()
+    if len(dims) == 1:
+        line = vector(plane, dims[0])
+        return Line((line.data_ptr(), len(line), line.stride(), dims[0]), dims, line.numpy())
+    small = compact(plane)
+    # A plane that varies nowhere is in every dimension as it is in the first, if it has one.
+    return Line((small.data_ptr(), tuple(small.shape), small.stride(), dims), dims, small.numpy()) if dims else None
 
 
 @dataclass(frozen=True)
@@ -35,7 +81,8 @@ class Partition:
     group_of: np.ndarray
     class_of: np.ndarray
     channel_of: np.ndarray
-    _terms: dict[Hashable, Terms] = field(default_factory=dict)
+    # By plane: many activations hold the same labels.
+    _terms: dict[Hashable, tuple[int, Terms] | None] = field(default_factory=dict)
 
     @classmethod
     def of(cls, algebra: Algebra) -> Partition:
@@ -100,17 +147,13 @@ class Partition:
         groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
         return replace(self, groups=groups, _terms={})
 
-    def extents(self, node: fx.Node, planes: Planes) -> tuple[Extent, ...]:
+    def extents(self, outline: Outline) -> tuple[Extent, ...]:
         """The shape of a node's result in terms of the widths of groups that may shrink."""
-        spec = node.meta.get("spec")
-        if spec is None:
-            return ()
-        extents = [Extent(n) for n in spec.shape]
-        if node.op == "get_attr" and planes:
-            axes = (Axis(str(node.target), dim) for dim in range(len(extents)))
-            found = [(axis.dim, tuple(self._on_axis[axis])) for axis in axes if axis in self._on_axis]
-        else:
-            found = [moving for plane in planes if (moving := self._moving(plane)) is not None]
+        found = [(axis.dim, tuple(self._on_axis[axis])) for axis in outline.axes if axis in self._on_axis]
+        found += [moving for line in outline.lines if (moving := self._moving(line)) is not None]
+        if not found:
+            return outline.fixed
+        extents = list(outline.fixed)
         for dim, terms in found:
             gone = sum(self._sizes[name] * each for name, each in terms)
             extents[dim] = Extent(extents[dim].fixed - gone, (*extents[dim].terms, *terms))
@@ -127,27 +170,27 @@ class Partition:
                 dims[dim] = (self.group_of[line], self.channel_of[line])
         return ChannelMap(dims)
 
-    def _moving(self, plane: Plane) -> tuple[int, Terms] | None:
-        """The dimension along which a plane's elements can go, and the terms that say which."""
-        dims = varying(plane) if plane.numel() else ()
-        if len(dims) == 1:
-            dim = dims[0]
-            line = vector(plane, dim)
-        else:
-            small = compact(plane).numpy()
-            free = free_dimension(self.class_of[small], dims)
-            if free is None:
-                return None  # Pinned everywhere, or an empty tensor.
-            dim, line = free, torch.as_tensor(small[tuple(slice(None) if d == free else 0 for d in range(small.ndim))])
-        # Most activations hold the same labels as others of another size.
-        key = (line.data_ptr(), len(line), line.stride())
-        if key not in self._terms:
-            self._terms[key] = self._terms_of(line.numpy())
-        return dim, self._terms[key]
+    def _moving(self, line: Line) -> tuple[int, Terms] | None:
+        """The dimension along which a plane's elements can go, and the terms that say which; None if none can."""
+        if line.key not in self._terms:
+            dim, labels = line.dims[0], line.labels
+            if len(line.dims) != 1:
+                free = free_dimension(self.class_of[labels], line.dims)
+                if free is None:  # Pinned everywhere, or an empty tensor.
+                    self._terms[line.key] = None
+                    return None
+                dim, labels = free, labels[tuple(slice(None) if d == free else 0 for d in range(labels.ndim))]
+            terms = self._terms_of(labels)
+            self._terms[line.key] = (dim, terms) if terms else None
+        return self._terms[line.key]
 
     def _terms_of(self, line: np.ndarray) -> Terms:
-        counts = np.bincount(self.group_of[line] + 1, minlength=1)[1:]
-        shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts).tolist()]
+        owners = self.group_of[line]
+        if len(owners) and (owners == owners[0]).all():  # Most lines are one group's.
+            shares = [(self.groups[owners[0]], len(owners))] if owners[0] >= 0 else []
+        else:
+            counts = np.bincount(owners + 1, minlength=1)[1:]
+            shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts).tolist()]
         return tuple((g.name, n // g.size) for g, n in shares if g.frozen is None)
 
     @cached_property

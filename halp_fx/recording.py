@@ -113,7 +113,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | N
     live = Members.of(model)
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
-    recorder = _Recorder(used, live, watch, run)
+    recorder = (_ShieldedRecorder if "torch._dynamo" in sys.modules else _Recorder)(used, live, watch, run)
     with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), _SEED):
         used.train(run.training)
         closed(used, recorder.whole)
@@ -190,6 +190,10 @@ class _Recorder(TorchDispatchMode):
         self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Else PyTorch imports its compiler, which takes seconds, to switch it off around each operator.
 
     def follow_modules(self) -> None:
         """Know from now on which module of the copy is running. The model's own hooks run between these."""
@@ -445,6 +449,16 @@ def written_through_alias(old: Any, writer: Any) -> Any:
 def getitem(values: Any, index: int) -> Any:
     """Node target: one result of an operator with several."""
     return values[index]
+
+
+class _ShieldedRecorder(_Recorder):
+    """For a process that has the compiler: within a compiled part of a forward it would compile the recorder."""
+
+    __torch_dispatch__ = _Recorder.__torch_dispatch__
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
 
 
 @cache

@@ -9,6 +9,7 @@ this level, and not module or Python-function level, was chosen).
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,7 +102,7 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
     if found.unused():
         with contextlib.suppress(TraceError):
             called = run_again(model, examples, Run(calls=_CALLS))
-            if set(called.unused) < set(found.unused()):
+            if not _repeats(called, first):
                 found = replace(found, further=(*found.further, called))
     reads = [read for t in (first, *found.further) for read in t.reads]
     if found.unused() and reads:
@@ -111,6 +112,19 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
         )
         return replace(found, unseen=reason)
     return found
+
+
+def _repeats(several: Traced, traced: Traced) -> bool:
+    """Whether all calls did the same as the one in `traced`: then they say nothing new, and would be gone through in
+    every coupling."""
+    done, once = ([_step(n) for n in t.graph.nodes if n.op == "call_function"] for t in (several, traced))
+    return done == _CALLS * once
+
+
+def _step(node: fx.Node) -> tuple[object, ...]:
+    """An operator, and the parameters and buffers that it reads."""
+    read = [n for n in node.all_input_nodes if n.op == "get_attr" and not n.meta.get("constant")]
+    return (node.target, *(n.target for n in read))
 
 
 # A branch that a coin decides is missed with a probability of 1/256.
@@ -166,7 +180,9 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(f"expected an nn.Module, got {type(model).__name__}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
-    if isinstance(model, torch._dynamo.eval_frame.OptimizedModule):
+    # Who has one has imported this module, which takes seconds.
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    if isinstance(model, compiled):
         raise ModelError(
             "the model is wrapped by torch.compile: pass the original (model._orig_mod), then compile the result"
         )

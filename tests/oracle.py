@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import torch
+from sweeping.checking import difference, leaves, moving, randomize
 from torch import nn
 
 import halp_fx
@@ -40,13 +41,8 @@ class Net(nn.Module):
 
 
 def randomized(model: nn.Module) -> nn.Module:
-    """float64, and nothing at its initial value: a channel that is zero by luck would hide a mistake."""
-    generator = torch.Generator().manual_seed(0)
-    model.double()
-    with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            if tensor.is_floating_point() and tensor.dim() == 1:
-                tensor.copy_(torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype) + 0.5)
+    """float64, and nothing at its initial value: see `randomize`."""
+    randomize(model.double())
     return model
 
 
@@ -68,6 +64,11 @@ def first_tensor(output: Any) -> torch.Tensor:
     return output
 
 
+def floating(output: Any) -> list[torch.Tensor]:
+    """The outputs that can be compared."""
+    return [t for t in leaves(output) if t.is_floating_point() and t.numel()]
+
+
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-30))
 
@@ -81,19 +82,19 @@ def assert_equals_twin(model: nn.Module, plan: Plan, inputs: torch.Tensor, coupl
     modes = [m.training for m in model.modules()]
     assert [m.training for m in small.modules()] == modes
     with torch.no_grad():
-        got, want = first_tensor(small.eval()(inputs)), first_tensor(twin.eval()(inputs))
-        model.eval()
-        dense = first_tensor(model(inputs))
+        got, want, dense = (floating(m.eval()(inputs)) for m in (small, twin, model))
         for module, mode in zip(model.modules(), modes, strict=True):
             module.training = mode
-    assert got.shape == dense.shape
-    assert torch.isfinite(want).all()
-    assert relative_error(got, want) <= 1e-5
-    assert relative_error(dense, want) > 1e-6, "the plan changed nothing: the comparison proves nothing"
+    assert [t.shape for t in got] == [t.shape for t in dense]
+    assert all(torch.isfinite(t).all() for t in want)
+    assert max(difference(a, b) for a, b in zip(got, want, strict=True)) <= 1e-5
+    moved = [difference(a, b) > 1e-6 for a, b in zip(dense, want, strict=True)]
+    still = [i for i, must in enumerate(moving(coupling, plan)) if must and not moved[i]]
+    assert any(moved), "the plan changed nothing: the comparison proves nothing"
+    assert not still, f"outputs {still} are constant: comparing them proves nothing"
     small.train()
     outputs = small(torch.cat([inputs, inputs]))
-    leaves = [o for o in torch.utils._pytree.tree_leaves(outputs) if isinstance(o, torch.Tensor)]
-    sum(o.sum() for o in leaves).backward()
+    sum(o.sum() for o in floating(outputs)).backward()
     missing = [n for n, p in small.named_parameters() if p.requires_grad and p.grad is None]
     assert not missing
     return small

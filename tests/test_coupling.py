@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 from oracle import Net, assert_equals_twin, half_plan, random_plan, randomized
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import halp_fx
 import halp_fx.types
 from halp_fx import ModelError
+from halp_fx.algebra import Algebra, Call
 
 
 def conv(inputs, outputs, kernel=1, **kwargs):
@@ -282,3 +283,27 @@ def test_auxiliary_heads_are_coupled():
     coupling = halp_fx.channel_groups(model, torch.randn(1, 3, 96, 96))
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items()), "running statistics moved"
     assert any(m.axis.tensor.startswith("aux1") for g in coupling.prunable for m in g.members)
+
+
+@pytest.mark.parametrize("zeros", [False, True], ids=["all labelled", "some not"])
+@pytest.mark.parametrize("lasting", [False, True], ids=["made by the forward", "parameters"])
+def test_all_against_all_couples_as_pair_by_pair(lasting, zeros):
+    """The mask of a windowed attention: ids[:, None, :] - ids[:, :, None], with many more pairs than labels."""
+    algebra = Algebra()
+    (plane,) = algebra.new_planes("ids", (640,), transient=not lasting)
+    ids = plane[torch.randint(640, (5, 40), generator=torch.Generator().manual_seed(0))]
+    if zeros:
+        ids[2, 7] = 0
+    a, b = ids[:, None, :].expand(5, 40, 40), ids[:, :, None].expand(5, 40, 40)
+    call = Call(fx.Graph().call_function(torch.ops.aten.sub.Tensor), (), {}, ())
+    call.node.meta.update(module="", source="")
+    algebra.couple(a, b, call, "elementwise")
+    graph = nx.Graph()
+    graph.add_nodes_from(range(641))
+    graph.add_edges_from((int(x), int(y)) for x, y in zip(a.reshape(-1), b.reshape(-1), strict=True) if x and y)
+    expected = {frozenset(c) for c in nx.connected_components(graph)}
+    classes = algebra.classes()
+    assert {frozenset(np.flatnonzero(classes == c).tolist()) for c in set(classes.tolist())} == expected
+    assert bool(algebra.pins) == zeros
+    pairs = sum(len(link.a) for link in algebra.links)
+    assert pairs <= 2 * 5 * 40 if not lasting and not zeros else pairs > 2 * 5 * 40

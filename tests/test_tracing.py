@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
+from halp_fx.tracing import further_traces
 
 
 def targets(traced):
@@ -137,3 +140,41 @@ def test_models_that_are_refused(wrap, words):
 def test_wrong_inputs_name_shape_and_module():
     with pytest.raises(TraceError, match=r"\(1, 5, 4, 4\)"):
         halp_fx.trace(nn.Sequential(nn.Conv2d(3, 4, 1)), torch.randn(1, 5, 4, 4))
+
+
+def test_tracing_does_not_import_the_compiler():
+    """It takes several seconds, in every process."""
+    code = (
+        "import sys, torch, halp_fx\n"
+        "net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))\n"
+        "small = halp_fx.rewrite(net, {'0': [1, 2]}, torch.randn(1, 3, 8, 8))\n"
+        "print(small[0].out_channels, 'torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["2", "False"]
+
+
+class Unread(nn.Module):
+    """A parameter that no forward reads, and one that every third call reads."""
+
+    def __init__(self, sometimes):
+        super().__init__()
+        self.conv, self.unread = nn.Conv2d(3, 8, 3), nn.Parameter(torch.ones(4))
+        self.extra, self.sometimes, self.calls = nn.Conv2d(8, 8, 1), sometimes, 0
+
+    def forward(self, x):
+        self.calls += 1
+        x = self.conv(x)
+        return self.extra(x) if self.sometimes and self.calls % 3 == 0 else x.relu()
+
+
+@pytest.mark.parametrize("sometimes", [False, True])
+def test_calls_that_repeat_the_first_are_not_gone_through_again(sometimes):
+    net = Unread(sometimes).eval()
+    x = torch.randn(1, 3, 8, 8)
+    traced = halp_fx.trace(net, x)
+    further, unseen = further_traces(net, x, traced)
+    several = [t for t in further if len(t.graph.nodes) > 2 * len(traced.graph.nodes)]
+    assert unseen == ""
+    assert bool(several) == sometimes
+    assert all("extra.weight" not in t.unused for t in several)
