@@ -32,6 +32,9 @@ _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
 """Trials with one model; when they are used up, nothing is mended: what fails is frozen."""
 
+_EVERY_FORWARD = 2
+"""The trial in which further forwards (train mode, other examples) run, too."""
+
 MAX_TRIALS_AT_PLACE = 4
 """Trials without progress at one operator, after which its groups are frozen: in a dead end the others suffer, too."""
 
@@ -100,9 +103,11 @@ class _Trials:
     def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
         """The error of the first trial that fails, and which one that was."""
         decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
-        # Couplings are compared once, in the last trial.
-        for number in (0, 1) if decided else (0,):
-            error = self.run(coupling, number, couplings=not decided or number == 1)
+        numbers = [0, 1] if decided else [0]
+        numbers += [_EVERY_FORWARD] if coupling.further else []
+        for number in numbers:
+            # Couplings are compared once, in the last trial.
+            error = self.run(coupling, number, couplings=number == numbers[-1])
             if error is not None:
                 return error, number
         return None
@@ -113,8 +118,10 @@ class _Trials:
             self.last, self.outcomes = coupling, {}
         if number not in self.outcomes:
             self.count += 1
+            plan = (_drawn if number == 1 else _shares)(coupling)
+            tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
             try:
-                self._verify((_shares if number == 0 else _drawn)(coupling), coupling, couplings)
+                self._verify(plan, tried, couplings)
                 self.outcomes[number] = None
             except RewriteError as error:
                 self.outcomes[number] = error
@@ -171,7 +178,8 @@ class _Trials:
         tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
         if not tried.prunable or len(tried.mended) < len(decisions.mends):
             return None, None
-        further = self.run(tried, number, couplings=number == 1 or not error.node)
+        last = number == (_EVERY_FORWARD if tried.further else 1)
+        further = self.run(tried, number, couplings=last or not (error.node or tried.further))
         passed = further is None or self._position(further) > self._position(error)
         if move.choices and further is not None and further.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.

@@ -97,7 +97,7 @@ def resolve(mend: Mend, groups: Sequence[ChannelGroup]) -> AttributeEdit | None:
 def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan: Mapping[str, Any]) -> None:
     """Bring the attributes of every module of `small` whose tensors differ in shape from `model`'s in step."""
     widths = coupling.widths(plan if isinstance(plan, Plan) else Plan(plan))
-    modules = dict(small.named_modules())
+    modules, originals = dict(small.named_modules()), dict(model.named_modules())
     for edit in (*coupling.edits, *coupling.mended):
         module = modules[edit.module]
         if hasattr(module, edit.attribute):
@@ -106,7 +106,9 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
             if edit.index is not None:
                 size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
             elif isinstance(row, int):
-                # A module may run its operator on the channels of a whole batch at once.
+                # A module may run its operator on the channels of a whole batch at once. It may run several times, too,
+                # with an edit for each: so the original's number counts, and not what the last one left.
+                row = getattr(originals[edit.module], edit.attribute)
                 size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
             setattr(module, edit.attribute, size)
     _sync_norms(modules, coupling, widths)

@@ -108,7 +108,7 @@ def settle(
         {node.name: partition.extents(found.outlines[node]) for node in graph.graph.nodes}
         for graph in (traced, *(t for t in further if t.run.repeatable))
     )
-    edits = tuple(
+    edits = dict.fromkeys(
         AttributeEdit(e.module, e.attribute, partition.extents(found.outlines[e.node])[e.dim], e.divisor)
         for e in algebra.edits
     )
@@ -127,7 +127,7 @@ def settle(
         partition.groups,
         links,
         shapes,
-        edits,
+        tuple(edits),
         tuple(algebra.notes),
         restricted=restricted,
         computed=computed_weights(traced.graph, planes, algebra, partition),

@@ -108,7 +108,8 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
     if found.unused() and reads:
         reason = (
             f"it may meet {_some(found.unused())}, which the example inputs do not reach: the forward decides by "
-            f"values ({reads[0].where}). Pass example_inputs=[...], a list of examples that take every branch"
+            f"values ({reads[0].where}). Pass example_inputs=[...], a list of examples that take every "
+            "branch; what none can reach must go"
         )
         return replace(found, unseen=reason)
     return found
@@ -156,10 +157,22 @@ def alike(a: Traced, b: Traced) -> bool:
     return rows[0] == rows[1]
 
 
+def _counting(graph: fx.Graph) -> set[fx.Node]:
+    """Buffers that are counted up and not read otherwise, and the operators that do it: how often a norm has run."""
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        counts = node.op == "call_function" and all(n.op == "get_attr" for n in node.all_input_nodes)
+        whole = node.meta.get("spec") is not None and not node.meta["spec"].dtype.is_floating_point
+        if whole and ((counts and not node.users) or (node.op == "get_attr" and found.issuperset(node.users))):
+            found.add(node)
+    return found
+
+
 def _wiring(traced: Traced) -> Iterator[tuple[Any, ...]]:
     """What each operator is and reads; dropout, which does nothing in eval mode, is looked through."""
     number: dict[fx.Node, int] = {}
-    for node in traced.graph.nodes:
+    counting = _counting(traced.graph)
+    for node in (n for n in traced.graph.nodes if n not in counting):
         read = [n for n in node.all_input_nodes if n in number]
         if getattr(node.target, "_opname", "") == "native_dropout" or (node.target is getitem and len(read) == 1):
             number[node] = number[read[0]]

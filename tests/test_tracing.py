@@ -13,7 +13,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
-from halp_fx.tracing import further_traces
+from halp_fx.tracing import all_traces
 
 
 def targets(traced):
@@ -172,9 +172,8 @@ class Unread(nn.Module):
 def test_calls_that_repeat_the_first_are_not_gone_through_again(sometimes):
     net = Unread(sometimes).eval()
     x = torch.randn(1, 3, 8, 8)
-    traced = halp_fx.trace(net, x)
-    further, unseen = further_traces(net, x, traced)
-    several = [t for t in further if len(t.graph.nodes) > 2 * len(traced.graph.nodes)]
-    assert unseen == ""
+    traces = all_traces(net, x)
+    several = [t for t in traces.further if len(t.graph.nodes) > 2 * len(traces.first.graph.nodes)]
+    assert traces.unseen == ""
     assert bool(several) == sometimes
     assert all("extra.weight" not in t.unused for t in several)

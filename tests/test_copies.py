@@ -1,0 +1,349 @@
+"""Forwards run on copies: what they cache, register and remember never reaches the caller's model."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import threading
+import types
+
+import pytest
+import torch
+from oracle import assert_equals_twin, half_plan, randomized
+from test_bad_models import Chain, image, unchanged
+from torch import nn
+
+import halp_fx
+from halp_fx import ModelError, TraceError
+from halp_fx.leaks import emptied
+
+TABLE: dict[object, torch.Tensor] = {}
+FEATURES: list[torch.Tensor] = []
+LAST = None
+
+
+@functools.lru_cache
+def cached_table(_side):
+    return {}
+
+
+@functools.lru_cache
+def cached_grid(side, dtype, device):
+    return torch.linspace(-1, 1, side, dtype=dtype, device=device)
+
+
+class Caching(nn.Module):
+    """A grid that the forward makes once, kept in one of several places."""
+
+    shared: dict[object, torch.Tensor] = {}  # noqa: RUF012
+    grid = None
+
+    def __init__(self, place):
+        super().__init__()
+        self.place, self.own, self.helper = place, {}, types.SimpleNamespace(table={})
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(9, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def made(self, x):
+        return torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+
+    def kept(self, x):
+        if self.place == "lru_cache of tensors":
+            return cached_grid(x.shape[-1], x.dtype, x.device)
+        if self.place == "class attribute":
+            if Caching.grid is None:
+                Caching.grid = self.made(x)
+            return Caching.grid
+        if self.place == "global variable":
+            global LAST
+            if LAST is None:
+                LAST = self.made(x)
+            return LAST
+        side = x.shape[-1]
+        tables = {
+            "attribute": self.own,
+            "module": TABLE,
+            "class": Caching.shared,
+            "object": self.helper.table,
+            "lru_cache": cached_table(side),
+        }
+        table = tables[self.place]
+        if side not in table:
+            table[side] = (self.made(x),) if self.place == "module" else self.made(x)
+        return table[side][0] if self.place == "module" else table[side]
+
+    def forward(self, x):
+        x = self.a(x)
+        grid = self.kept(x).expand(x.shape[0], 1, x.shape[2], -1)
+        return self.c(self.b(torch.cat([x, grid], 1)).relu())
+
+
+@pytest.fixture(autouse=True)
+def _fresh_caches():
+    global LAST
+    yield
+    TABLE.clear()
+    Caching.shared.clear()
+    FEATURES.clear()
+    cached_table.cache_clear()
+    cached_grid.cache_clear()
+    Caching.grid = LAST = None
+
+
+PLACES = (
+    *("attribute", "module", "class", "object", "lru_cache"),
+    *("lru_cache of tensors", "class attribute", "global variable"),
+)
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+@pytest.mark.parametrize("place", PLACES)
+def test_caches_anywhere(place, ran):
+    model, inputs = randomized(Caching(place)), image()
+    if ran:
+        model(inputs)
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name for g in coupling.prunable} == {"a", "b"}
+    assert model(inputs).isfinite().all()
+    coupling = halp_fx.channel_groups(model, inputs)  # The cache is in use now.
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+def test_a_leak_that_cannot_be_mended_names_its_holder():
+    class Sealed:
+        __slots__ = ("_value",)
+
+        def __setattr__(self, name, value):
+            if hasattr(self, name):
+                raise AttributeError(name)
+            object.__setattr__(self, name, value)
+
+    holder = Sealed()
+
+    class Leaking(Chain):
+        def between(self, x):
+            if not hasattr(holder, "_value"):
+                holder._value = x
+            return self.b(x)
+
+    with pytest.raises(ModelError, match=r"Sealed holds a tensor of shape \(2, 8, 8, 8\)"):
+        halp_fx.channel_groups(Leaking().double(), image())
+
+
+def test_entries_go_and_names_stay():
+    tensor = torch.empty(2, device="meta")
+    table, row, whole = {"x": tensor, "y": 1}, [tensor, 2], {"z": (tensor, 3)}
+    variables = types.SimpleNamespace(value=tensor)
+    assert emptied([tensor]) == []
+    assert (table, row, whole) == ({"y": 1}, [2], {})
+    assert variables.value is None
+
+
+class Hooking(nn.Module):
+    """Installs hooks in its first run, and remembers that in an attribute."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.installed, self.own = where, False, []
+        self.a, self.b, self.c = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        kept = FEATURES if self.where == "outside" else self.own
+        if not self.installed:
+            for layer in (self.a, self.b):
+                layer.register_forward_hook(lambda m, a, r: kept.append(r))
+            self.installed = True
+        kept.clear()
+        self.b(self.a(x).relu())
+        return self.c(sum(kept))
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+def test_hooks_that_a_forward_installs(ran):
+    model, inputs = Hooking("outside").double(), image()
+    if ran:
+        model(inputs)
+    with torch.no_grad():
+        want = copy.deepcopy(model)(inputs)
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, inputs)
+        halp_fx.prune(model, 0.6, inputs, latency=halp_fx.MacsCost(), progress=False)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), want)
+    assert [g.name for g in coupling.prunable] == ["a"]
+
+
+class Watching(nn.Module):
+    """Hooks that close over the model: a copy's write to the copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.seen = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1), {}
+
+        def remember(name):
+            def hook(module, args, result):
+                self.seen[name] = result
+
+            return hook
+
+        for name in "ab":
+            getattr(self, name).register_forward_hook(remember(name))
+
+    def forward(self, x):
+        self.b(self.a(x).relu())
+        return self.c(self.seen["a"] + self.seen["b"])
+
+
+def test_hooks_that_close_over_their_model():
+    model, inputs = randomized(Watching()), image()
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, inputs)
+    assert model.seen == {}
+    assert [(g.name, g.size) for g in coupling.prunable] == [("a", 8)]
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    model(inputs)
+    assert model.seen["a"].shape[1] == 8
+    small(inputs)
+    assert (model.seen["a"].shape[1], small.seen["a"].shape[1]) == (8, 4)
+
+
+class Keeping(Chain):
+    """Features of the last training step."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+
+    def between(self, x):
+        kept = {"tensor": x, "list": [x], "nested": {"x": [(x,)]}, "object": types.SimpleNamespace(x=x)}
+        self.features = kept[self.how]
+        return self.b(x)
+
+
+@pytest.mark.parametrize("how", ["tensor", "list", "nested", "object"])
+def test_features_with_a_history(how):
+    model, inputs = Keeping(how).double(), image()
+    model(inputs).mean().backward()
+    coupling = halp_fx.channel_groups(model, inputs)
+    small = halp_fx.rewrite(model, half_plan(coupling), inputs, coupling=coupling)
+    assert small(inputs).shape == (2, 2, 8, 8)
+
+
+def test_a_container_that_holds_itself():
+    model = Chain().double()
+    model.loop = [1]
+    model.loop.append(model.loop)
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, image())
+    assert len(coupling.prunable) == 2
+    assert halp_fx.prune(model, 0.6, image(), latency=halp_fx.MacsCost(), progress=False).halp.met
+
+
+def test_other_threads_see_the_model_as_it_is():
+    model, inputs = Chain().double(), image()
+    with torch.no_grad():
+        want = model(inputs)
+    stop, wrong = threading.Event(), []
+
+    def serve():
+        with torch.no_grad():
+            while not stop.is_set():
+                try:
+                    if not torch.equal(model(inputs), want):
+                        wrong.append("another result")
+                except Exception as error:
+                    wrong.append(str(error))
+
+    server = threading.Thread(target=serve)
+    server.start()
+    try:
+        couplings = [halp_fx.channel_groups(model, inputs) for _ in range(10)]
+    finally:
+        stop.set()
+        server.join()
+    assert wrong == []
+    assert all(len(c.traced.graph.nodes) == len(couplings[0].traced.graph.nodes) for c in couplings)
+
+
+def test_traces_in_several_threads():
+    models = [randomized(Chain()) for _ in range(3)]
+    found: dict[int, list[str]] = {}
+
+    def couple(index):
+        found[index] = [g.name for _ in range(5) for g in halp_fx.channel_groups(models[index], image()).prunable]
+
+    threads = [threading.Thread(target=couple, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == dict.fromkeys(range(3), ["a", "b"] * 5)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError], ids=lambda e: e.__name__)
+def test_an_interrupted_trace(error):
+    class Interrupted(Chain):
+        def between(self, x):
+            self.seen = x
+            raise error("on purpose")
+
+    model = Interrupted().double()
+    with unchanged(model), pytest.raises(TraceError if error is ValueError else error, match="on purpose"):
+        halp_fx.channel_groups(model, image())
+    assert len(nn.modules.module._global_forward_hooks) == 0
+
+
+def test_an_exception_that_the_forward_catches():
+    """What comes afterwards belongs to the module that caught it."""
+
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise NotImplementedError("the fast way")
+
+    class Catching(Chain):
+        def __init__(self):
+            super().__init__()
+            self.fast = Failing()
+
+        def between(self, x):
+            try:
+                return self.fast(x)
+            except NotImplementedError:
+                return self.b(x).tanh()
+
+    traced = halp_fx.trace(Catching().double(), image())
+    assert {n.meta["module"] for n in traced.graph.nodes if str(n.target).startswith("aten.tanh")} == {""}
+    assert [call.module for call in traced.calls] == ["", "a", "fast", "b", "c"]
+
+
+def test_autocast_does_not_hide_weights():
+    model = Chain()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        couplings = [halp_fx.channel_groups(model, image(torch.float32)) for _ in range(3)]
+    assert [len(c.prunable) for c in couplings] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("how", ["script", "trace"])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+def test_scripted_modules_stay_as_they_are(how, first):
+    inner = nn.Sequential(nn.Conv2d(3 if first else 8, 8, 1), nn.ReLU()).eval().double()
+    inner = (
+        torch.jit.script(inner)
+        if how == "script"
+        else torch.jit.trace(inner, image()[:, :1].expand(-1, 3 if first else 8, -1, -1))
+    )
+    before = [inner] if first else [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), inner]
+    model = nn.Sequential(*before, nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)).double().eval()
+    inputs = image()
+    with torch.no_grad():
+        want = model(inputs)
+    coupling = halp_fx.channel_groups(model, inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(model(inputs), want)
+        small = halp_fx.rewrite(model, half_plan(coupling), inputs, coupling=coupling)
+        twin = halp_fx.zero(model, half_plan(coupling), inputs, coupling=coupling)
+        torch.testing.assert_close(small(inputs), twin(inputs))
+    assert {g.name for g in coupling.prunable} == ({"1"} if first else {"0", "3"})
+    if not first:
+        assert "scripted_module" in coupling.frozen["1"]
