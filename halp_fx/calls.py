@@ -27,9 +27,8 @@ Known = fx.Node | tuple[fx.Node, int] | None
 """A node; a node with several results and which of them; or nothing."""
 
 _TORCH_DIR = torch.__path__[0] + "/"
-_OWN_FILES = tuple(
-    str(Path(__file__).with_name(name)) for name in ("calls.py", "recording.py", "shapes.py", "opaque.py")
-)
+_OWN = ("calls.py", "recorder.py", "recording.py", "shapes.py", "opaque.py")
+_OWN_FILES = tuple(str(Path(__file__).with_name(name)) for name in _OWN)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 

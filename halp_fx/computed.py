@@ -16,7 +16,7 @@ from torch import fx
 
 from .algebra import Algebra, Planes, Value, compact, varying
 from .groups import Partition
-from .recording import getitem, written_through_alias
+from .recorder import getitem, written_through_alias
 from .types import ComputedWeight, WeightPart
 
 SCORED = ("producer", "norm", "bias")

@@ -19,9 +19,9 @@ from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .attributes import resolve
 from .computed import computed_weights, spread_roles
 from .errors import HalpError
-from .graphs import ancestors, sized_by_values
 from .groups import Outline, Partition, free_dimension
-from .recording import getitem, written_through_alias
+from .reading import pin_values_read
+from .recorder import getitem, written_through_alias
 from .rules import find_rule
 from .rules.registry import Rule
 from .types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
@@ -80,7 +80,7 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     planes: dict[fx.Node, Planes] = {}
     for graph in (traced, *further):
         found = _propagate(graph, algebra, parameters)
-        _pin_values_read(graph, found, algebra)
+        pin_values_read(graph, found, algebra)
         planes.update(found)
     algebra.classes()  # Found once for all that is settled from here.
     for graph in (traced, *further):
@@ -163,32 +163,6 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
         reason = "the forward in train mode fails on the example inputs behind this"
         _pin_open_ends(traced.graph, values, algebra, reason)
     return {n: v.planes for n, v in values.items() if isinstance(v, Value)}
-
-
-def _pin_values_read(traced: Traced, planes: Mapping[fx.Node, Planes], algebra: Algebra) -> None:
-    """Pin all that values come from which the program takes into Python: with fewer channels they would be others, and
-    what it does with them is not seen. How many boxes a detector found is another matter: what is made of those is not
-    compared, and may come out otherwise."""
-    if not traced.reads:
-        return
-    nodes = {node.name: node for node in traced.graph.nodes}
-    loose = sized_by_values(traced.graph)
-    free = False
-    for read in traced.reads:
-        node = nodes[read.node]
-        before = ancestors([node])
-        if any(n in loose for n in before):
-            continue
-        reason = f"values computed from it are read into Python, by {read.where}"
-        for source in before:
-            for plane in planes.get(source, ()):
-                algebra.pin(plane, reason)
-        free = free or not any(planes.get(source) for source in before)
-    if free:
-        algebra.notes.setdefault(
-            f"the forward decides by values of its inputs ({traced.reads[0].where}): what the example inputs do not "
-            "reach was not seen; pass a list of examples that take every branch"
-        )
 
 
 def _pin_open_ends(graph: fx.Graph, values: dict[fx.Node, Any], algebra: Algebra, reason: str) -> None:

@@ -8,15 +8,25 @@ from collections.abc import Iterable
 import torch
 from torch import fx
 
+from .recorder import written_through_alias
 from .tags import FromSize
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
 _UNTAGGED = {"nms"}
 
 
+_VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
+
+
 def op_name(node: fx.Node) -> str:
     """The operator's name in ATen, without its overload; empty for other nodes."""
     return str(getattr(node.target, "_opname", ""))
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
+    widths of 1) have it."""
+    return op_name(node) in _VIEWS or node.target is written_through_alias
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> list[fx.Node]:

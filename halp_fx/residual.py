@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from .branches import Branch, Branches, Replacement
 from .graphs import op_name, unread, written
-from .recording import getitem
+from .recorder import getitem
 from .types import Axis, Coupling, Member, ModuleCall, Step
 
 

@@ -23,7 +23,8 @@ from .errors import ModelError, TraceError
 from .inputs import normalize_examples
 from .modes import differs_in_training
 from .preserving import named_tensors
-from .recording import getitem, record
+from .recorder import getitem
+from .recording import record
 from .types import Inputs, Run, Traced
 
 

@@ -20,6 +20,7 @@ from torch import fx
 
 from .pickling import importable, packed, unpacked
 from .plans import Plan
+from .runs import ModuleCall, Run, ValueRead
 
 CONSTANT = "a constant in the forward repeats its width"
 """How the reason begins for which a trial freezes a group."""
@@ -37,69 +38,6 @@ class TensorSpec:
     @classmethod
     def of(cls, tensor: torch.Tensor) -> TensorSpec:
         return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleCall:
-    """One run of a module's forward.
-
-    Attributes:
-        module, kind: qualified name and class.
-        start, end: its operators are the nodes at these positions of the graph (`end` excluded), as far as they are
-            no parameters and no results taken from a tuple: those appear where they are first read.
-        parent: position in `Traced.calls` of the run that this one is part of, -1 for the model's own.
-        inputs: node of each positional argument, None for one that is no tensor.
-        outputs: node of each result, None for one that is no tensor (or that nothing reads).
-        single: the result is a tensor, not a tuple.
-        plain: inputs and outputs are all there is: no tensors in lists or dicts. Keyword arguments are not seen.
-        hooked: the module has hooks of its own.
-    """
-
-    module: str
-    kind: type
-    start: int
-    end: int
-    parent: int
-    inputs: tuple[str | None, ...]
-    outputs: tuple[str | None, ...]
-    single: bool
-    plain: bool
-    hooked: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """How a forward was run to be recorded.
-
-    Attributes:
-        example: which of the example inputs.
-        training: in train mode, and on a batch of two at least (BatchNorm refuses one value per channel).
-        calls: how many times in a row.
-        whole: it ran to its end.
-    """
-
-    example: int = 0
-    training: bool = False
-    calls: int = 1
-    whole: bool = True
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether a pruned network must do the same in such a run."""
-        return self.whole and self.calls == 1
-
-
-@dataclass(frozen=True, slots=True)
-class ValueRead:
-    """The program took values out of a tensor: it may go on with them in Python, or decide by them.
-
-    Attributes:
-        node: the tensor.
-        where: by which function, in which module and line.
-    """
-
-    node: str
-    where: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,9 @@ from torch import fx, nn
 from .comparing import REMEDY, check_couplings
 from .coupling import FACTORIES, couple
 from .errors import RewriteError, TraceError
-from .graphs import sized_by_values
+from .graphs import is_view, sized_by_values
 from .inputs import normalize_examples
-from .recording import getitem, written_through_alias
+from .recorder import getitem
 from .standins import Silent
 from .tracing import run_again
 from .types import Coupling, Extent, Inputs, Plan, Traced
@@ -50,8 +50,6 @@ _COMPUTES = {
     "addcdiv",
 }
 _COMPUTES |= {"addcmul_", "addcdiv_", "channel_shuffle", "native_channel_shuffle", "avg_pool2d", "avg_pool3d"}
-
-_VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
 
 
 def verify(
@@ -360,12 +358,6 @@ def operator(node: fx.Node | None) -> str:
 def _silent(model: nn.Module) -> set[str]:
     """Modules that stand for dropped ones: what they return is no part of the network's structure."""
     return {name for name, module in model.named_modules() if isinstance(module, Silent)}
-
-
-def is_view(node: fx.Node) -> bool:
-    """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
-    widths of 1) have it."""
-    return operator(node) in _VIEWS or node.target is written_through_alias
 
 
 def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:

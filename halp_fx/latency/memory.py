@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..recording import getitem
+from ..recorder import getitem
 from ..solver import CostTable
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
