@@ -35,7 +35,7 @@ MAX_TRIALS = 16
 _EVERY_FORWARD = 2
 """The trial in which further forwards (train mode, other examples) run, too."""
 
-MAX_TRIALS_AT_PLACE = 4
+MAX_TRIALS_AT_PLACE = 6
 """Trials without progress at one operator, after which its groups are frozen: in a dead end the others suffer, too."""
 
 

@@ -71,7 +71,8 @@ def prune(
         budget: `0.6` or `"60%"` of the dense network's cost, or an amount such as `"4.0ms"`; or a mapping from
             "latency", "macs", "params", "memory" to such budgets, which then all hold.
         example_inputs: a tensor, tuple or dict as for `torch.onnx.export`: the shapes (batch!) that are timed.
-            None infers an image batch of one and logs it.
+            None infers an image batch of one and logs it. A list holds several examples, for forwards that take
+            other branches by values: all are recorded and verified, the first is timed.
         data, loss_fn: batches of (input, target) and a scalar loss of (output, target) for Taylor saliency; without
             them weight magnitude is used.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
