@@ -198,16 +198,19 @@ def outputs(model: nn.Module, inputs: Any, heads: Sequence[str] = ()) -> list[to
                 result = run_wide(model.eval(), args, kwargs)
             except RuntimeError:
                 found.clear()
-                result = run_wide(model, args, kwargs, floats=True)
+                result = run_wide(model, args, kwargs, floats=False)
     finally:
         for hook in hooks:
             hook.remove()
     return [t for t in leaves(found if hooks else result) if t.is_floating_point() and t.numel()]
 
 
-def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], floats: bool = False) -> Any:
-    """A forward in float64, with seeded random numbers. `floats`: `.float()` gives float64, too, which RAFT needs for
-    grids of its own and RT-DETR must not have, as it multiplies what it gives by constants of float32."""
+def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], floats: bool = True) -> Any:
+    """A forward in float64, with seeded random numbers. `floats`: `.float()` gives float64, too.
+
+    RAFT needs that for grids of its own, and EoMT for a mask: an attention in float64 takes a float32 mask without a
+    word and reads beyond it. RT-DETR must not have it, as it multiplies the result by constants of float32.
+    """
     wide = unittest.mock.patch.object(torch.Tensor, "float", lambda t: t.to(torch.float64))
     torch.manual_seed(0)
     with wide if floats else contextlib.nullcontext(), default_dtype(torch.float64):
@@ -281,7 +284,7 @@ def backward(model: nn.Module, inputs: Any) -> str:
         try:
             result = run_wide(model, args, kwargs)
         except RuntimeError:
-            result = run_wide(model, args, kwargs, floats=True)
+            result = run_wide(model, args, kwargs, floats=False)
         results = [t for t in leaves(result) if t.requires_grad]
         sum(t.sum() for t in results).backward()
     except Exception as failure:
