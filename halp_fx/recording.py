@@ -20,6 +20,7 @@ from .errors import ModelError, TraceError
 from .leaks import Watch, emptied
 from .opaque import closed
 from .preserving import (
+    INTERNAL,
     Members,
     decomposed,
     gpus,
@@ -107,6 +108,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | N
             with torch.no_grad(), decomposed(), uncached_autocast(), recorder.names, recorder:
                 result = [used(*inputs[0], **inputs[1]) for _ in range(run.calls)]
             recorder.finish(result)
+            caches = _caches(used, live)
             del result, inputs
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -124,7 +126,21 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | N
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
     tensors = {name: TensorSpec.of(t) for name, t in live.tensors.items()}
     unused = tuple(name for name in live.parameters if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads))
+    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
+
+
+def _caches(used: nn.Module, live: Members) -> tuple[tuple[str, str], ...]:
+    """Dictionaries in attributes that have new tensors after the forward of a copy. On meta tensors it may have looked
+    under another key than it will with values (the device), where the original has something of its own width."""
+    found = []
+    for name, module in Members.of(used).modules.items():
+        before = vars(live.modules[name]) if name in live.modules else {}
+        for attribute, table in vars(module).items():
+            if attribute not in INTERNAL and isinstance(table, dict):
+                known = before.get(attribute, ())
+                if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
+                    found.append((name, attribute))
+    return tuple(found)
 
 
 def _shapes(inputs: Any) -> str:

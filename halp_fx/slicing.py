@@ -26,8 +26,19 @@ def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
     with torch.no_grad():
         memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
     small = copied(model, memo)
+    _empty(small, coupling)
     sync_attributes(small, model, coupling, plan)
     return small
+
+
+def _empty(small: nn.Module, coupling: Coupling) -> None:
+    """Take tensors out of the caches of a copy: they were made at the original's widths, and will be made again."""
+    modules = dict(small.named_modules())
+    for module, attribute in coupling.traced.caches:
+        table = getattr(modules.get(module), attribute, None)
+        if isinstance(table, dict):
+            for key in [k for k, v in table.items() if isinstance(v, torch.Tensor)]:
+                del table[key]
 
 
 def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:

@@ -56,6 +56,7 @@ class Traced:
         on_meta: recorded on meta tensors: the forward needs no values.
         run: what was run.
         reads: values that the program took out of tensors, other than constants.
+        caches: dictionaries in attributes, by module and name, that the forward put tensors into.
     """
 
     graph: fx.Graph
@@ -65,6 +66,7 @@ class Traced:
     on_meta: bool = False
     run: Run = field(default_factory=Run)
     reads: tuple[ValueRead, ...] = ()
+    caches: tuple[tuple[str, str], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Operators cannot be pickled, and classes that were made inside a function cannot be found again.

@@ -109,6 +109,36 @@ def test_caches_anywhere(place, ran):
     assert_equals_twin(model, half_plan(coupling), inputs, coupling)
 
 
+class CachingByDevice(Chain):
+    """What is computed from a parameter is kept for each device."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.cache = nn.Parameter(torch.rand(8) + 0.5), {}
+
+    def between(self, x):
+        if x.device not in self.cache:
+            self.cache[x.device] = self.scale[:, None, None] * 2
+        return self.b(x * self.cache[x.device])
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+def test_caches_by_device_are_made_again(ran):
+    model, inputs = randomized(CachingByDevice()), image()
+    if ran:
+        with torch.no_grad():
+            model(inputs)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name for g in coupling.prunable} == {"a", "b"}
+    plan = half_plan(coupling)
+    small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    twin = halp_fx.zero(model, plan, inputs, coupling=coupling)
+    twin.cache.clear()
+    with torch.no_grad():
+        torch.testing.assert_close(small(inputs), twin(inputs))
+    assert len(model.cache) == ran
+
+
 def test_a_leak_that_cannot_be_mended_names_its_holder():
     class Sealed:
         __slots__ = ("_value",)
