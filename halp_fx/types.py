@@ -79,6 +79,7 @@ class Traced:
             self.on_meta,
             self.run,
             self.reads,
+            self.caches,
         )
 
 
