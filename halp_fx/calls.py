@@ -29,6 +29,11 @@ Known = fx.Node | tuple[fx.Node, int] | None
 _TORCH_DIR = torch.__path__[0] + "/"
 _OWN = ("calls.py", "recorder.py", "recording.py", "shapes.py", "opaque.py")
 _OWN_FILES = tuple(str(Path(__file__).with_name(name)) for name in _OWN)
+# Frames between an operator's caller and the modes that see it.
+_BETWEEN = (
+    *("torch/overrides.py", "torch/_tensor.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),
+    *("torch/_compile.py", "torch/_dynamo/eval_frame.py", "torch/utils/_contextlib.py"),
+)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -198,6 +203,17 @@ def caller() -> str:
             return f"{label}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
+
+
+def checked_by_torch() -> bool:
+    """Whether code of PyTorch itself, and not of the user's, asked for what is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name not in _OWN_FILES and not name.endswith(_BETWEEN):
+            return name.startswith(_TORCH_DIR)
+        frame = frame.f_back
+    return False
 
 
 # A dozen frames are looked at for every operator, of a few files.

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from . import shapes
-from .calls import CallLog, PythonNames, caller, has_hooks
+from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants
 from .errors import ModelError
 from .leaks import Watch
@@ -167,7 +167,8 @@ class Recorder(TorchDispatchMode):
         return None
 
     def _read(self, function: str, node: fx.Node) -> None:
-        if node.meta.get("fixed"):
+        # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
+        if node.meta.get("fixed") or (node.meta["spec"].dtype is torch.bool and checked_by_torch()):
             return
         place = f"{function} in {self.module!r} ({caller()})" if self.module else f"{function} ({caller()})"
         self.reads.append(ValueRead(node.name, place))

@@ -260,7 +260,8 @@ class CentredGamma(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(WIDTH))
 
     def forward(self, x):
-        return self.c(F.layer_norm(self.a(x), (WIDTH,), 1 + self.gamma).relu())
+        x = self.a(x)
+        return self.c(F.layer_norm(x, x.shape[-1:], 1 + self.gamma).relu())
 
 
 def test_scale_of_a_norm_that_is_computed():
