@@ -43,11 +43,10 @@ def ancestors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
     """Nodes whose shape depends on values, not only on shapes: the boxes that a detector found, and what is computed
-    from them. A single element is one whatever it was computed from."""
+    from them."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
-        spec = node.meta.get("spec")
-        if node.op != "call_function" or (spec is not None and not spec.shape):
+        if node.op != "call_function":
             continue
         sizes = {s.node for s in node.meta.get("sources", ()) if isinstance(s, FromSize)}
         if (

@@ -8,7 +8,8 @@ the coupling.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from itertools import zip_longest
 from typing import Any
 
@@ -111,7 +112,7 @@ def _repeated(
     if recorded is not None:
         after = loose.firm(_working(recorded, silent, narrow))
     other_path = False
-    for old, new in zip_longest(before, after):
+    for old, new in loose.pairs(before, after, failure is not None):
         if new is None and failure is not None:
             break
         if old is None or new is None or _target(old) != _target(new):
@@ -154,6 +155,21 @@ class _Loose:
     def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """The nodes without these."""
         return [n for n in nodes if n not in self._nodes]
+
+    def pairs(
+        self, before: Sequence[fx.Node], after: Sequence[fx.Node], failed: bool
+    ) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
+        """The operators one beside the other. Where the program has read such a size it may go on in another way (no
+        box was found): from there on, the operators that both ran."""
+        for index, (old, new) in enumerate(zip_longest(before, after)):
+            differ = old is None or new is None or _target(old) != _target(new)
+            if differ and not failed and self._first is not None and (old is None or self._first < old):
+                rest = before[index:], after[index:]
+                ours, theirs = ([(_target(n), n.meta.get("module"), n.meta.get("source")) for n in r] for r in rest)
+                for i, j, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+                    yield from zip(rest[0][i : i + count], rest[1][j : j + count], strict=True)
+                return
+            yield old, new
 
     def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
         """Whether a result may differ as it does because the program read such a size before and handed it on, or
