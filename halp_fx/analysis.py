@@ -32,6 +32,9 @@ _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
 """Trials with one model; when they are used up, nothing is mended: what fails is frozen."""
 
+_HALVES = 3
+"""The trial in which all groups are halved: what was mended must not rest on unequal shares either."""
+
 _EVERY_FORWARD = 2
 """The trial in which further forwards (train mode, other examples) run, too."""
 
@@ -102,9 +105,7 @@ class _Trials:
 
     def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
         """The error of the first trial that fails, and which one that was."""
-        decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
-        numbers = [0, 1] if decided else [0]
-        numbers += [_EVERY_FORWARD] if coupling.further else []
+        numbers = self._numbers(coupling)
         for number in numbers:
             # Couplings are compared once, in the last trial.
             error = self.run(coupling, number, couplings=number == numbers[-1])
@@ -112,13 +113,21 @@ class _Trials:
                 return error, number
         return None
 
+    def _numbers(self, coupling: Coupling) -> list[int]:
+        """The trials that a coupling has to pass."""
+        decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
+        numbers = [0, 1] if decided else [0]
+        if decided and _halves(coupling) not in (_shares(coupling), _drawn(coupling)):
+            numbers.append(_HALVES)
+        return [*numbers, _EVERY_FORWARD] if coupling.further else numbers
+
     def run(self, coupling: Coupling, number: int, couplings: bool) -> RewriteError | None:
         """One trial, unless it is known what comes of it; None if it succeeds."""
         if self.last is not coupling:
             self.last, self.outcomes = coupling, {}
         if number not in self.outcomes:
             self.count += 1
-            plan = (_drawn if number == 1 else _shares)(coupling)
+            plan = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
             tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
             try:
                 self._verify(plan, tried, couplings)
@@ -178,7 +187,7 @@ class _Trials:
         tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
         if not tried.prunable or len(tried.mended) < len(decisions.mends):
             return None, None
-        last = number == (_EVERY_FORWARD if tried.further else 1)
+        last = number == self._numbers(tried)[-1]
         further = self.run(tried, number, couplings=last or not (error.node or tried.further))
         passed = further is None or self._position(further) > self._position(error)
         if move.choices and further is not None and further.by_value:
@@ -235,6 +244,10 @@ def _shares(coupling: Coupling) -> Plan:
         share = _TRIAL_SHARES[i % len(_TRIAL_SHARES)]
         kept[group.name] = range(max(1, min(math.ceil(group.size * share), group.size - 1)))
     return Plan({name: tuple(rows) for name, rows in kept.items()})
+
+
+def _halves(coupling: Coupling) -> Plan:
+    return Plan({g.name: tuple(range(max(1, g.size // 2))) for g in coupling.prunable})
 
 
 def _drawn(coupling: Coupling) -> Plan:
