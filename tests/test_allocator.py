@@ -1,5 +1,8 @@
 """Memory is kept while networks are timed, and the limits are put back."""
 
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -34,14 +37,29 @@ def told(monkeypatch):
 KEPT, USUAL = [*allocator._KEPT.items()], [*allocator._USUAL.items(), "trim"]
 
 
+FAULTS = """
+import torch
+from test_allocator import EFFORT, Wide
+from halp_fx.latency import interleaved
+
+torch.set_num_threads(1)
+x = torch.zeros(10_000_000)
+for keep in (False, True, False):
+    (timing,) = interleaved((Wide(),), x, keep_memory=keep, **EFFORT)
+    print(timing.faults)
+"""
+
+
 @needs_glibc
 def test_a_network_faults_as_found_and_not_while_memory_is_kept():
-    x = torch.zeros(10_000_000)
-    (found,) = interleaved((Wide(),), x, keep_memory=False, **EFFORT)
-    (kept,) = interleaved((Wide(),), x, **EFFORT)
-    assert found.faults > kept.faults + 10  # 20,000 pages, or 40 where the kernel gives huge ones.
-    (found,) = interleaved((Wide(),), x, keep_memory=False, **EFFORT)
-    assert found.faults > kept.faults + 10, "the limits were not put back"
+    """In a process of its own: where others have left holes in the heap, the C library takes those before it asks the
+    kernel, and there are no faults to be seen."""
+    done = subprocess.run(
+        [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+    )
+    found, kept, again = map(float, done.stdout.split())
+    assert found > kept + 10  # 20,000 pages, or 40 where the kernel gives huge ones.
+    assert again > kept + 10, "the limits were not put back"
 
 
 def test_interleaved_keeps_memory_unless_told_otherwise(told):
