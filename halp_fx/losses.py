@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -130,14 +129,3 @@ def moved(batch: Any, device: torch.device) -> Any:
         return item
 
     return tree_map(move, batch)
-
-
-@contextmanager
-def uncached_autocast() -> Iterator[None]:
-    """Autocast as it is set around the call, without its cache of weights: that would hide the ones that are scored."""
-    with ExitStack() as stack:
-        for device in ("cpu", "cuda"):
-            if torch.is_autocast_enabled(device):
-                dtype = torch.get_autocast_dtype(device)
-                stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
-        yield

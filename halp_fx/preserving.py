@@ -143,7 +143,7 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
             yield
         finally:
             for module, found in attributes:
-                # What a forward caches on its module would be wrong later: a trial run works on meta tensors.
+                # What a forward caches on its module is the caller's to cache, in the caller's own forward.
                 for name in vars(module).keys() - found.keys():
                     del vars(module)[name]
                 vars(module).update(found)
@@ -195,7 +195,8 @@ def decomposed() -> Iterator[None]:
 
 @contextmanager
 def uncached_autocast() -> Iterator[None]:
-    """Without autocast's cache of cast weights: in the same context, a second forward would not be seen to cast."""
+    """Without autocast's cache of cast weights: in the same context, a second forward would not be seen to cast, and
+    the weights that are scored would be hidden."""
     enabled = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:

@@ -22,8 +22,8 @@ from torch import nn
 from .branches import scored_name
 from .errors import SaliencyError
 from .kernels import SegmentLayout, channel_scores
-from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved, uncached_autocast
-from .preserving import preserved
+from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
+from .preserving import preserved, uncached_autocast
 from .scored import Key, Place, Watch, Weights
 from .types import ChannelGroup, Coupling
 

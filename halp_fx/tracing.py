@@ -152,10 +152,7 @@ def _begun(error: TraceError, found: Traces) -> Traced | None:
 
 def alike(a: Traced, b: Traced) -> bool:
     """Whether two forwards ran the same operators at the same places on the same things, up to sizes."""
-    if set(a.unused) - set(b.unused):
-        return False
-    rows = [list(_wiring(t)) for t in (a, b)]
-    return rows[0] == rows[1]
+    return not set(a.unused) - set(b.unused) and list(_wiring(a)) == list(_wiring(b))
 
 
 def _counting(graph: fx.Graph) -> set[fx.Node]:

@@ -149,9 +149,6 @@ class _Loose:
         self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
         self._first = next((n for n in before.nodes if n in self._nodes and n.meta.get("sizes_read")), None)
 
-    def __contains__(self, node: fx.Node) -> bool:
-        return node in self._nodes
-
     def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """The nodes without these."""
         return [n for n in nodes if n not in self._nodes]
