@@ -1,9 +1,10 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
-from .analysis import channel_groups
 from .api import prune
-from .branches import Branch, Branches
-from .coupling import couple
+from .coupling.branches import Branch, Branches
+from .coupling.propagation import couple
+from .coupling.residual import find_branches
+from .coupling.rules import register_rule
 from .errors import (
     BudgetError,
     HalpError,
@@ -16,18 +17,17 @@ from .errors import (
     SaliencyError,
     TraceError,
 )
-from .explain import explain
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
-from .latency.profile import Profile, profile
-from .report import Report
-from .residual import find_branches
-from .rewriting import rewrite
-from .rules import register_rule
-from .saliency import Saliency, score
+from .reporting.explaining import explain
+from .reporting.profiling import Profile, profile
+from .reporting.report import Report
+from .rewriting.applying import rewrite
+from .rewriting.twin import zero
+from .scoring.saliency import Saliency, score
 from .solver import WidthProblem, solve
-from .tracing import trace
-from .twin import zero
+from .tracing.forward import trace
+from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, Plan
 
 __version__ = "0.1.0"

@@ -12,25 +12,25 @@ import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .analysis import channel_groups
-from .branches import Branches
-from .budgets import BudgetLike
-from .distributed import Team, follow
-from .goals import make_goals
-from .loop import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
-from .losses import Loss, LossFn
-from .naming import Ignored, ignored_names
-from .outcome import load_notes, verdict
-from .preserving import as_modes_of, preserved
-from .randomness import Stream
-from .removal import tried
-from .report import GroupReport, Report, RewriteKind, Round, report_of
-from .request import Request, check_finite, check_prunable, examples_of, rereadable
-from .saliency import Importance, Saliency
+from .coupling.branches import Branches
+from .model.naming import Ignored, ignored_names
+from .model.preserving import as_modes_of, preserved
+from .model.randomness import Stream
+from .pruning.budgets import BudgetLike
+from .pruning.distributed import Team, follow
+from .pruning.goals import make_goals
+from .pruning.outcome import load_notes, verdict
+from .pruning.request import Request, check_finite, check_prunable, examples_of, rereadable
+from .pruning.session import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .pruning.yardstick import Yardstick
+from .reporting.report import GroupReport, Report, RewriteKind, Round, report_of
+from .rewriting.dropping import tried
+from .scoring.losses import Loss, LossFn
+from .scoring.saliency import Importance, Saliency
 from .solver import Method
-from .tracing import check_model
+from .tracing.forward import check_model
+from .trials.trials import channel_groups
 from .types import Plan
-from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 

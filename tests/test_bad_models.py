@@ -19,7 +19,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
-from halp_fx.preserving import preserved
+from halp_fx.model.preserving import preserved
 
 
 def state_of(model):

@@ -8,10 +8,10 @@ from torch import nn
 
 import halp_fx
 from halp_fx import BudgetError, Plan
-from halp_fx.budgets import parse_budget
-from halp_fx.goals import make_goals
 from halp_fx.latency import MeasuredLatency
-from halp_fx.widths import compose, width_options
+from halp_fx.pruning.budgets import parse_budget
+from halp_fx.pruning.goals import make_goals
+from halp_fx.pruning.widths import compose, width_options
 
 
 @pytest.mark.parametrize(

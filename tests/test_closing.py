@@ -13,9 +13,9 @@ from test_prune import Small
 from test_report import Clock, latency
 
 import halp_fx
-from halp_fx.goals import make_goals
 from halp_fx.latency import Calibration, CallableCost, MacsCost, NetworkTiming
-from halp_fx.yardstick import Yardstick
+from halp_fx.pruning.goals import make_goals
+from halp_fx.pruning.yardstick import Yardstick
 
 INPUTS = torch.rand(2, 3, 8, 8)
 
@@ -38,8 +38,8 @@ class Machine:
         self.faults = 0.0
         self.found = 1.0
         self.scatter, self.waited = 0.001, 0.0
-        monkeypatch.setattr("halp_fx.goals.interleaved", self)
-        monkeypatch.setattr("halp_fx.goals.untouched", lambda: True)
+        monkeypatch.setattr("halp_fx.pruning.goals.interleaved", self)
+        monkeypatch.setattr("halp_fx.pruning.goals.untouched", lambda: True)
 
     def __call__(self, models, inputs, keep_memory=True, **_):
         if not keep_memory:
@@ -178,8 +178,8 @@ def test_a_network_first_timed_while_disturbed_turns_out_to_meet_the_budget(monk
         first.append(1)
         return (NetworkTiming(20.0, 0.02, 9),)
 
-    monkeypatch.setattr("halp_fx.goals.interleaved", disturbed_once)
-    monkeypatch.setattr("halp_fx.goals.untouched", lambda: False)
+    monkeypatch.setattr("halp_fx.pruning.goals.interleaved", disturbed_once)
+    monkeypatch.setattr("halp_fx.pruning.goals.untouched", lambda: False)
     small = halp_fx.prune(model, "15ms", INPUTS, latency=latency(Clock()), progress=False)
     assert same(small, model)
     assert "meets the budget as it is" in small.halp.notes[-1]

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 import halp_fx
-from halp_fx.branches import output_groups
+from halp_fx.coupling.branches import output_groups
 
 WIDTH = 6
 

@@ -15,7 +15,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
-from halp_fx.leaks import emptied
+from halp_fx.tracing.leaks import emptied
 
 TABLE: dict[object, torch.Tensor] = {}
 FEATURES: list[torch.Tensor] = []

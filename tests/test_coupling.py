@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import halp_fx
 import halp_fx.types
 from halp_fx import ModelError
-from halp_fx.algebra import Algebra, Call
+from halp_fx.coupling.algebra import Algebra, Call
 
 
 def conv(inputs, outputs, kernel=1, **kwargs):

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import halp_fx
-from halp_fx.coupling import propagate
-from halp_fx.tracing import trace
+from halp_fx.coupling.propagation import propagate
+from halp_fx.tracing.forward import trace
 
 
 def image(function, outputs=8, width=8, **layers):

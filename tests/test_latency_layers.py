@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from halp_fx.analysis import channel_groups
 from halp_fx.latency.fusion import fused_layers
 from halp_fx.latency.layers import layers
 from halp_fx.latency.runtimes import callable_for
 from halp_fx.latency.templates import Size, TensorTemplate
+from halp_fx.trials.trials import channel_groups
 from halp_fx.types import TensorSpec
 
 

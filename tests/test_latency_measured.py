@@ -11,12 +11,12 @@ from test_latency_layers import couple
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
-from halp_fx.analysis import channel_groups
 from halp_fx.errors import LatencyError
 from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, TimingError, read_table
 from halp_fx.latency.lookup import cost_at
 from halp_fx.latency.recheck import slower_when_narrower
 from halp_fx.latency.timing import Timing
+from halp_fx.trials.trials import channel_groups
 
 
 def elements(call):

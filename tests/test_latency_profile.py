@@ -10,10 +10,11 @@ from test_latency_measured import FakeTimer, measured
 from torch import nn
 from typer.testing import CliRunner
 
-from halp_fx.latency import LatencyTable, MacsCost, MeasuredLatency, commands, read_table
+from halp_fx.cli import tables as commands
+from halp_fx.latency import LatencyTable, MacsCost, MeasuredLatency, read_table
 from halp_fx.latency.errors import ForeignTableError, LatencyError
-from halp_fx.latency.plots import save_plots
-from halp_fx.latency.profile import paying_widths, profile
+from halp_fx.reporting.plots import save_plots
+from halp_fx.reporting.profiling import paying_widths, profile
 
 
 @pytest.fixture

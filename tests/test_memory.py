@@ -11,10 +11,10 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 import halp_fx
-from halp_fx.analysis import channel_groups
 from halp_fx.latency import MemoryCost
 from halp_fx.latency.lookup import cost_at
-from halp_fx.preserving import named_tensors
+from halp_fx.model.preserving import named_tensors
+from halp_fx.trials.trials import channel_groups
 from halp_fx.types import Plan
 
 

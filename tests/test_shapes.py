@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halp_fx import shapes
+from halp_fx.tracing import meta_shapes as shapes
 
 aten = torch.ops.aten
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from halp_fx.tags import FromAttribute, FromSize, active, sources_of, tagging
-from halp_fx.tracing import trace
+from halp_fx.tracing.forward import trace
+from halp_fx.tracing.tags import FromAttribute, FromSize, active, sources_of, tagging
 
 A, B = FromAttribute("", "a"), FromAttribute("", "b")
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
-from halp_fx.tracing import all_traces
+from halp_fx.tracing.forward import all_traces
 
 
 def targets(traced):

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 
 import halp_fx
 from halp_fx import RewriteError
-from halp_fx.verification import verify
+from halp_fx.rewriting.verification import verify
 
 
 def middle(function, **layers):

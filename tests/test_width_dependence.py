@@ -90,7 +90,7 @@ def test_no_trial_where_no_width_is_read(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a trial was made")
 
-    monkeypatch.setattr("halp_fx.analysis._Trials.run", fail)
+    monkeypatch.setattr("halp_fx.trials.trials._Trials.run", fail)
     pooled = Between(lambda h: F.interpolate(h.relu(), size=(h.size(2) * 2, h.shape[3] * 2)[:1] * 2))
     with pytest.raises(AssertionError, match="a trial"):  # `h.shape` hands out the width, too.
         halp_fx.channel_groups(pooled, torch.randn(1, 3, 6, 6))

@@ -152,7 +152,7 @@ def traced_table() -> str:
     import torchvision
 
     import halp_fx
-    from halp_fx.widths import build_problem, width_options
+    from halp_fx.pruning.widths import build_problem, width_options
 
     torch.manual_seed(0)
     model = torchvision.models.densenet201(weights=None).eval()

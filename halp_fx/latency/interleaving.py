@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..inputs import normalize_inputs
-from ..preserving import preserved
+from ..model.inputs import normalize_inputs
+from ..model.preserving import preserved
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
 from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler

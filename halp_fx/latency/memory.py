@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..recorder import getitem
 from ..solver import CostTable
+from ..tracing.recorder import getitem
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
 

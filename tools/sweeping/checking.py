@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import halp_fx
-from halp_fx.inputs import normalize_inputs
+from halp_fx.model.inputs import normalize_inputs
 
 from .libraries import LIBRARIES
 

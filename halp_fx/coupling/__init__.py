@@ -1,0 +1,1 @@
+"""Takes a `Traced`, returns a `Coupling`: which channels are kept or removed together."""

@@ -1,0 +1,269 @@
+"""From coupled labels to channel groups: classes of labels, groups of classes, sizes in terms of widths."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from torch import fx
+
+from ..errors import ModelError
+from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
+from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
+
+Terms = tuple[tuple[str, int], ...]
+"""Pairs of a group and how many elements each of its channels has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A plane, without the dimensions that it does not vary along unless it varies along several (`dims`).
+
+    Planes with the same `key` have the same labels along the same dimensions.
+    """
+
+    key: Hashable
+    dims: tuple[int, ...]
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What the shape of a node's result depends on: what is the same whatever is tied, frozen or chosen.
+
+    Attributes:
+        fixed: the shape as if nothing could shrink.
+        axes: those of a parameter or buffer.
+        lines: the labels of an activation.
+    """
+
+    fixed: tuple[Extent, ...]
+    axes: tuple[Axis, ...] = ()
+    lines: tuple[Line, ...] = ()
+
+    @classmethod
+    def of(cls, node: fx.Node, planes: Planes) -> Outline:
+        spec = node.meta.get("spec")
+        if spec is None:
+            return cls(())
+        fixed = tuple([Extent(n) for n in spec.shape])
+        if node.op == "get_attr" and planes:
+            return cls(fixed, tuple(Axis(str(node.target), dim) for dim in range(len(fixed))))
+        return cls(fixed, (), tuple([line for plane in planes if (line := _line(plane)) is not None]))
+
+
+def _line(plane: Plane) -> Line | None:
+    dims = varying(plane) if plane.numel() else ()
+    if len(dims) == 1:
+        line = vector(plane, dims[0])
+        return Line((line.data_ptr(), len(line), line.stride(), dims[0]), dims, line.numpy())
+    small = compact(plane)
+    # A plane that varies nowhere is in every dimension as it is in the first, if it has one.
+    return Line((small.data_ptr(), tuple(small.shape), small.stride(), dims), dims, small.numpy()) if dims else None
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which group and which channel every label belongs to.
+
+    Attributes:
+        groups: all groups, in the order of the forward.
+        group_of: int array over labels: index into `groups`, -1 for labels that belong to none (kernel sizes).
+        class_of: int array over labels: the class (connected component).
+        channel_of: int array over labels: the channel's index in its group.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    group_of: np.ndarray
+    class_of: np.ndarray
+    channel_of: np.ndarray
+    # By plane: many activations hold the same labels.
+    _terms: dict[Hashable, tuple[int, Terms] | None] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, algebra: Algebra) -> Partition:
+        """Group the classes that touch the same axes equally often."""
+        classes = algebra.classes()
+        axis_of = np.concatenate([[-1], np.repeat(np.arange(len(algebra.axes)), np.diff(algebra.starts))])
+        reasons = _pin_reasons(algebra, classes)
+        # Groups are numbered by their first label, which follows the forward; so are the channels in a group.
+        group_of = _by_first(_signatures(classes, axis_of, reasons)[classes])
+        first_label = np.unique(classes, return_index=True)[1]
+        class_group = group_of[first_label]
+        order = np.lexsort((first_label, class_group))
+        channel_of = np.empty(len(order), dtype=np.int64)
+        channel_of[order] = np.arange(len(order)) - np.searchsorted(class_group[order], class_group[order])
+        channel = channel_of[classes]
+        sizes = np.bincount(class_group)
+        leader = np.unique(class_group, return_index=True)[1]  # One class of each group.
+
+        members: dict[int, list[Member]] = {}
+        places = group_of * (len(algebra.axes) + 1) + axis_of
+        # By group, axis, channel, and, as the sort is stable, label. Most of it is in that order already.
+        rows = np.argsort(places * (int(sizes.max()) + 1) + channel, kind="stable")
+        slots = rows - np.concatenate([[0], algebra.starts])[axis_of[rows] + 1]
+        bounds = [0, *(np.flatnonzero(np.diff(places[rows])) + 1).tolist(), len(rows)]
+        heads = rows[bounds[:-1]]
+        owners = zip(group_of[heads].tolist(), axis_of[heads].tolist(), pairwise(bounds), strict=True)
+        for group, axis, (start, end) in owners:
+            if axis < 0 or axis in algebra.transient:
+                continue  # Label 0 is no slot.
+            own = slots[start:end].reshape(int(sizes[group]), -1)
+            members.setdefault(group, []).append(Member(algebra.axes[axis], own, algebra.roles.get(axis, "other")))
+        inexact = np.zeros(len(sizes), dtype=bool)
+        for found in algebra.restricted.values():
+            for plane in (p for p in found.call.tensors()[0].planes if found.dims & set(varying(p))):
+                labels = compact(plane).numpy()
+                inexact[group_of[labels[labels > 0]]] = True
+
+        groups: list[ChannelGroup] = []
+        index_of = np.full(len(sizes), -1)
+        names: Counter[str] = Counter()
+        for g, touched in sorted(members.items()):
+            reason = reasons.get(int(leader[g]))
+            made = _group(touched, int(sizes[g]), reason, not inexact[g], names)
+            if made is not None:
+                index_of[g] = len(groups)
+                groups.append(made)
+        return cls(tuple(groups), index_of[group_of], classes, channel)
+
+    def with_frozen(self, reasons: Mapping[str, str]) -> Partition:
+        """The same with the named groups frozen.
+
+        Raises:
+            ModelError: there is no such group.
+        """
+        if not reasons:
+            return self
+        known = {g.name for g in self.groups}
+        for name in reasons:
+            if name not in known:
+                some = ", ".join(sorted(known)[:8])
+                raise ModelError(f"{name!r} matches no module, parameter or group. Groups here: {some}, …")
+        groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
+        return replace(self, groups=groups, _terms={})
+
+    def extents(self, outline: Outline) -> tuple[Extent, ...]:
+        """The shape of a node's result in terms of the widths of groups that may shrink."""
+        found = [(axis.dim, tuple(self._on_axis[axis])) for axis in outline.axes if axis in self._on_axis]
+        found += [moving for line in outline.lines if (moving := self._moving(line)) is not None]
+        if not found:
+            return outline.fixed
+        extents = list(outline.fixed)
+        for dim, terms in found:
+            gone = sum(self._sizes[name] * each for name, each in terms)
+            extents[dim] = Extent(extents[dim].fixed - gone, (*extents[dim].terms, *terms))
+        return tuple(extents)
+
+    def channel_map(self, value: Value, only: set[int] | None = None) -> ChannelMap:
+        """Which channel lies where along the dimensions of a tensor (or only some of them)."""
+        dims = {}
+        for plane in value.planes:
+            small = compact(plane).numpy()
+            dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
+            if dim is not None and (only is None or dim in only):
+                line = small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]
+                dims[dim] = (self.group_of[line], self.channel_of[line])
+        return ChannelMap(dims)
+
+    def _moving(self, line: Line) -> tuple[int, Terms] | None:
+        """The dimension along which a plane's elements can go, and the terms that say which; None if none can."""
+        if line.key not in self._terms:
+            dim, labels = line.dims[0], line.labels
+            if len(line.dims) != 1:
+                free = free_dimension(self.class_of[labels], line.dims)
+                if free is None:  # Pinned everywhere, or an empty tensor.
+                    self._terms[line.key] = None
+                    return None
+                dim, labels = free, labels[tuple(slice(None) if d == free else 0 for d in range(labels.ndim))]
+            terms = self._terms_of(labels)
+            self._terms[line.key] = (dim, terms) if terms else None
+        return self._terms[line.key]
+
+    def _terms_of(self, line: np.ndarray) -> Terms:
+        owners = self.group_of[line]
+        if len(owners) and (owners == owners[0]).all():  # Most lines are one group's.
+            shares = [(self.groups[owners[0]], len(owners))] if owners[0] >= 0 else []
+        else:
+            counts = np.bincount(owners + 1, minlength=1)[1:]
+            shares = [(self.groups[g], int(counts[g])) for g in np.flatnonzero(counts).tolist()]
+        return tuple((g.name, n // g.size) for g, n in shares if g.frozen is None)
+
+    @cached_property
+    def _sizes(self) -> dict[str, int]:
+        return {g.name: g.size for g in self.groups}
+
+    @cached_property
+    def _on_axis(self) -> Mapping[Axis, Sequence[tuple[str, int]]]:
+        """The terms of every axis that can shrink."""
+        found = defaultdict[Axis, list[tuple[str, int]]](list)
+        for group in self.groups:
+            for member in group.members if group.frozen is None else ():
+                found[member.axis].append((group.name, member.slots.shape[1]))
+        return found
+
+
+def _by_first(keys: np.ndarray) -> np.ndarray:
+    """Number equal keys alike, in the order of their first appearance."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    rank = np.empty(len(first), dtype=np.int64)
+    rank[np.argsort(first)] = np.arange(len(first))
+    return rank[inverse]
+
+
+def free_dimension(ids: np.ndarray, dims: Sequence[int]) -> int | None:
+    """The dimension of `dims` that class ids depend on, None if they depend on several."""
+    for free in dims:
+        first = ids[tuple(slice(0, 1) if d in dims and d != free else slice(None) for d in range(ids.ndim))]
+        if (ids == first).all():
+            return free
+    return None
+
+
+def _pin_reasons(algebra: Algebra, classes: np.ndarray) -> dict[int, str]:
+    """Reason per pinned class; the first that was given counts."""
+    first = np.full(int(classes.max()) + 1, -1)
+    for index, (labels, _) in reversed(list(enumerate(algebra.pins))):
+        first[classes[labels]] = index
+    return {c: algebra.pins[first[c]][1] for c in np.flatnonzero(first >= 0).tolist()}
+
+
+def _signatures(classes: np.ndarray, axis_of: np.ndarray, reasons: dict[int, str]) -> np.ndarray:
+    """A 64-bit hash per class of what it touches: (axis, slots on it) pairs, and why it is pinned.
+
+    A sum of well-mixed hashes: 10^4 classes collide with a probability below 10^-11.
+    """
+    width = int(axis_of.max()) + 2
+    pairs, counts = np.unique(classes[1:] * width + axis_of[1:], return_counts=True)
+    signature = np.zeros(int(classes.max()) + 1, dtype=np.uint64)
+    np.add.at(signature, pairs // width, _mix((pairs % width) * 1_000_003 + counts))
+    codes = {reason: -1 - i for i, reason in enumerate(dict.fromkeys(reasons.values()))}
+    pinned = np.fromiter(reasons, dtype=np.int64, count=len(reasons))
+    signature[pinned] += _mix(np.array([codes[r] for r in reasons.values()], dtype=np.int64))
+    return signature
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """splitmix64, vectorised."""
+    with np.errstate(over="ignore"):
+        z = values.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def _group(
+    members: list[Member], size: int, reason: str | None, exact: bool, names: Counter[str]
+) -> ChannelGroup | None:
+    """A group, or None where no layer produces the slots (kernel sizes, the first layer's input): those stay."""
+    base = next((m.axis.tensor for m in members if m.role == "producer"), None)
+    if base is None:
+        return None
+    name = base.rpartition(".")[0] or base
+    names[name] += 1
+    unique = name if names[name] == 1 else f"{name}:{names[name] - 1}"
+    return ChannelGroup(unique, size, tuple(members), reason, exact)

@@ -1,0 +1,152 @@
+"""copied, hollowed, aliased: copies of a model for the engine to work on, so that the caller's own is never touched.
+
+`copy.deepcopy` alone is not enough: it refuses tensors with a history (features that the last training step left in a
+list), and a hook that closes over its model goes on to write to the original. Both are seen to here.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+from .preserving import INTERNAL, Members, meta_twin, uncollected
+
+_TABLES = (OrderedDict, dict)
+_ATOMIC = (int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device, torch.Size)
+
+
+def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
+    """A deep copy; `memo` maps ids of tensors to what stands in for their copies.
+
+    Tensors with a history come detached. Hooks and other functions that close over a module of the model get that
+    module's copy.
+
+    Raises:
+        ModelError: the model cannot be copied; names the attribute.
+    """
+    known = dict(memo or {})
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if type(value) in _TABLES and not value and not getattr(value, "__dict__", None):
+                # A module has a dozen empty tables for hooks, which would take most of the time of the copy.
+                known[id(value)] = type(value)()
+            elif name not in INTERNAL:
+                # What a hook computed (the old `weight_norm`) is computed again by the next forward.
+                known.update((id(t), t.detach().clone()) for t in _with_history((value,)) if id(t) not in known)
+    try:
+        with uncollected():
+            made = copy.deepcopy(model, known)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ModelError(f"the model cannot be copied (copy.deepcopy): {_culprit(model, memo or {})}{error}") from error
+    _rebind(model, made)
+    return made
+
+
+def hollowed(model: nn.Module, members: Members | None = None, floating: bool = False) -> nn.Module:
+    """A copy with meta tensors for its parameters and buffers (or the floating ones): it takes no memory."""
+    members = members or Members.of(model)
+    tensors = (t for t in members.tensors.values() if t.is_floating_point() or not floating)
+    return copied(model, {id(t): meta_twin(t) for t in tensors})
+
+
+def aliased(model: nn.Module, members: Members, own: bool) -> nn.Module:
+    """A copy that runs with the values of the model's parameters, in the same memory unless it may write to them
+    (`own`). Buffers are its own in any case."""
+    return copied(model, {id(p): _alias(p, own) for p in members.parameters.values()})
+
+
+def _alias(parameter: torch.Tensor, own: bool) -> torch.Tensor:
+    data = parameter.detach()
+    if own or data.is_inference():  # Which cannot be made to require a gradient.
+        data = data.clone()
+    kind = type(parameter) if isinstance(parameter, nn.Parameter) else nn.Parameter
+    return kind(data, requires_grad=parameter.requires_grad)
+
+
+def _with_history(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    """Tensors that autograd computed, in containers and plain objects at any depth."""
+    left, seen = list(values), set[int]()
+    while left:
+        value = left.pop()
+        if isinstance(value, torch.Tensor):
+            if not value.is_leaf:
+                yield value
+        elif not isinstance(value, (*_ATOMIC, nn.Module)) and id(value) not in seen:
+            seen.add(id(value))
+            left += _parts(value)
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return value
+    return list(getattr(value, "__dict__", {}).values())
+
+
+def _culprit(model: nn.Module, memo: Mapping[int, Any]) -> str:
+    """Which attribute it is that cannot be copied; empty if none is found."""
+    whole = {id(m): m for m in model.modules()}
+    for name, module in model.named_modules():
+        if hasattr(type(module), "__deepcopy__"):
+            try:
+                type(module).__deepcopy__(module, {**whole, **memo})
+            except Exception:
+                return f"{type(module).__name__}.__deepcopy__ of {name or 'the model'!r} fails: "
+        for attribute, value in vars(module).items():
+            if attribute in ("_modules", "_parameters", "_buffers"):
+                continue
+            try:
+                copy.deepcopy(value, {**whole, **memo})
+            except Exception:
+                place = f"{name}.{attribute}" if name else attribute
+                return f"attribute {place} ({type(value).__name__}) must go, or get a __deepcopy__. "
+    return ""
+
+
+def _rebind(model: nn.Module, made: nn.Module) -> None:
+    """Give the functions that a copy holds its own modules, where they close over those of the original."""
+    pairs = list(zip(model.modules(), made.modules(), strict=True))
+    twins = {id(old): new for old, new in pairs}
+    for old, new in pairs:
+        own = vars(new)
+        for name, value in vars(old).items():
+            if isinstance(value, FunctionType):
+                own[name] = _rebound(value, twins)
+            elif name in INTERNAL and type(value) in _TABLES and value and name not in ("_parameters", "_buffers"):
+                for key, entry in value.items():
+                    if isinstance(entry, FunctionType):
+                        own[name][key] = _rebound(entry, twins)
+
+
+def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> FunctionType:
+    """The function with cells of its own for the modules that it closes over, also through other functions."""
+    cells = [_rebound_cell(cell, twins) for cell in function.__closure__ or ()]
+    if all(new is old for new, old in zip(cells, function.__closure__ or (), strict=True)):
+        return function
+    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
+    made.__kwdefaults__ = function.__kwdefaults__
+    made.__dict__.update(function.__dict__)
+    return made
+
+
+def _rebound_cell(cell: CellType, twins: Mapping[int, nn.Module]) -> CellType:
+    try:
+        content = cell.cell_contents
+    except ValueError:  # Empty.
+        return cell
+    if isinstance(content, nn.Module) and id(content) in twins:
+        return CellType(twins[id(content)])
+    if isinstance(content, FunctionType) and content.__closure__ and cell not in content.__closure__:
+        rebound = _rebound(content, twins)
+        return cell if rebound is content else CellType(rebound)
+    return cell

@@ -1,0 +1,142 @@
+"""Parts of a model as callers name them: what is ignored, and which layers a plan speaks of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import ModelError, PlanError
+from ..types import ChannelGroup, Coupling, Member
+from ..types.plans import Plan
+
+Ignored = str | nn.Module | torch.Tensor
+"""A module, a parameter, the name of one or of a group, or a pattern of names such as "layer1.*"."""
+
+
+def ignored_names(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> tuple[str, ...]:
+    """What is to be ignored as names of modules, parameters and buffers, and of groups.
+
+    Raises:
+        ModelError: an entry is, or matches, nothing in this model.
+    """
+    entries = [ignore] if isinstance(ignore, Ignored) else list(ignore)
+    if not entries:
+        return ()
+    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    owners = {part for name in tensors for part in _around(name)}
+    modules = [name for name, _ in model.named_modules() if name]
+    found: dict[str, None] = {}
+    for entry in entries:
+        # Modules without tensors have no channels of their own.
+        names = _names_of(model, entry, [*modules, *tensors])
+        own = [name for name in names if name in owners or name in tensors or name not in modules]
+        if not own:
+            raise ModelError(
+                f"ignore: {names[0]!r} has no parameters or buffers, so it holds no channels: name the layer whose "
+                "channels should stay"
+            )
+        found.update(dict.fromkeys(own))
+    return tuple(found)
+
+
+def _around(name: str) -> list[str]:
+    """The modules that a tensor is in."""
+    parts = name.split(".")
+    return [".".join(parts[:i]) for i in range(1, len(parts))]
+
+
+def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str]) -> list[str]:
+    """Names of modules and tensors, or of a group, that an entry of `ignore` means."""
+    if isinstance(entry, str):
+        # A second group that a layer makes is called "layer:1".
+        if entry in names or re.sub(r":\d+$", "", entry) in names:
+            return [entry]
+        matching = [name for name in names if fnmatchcase(name, entry)]
+        if not matching:
+            what = "pattern" if set(entry) & set("*?[") else "name"
+            close = get_close_matches(entry, names, 3, 0.5)
+            hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"there are {', '.join(names[:6])}, …"
+            raise ModelError(f"ignore: the {what} {entry!r} matches no module, parameter or group; {hint}")
+        return matching
+    if entry is model:
+        raise ModelError("ignore holds the model itself: nothing would be left to prune")
+    if not isinstance(entry, nn.Module | torch.Tensor):
+        raise ModelError(
+            f"ignore holds {entry!r} ({type(entry).__name__}): pass names, patterns, modules or parameters of the model"
+        )
+    known = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
+    own = [name for name, part in known if part is entry]
+    if not own:
+        raise ModelError(f"ignore holds a {type(entry).__name__} that is not part of this {type(model).__name__}")
+    return own
+
+
+def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
+    """A plan that may name any layer, as one that names groups.
+
+    For a layer, the plan lists those of its output channels that are kept; its group keeps the channels they belong to.
+
+    Raises:
+        PlanError: no such group or layer, a layer keeps a part of one channel, or two names of one group
+            differ.
+    """
+    plan = plan if isinstance(plan, Plan) else Plan(plan)
+    groups = {g.name: g for g in coupling.groups}
+    if all(name in groups for name in plan):
+        return plan
+    kept: dict[str, tuple[int, ...]] = {}
+    source: dict[str, str] = {}
+    for name, rows in plan.items():
+        for group, channels in _resolved(name, rows, groups).items():
+            if kept.setdefault(group, channels) != channels:
+                raise PlanError(
+                    f"the plan names group {group!r} twice, as {source[group]!r} and {name!r}, and they keep different "
+                    f"channels ({len(kept[group])} and {len(channels)}): channels of one group go together"
+                )
+            source.setdefault(group, name)
+    return Plan(kept, plan.dropped)
+
+
+def _resolved(name: str, rows: tuple[int, ...], groups: Mapping[str, ChannelGroup]) -> dict[str, tuple[int, ...]]:
+    """The channels that each group keeps by one entry of a plan."""
+    if name in groups:
+        return {name: rows}
+    found: list[tuple[ChannelGroup, Member]] = [
+        (g, m)
+        for g in groups.values()
+        for m in g.members
+        if m.role == "producer" and name in (m.axis.tensor, m.axis.tensor.rpartition(".")[0])
+    ]
+    axes = {m.axis for _, m in found}
+    if not axes:
+        names = {n for g in groups.values() for m in g.members for n in (g.name, m.axis.tensor.rpartition(".")[0])}
+        close = get_close_matches(name, sorted(names), 3, 0.5) or list(groups)[:6]
+        raise PlanError(
+            f"the plan names {name!r}, which is no group and no layer with channels of this model; it has "
+            f"{', '.join(map(repr, close))}, …"
+        )
+    if len(axes) > 1:
+        raise PlanError(f"the plan names {name!r}, which has several tensors: name one of {', '.join(map(str, axes))}")
+    length = sum(m.slots.size for _, m in found)
+    if rows[-1] >= length:
+        raise PlanError(f"layer {name!r} has {length} output channels: index {rows[-1]} is out of range")
+    result = {}
+    for group, member in found:
+        stays = np.isin(member.slots, rows)
+        whole = stays.all(1)
+        if (stays.any(1) != whole).any():
+            raise PlanError(
+                f"layer {name!r}: the plan keeps a part of a channel of group {group.name!r}, which has "
+                f"{member.slots.shape[1]} of the layer's outputs each: {member.slots[(stays.any(1) != whole).argmax()]}"
+            )
+        if not whole.any():
+            raise PlanError(f"layer {name!r}: a plan must keep at least one channel of group {group.name!r}")
+        result[group.name] = tuple(np.flatnonzero(whole).tolist())
+    return result

@@ -1,0 +1,1 @@
+"""Takes a `Request` and a `Coupling`, returns candidates: networks near their budgets, measured."""

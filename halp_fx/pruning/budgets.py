@@ -1,0 +1,77 @@
+"""What the user writes for a budget -> a target in the unit of a cost."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..errors import BudgetError
+
+FORMS = '0.6 or "60%" (of the dense network), or an amount such as "4.0ms"'
+
+# Factor to the base unit of each resource: milliseconds, MACs, parameters, bytes.
+_UNITS: dict[str, dict[str, float]] = {
+    "latency": {"s": 1e3, "ms": 1.0, "us": 1e-3, "µs": 1e-3},
+    "macs": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12},
+    "params": {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9},
+    "memory": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
+}
+# A multiply-accumulate is two floating point operations; an amount without a word is of what the budget is called.
+_NAMED = {f"{p}macs": n for p, n in _UNITS["macs"].items()} | {f"{p}flops": n / 2 for p, n in _UNITS["macs"].items()}
+_UNITS["flops"] = {p: n / 2 for p, n in _UNITS["macs"].items()} | _NAMED
+_UNITS["macs"] |= _NAMED
+_AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]*)\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """Either a fraction of the dense network's cost or an amount in the resource's base unit."""
+
+    fraction: float | None = None
+    amount: float | None = None
+
+    def target(self, dense: float) -> float:
+        """The amount that may be spent, given the dense network's cost."""
+        if self.fraction is not None:
+            return self.fraction * dense
+        assert self.amount is not None
+        return self.amount
+
+
+BudgetLike = float | str | Mapping[str, float | str]
+
+
+def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
+    """A number in (0, 1] or a percentage is a fraction of the dense cost; with a unit it is an amount.
+
+    Raises:
+        BudgetError: malformed or out of range.
+    """
+    if isinstance(budget, bool) or not isinstance(budget, int | float | str):
+        raise BudgetError(f"budget {budget!r} of {resource} is neither a number nor a string: write {FORMS}")
+    if isinstance(budget, int | float):
+        return Budget(fraction=_fraction(float(budget), budget))
+    match = _AMOUNT.match(budget)
+    if match is None:
+        raise BudgetError(f"budget {budget!r} of {resource} is malformed: write {FORMS}")
+    value, unit = float(match[1]), match[2].lower()
+    if unit == "%":
+        return Budget(fraction=_fraction(value / 100, budget))
+    units = _UNITS.get(resource, {"": 1.0})
+    if unit not in units:
+        if unit == "":
+            return Budget(fraction=_fraction(value, budget))
+        raise BudgetError(f"budget {budget!r}: {unit!r} is not a unit of {resource} ({', '.join(units)})")
+    if unit == "" and value <= 1:
+        return Budget(fraction=_fraction(value, budget))
+    if not math.isfinite(value) or value <= 0:
+        raise BudgetError(f"budget {budget!r} of {resource} must be positive")
+    return Budget(amount=value * units[unit])
+
+
+def _fraction(value: float, written: object) -> float:
+    if not math.isfinite(value) or not 0 < value <= 1:
+        raise BudgetError(f"budget {written!r} is not between 0 and 1 (of the dense network's cost): write {FORMS}")
+    return value

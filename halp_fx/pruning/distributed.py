@@ -1,0 +1,136 @@
+"""Several processes of one `torch.distributed` job prune to the same network: the first decides, the others follow.
+
+Scores, measured times and rounds differ between processes; collective calls must not. So only the first process scores
+(its shard of the data), times and solves. It tells the others the plan of each step, which they apply to their copy of
+the network, and when to train in between, which all do together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+
+from ..errors import HalpError, ModelError
+from ..model.preserving import preserved
+from ..rewriting.applying import rewrite
+from ..trials.trials import channel_groups
+from ..types import Plan
+from .request import Request
+
+logger = logging.getLogger("halp_fx")
+
+
+@dataclass(slots=True)
+class Team:
+    """The processes of the default group; `listening` while the others wait for what the first tells them."""
+
+    rank: int
+    size: int
+    listening: bool = True
+
+    @classmethod
+    def here(cls) -> Team | None:
+        """None unless a process group of several is initialised."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
+            return None
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def check(self, model: nn.Module, asked: str) -> None:
+        """See that all processes prune the same network to the same end.
+
+        Raises:
+            ModelError: they do not; raised in all of them.
+        """
+        if self.leads:
+            logger.info("pruning in %d processes: the first decides, all must take part", self.size)
+        shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
+        everyone: list[Any] = [None] * self.size
+        dist.all_gather_object(everyone, (type(model).__qualname__, shapes, asked))
+        for rank, (kind, theirs, words) in enumerate(everyone):
+            first = everyone[0]
+            if (kind, theirs, words) == first:
+                continue
+            what = f"{kind} {words}" if theirs == first[1] else next(t for t, o in _paired(theirs, first[1]) if t != o)
+            raise ModelError(
+                f"the processes of this job prune different networks: process {rank} has {what}, process 0 has "
+                f"{first[0]} {first[2]}. Call prune in all of them, with the same model and arguments"
+            )
+
+    def tell(self, *message: Any) -> None:
+        """From the first process to all others."""
+        dist.broadcast_object_list([message], src=0)
+
+    @contextmanager
+    def leading(self) -> Iterator[None]:
+        """What makes the first process give up is told to the others."""
+        try:
+            yield
+        except BaseException as error:
+            if self.listening:
+                self.tell("error", f"{type(error).__name__}: {error}")
+            raise
+
+    @contextmanager
+    def training(self, plan: Plan) -> Iterator[None]:
+        """All processes train the network that a plan leads to."""
+        self.tell("train", plan)
+        self.listening = False
+        yield
+        self.listening = True
+
+    def hear(self) -> tuple[Any, ...]:
+        """What the first process tells next.
+
+        Raises:
+            HalpError: it gave up.
+        """
+        box: list[Any] = [None]
+        dist.broadcast_object_list(box, src=0)
+        message: tuple[Any, ...] = box[0]
+        if message[0] == "error":
+            raise HalpError(f"prune failed in process 0 of the job: {message[1]}")
+        return message
+
+
+def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]) -> nn.Module:
+    """Do what the first process decides, on this process's copy of the network.
+
+    Raises:
+        HalpError: the first process gave up.
+    """
+    network, plan = model, Plan()
+    with preserved(model):
+        coupling = channel_groups(model, request.examples, ignore)
+        while True:
+            order, reached, *report = team.hear()
+            now = channel_groups(network, request.examples, like=coupling) if plan else coupling
+            network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
+            plan = reached
+            if order == "done":
+                network.halp = report[0]
+                return network
+            if request.train_between is not None:
+                request.train_between(network)
+
+
+def _next(done: Plan, reached: Plan) -> Plan:
+    """The plan that leads from the network that `done` made to the one that `reached` makes of the original."""
+    kept = {}
+    for name, rows in reached.items():
+        place = {channel: i for i, channel in enumerate(done[name])} if name in done else None
+        kept[name] = rows if place is None else tuple(place[channel] for channel in rows)
+    return Plan(kept, tuple(set(reached.dropped) - set(done.dropped)))
+
+
+def _paired(a: list[Any], b: list[Any]) -> list[tuple[Any, Any]]:
+    return [(a[i] if i < len(a) else "no more", b[i] if i < len(b) else None) for i in range(max(len(a), len(b)) + 1)]

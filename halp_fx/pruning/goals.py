@@ -1,0 +1,201 @@
+"""What has to be met: one cost to steer by, further ones that also hold, and how each is measured end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ..errors import BudgetError
+from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost, interleaved
+from ..latency.allocator import untouched
+from ..latency.fingerprint import RUNTIMES
+from ..reporting.report import LayerError
+from ..solver import CostTable
+from ..types import Coupling, Inputs
+from .budgets import Budget, BudgetLike, parse_budget
+
+_LONGEST_S = 3.0
+"""For each network that is timed in turn."""
+
+_DETERMINISTIC = {"macs": MacsCost, "params": ParamsCost, "memory": MemoryCost}
+
+_FLOPS = "flops"
+
+_NAMES = ", ".join(f'"{name}"' for name in (*_DETERMINISTIC, _FLOPS))
+
+
+EXACT = 1e-9
+"""Slack of a counted budget: sums of the same numbers in another order differ by rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """End-to-end costs of networks, and how quiet the machine was.
+
+    Attributes:
+        costs: of each network.
+        scatter: quartile distance of the first network's times, relative to their median; 0 for a counted cost.
+        waited: as in `NetworkTiming`.
+    """
+
+    costs: tuple[float, ...]
+    scatter: float = 0.0
+    waited: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """The budget to steer by, and further ones.
+
+    Attributes:
+        cost, budget: the resource whose end-to-end figure is closed in on.
+        further: other resources whose budgets hold, too; these are deterministic.
+    """
+
+    cost: Cost
+    budget: Budget
+    further: tuple[tuple[Cost, Budget], ...] = ()
+
+    @property
+    def measured(self) -> bool:
+        """Whether the steering cost is a time that must be measured."""
+        return isinstance(self.cost, MeasuredLatency)
+
+    def tables(self, coupling: Coupling, options: Mapping[str, Sequence[int]]) -> list[CostTable]:
+        """Cost tables of all resources."""
+        costs = (self.cost, *(cost for cost, _ in self.further))
+        return [table for cost in costs for table in cost.tables(coupling, options)]
+
+    def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
+        """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
+        stops at `share` (0: dense, 1: the end) of the way."""
+        limits = _limits(self.cost, coupling, steering)
+        for cost, budget in self.further:
+            dense = cost.total(coupling)
+            limits |= _limits(cost, coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
+        return limits
+
+    def steering(self, coupling: Coupling) -> frozenset[str]:
+        """Resources of the solver's problem that stand for the steering cost."""
+        return frozenset(_limits(self.cost, coupling, 1.0))
+
+    def measure(
+        self, networks: Sequence[tuple[nn.Module, Coupling, Mapping[str, int] | None]], inputs: Inputs
+    ) -> Measured:
+        """End-to-end cost of each network, timed in turn: the first one's, and the others' by their shares of it.
+
+        Args:
+            networks: each with its coupling and its widths (None: all channels).
+        """
+        if not isinstance(self.cost, MeasuredLatency):
+            return Measured(tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks))
+        models = [model for model, _, _ in networks]
+        timings = _timed(self.cost, models, inputs, max_time_s=_LONGEST_S)
+        costs = tuple(timing.share * timings[0].median_ms for timing in timings)
+        return Measured(costs, timings[0].spread, max(timing.waited for timing in timings))
+
+    def met_by(self, cost: float, coupling: Coupling) -> bool:
+        """Whether a network with this end-to-end steering cost, at its dense widths, meets every budget."""
+        totals = ((further.total(coupling), budget) for further, budget in self.further)
+        return cost <= self.budget.target(cost) and all(total <= budget.target(total) for total, budget in totals)
+
+    def slack(self, tolerance: float) -> float:
+        """Relative deviation from the budget at which it counts as met."""
+        return tolerance if self.measured else EXACT
+
+    def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming | None:
+        """A short look at a network while the process handles memory as it is set (`latency.allocator`); None unless
+        times are measured on a CPU and no memory has been kept in this process yet."""
+        on_cpu = all(p.device.type == "cpu" for p in model.parameters())
+        if not (isinstance(self.cost, MeasuredLatency) and on_cpu and untouched()):
+            return None
+        effort = {"min_time_s": 0.1, "max_time_s": 0.5, "repeats": 5}
+        (timing,) = _timed(self.cost, [model], inputs, keep_memory=False, **effort)
+        return timing
+
+    def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
+        """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are
+        measured."""
+        if not isinstance(self.cost, MeasuredLatency):
+            return ()
+        predicted, timed = (self.cost.by_layer(coupling, widths, exact) for exact in (False, True))
+        return tuple(
+            LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
+            for layer in self.cost.layers(coupling)
+        )
+
+
+def _timed(
+    cost: MeasuredLatency, models: Sequence[nn.Module], inputs: Inputs, **settings: Any
+) -> tuple[NetworkTiming, ...]:
+    """Networks timed in turn, executed as the cost says; `settings` as `interleaved` has them."""
+    return interleaved(models, inputs, runtime=cost.runtime, threads=cost.threads, **settings)
+
+
+def _limits(cost: Cost, coupling: Coupling, amount: float) -> dict[str, float]:
+    """The solver's budgets for one cost: a peak of memory has one for each moment."""
+    return cost.limits(coupling, amount) if isinstance(cost, MemoryCost) else {cost.resource: amount}
+
+
+def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
+    """Understand `prune`'s `budget` and `latency`.
+
+    Args:
+        budget: for one resource, or a mapping from "latency", "macs", "flops" (2 a MAC), "params", "memory" to budgets.
+        latency: None to measure here; a `Cost` to steer by, its class, or its name ("macs", "flops", "params",
+            "memory"); or a path to a saved table.
+
+    Raises:
+        BudgetError: malformed, out of range, or for an unknown resource.
+    """
+    cost = _cost(latency)
+    if not isinstance(budget, Mapping):
+        return Goals(cost, parse_budget(budget, _FLOPS if str(latency).lower() == _FLOPS else cost.resource))
+    if not budget:
+        raise BudgetError('the budget is empty: write e.g. {"latency": "4ms", "params": "50%"}')
+    if {"macs", _FLOPS} <= budget.keys():
+        raise BudgetError('"macs" and "flops" are one resource (a MAC is 2 FLOPs): give a budget for one of them')
+    unknown = [name for name in budget if name not in (*_DETERMINISTIC, _FLOPS, cost.resource)]
+    if unknown:
+        known = ", ".join(dict.fromkeys((cost.resource, *_DETERMINISTIC, _FLOPS)))
+        raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}")
+    rest = {"macs" if name == _FLOPS else name: parse_budget(value, name) for name, value in budget.items()}
+    steer = cost.resource if cost.resource in rest else next(iter(rest))
+    if steer != cost.resource:
+        cost = _DETERMINISTIC[steer]()
+    first = rest.pop(steer)
+    return Goals(cost, first, tuple((_DETERMINISTIC[name](), b) for name, b in rest.items()))
+
+
+def _cost(latency: Any) -> Cost:
+    """The cost that `latency` means."""
+    if latency is None:
+        return MeasuredLatency()
+    if isinstance(latency, type):
+        try:
+            latency = latency()
+        except TypeError as error:
+            raise BudgetError(f"latency={latency.__name__} is a class: pass an instance of it ({error})") from error
+    if isinstance(latency, Cost):
+        return latency
+    if not isinstance(latency, str | Path):
+        raise BudgetError(
+            f"latency={latency!r} is neither a path to a table nor a cost such as halp_fx.MacsCost() or {_NAMES}"
+        )
+    name = str(latency).lower()
+    if name == _FLOPS:
+        return MacsCost()
+    if name in _DETERMINISTIC:
+        return _DETERMINISTIC[name]()
+    path = Path(latency)
+    if path.exists() or path.suffix == ".json":
+        return MeasuredLatency(table=latency)
+    hint = f", or halp_fx.latency.MeasuredLatency(runtime={name!r})" if name in RUNTIMES else ""
+    raise BudgetError(
+        f"latency={str(latency)!r} is neither a cost ({_NAMES}{hint}) nor a latency table: a table is a .json file, or "
+        "a folder that exists"
+    )

@@ -1,0 +1,112 @@
+"""What is said about a budget: that it cannot be reached and what may help, that it was missed or undercut, and why."""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import InfeasibleError
+from ..latency import MeasuredLatency
+from .request import Request
+from .yardstick import Yardstick
+
+PUBLISHED = ("uniform", "greedy", "halp")
+"""Methods that answer as published, whatever they leave of a budget."""
+
+WAITED = 0.1
+"""Share of the time in which other programs ran, from which on it is said."""
+
+
+def out_of_reach(
+    refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float | None = None
+) -> InfeasibleError:
+    """The error for a budget that no network meets, in the user's unit.
+
+    Args:
+        refused: what the solver said.
+        share: of the dense network's cost that the smallest network takes, measured or counted exactly; None if the
+            solver's word is all there is (several budgets, each of which can be met).
+    """
+    help_ = _what_helps(yardstick, request)
+    if share is None:
+        return InfeasibleError(f"{refused}. {help_}", refused.minimum, refused.groups)
+    unit, least = yardstick.goals.cost.unit, share * yardstick.dense
+    how = ", measured" if yardstick.goals.measured else ""
+    groups = f" Groups that bound it: {', '.join(refused.groups[:5])}." if refused.groups else ""
+    return InfeasibleError(
+        f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
+        f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}"
+        + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited)),
+        least,
+        refused.groups,
+    )
+
+
+def _what_helps(yardstick: Yardstick, request: Request) -> str:
+    """The settings that would allow smaller networks."""
+    cost, coupling = yardstick.goals.cost, yardstick.coupling
+    bottom = math.inf
+    if not yardstick.goals.measured:
+        one = {group.name: 1 if not group.frozen else group.size for group in coupling.groups}
+        bottom = cost.total(coupling, one) / yardstick.dense
+    helps = []
+    if yardstick.goals.measured or bottom <= yardstick.fraction:
+        rounded = "8 or less" if request.round_to is None else request.round_to
+        helps.append(f"a lower min_keep (now {request.min_keep}) or round_to (now {rounded})")
+    if not request.branches:
+        helps.append("branches=True, which may drop residual branches")
+    if isinstance(cost, MeasuredLatency) and cost.runtime == "eager":
+        helps.append("another runtime (latency=halp_fx.latency.MeasuredLatency(runtime='inductor'))")
+    ignored = sum(reason.startswith("ignored") for reason in coupling.frozen.values())
+    if ignored:
+        helps.append(f"fewer entries in ignore ({ignored} groups are frozen by it)")
+    floor = "" if bottom <= yardstick.fraction or math.isinf(bottom) else (
+        f" Even with one channel in each group it would take {bottom:.1%} of dense."
+    )  # fmt: skip
+    return f"What may help: {', '.join(helps) or 'a larger budget'}.{floor}"
+
+
+def load_notes(busy: str, waited: float) -> tuple[str, ...]:
+    """What is to be said about other programs on the machine.
+
+    Args:
+        busy: what disturbed the measurement that counts; "" if nothing did.
+        waited: share of the time in which other programs ran; 0 where that cannot be told.
+    """
+    cure = "close other programs, give this process cores of its own (taskset), or measure later"
+    if busy:
+        threads = "" if waited else "; with one thread (torch.set_num_threads(1)) the CPU's own time is taken"
+        return (f"the machine was busy, so the times are not to be trusted: {busy}. For better ones: {cure}{threads}",)
+    if waited > WAITED:
+        return (
+            f"the machine was busy: other programs ran in {waited:.0%} of the time. The times are the CPU time of the "
+            f"one thread, which leaves that out; where they seem odd, {cure}",
+        )
+    return ()
+
+
+def verdict(
+    deviation: float, share: float, rounds: int, most_rounds: int, yardstick: Yardstick, request: Request
+) -> str:
+    """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
+
+    Args:
+        deviation: from the budget, relative to it.
+        share: of the dense network's cost.
+        rounds: candidates that were tried, of at most `most_rounds`.
+    """
+    if yardstick.tables is None:
+        return "the dense network meets the budget as it is: nothing was removed"
+    target = f"the budget of {yardstick.fraction * yardstick.dense:.4g} {yardstick.goals.cost.unit}"
+    if share > 1:
+        return f"this network takes {share:.1%} of what the dense one takes, so {target} is not met"
+    if deviation > yardstick.goals.slack(request.tolerance):
+        return f"{target} is missed by {deviation:.1%} after {rounds} rounds; this is the closest network"
+    if deviation >= -request.tolerance:
+        return ""
+    if request.solver in PUBLISHED:
+        why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
+    elif rounds < most_rounds or not yardstick.goals.measured:
+        why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
+    else:
+        why = f"after {rounds} rounds this is the closest network"
+    return f"{target} is undercut by {-deviation:.1%}: {why}"

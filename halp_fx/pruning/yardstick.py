@@ -1,0 +1,175 @@
+"""End-to-end cost as a share of the dense network's, and the calibration that predicts it from layer costs.
+
+Everything is kept relative to the dense network timed in the same run: a machine that changes speed changes both. The
+dense network's own cost is the lowest that was seen, the machine undisturbed.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from torch import nn
+
+from ..coupling.branches import Branch
+from ..latency import Calibration, NetworkTiming
+from ..rewriting.dropping import without
+from ..solver import CostTable
+from ..types import Coupling, Inputs, Plan
+from .goals import Goals
+from .widths import in_branch
+
+logger = logging.getLogger("halp_fx")
+
+DISTURBED = 1.05
+"""A run in which the dense network took this much longer than at best is repeated."""
+
+MAX_TRIES = 3
+
+_FAULTY = 1.1
+"""A network that takes this much longer as the process was found, because of page faults, is worth a note."""
+
+_FAULT_MS = 0.001
+"""What a page fault takes at least; on the machine of `docs/benchmarks.md` 2 to 5 us."""
+
+
+SCATTER = 0.1
+"""Quartile distance of the dense network's times, relative to their median, beyond which a run is repeated. On a quiet
+machine it is 0.01 to 0.03."""
+
+
+@dataclass(slots=True)
+class Yardstick:
+    """Measures networks against the dense one, and learns from what it measured.
+
+    Attributes:
+        goals, coupling, model, inputs: what is to be met, and the dense network.
+        dense: its lowest end-to-end cost so far, in the unit of the steering cost.
+        scale: its end-to-end cost when the calibration began: sums of layers enter that as shares of it.
+        calibration: sum of layer costs -> share of the dense network's end-to-end cost.
+        tables: what each layer costs over all widths that its groups may take; they serve every step. None if the
+            dense network meets every budget as it is.
+        branches: that may be dropped.
+        notes: what a reader of the report should know about the times.
+        scatter: of the dense network's times in the last measurement (`Measured`).
+        busy: what disturbed the last measurement, in words; "" if nothing did.
+        waited: the largest share of the time in which other programs ran.
+    """
+
+    goals: Goals
+    coupling: Coupling
+    model: nn.Module
+    inputs: Inputs
+    dense: float = math.inf
+    scale: float = 1.0
+    calibration: Calibration = field(default_factory=Calibration)
+    tables: Sequence[CostTable] | None = None
+    branches: Sequence[Branch] = ()
+    notes: tuple[str, ...] = ()
+    scatter: float = 0.0
+    busy: str = ""
+    waited: float = 0.0
+
+    @classmethod
+    def start(
+        cls,
+        goals: Goals,
+        coupling: Coupling,
+        options: Mapping[str, Sequence[int]],
+        model: nn.Module,
+        inputs: Inputs,
+        branches: Sequence[Branch] = (),
+    ) -> Yardstick:
+        """Measure the dense network as the first point, and unless it meets the budget as it is, the layers over the
+        widths that the groups may take."""
+        self = cls(goals, coupling, model, inputs, branches=branches)
+        found = goals.as_found(model, inputs)
+        self._quietly([(model, coupling, None)])
+        self.notes = _memory_notes(found, self.dense)
+        if not self.met_already:
+            self.tables = goals.tables(coupling, options)
+            self.scale = self.dense
+            self.learn(goals.cost.total(coupling), 1.0)
+        return self
+
+    @property
+    def met_already(self) -> bool:
+        """Whether the dense network meets every budget as it is."""
+        return self.goals.met_by(self.dense, self.coupling)
+
+    def left(self, plan: Plan) -> tuple[Coupling, list[CostTable], list[Branch]]:
+        """Coupling, tables and removable branches without the branches that a plan drops."""
+        gone = [b for b in self.branches if b.name in plan.dropped]
+        tables = [t for t in self.tables or () if not any(in_branch(t, b) for b in gone)]
+        return without(self.coupling, gone), tables, [b for b in self.branches if b not in gone]
+
+    def total(self, plan: Plan) -> float:
+        """Sum of the layer costs of the network that a plan leads to."""
+        coupling, _, _ = self.left(plan)
+        return self.goals.cost.total(coupling, coupling.widths(plan))
+
+    @property
+    def fraction(self) -> float:
+        """The budget as a share of the dense cost."""
+        return self.goals.budget.target(self.dense) / self.dense
+
+    def spend(self, way: float = 1.0) -> dict[str, float]:
+        """Sums of layer costs per resource that may be spent, for a step that stops at `way` of the way (0: dense,
+        1: the end), in the logarithm of the cost."""
+        steering = self.scale * self.calibration.budget_for(min(self.fraction, 1.0) ** way)
+        return self.goals.spend(self.coupling, steering, way)
+
+    @property
+    def steering(self) -> frozenset[str]:
+        """Resources of the solver's problem that stand for the steering cost."""
+        return self.goals.steering(self.coupling)
+
+    def predict(self, total: float) -> float:
+        """Share of the dense end-to-end cost of a network whose layers sum up to `total`."""
+        return self.calibration.predict(total / self.scale)
+
+    def measure(self, plan: Plan, small: nn.Module) -> float:
+        """Share of the dense end-to-end cost, both timed in turn."""
+        left, _, _ = self.left(plan)
+        return self._quietly([(self.model, self.coupling, None), (small, left, left.widths(plan))])
+
+    def _quietly(self, networks: Sequence[tuple[nn.Module, Coupling, Mapping[str, int] | None]]) -> float:
+        """Share of the last network of the dense one, which is the first. Repeated while something disturbs the
+        machine, and if that does not end, the median of the tries, and `busy` says so."""
+        tries = []
+        for _ in range(MAX_TRIES):
+            found = self.goals.measure(networks, self.inputs)
+            dense, share = found.costs[0], found.costs[-1] / found.costs[0]
+            self.dense = min(self.dense, dense)
+            self.waited = max(self.waited, found.waited)
+            if dense <= DISTURBED * self.dense and found.scatter <= SCATTER:
+                self.scatter, self.busy = found.scatter, ""
+                return share
+            tries.append((dense, share, found.scatter))
+            logger.info("dense took %.4g, at best %.4g: measuring again", dense, self.dense)
+        times, shares, scatter = zip(*tries, strict=True)
+        self.scatter = max(scatter)
+        unit = self.goals.cost.unit
+        self.busy = (
+            f"in {MAX_TRIES} tries the dense network took {min(times):.4g} to {max(times):.4g} {unit} (at best "
+            f"{self.dense:.4g}), scattering by up to {max(scatter):.0%} within one"
+        )
+        return median(shares)
+
+    def learn(self, total: float, share: float) -> None:
+        """Take a measured network into the calibration."""
+        self.calibration = self.calibration.with_point(total / self.scale, share)
+
+
+def _memory_notes(found: NetworkTiming | None, dense: float) -> tuple[str, ...]:
+    """A note where the dense network pays for page faults outside of the timing."""
+    if found is None or found.median_ms <= _FAULTY * dense or found.faults * _FAULT_MS < (_FAULTY - 1) / 2 * dense:
+        return ()
+    return (
+        f"times are taken with freed memory kept in the process. As this process was found, the dense network took "
+        f"{found.median_ms:.4g} ms instead of {dense:.4g} ms, with {found.faults:,.0f} page faults a call: call "
+        "halp_fx.keep_memory() where you deploy (docs/latency.md, Memory)",
+    )

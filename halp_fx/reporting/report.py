@@ -1,0 +1,254 @@
+"""What `prune` did, in plain values: the `halp` attribute of the network that it returns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import HalpError
+from ..types import CONSTANT, Coupling, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class GroupReport:
+    """One channel group: its name, its channels before and after, and the axes it reaches."""
+
+    name: str
+    size: int
+    kept: int
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerError:
+    """One layer of the pruned network: the table's prediction, and its time measured at exactly these widths.
+
+    Attributes:
+        name, op: which operator.
+        widths: (n_in, n_out) after pruning; n_out is 0 for an operator with one width.
+        predicted_ms, timed_ms: both 0 for a layer that cannot be timed on its own.
+    """
+
+    name: str
+    op: str
+    widths: tuple[int, int]
+    predicted_ms: float
+    timed_ms: float
+
+    @property
+    def error(self) -> float:
+        """Prediction relative to the time; positive: predicted too slow."""
+        return self.predicted_ms / self.timed_ms - 1 if self.timed_ms else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers, `smallest`
+    whether it is the smallest network because by the prediction none meets the budget."""
+
+    predicted: float
+    measured: float
+    uncalibrated: float
+    saliency_kept: float
+    gap: float
+    smallest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RewriteKind:
+    """Which way the network was rewritten. Its class is kept in any case: no GraphModule is made.
+
+    Attributes:
+        mended: attributes that repeat a width and were changed, e.g. "blocks.0.attn.num_heads".
+        frozen: groups that keep their width because of a constant in the forward, and where it is.
+    """
+
+    mended: tuple[str, ...] = ()
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, coupling: Coupling) -> RewriteKind:
+        constants = {name: why for name, why in coupling.frozen.items() if why.startswith(CONSTANT)}
+        return cls(tuple(str(edit) for edit in coupling.mended), constants)
+
+    def __str__(self) -> str:
+        parts = ["class kept"]
+        if self.mended:
+            more = ", …" if len(self.mended) > 3 else ""
+            parts.append(f"{len(self.mended)} attributes mended ({', '.join(self.mended[:3])}{more})")
+        if self.frozen:
+            parts.append(f"{len(self.frozen)} groups frozen by constants ({', '.join(list(self.frozen)[:3])})")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Dense, budget, predicted and measured cost, and everything that was decided.
+
+    Attributes:
+        unit: "ms", or the unit of a deterministic cost ("MACs", "parameters", …).
+        dense, budget, predicted, measured: end-to-end cost in `unit`. For a deterministic cost, measured is the
+            cost of the network that came out.
+        uncalibrated: the sum of its layers, which is what the prediction was before any calibration.
+        plan: kept channels of the *original* network per group.
+        groups: every group that could shrink.
+        frozen: group name -> why it could not.
+        saliency: "taylor", "magnitude", "custom", or "not scored" where the dense network meets the budget as it is.
+        tolerance: relative deviation from the budget that was asked for; for a counted cost, rounding.
+        rounds: candidates of the last step, in order.
+        notes: what a reader should know (no data given, operators without a rule, budget missed …).
+        seconds: wall-clock time per stage.
+        parameters: number before and after.
+        extra: measured totals and budgets of further resources.
+        branches: residual branch -> "dropped", "kept", or why it may not be dropped; empty unless asked for.
+        layers: every layer of the network that came out, predicted and timed; empty for a deterministic cost.
+        rewrite_kind: which constants in the forward were mended, and which groups they froze.
+        scatter: quartile distance of the dense network's times relative to their median; 0 for a counted cost.
+        busy: what disturbed the measurement in all its tries; "" if nothing did.
+    """
+
+    unit: str
+    dense: float
+    budget: float
+    predicted: float
+    measured: float
+    uncalibrated: float
+    plan: Plan
+    groups: tuple[GroupReport, ...]
+    frozen: Mapping[str, str]
+    saliency: str
+    tolerance: float
+    parameters: tuple[int, int]
+    rounds: tuple[Round, ...] = ()
+    notes: tuple[str, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    extra: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    branches: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[LayerError, ...] = ()
+    rewrite_kind: RewriteKind = field(default_factory=RewriteKind)
+    scatter: float = 0.0
+    busy: str = ""
+
+    @property
+    def dense_ms(self) -> float:
+        """Time of the dense network. Raises HalpError if the cost is not a time; `dense` is there for every cost."""
+        return self._ms("dense")
+
+    @property
+    def budget_ms(self) -> float:
+        """The budget as a time. Raises HalpError if the cost is not a time."""
+        return self._ms("budget")
+
+    @property
+    def predicted_ms(self) -> float:
+        """Calibrated prediction for the network that came out. Raises HalpError if the cost is not a time."""
+        return self._ms("predicted")
+
+    @property
+    def measured_ms(self) -> float:
+        """End-to-end time of the network that came out. Raises HalpError if the cost is not a time."""
+        return self._ms("measured")
+
+    def _ms(self, name: str) -> float:
+        if self.unit != "ms":
+            raise HalpError(f"{name}_ms: this network was pruned by its {self.unit}, not by time; read report.{name}")
+        value: float = getattr(self, name)
+        return value
+
+    @property
+    def layer_error(self) -> float:
+        """Mean error of the layers' predictions, weighted by time: sum |predicted - timed| / sum timed. NaN without
+        `layers`."""
+        timed = sum(x.timed_ms for x in self.layers)
+        return sum(abs(x.predicted_ms - x.timed_ms) for x in self.layers) / timed if timed else math.nan
+
+    @property
+    def worst_layer(self) -> LayerError | None:
+        """The layer predicted worst, of those that take at least 1 % of the layers' time; None without `layers`."""
+        timed = sum(x.timed_ms for x in self.layers)
+        return max((x for x in self.layers if x.timed_ms > 0.01 * timed), key=lambda x: abs(x.error), default=None)
+
+    @property
+    def met(self) -> bool:
+        """Whether the measured cost is within the tolerance of the budget, or below it. What costs more than the dense
+        network meets no budget."""
+        return self.measured <= self.budget * (1 + self.tolerance) and self.measured <= self.dense
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the machine was quiet enough for the measured figures to be trusted; `busy` says what was not."""
+        return not self.busy
+
+    @property
+    def smallest(self) -> bool:
+        """Whether this is the smallest network that min_keep and round_to allow, above the budget by no more than the
+        tolerance."""
+        return self.measured > self.budget and any(r.smallest and r.measured == self.measured for r in self.rounds)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """Names of the residual branches that were dropped."""
+        return self.plan.dropped
+
+    def summary(self, groups: bool = True) -> str:
+        """The report as text: a table of costs, a table of groups, what is frozen, notes."""
+        before, after = self.parameters
+        head = [
+            ["dense", self.dense, 1.0],
+            ["budget", self.budget, self.budget / self.dense],
+            ["predicted", self.predicted, self.predicted / self.dense],
+            ["measured", self.measured, self.measured / self.dense],
+        ]
+        parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
+        parts += self._prediction()
+        parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
+        parts.append(f"rewrite: {self.rewrite_kind}")
+        if self.seconds:
+            parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
+        for name, (dense, budget, measured) in self.extra.items():
+            parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
+        if self.branches:
+            dropped = ", ".join(self.dropped) or "none"
+            offered = sum(state in ("dropped", "kept") for state in self.branches.values())
+            parts.append(f"branches dropped: {dropped} ({len(self.dropped)} of {offered} that may be)")
+        if groups:
+            rows = [[g.name, g.size, g.kept, g.kept / g.size, len(g.axes)] for g in self.groups]
+            headers = ["group", "channels", "kept", "share", "axes"]
+            parts.append(tabulate(rows, headers=headers, floatfmt=".0%"))
+            if self.frozen:
+                parts.append(tabulate(list(self.frozen.items()), headers=["frozen group", "reason"]))
+            stay = [row for row in self.branches.items() if row[1] not in ("dropped", "kept")]
+            if stay:
+                parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
+        parts += [f"note: {note}" for note in self.notes]
+        return "\n\n".join(parts)
+
+    def _prediction(self) -> list[str]:
+        """How good the predictions were: of the network before and after calibration, and of its layers."""
+        if not self.layers:
+            return []
+        before, after = (x / self.measured - 1 for x in (self.uncalibrated, self.predicted))
+        text = f"prediction off by {after:+.1%} calibrated, {before:+.1%} before (the sum of the layers)"
+        worst = self.worst_layer
+        if worst is not None:
+            text += f"; layers by {self.layer_error:.1%} in the mean, at worst {worst.error:+.1%} ({worst.name})"
+        return [text]
+
+    def __str__(self) -> str:
+        return self.summary(groups=False)
+
+
+def report_of(model: nn.Module) -> Report:
+    """The report of a network that `prune` returned: `model.halp`, typed.
+
+    Raises:
+        HalpError: the model does not come from `prune`.
+    """
+    report = getattr(model, "halp", None)
+    if not isinstance(report, Report):
+        raise HalpError(f"this {type(model).__name__} has no report: it does not come from halp_fx.prune")
+    return report

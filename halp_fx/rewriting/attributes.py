@@ -1,0 +1,177 @@
+"""Module attributes that repeat a width (`in_channels`, `num_features`, `groups`): kept in step with the tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import Any
+
+from torch import nn
+
+from ..types import AttributeEdit, ChannelGroup, Coupling, Extent, Mend, Plan
+
+Sync = Callable[[Any], None]
+
+
+def _conv(m: Any) -> None:
+    m.out_channels, m.in_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+
+
+def _conv_transposed(m: Any) -> None:
+    m.in_channels, m.out_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+
+
+def _linear(m: Any) -> None:
+    m.out_features, m.in_features = m.weight.shape
+
+
+def _bilinear(m: Any) -> None:
+    m.out_features, m.in1_features, m.in2_features = m.weight.shape
+
+
+def _embedding(m: Any) -> None:
+    m.embedding_dim = m.weight.shape[1]
+
+
+def _prelu(m: Any) -> None:
+    m.num_parameters = m.weight.shape[0]
+
+
+def _recurrent(m: Any) -> None:
+    gates = {"LSTM": 4, "GRU": 3}.get(m.mode, 1)
+    m.hidden_size, m.input_size = m.weight_ih_l0.shape[0] // gates, m.weight_ih_l0.shape[1]
+    if m.proj_size:
+        m.proj_size = m.weight_hr_l0.shape[0]
+    m.flatten_parameters()
+
+
+def _recurrent_cell(m: Any) -> None:
+    m.hidden_size, m.input_size = m.weight_hh.shape[1], m.weight_ih.shape[1]
+
+
+# isinstance in this order: transposed convolutions are no subclass of the plain ones.
+_SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
+    (nn.modules.conv._ConvTransposeNd, _conv_transposed),
+    (nn.modules.conv._ConvNd, _conv),
+    (nn.Linear, _linear),
+    (nn.Bilinear, _bilinear),
+    ((nn.Embedding, nn.EmbeddingBag), _embedding),
+    (nn.PReLU, _prelu),
+    (nn.RNNBase, _recurrent),
+    (nn.RNNCellBase, _recurrent_cell),
+)
+
+
+# Norms have a width also without parameters and statistics: it follows what their operator was given.
+_NORMS: tuple[tuple[type | tuple[type, ...], str], ...] = (
+    (nn.modules.batchnorm._NormBase, "num_features"),
+    ((nn.LayerNorm, nn.RMSNorm), "normalized_shape"),
+    (nn.GroupNorm, "num_channels"),
+)
+_NORM_OPERATORS = frozenset(
+    (
+        *("native_batch_norm", "cudnn_batch_norm", "miopen_batch_norm", "_native_batch_norm_legit"),
+        *("_native_batch_norm_legit_no_training", "_batch_norm_with_update", "_batch_norm_no_update"),
+        *("native_layer_norm", "_fused_rms_norm", "native_group_norm"),
+    )
+)
+
+
+def resolve(mend: Mend, groups: Sequence[ChannelGroup]) -> AttributeEdit | None:
+    """A mended attribute as a function of widths, None if it would not always be a whole number."""
+    fixed, terms = Fraction(mend.fixed), []
+    factors = dict(mend.terms)
+    for group in groups:
+        each = sum(factors[m.axis] * m.slots.shape[1] for m in group.members if m.axis in factors)
+        if group.frozen is not None:
+            fixed += each * group.size
+        elif each:
+            terms.append((group.name, Fraction(each)))
+    if any(number.denominator != 1 for number in (fixed, *(each for _, each in terms))):
+        return None
+    extent = Extent(int(fixed), tuple((name, int(each)) for name, each in terms))
+    return AttributeEdit(mend.module, mend.attribute, extent, 1, mend.index)
+
+
+def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan: Mapping[str, Any]) -> None:
+    """Bring the attributes of every module of `small` whose tensors differ in shape from `model`'s in step."""
+    widths = coupling.widths(plan if isinstance(plan, Plan) else Plan(plan))
+    modules, originals = dict(small.named_modules()), dict(model.named_modules())
+    for edit in (*coupling.edits, *coupling.mended):
+        module = modules[edit.module]
+        if hasattr(module, edit.attribute):
+            size = edit.extent.at(widths) // edit.divisor
+            row = getattr(module, edit.attribute)
+            if edit.index is not None:
+                size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
+            elif isinstance(row, int):
+                # A module may run its operator on the channels of a whole batch at once. It may run several times, too,
+                # with an edit for each: so the original's number counts, and not what the last one left.
+                row = getattr(originals[edit.module], edit.attribute)
+                size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
+            setattr(module, edit.attribute, size)
+    _sync_norms(modules, coupling, widths)
+    for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
+        if _shapes(new) != _shapes(old):
+            for kinds, sync in _SYNC:
+                if isinstance(new, kinds):
+                    with _at_rest(new):
+                        sync(new)
+                    break
+
+
+def _in_proportion(value: int, then: int, now: int) -> int:
+    """What becomes of an attribute that is a whole fraction of a size; one that is none has another meaning."""
+    fits = value > 0 and then % value == 0 and (value * now) % then == 0
+    return value * now // then if fits else value
+
+
+def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Mapping[str, int]) -> None:
+    """The widths that norms repeat, from what their operators took in: in proportion, for an instance norm is one of
+    N * C channels. What is no such width (a subclass with a forward of its own) stays."""
+    done = set()
+    for node in coupling.traced.graph.nodes:
+        name = str(node.meta.get("module", ""))
+        if node.op != "call_function" or name in done or name not in modules:
+            continue
+        module: Any = modules[name]
+        # PyTorch takes an RMS norm to pieces on most devices: the first of them is given its input.
+        if getattr(node.target, "_opname", "") not in _NORM_OPERATORS and not isinstance(module, nn.RMSNorm):
+            continue
+        attribute = next((a for kinds, a in _NORMS if isinstance(module, kinds)), None)
+        if attribute is None or not hasattr(module, attribute):
+            continue
+        extents, shape = coupling.shapes[node.args[0].name], node.args[0].meta["spec"].shape
+        now = [e.at(widths) for e in extents]
+        value = getattr(module, attribute)
+        done.add(name)
+        if isinstance(value, int):
+            setattr(module, attribute, _in_proportion(value, shape[1], now[1]))
+        elif tuple(value) == shape[len(shape) - len(value) :]:
+            setattr(module, attribute, type(value)(now[len(now) - len(value) :]))
+
+
+@contextmanager
+def _at_rest(module: Any) -> Iterator[None]:
+    """Eval mode for a while: to read a weight with a spectral norm in train mode moves its buffers."""
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, mode in modes:
+            m.training = mode
+
+
+def follows_tensors(module: nn.Module) -> bool:
+    """Whether the module's attributes are brought in step with its tensors, or with what it is given."""
+    return any(isinstance(module, kinds) for kinds, _ in (*_SYNC, *_NORMS))
+
+
+def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
+    own: list[Any] = [*module._parameters.values(), *module._buffers.values()]
+    parametrizations = dict(module._modules.items()).get("parametrizations")
+    if isinstance(parametrizations, nn.ModuleDict):
+        own += parametrizations.parameters()
+    return [tuple(t.shape) for t in own if t is not None]

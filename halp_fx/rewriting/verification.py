@@ -1,0 +1,410 @@
+"""Proof that a rewritten network has the structure its plan asks for, without running a single multiplication.
+
+The rewritten network is traced again. Operator by operator its shapes must be those that the plan's widths give, and
+its coupling must be the original coupling restricted to the slots that stayed: two slots are coupled after the
+rewrite if and only if they were before. A `chunk` that now cuts in another place changes no shape but does change
+the coupling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..coupling.propagation import FACTORIES, couple
+from ..errors import RewriteError, TraceError
+from ..model.inputs import normalize_examples
+from ..tracing.forward import run_again
+from ..tracing.graph import is_view, sized_by_values
+from ..tracing.recorder import getitem
+from ..types import Coupling, Extent, Inputs, Plan, Traced
+from .comparing import REMEDY, check_couplings
+from .standins import Silent
+
+# Python functions that take sizes along an axis from their argument, or cut it evenly.
+_FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
+_FOLLOWS_WIDTH |= {"instance_norm"}
+_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
+_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+_TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
+
+# What else may be given a number of boxes.
+_TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
+
+# Their whole numbers take part in what they compute.
+_COMPUTES = {
+    "full",
+    "new_full",
+    "full_like",
+    "fill",
+    "fill_",
+    "addmm",
+    "baddbmm",
+    "addbmm",
+    "addmv",
+    "addcmul",
+    "addcdiv",
+}
+_COMPUTES |= {"addcmul_", "addcdiv_", "channel_shuffle", "native_channel_shuffle", "avg_pool2d", "avg_pool3d"}
+
+
+def verify(
+    small: nn.Module,
+    plan: Plan,
+    coupling: Coupling,
+    example_inputs: Any = None,
+    meta_only: bool = False,
+    couplings: bool = True,
+) -> None:
+    """Check `small` against `plan`, in every forward that the coupling was made from.
+
+    Shapes and numbers are compared, except of what depends on how many elements values picked; couplings, if an
+    operator took sizes from an unknown source.
+
+    Args:
+        meta_only: do not run the network with values if it fails on the meta device, where the original works.
+        couplings: compare couplings, too.
+
+    Raises:
+        RewriteError: names the first operator that differs; its `groups` are those that the operator handles.
+    """
+    examples = normalize_examples(small, example_inputs)
+    views = coupling.views()
+    seen: list[Traced] = []
+    other_path = False
+    for number, view in enumerate(views):
+        if view.traced.run.example >= len(examples):
+            continue
+        try:
+            found, other = _repeated(small, plan, view, examples, meta_only and view.traced.on_meta)
+        except RewriteError as error:
+            error.view = number
+            raise
+        seen.append(found)
+        other_path = other_path or other
+    if couplings and (other_path or any(map(takes_sizes, views))):
+        # Otherwise equal shapes and numbers mean equal couplings.
+        first, *further = seen
+        check_couplings(coupling, couple(first, further=further, decisions=coupling.decisions), plan)
+
+
+def _repeated(
+    small: nn.Module, plan: Plan, coupling: Coupling, examples: Sequence[Inputs], meta_only: bool
+) -> tuple[Traced, bool]:
+    """The forward again, now of `small`; and whether it took another path, where a width of 1 or a dropped branch may
+    make it."""
+    widths = coupling.widths(plan)
+    failure: TraceError | None = None
+    silent = _silent(small)
+    narrow = any(len(row) == 1 for row in plan.values())
+    try:
+        traced = run_again(small, examples, coupling.traced.run, meta_only)
+        recorded: fx.Graph | None = traced.graph
+    except TraceError as error:
+        failure, recorded = error, error.recorded
+    loose = _Loose(coupling.traced.graph, recorded)
+    before, after = loose.firm(_working(coupling.traced.graph, silent, narrow)), []
+    if recorded is not None:
+        after = loose.firm(_working(recorded, silent, narrow))
+    other_path = False
+    for old, new in loose.pairs(before, after, failure is not None):
+        if new is None and failure is not None:
+            break
+        if old is None or new is None or _target(old) != _target(new):
+            # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped
+            # branch does, too: that alone is no mistake. In train mode a coin may decide.
+            random = coupling.traced.run.training and bool(coupling.traced.reads)
+            if failure is None and (plan.dropped or narrow or random):
+                other_path = True
+                break
+            raise _mismatch(old, new, failure, coupling)
+        spec = new.meta.get("spec")
+        if spec is not None and spec.shape != _expected(old, coupling, widths):
+            if loose.follows(old, new, coupling.shapes[old.name], _expected(old, coupling, widths)):
+                continue
+            old, new = _first_wrong(old, new, recorded, coupling, widths)
+            raise _mismatch(old, new, None, coupling, _expected(old, coupling, widths))
+        _check_numbers(old, new, coupling)
+    if failure is not None:
+        old = _next_after(failure, coupling.traced.graph, silent, loose)
+        # A view that was given -1 may have gone through with another shape than it should have.
+        earlier, new = _first_wrong(old, None, failure.recorded, coupling, widths)
+        if new is None:
+            raise _mismatch(old, None, failure, coupling) from failure
+        raise _mismatch(earlier, new, None, coupling, _expected(earlier, coupling, widths)) from failure
+    if other_path:
+        _check_outputs(coupling.traced, traced, loose)
+    return traced, other_path
+
+
+class _Loose:
+    """Nodes of a network, before and after pruning, whose sizes depend on how many elements values picked."""
+
+    def __init__(self, before: fx.Graph, after: fx.Graph | None) -> None:
+        self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
+        self._first = next((n for n in before.nodes if n in self._nodes and n.meta.get("sizes_read")), None)
+
+    def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The nodes without these."""
+        return [n for n in nodes if n not in self._nodes]
+
+    def pairs(
+        self, before: Sequence[fx.Node], after: Sequence[fx.Node], failed: bool
+    ) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
+        """The operators one beside the other. Where the program has read such a size it may go on in another way (no
+        box was found): from there on, the operators that both ran."""
+        for index, (old, new) in enumerate(zip_longest(before, after)):
+            differ = old is None or new is None or _target(old) != _target(new)
+            if differ and not failed and self._first is not None and (old is None or self._first < old):
+                rest = before[index:], after[index:]
+                ours, theirs = ([(_target(n), n.meta.get("module"), n.meta.get("source")) for n in r] for r in rest)
+                for i, j, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+                    yield from zip(rest[0][i : i + count], rest[1][j : j + count], strict=True)
+                return
+            yield old, new
+
+    def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
+        """Whether a result may differ as it does because the program read such a size before and handed it on, or
+        because what it is computed from differs so; all sizes that depend on widths must be right."""
+        given = takes_size(old) or operator(old) in _TAKES_COUNTS or not old.all_input_nodes
+        led = any(n in self._nodes for n in old.all_input_nodes)
+        shape = new.meta["spec"].shape
+        if not led and not (given and self._first is not None and self._first < old):
+            return False
+        if len(shape) != len(expected):
+            return False
+        if any(e.terms and n != right for e, n, right in zip(extents, shape, expected, strict=True)):
+            return False
+        self._nodes |= {old, new}
+        return True
+
+
+def _expected(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> tuple[int, ...]:
+    """The shape that a node's result must have at these widths."""
+    return tuple(e.at(widths) for e in coupling.shapes[node.name])
+
+
+def _check_numbers(old: fx.Node, new: fx.Node, coupling: Coupling) -> None:
+    """The pruned network computes with the same numbers, e.g. no division by the square root of the number of channels.
+
+    Raises:
+        RewriteError: it does not.
+    """
+    if _numbers(old) == _numbers(new) and _same_values(old, new):
+        return
+    now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
+    raise RewriteError(
+        f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
+        f"with {now}, not {then}: a value follows a width. {REMEDY}",
+        _groups_around(old, coupling),
+        place_of(old),
+        old.name,
+        by_value=True,
+        sources=new.meta.get("sources", frozenset()),
+    )
+
+
+def _first_wrong(
+    node: fx.Node, found: fx.Node | None, recorded: fx.Graph | None, coupling: Coupling, widths: Mapping[str, int]
+) -> tuple[fx.Node, fx.Node | None]:
+    """The first view that has another shape than it should, before and after; `node`, where that shows, if there is
+    none."""
+    for old, new in zip(coupling.traced.graph.nodes, recorded.nodes if recorded is not None else (), strict=False):
+        if old is node or old.target != new.target:
+            break
+        spec = new.meta.get("spec")
+        if is_view(old) and spec is not None and spec.shape != _expected(old, coupling, widths):
+            return old, new
+    return node, found
+
+
+def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str], loose: _Loose) -> fx.Node:
+    """The operator of `graph` that did not run any more when the recording failed."""
+    recorded = failure.recorded
+    before, after = [loose.firm([n for n in g.nodes if n.op != "output"]) if g else [] for g in (graph, recorded)]
+    before = before or [n for n in graph.nodes if n.op != "output"]
+    if any(old.target != new.target for old, new in zip(before, after, strict=False)):
+        before, after = (loose.firm(_working(g, silent)) if g is not None else [] for g in (graph, recorded))
+    rest = before[min(len(after), len(before) - 1) :]
+    if failure.sources is not None:
+        # An operator failed. What it reads is written down when it is read: its arguments may come before it.
+        rest = [n for n in rest if n.op == "call_function" and n.target is not getitem] or rest
+    return rest[0]
+
+
+def _check_outputs(before: Traced, after: Traced, loose: _Loose) -> None:
+    old, new = (loose.firm(next(iter(reversed(t.graph.nodes))).all_input_nodes) for t in (before, after))
+    shapes = [[n.meta["spec"].shape for n in nodes] for nodes in (old, new)]
+    if shapes[0] != shapes[1]:
+        raise RewriteError(
+            f"the pruned network returns shapes {shapes[1]} where the original returned {shapes[0]}. {REMEDY}"
+        )
+
+
+def _mismatch(
+    old: fx.Node | None,
+    new: fx.Node | None,
+    failure: TraceError | None,
+    coupling: Coupling,
+    expected: tuple[int, ...] = (),
+) -> RewriteError:
+    """The error for the first operator that differs; `old` or `new` is missing where one of them ran no further."""
+    node = old or new
+    assert node is not None
+    groups = _groups_around(old, coupling) if old is not None else ()
+    if failure is not None:
+        reason = f"the pruned network does not run: {failure}\n{REMEDY}"
+        return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
+    if old is None or new is None or _target(old) != _target(new):
+        return RewriteError(
+            f"after pruning, {operator(new) or 'nothing'} runs where {operator(old) or 'nothing'} ran, in "
+            f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {REMEDY}",
+            groups or tuple(g.name for g in coupling.prunable),
+            place_of(node),
+            old.name if old is not None else "",
+        )
+    return RewriteError(
+        f"after pruning, {operator(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) "
+        f"should give shape {expected}, but gave {new.meta['spec'].shape}. {REMEDY}",
+        groups,
+        place_of(node),
+        old.name,
+        sources=_sources(new),
+    )
+
+
+def _sources(node: fx.Node) -> frozenset[Any]:
+    """Of the numbers that made a result's shape: given to this operator, or to a view that led to it."""
+    while not node.meta.get("sources") and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        if not is_view(node):
+            break
+    return node.meta.get("sources", frozenset())
+
+
+def place_of(node: fx.Node | None) -> tuple[str, str]:
+    return (operator(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
+
+
+def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
+    """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
+    and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
+    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
+    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
+    alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
+    return {name for node in alike for name in _groups_above(node, coupling)}
+
+
+def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
+    return [[bool(e.terms) for e in coupling.shapes[n.name]] for n in (node, *node.all_input_nodes)]
+
+
+def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups in the shapes of an operator's arguments and result."""
+    nodes = [node, *node.all_input_nodes]
+    return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
+
+
+def _groups_around(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of what leads to an operator; if nothing does (a constant), of what its result meets."""
+    level = [node]
+    while level:
+        for found in level:
+            names = _groups_above(found, coupling)
+            if names:
+                return names
+        level = list(dict.fromkeys(user for found in level for user in found.users))
+    return ()
+
+
+def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of the nearest operators, going back from this one, that handle any."""
+    level = [node]
+    while level:
+        names = dict.fromkeys(name for n in level for name in groups_of(n, coupling))
+        if names:
+            return tuple(names)
+        level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))
+    return ()
+
+
+def _numbers(node: fx.Node) -> list[float]:
+    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes."""
+    op = operator(node)
+    if op == "native_group_norm":
+        return [node.args[6]]  # type: ignore[list-item]
+    given = (*node.args, *(node.kwargs[name] for name in sorted(node.kwargs)))
+    values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or op in _COMPUTES:
+        return values
+    return [a for a in values if isinstance(a, float)]
+
+
+def _same_values(old: fx.Node, new: fx.Node) -> bool:
+    """Whether the constant tensors that both read are equal; one whose shape follows a width is another matter."""
+    for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False):
+        if a.meta.get("fixed") and b.meta.get("fixed"):
+            first, second = a.meta["value"], b.meta["value"]
+            if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
+                return False
+    return True
+
+
+def _target(node: fx.Node) -> object:
+    """What a node does. Constants are numbered by where they appear, and after a dropped branch nothing is written
+    in place."""
+    if node.meta.get("constant"):
+        return "constant"
+    functional = getattr(torch.ops.aten, operator(node).rstrip("_"), None) if operator(node).endswith("_") else None
+    return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
+
+
+def operator(node: fx.Node | None) -> str:
+    return str(getattr(node.target, "_opname", "")) if node is not None else ""
+
+
+def _silent(model: nn.Module) -> set[str]:
+    """Modules that stand for dropped ones: what they return is no part of the network's structure."""
+    return {name for name, module in model.named_modules() if isinstance(module, Silent)}
+
+
+def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
+    """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
+    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent and not _idle(n)]
+    return [n for n in own if n.meta.get("function") != "einsum"] if narrow else own
+
+
+def _idle(node: fx.Node) -> bool:
+    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
+    return operator(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
+
+
+def reads_widths(coupling: Coupling) -> bool:
+    """Whether the program asked for a size that depends on widths: it may compute with it, or branch on it."""
+    return any(
+        coupling.shapes[node.name][dim].terms
+        for node in coupling.traced.graph.nodes
+        for dim in node.meta.get("sizes_read", ())
+    )
+
+
+def takes_sizes(coupling: Coupling) -> bool:
+    """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
+    shrink: `C` of an activation may be the size of a view of something else."""
+    return any(map(takes_size, coupling.traced.graph.nodes))
+
+
+def takes_size(node: fx.Node) -> bool:
+    """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    if operator(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+        # So are these; what a forward of the user's own hands to them is not.
+        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
+    if operator(node) == "convolution":
+        # The layers of PyTorch are looked after by the convolution's rule.
+        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
+    return operator(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH

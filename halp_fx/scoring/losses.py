@@ -1,0 +1,131 @@
+"""The loss of a network on a batch: `loss_fn` or `loss` as the caller wrote them -> a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from ..errors import HalpError, SaliencyError
+
+LossFn = Callable[[Any, Any], torch.Tensor]
+"""(output, target) -> scalar."""
+
+Loss = Callable[[nn.Module, Any], Any]
+"""(model, batch) -> scalar, or a mapping or sequence of scalars that are added up."""
+
+REMEDY = "pass loss=lambda model, batch: … (a scalar, or a dict of losses that are added up) instead of loss_fn"
+
+
+def check_loss(data: Any, loss_fn: LossFn | None, loss: Loss | None) -> None:
+    """Data and one loss, or neither.
+
+    Raises:
+        SaliencyError: one without the other, both losses, or something that cannot be called.
+    """
+    if loss_fn is not None and loss is not None:
+        raise SaliencyError("both loss_fn (output, target) and loss (model, batch) were passed: pass one of them")
+    given, name = (loss, "loss") if loss is not None else (loss_fn, "loss_fn")
+    if (data is None) != (given is None):
+        have, lack = ("data", "loss_fn or loss") if given is None else (name, "data")
+        raise SaliencyError(f"{have} without {lack}: Taylor saliency needs both, magnitude saliency neither")
+    if given is not None and (not callable(given) or isinstance(given, type)):
+        kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
+        raise SaliencyError(f"{name} is {kind}, not a function or an instance that can be called")
+
+
+def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
+    """The loss as a function of model and batch."""
+    if loss is not None:
+        return loss
+    assert loss_fn is not None
+
+    def of_pair(model: nn.Module, batch: Any) -> torch.Tensor:
+        inputs, target = _pair(batch)
+        if isinstance(inputs, Mapping):
+            return loss_fn(model(**inputs), target)
+        return loss_fn(model(*(inputs if isinstance(inputs, tuple | list) else (inputs,))), target)
+
+    return of_pair
+
+
+def batch_loss(
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], loss: Loss, batch: Any, number: int
+) -> torch.Tensor:
+    """The loss of one batch, with `tensors` in place of the model's by name.
+
+    Raises:
+        SaliencyError: the batch does not fit, the forward or the loss fails, or the loss is no scalar.
+    """
+    try:
+        value = functional_call(_Lossy(model, loss), {f"network.{n}": t for n, t in tensors.items()}, (batch,))
+    except (HalpError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SaliencyError(
+            f"the loss of batch {number} of data failed: {type(error).__name__}: {error}\nThe batch is "
+            f"{described(batch)}. With loss_fn, the model is called with its first item (a tuple or list as "
+            "positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
+            f"{REMEDY}"
+        ) from error
+    return _total(value)
+
+
+class _Lossy(nn.Module):
+    """A network with a loss that may call it as it likes, so that `functional_call` reaches both."""
+
+    def __init__(self, network: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+    def forward(self, batch: Any) -> Any:
+        return self.loss(self.network, batch)
+
+
+def _pair(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, tuple | list) and len(batch) == 2:
+        return batch[0], batch[1]
+    raise SaliencyError(f"data yields {described(batch)}; loss_fn needs (input, target) batches: {REMEDY}")
+
+
+def _total(value: Any) -> torch.Tensor:
+    parts = list(value.values()) if isinstance(value, Mapping) else value
+    parts = list(parts) if isinstance(parts, tuple | list) else [parts]
+    if not parts or any(not isinstance(p, torch.Tensor) or p.numel() != 1 for p in parts):
+        raise SaliencyError(
+            f"the loss must be a scalar tensor, or a dict of them to be added up, not {described(value)}"
+        )
+    return torch.stack([p.reshape(()) for p in parts]).sum() if len(parts) > 1 else parts[0].reshape(())
+
+
+def described(value: Any, depth: int = 0) -> str:
+    """What a batch is, in a few words: containers, and the shapes in them."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        keys = ", ".join(repr(k) for k in list(value)[:6])
+        return f"a {type(value).__name__} with the keys {keys}"
+    if isinstance(value, tuple | list):
+        more = ", …" if len(value) > 4 else ""
+        items = "" if depth > 1 else f" ({', '.join(described(v, depth + 1) for v in value[:4])}{more})"
+        return f"a {type(value).__name__} of {len(value)}{items}"
+    return f"a {type(value).__name__}"
+
+
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch on a device: tensors anywhere in it, and other items that have a `to` of their own."""
+
+    def move(item: Any) -> Any:
+        if isinstance(item, torch.Tensor):
+            there = item.to(device)
+            return there.clone() if there.is_inference() else there
+        if callable(getattr(item, "to", None)) and not isinstance(item, nn.Module):
+            return item.to(device)
+        return item
+
+    return tree_map(move, batch)

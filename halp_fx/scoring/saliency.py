@@ -1,0 +1,289 @@
+"""score: channel groups + data -> saliency, the estimated increase of the loss when a channel is removed.
+
+First-order Taylor (Molchanov et al., arXiv 1906.10771; summed over coupled layers before the absolute value as in
+HALP, arXiv 2110.10811, section 3.2): for a channel that passes a normalisation |sum g_gamma*gamma + g_beta*beta|,
+otherwise |sum w*g| over the weights that produce it; averaged over batches. Without data: the L2 norm of the weights
+that produce the channel, relative to its group's mean, since norms of different layers do not compare. Weights are
+those that operators get (`scored`). Groups without a signal are named and ranked by magnitude.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..coupling.branches import scored_name
+from ..errors import SaliencyError
+from ..kernels import SegmentLayout, channel_scores
+from ..model.preserving import preserved, uncached_autocast
+from ..types import ChannelGroup, Coupling
+from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
+from .scored import Key, Place, Watch, Weights
+
+logger = logging.getLogger("halp_fx")
+
+Importance = Literal["taylor", "magnitude"] | Callable[[ChannelGroup], Any] | Callable[[ChannelGroup, nn.Module], Any]
+Scores = dict[str, np.ndarray]
+
+MAX_BATCHES = 64
+"""Batches used for one scoring; further ones change the ranking of channels little."""
+
+SILENT = 1e-10
+"""Scores below this share of the highest of all are rounding: they stand for no signal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Saliency:
+    """Scores of every group that may shrink.
+
+    Attributes:
+        scores: group name -> float64 array of shape (size,), not negative.
+        kind: "taylor", "magnitude", or "custom".
+        batches: batches that counted.
+        skipped: batches left out because their loss or gradients were not finite.
+        silent: groups without a signal. Their scores are weight magnitudes, with the mean that the others have: they
+            rank the group's channels, and say nothing about how wide it should be.
+    """
+
+    scores: Mapping[str, np.ndarray]
+    kind: str
+    batches: int = 0
+    skipped: int = 0
+    silent: tuple[str, ...] = ()
+
+
+def score(
+    model: nn.Module,
+    coupling: Coupling,
+    data: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    importance: Importance | None = None,
+    *,
+    loss: Loss | None = None,
+) -> Saliency:
+    """Saliency per channel of every group that may shrink. The model, its gradients included, stays as it is.
+
+    Args:
+        model: the network that `coupling` describes; it is run in eval mode (a `loss` may set another).
+        coupling: from `couple`.
+        data: batches; at most `MAX_BATCHES` are used. They are moved to the model's device.
+        loss_fn: (output, target) -> scalar loss, for batches of (input, target). The input may be a tensor, a tuple or
+            list (positional arguments), or a dict (keyword arguments).
+        importance: "taylor" (needs data), "magnitude", None for taylor with data and magnitude without, or a callable
+            from a group, or from a group and the model as it stands, to `size` scores.
+        loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> scalar, or a dict of losses that are
+            added up (detectors). It may call `model.train()`: modes and statistics are given back.
+
+    Raises:
+        SaliencyError: data without a loss or vice versa, a batch that does not fit, no batch with finite gradients,
+            wrong scores, or no signal in any group.
+    """
+    check_loss(data, loss_fn, loss)
+    check_importance(importance)
+    groups = coupling.prunable
+    with torch.inference_mode(False):
+        if callable(importance):
+            ask = _asked(importance, model)
+            return _heard(Saliency({g.name: _custom(g, ask(g)) for g in groups}, "custom"), model, coupling)
+        kind = importance or ("magnitude" if data is None else "taylor")
+        if kind == "magnitude":
+            return _heard(Saliency(_magnitude(Weights.of(model, coupling), groups), kind), model, coupling)
+        if data is None:
+            raise SaliencyError("importance='taylor' needs data and loss_fn (or loss)")
+        return _heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
+
+
+def check_importance(importance: Importance | None) -> None:
+    """Raises SaliencyError unless `score` can use it."""
+    if importance is None or (isinstance(importance, str) and importance in ("taylor", "magnitude")):
+        return
+    if isinstance(importance, type):
+        name = importance.__name__
+        raise SaliencyError(f"importance={name} is a class: pass an instance, {name}(…), that can be called")
+    if not callable(importance):
+        raise SaliencyError(
+            f"importance={importance!r}: use 'taylor', 'magnitude' or a callable from group to scores, or from group "
+            "and model"
+        )
+
+
+def _asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[ChannelGroup], Any]:
+    """A callable of one argument (group), or of two (group, model), as a function of the group. Arguments with a
+    default are the callable's own, except one that is called `model`."""
+    try:
+        parameters = inspect.signature(importance).parameters
+    except (TypeError, ValueError):  # Some builtins have none.
+        return importance
+    if "model" in parameters and parameters["model"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return lambda group: importance(group, model=model)
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters.values() if p.kind in places and p.default is inspect.Parameter.empty]
+    return importance if len(needed) < 2 else lambda group: importance(group, model)
+
+
+def _custom(group: ChannelGroup, scores: Any) -> np.ndarray:
+    array = np.asarray(scores.detach().cpu() if isinstance(scores, torch.Tensor) else scores, dtype=np.float64)
+    if array.shape != (group.size,):
+        raise SaliencyError(
+            f"importance({group.name!r}) returned shape {array.shape}, expected ({group.size},): the group as it "
+            "stands; after a step it is narrower than in the original network"
+        )
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise SaliencyError(f"importance({group.name!r}) returned NaN, infinite or negative scores")
+    return array
+
+
+def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
+    """With the groups named that have no signal: scores of zero, or, if they are the same everywhere, all of them.
+
+    Raises:
+        SaliencyError: all scores are zero.
+    """
+    scores = found.scores
+    if not scores:
+        return found
+    highest = max(float(s.max()) for s in scores.values())
+    if highest <= 0:
+        raise SaliencyError(_no_signal(found, coupling))
+    # A branch that adds nothing is known to: it goes first. What is in it stands for itself.
+    added = {g.name for g in coupling.prunable if g.name.startswith(scored_name(""))}
+    silent = tuple(name for name, s in scores.items() if name not in added and s.max() <= SILENT * highest)
+    if len(scores) > 1 and all((s == highest).all() for s in scores.values()):
+        silent = tuple(name for name in scores if name not in added)
+    if not silent:
+        return found
+    heard = [float(s.mean()) for name, s in scores.items() if name not in silent] or [highest]
+    groups = [g for g in coupling.prunable if g.name in silent]
+    ranked = _magnitude(Weights.of(model, coupling), groups)
+    # Where the magnitudes are zero, too, a channel is as good as the next.
+    neutral = {name: float(np.mean(heard)) * (s if s.max() > 0 else np.ones_like(s)) for name, s in ranked.items()}
+    return Saliency({**scores, **neutral}, found.kind, found.batches, found.skipped, silent)
+
+
+def _no_signal(found: Saliency, coupling: Coupling) -> str:
+    names = ", ".join(list(found.scores)[:6]) + (", …" if len(found.scores) > 6 else "")
+    what = f"no signal: every score is zero in all {len(found.scores)} groups ({names})"
+    if found.kind == "custom":
+        return f"{what}. importance must tell at least some channels from zero"
+    if found.kind == "magnitude":
+        return f"{what}: the weights that produce them are zero. Load or train the model first"
+    return (
+        f"{what}: the loss does not depend on them. A zero-initialised classifier, a loss of a detached output, or a "
+        "forward under no_grad does that: train the last layers first, or pass importance='magnitude'"
+    )
+
+
+def _magnitude(weights: Weights, groups: Sequence[ChannelGroup]) -> Scores:
+    scores = _norms(weights, groups, weights.computed)
+    return {name: s / s.mean() if s.mean() > 0 else s for name, s in scores.items()}
+
+
+def _norms(weights: Weights, groups: Sequence[ChannelGroup], nodes: Iterable[str]) -> Scores:
+    """L2 norms of the weights that produce each channel."""
+    used = set(nodes)
+    keys, layout = weights.layout(groups, lambda g: [p for p in weights.places(g, used) if p.role == "producer"])
+    return _split(channel_scores(layout, [weights.value(k) for k in keys], None, "l2"), groups)
+
+
+def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss) -> Saliency:
+    steps = _Steps(model, coupling.prunable, Weights.of(model, coupling), loss)
+    total: torch.Tensor | None = None
+    used = skipped = 0
+    with preserved(model), uncached_autocast():
+        for batch in data:
+            if used + skipped >= MAX_BATCHES:
+                break
+            step = steps.scores(batch, used + skipped)
+            if step is None:
+                skipped += 1
+                continue
+            total = step.double() if total is None else total + step
+            used += 1
+    if total is None:
+        detail = f"all {skipped} batches had a non-finite loss or gradient" if skipped else "data has no batches"
+        raise SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
+    if skipped:
+        logger.warning("saliency: skipped %d of %d batches (non-finite loss or gradient)", skipped, used + skipped)
+    scores = _split(total / used, coupling.prunable)
+    for name, norm in _norms(steps.weights, coupling.prunable, steps.weights.computed).items():
+        if norm.any():
+            # What a mask has removed already goes first, whatever the constant that is left of it is worth.
+            scores[name][norm == 0] = 0
+    return Saliency(scores, "taylor", used, skipped)
+
+
+class _Steps:
+    """Scores batches one by one, on aliases of the parameters: `.grad` and `requires_grad` stay."""
+
+    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], weights: Weights, loss: Loss) -> None:
+        self.model, self.groups, self.weights, self.loss = model, groups, weights, loss
+        self.parameters = dict(model.named_parameters())
+        self.device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
+        self.layouts: dict[frozenset[str], tuple[list[Key], SegmentLayout]] = {}
+        # What autograd cannot save is copied: tensors that were made in inference mode.
+        self.buffers = {n: b.clone() for n, b in model.named_buffers() if b.is_inference()}
+        own = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
+        self.constants = [*(b for n, b in model.named_buffers() if n not in self.buffers), *own]
+
+    def scores(self, batch: Any, number: int) -> torch.Tensor | None:
+        """Scores of one batch, None if they are not finite."""
+        self.model.eval()
+        aliases = {n: _alias(p) for n, p in self.parameters.items()}
+        watch = Watch({**aliases, **self.buffers}, self.constants)
+        # Without computed weights there is nothing to watch for.
+        watching = watch if self.weights.computed else torch.enable_grad()
+        with torch.enable_grad(), watching:
+            loss = batch_loss(self.model, aliases | self.buffers, self.loss, moved(batch, self.device), number)
+        if not bool(torch.isfinite(loss)):
+            return None
+        met = watch.matched(self.weights, self.parameters)
+        keys, layout = self._layout(frozenset(met))
+        tensors = [met[name] if kind == "computed" else aliases.get(name) for kind, name in keys]
+        grads = _gradients(loss, [t if isinstance(t, list) else [t] for t in tensors])
+        step = channel_scores(layout, [self.weights.value(k) for k in keys], grads, "taylor")
+        return step if bool(torch.isfinite(step).all()) else None
+
+    def _layout(self, nodes: frozenset[str]) -> tuple[list[Key], SegmentLayout]:
+        if nodes not in self.layouts:
+            self.layouts[nodes] = self.weights.layout(self.groups, lambda g: self._places(g, nodes))
+        return self.layouts[nodes]
+
+    def _places(self, group: ChannelGroup, nodes: frozenset[str]) -> list[Place]:
+        """The affine parameters of the normalisations that the group passes, else the weights that produce it. Affine
+        parameters that are all zero (a zero-initialised residual branch) say nothing about what else is in the group.
+        """
+        found = [p for p in self.weights.places(group, nodes) if p.key[0] == "computed" or p.key[1] in self.parameters]
+        norms = [p for p in found if p.role == "norm"]
+        if any(bool(self.weights.value(p.key).any()) for p in norms):
+            return norms
+        return [p for p in found if p.role in ("producer", "bias")]
+
+
+def _alias(parameter: torch.Tensor) -> torch.Tensor:
+    alias = parameter.detach()
+    if alias.is_inference():
+        alias = alias.clone()
+    return alias.requires_grad_(alias.is_floating_point())
+
+
+def _gradients(loss: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor | None]]) -> list[torch.Tensor | None]:
+    """The sum of the gradients by each row of tensors, None where the loss does not depend on any."""
+    flat = list({id(t): t for row in tensors for t in row if t is not None}.values())
+    if not loss.requires_grad or not flat:
+        return [None] * len(tensors)
+    found = torch.autograd.grad(loss, flat, allow_unused=True)
+    grads = {id(t): g for t, g in zip(flat, found, strict=True) if g is not None}
+    rows = [[grads[id(t)] for t in row if t is not None and id(t) in grads] for row in tensors]
+    return [cast(torch.Tensor, sum(row)) if row else None for row in rows]
+
+
+def _split(flat: torch.Tensor, groups: Sequence[ChannelGroup]) -> Scores:
+    parts = np.split(flat.double().cpu().numpy(), np.cumsum([g.size for g in groups])[:-1]) if groups else []
+    return {g.name: part for g, part in zip(groups, parts, strict=True)}

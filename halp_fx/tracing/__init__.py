@@ -1,0 +1,1 @@
+"""Takes a model and example inputs, returns a `Traced`: what a forward did, as a graph of ATen operators."""

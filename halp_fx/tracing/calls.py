@@ -1,0 +1,225 @@
+"""What runs above the operators of a trace: which module on which values (`ModuleCall`), which
+Python function, which line of the user's code.
+
+A module that does nothing in eval mode (dropout, stochastic depth) leaves no operator in a trace, but a call here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.functional import batch_norm
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from ..types import ModuleCall
+from .tags import Source, active, sources_of
+
+Known = fx.Node | tuple[fx.Node, int] | None
+"""A node; a node with several results and which of them; or nothing."""
+
+_TORCH_DIR = torch.__path__[0] + "/"
+# This room's own files: they never are the code that called into torch. `forward.py` is, for what PyTorch's own modules
+# do when nobody else's code is in between.
+_OWN_FILES = frozenset(map(str, Path(__file__).parent.glob("*.py"))) - {str(Path(__file__).with_name("forward.py"))}
+# Frames between an operator's caller and the modes that see it.
+_BETWEEN = (
+    *("torch/overrides.py", "torch/_tensor.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),
+    *("torch/_compile.py", "torch/_dynamo/eval_frame.py", "torch/utils/_contextlib.py"),
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+@dataclass(slots=True)
+class _Run:
+    module: str
+    kind: type
+    hooked: bool
+    start: int
+    parent: int
+    inputs: list[Known]
+    plain: bool
+    end: int = -1
+    outputs: list[Known] = field(default_factory=list)
+    single: bool = False
+
+
+class CallLog:
+    """Collects the runs of modules while a graph is being written."""
+
+    def __init__(self, graph: fx.Graph, known: Callable[[torch.Tensor], Known]) -> None:
+        self._nodes = graph.nodes
+        self._known = known
+        self._runs: list[_Run] = []
+        self._open: list[int] = []
+
+    def enter(self, module: nn.Module, name: str, hooked: bool, args: Any) -> None:
+        """A module begins to run."""
+        inputs, plain = self._row(args)
+        parent = self._open[-1] if self._open else -1
+        self._open.append(len(self._runs))
+        self._runs.append(_Run(name, type(module), hooked, len(self._nodes), parent, inputs, plain))
+
+    def leave(self, result: Any) -> None:
+        """The module that began last has run."""
+        run = self._runs[self._open.pop()]
+        run.end = len(self._nodes)
+        run.single = isinstance(result, torch.Tensor)
+        run.outputs, plain = self._row(result if isinstance(result, tuple | list) else [result])
+        run.plain &= plain
+
+    def finish(self) -> tuple[ModuleCall, ...]:
+        """All runs of modules."""
+        found = []
+        for run in self._runs:
+            inputs, outputs = (tuple(map(_name, row)) for row in (run.inputs, run.outputs))
+            found.append(
+                ModuleCall(
+                    run.module,
+                    run.kind,
+                    run.start,
+                    run.end,
+                    run.parent,
+                    inputs,
+                    outputs,
+                    run.single,
+                    run.plain,
+                    run.hooked,
+                )
+            )
+        return tuple(found)
+
+    def _row(self, values: Any) -> tuple[list[Known], bool]:
+        """What each value is known as, and whether tensors are nowhere deeper."""
+        row: list[Known] = []
+        nested = False
+        for value in values:
+            if isinstance(value, torch.Tensor):
+                row.append(self._known(value))
+            else:
+                row.append(None)
+                nested = nested or any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+        return row, not nested
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks of its own."""
+    return any(map(vars(module).get, _HOOKS))
+
+
+def _name(known: Known) -> str | None:
+    if isinstance(known, tuple):
+        source, index = known
+        return next((user.name for user in source.users if user.args[1:] == (index,)), None)
+    return None if known is None else known.name
+
+
+# Recurrent layers come down to operators for every time step: they are recorded as one.
+_WHOLE = {name: getattr(torch.ops.aten, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")}
+
+
+def _overload(name: str, args: Any) -> Any:
+    # A packed sequence has batch sizes in second place, and no `batch_first`.
+    return _WHOLE[name].data if isinstance(args[3], list | tuple) else _WHOLE[name].input
+
+
+_READERS = ("size", "numel", "nelement", "__len__")
+_SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), torch.Tensor.shape.__get__, torch.numel))  # type: ignore[attr-defined]
+
+# Ways from values to Python that are no operators.
+_VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
+
+
+class PythonNames(TorchFunctionMode):
+    """Knows the outermost Python-level torch function that is running (`chunk` and `split` both reach ATen as
+    `split`, but only one of them follows the width)."""
+
+    def __init__(
+        self,
+        whole: Callable[[Any, Any, Any], Any],
+        sized: Callable[[Any, Any], Any],
+        read: Callable[[str, torch.Tensor], None],
+    ) -> None:
+        """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
+        unless there is a result; `sized(args, result)` is told about each size that the program reads, and
+        `read(function, tensor)` about values that it takes without an operator."""
+        super().__init__()
+        self.current = ""
+        # Of the numbers that the function was given; and that the last one was given, if it failed.
+        self.sources: frozenset[Source] = frozenset()
+        self.failed: frozenset[Source] | None = None
+        self._whole = whole
+        self._sized = sized
+        self._read = read
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # The mode is off inside this call, so only the outermost function gets here.
+        self.current = getattr(func, "__name__", "")
+        self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
+        try:
+            if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
+                self._read(self.current, args[0])
+            if self.current in _WHOLE:
+                return self._whole(_overload(self.current, args), args, None)
+            if func is batch_norm and args[0].numel() == 0:
+                return self._normalized(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            self.failed = None
+            return self._sized(args, result) if func in _SIZES else result
+        finally:
+            self.current = ""
+
+    def _normalized(
+        self,
+        x: torch.Tensor,
+        mean: Any,
+        var: Any,
+        weight: Any = None,
+        bias: Any = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Any:
+        """A batch norm of an empty tensor, where PyTorch reads but one element of each parameter: they are coupled
+        like those of any other."""
+        args = (x, weight, bias, mean, var, training, momentum, eps)
+        result = (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
+        return self._whole(torch.ops.aten.native_batch_norm.default, args, result)[0]
+
+
+def caller() -> str:
+    """File and line of the user's (or torchvision's) code that called into torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        label = _label(frame.f_code.co_filename)
+        if label:
+            return f"{label}:{frame.f_lineno}"
+        frame = frame.f_back
+    return ""
+
+
+def checked_by_torch() -> bool:
+    """Whether code of PyTorch itself, and not of the user's, asked for what is running."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name not in _OWN_FILES and not name.endswith(_BETWEEN):
+            return name.startswith(_TORCH_DIR)
+        frame = frame.f_back
+    return False
+
+
+# A dozen frames are looked at for every operator, of a few files.
+@cache
+def _label(filename: str) -> str:
+    """Directory and name of a file of the user's; empty for PyTorch's and our own."""
+    inside = filename.startswith(_TORCH_DIR) or filename in _OWN_FILES
+    return "" if inside else "/".join(filename.rsplit("/", 2)[-2:])

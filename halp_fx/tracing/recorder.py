@@ -1,0 +1,394 @@
+"""Recorder: writes the operators of a running forward into an fx graph.
+
+Tensors are known by identity while they are held; what runs above the operators is seen by `calls`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from ..errors import ModelError
+from ..model.preserving import Members, meta_twin
+from ..types import ModuleCall, Run, TensorSpec, ValueRead
+from . import meta_shapes
+from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
+from .constants import Constants
+from .leaks import Watch
+from .tags import active, with_sizes
+
+# Arguments that are written down as they are; most are of these types.
+_PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+_SEQUENCES = (list, tuple)
+
+# `batch_norm` makes an empty tensor for a backward pass in another library and never returns it.
+_EMPTY = torch.ops.aten.empty.memory_format
+_RESERVING = ("batch_norm", "instance_norm")
+_ITEM = torch.ops.aten._local_scalar_dense.default
+
+
+class Recorder(TorchDispatchMode):
+    """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
+
+    def __init__(self, used: nn.Module, live: Members, watch: Watch | None, run: Run) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.names = PythonNames(self.whole, self.sized, self.read)
+        self.module = ""
+        self.reached: set[str] = set()
+        self.calls: tuple[ModuleCall, ...] = ()
+        self.reads: list[ValueRead] = []
+        self.missing = ""
+        self._watch = watch
+        self._constants = Constants(on_meta=watch is not None)
+        self._log = CallLog(self.graph, self._known)
+        self._layer: type = type(used)
+        self._stack: list[tuple[str, type]] = []
+        # The last exception that a module was left by, and the innermost module.
+        self._failed: tuple[BaseException | None, str] = (None, "")
+        self._members = Members.of(used)
+        self._originals = live.tensors
+        self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
+        # The forward uses the copy's tensors; code that closes over the caller's model uses those.
+        tensors = self._members.tensors
+        self._attributes = {id(t): name for found in (self._originals, tensors) for name, t in found.items()}
+        parameters = self._members.parameters
+        self._parameters = {} if run.training else {_storage(p): name for name, p in parameters.items()}
+        self._homes = {_storage(t): (name, t) for name, t in tensors.items()}
+        if watch is not None:
+            for tensor in tensors.values():
+                watch.see(tensor)
+        # Of parameters that have no node yet.
+        self._sizes_read: dict[int, set[int]] = {}
+        # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
+        # that its id is not used again.
+        self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int, int]] = {}
+        self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
+        # The tensor that was last seen in each piece of memory.
+        self._newest: dict[int, torch.Tensor] = {}
+        self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
+        # Most tensors of a network look like another one.
+        self._specs: dict[tuple[Any, ...], TensorSpec] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # Else PyTorch imports its compiler, which takes seconds, to switch it off around each operator.
+
+    def follow_modules(self) -> None:
+        """Know from now on which module of the copy is running. The model's own hooks run between these."""
+        for name, module in self._members.modules.items():
+            hooked = has_hooks(module)
+
+            def enter(module: nn.Module, args: Any, name: str = name, hooked: bool = hooked) -> None:
+                self._stack.append((self.module, self._layer))
+                self.module, self._layer = name, type(module)
+                self._log.enter(module, name, hooked, args)
+
+            module.register_forward_pre_hook(enter, prepend=True)
+            # Also where the forward fails: what called it may catch that.
+            module.register_forward_hook(self._leave, prepend=True, always_call=True)
+
+    def _leave(self, _module: nn.Module, _args: Any, result: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and error is not self._failed[0]:
+            self._failed = error, self.module
+        self.module, self._layer = self._stack.pop()
+        self._log.leave(result)
+
+    def where(self, error: BaseException) -> str:
+        """In which module the forward failed."""
+        module = self._failed[1] if error is self._failed[0] else self.module
+        return f" in module {module!r}" if module else ""
+
+    def placeholder(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        # A fresh tensor per input: the same one may be passed twice, and the forward may write to it.
+        seen = meta_twin(value) if self._constants.on_meta else value.detach().clone()
+        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        self._describe(node, seen)
+        self._constants.seen(node, value)
+        self._remember(seen, node)
+        return seen
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _EMPTY and self.names.current in _RESERVING:
+            return func(*args, **kwargs)
+        # Arguments are looked up first: an in-place operator returns one of them.
+        node_args, node_kwargs = self._lookup(args), self._lookup(kwargs) if kwargs else {}
+        places = _written(func)
+        written = _tensors_at(places, args, kwargs) if places else []
+        for tensor in written:
+            name = self._parameters.get(_storage(tensor))
+            if name is not None:
+                raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
+        if torch.Tag.data_dependent_output in func.tags:
+            known = self._read_values(func, node_args)
+            if known is not None:
+                return known
+        result = meta_shapes.run(func, args, kwargs)
+        if func.namespace == "prim" or not _has_tensor(result):
+            if written:
+                raise ModelError(f"{func} in {self.module!r} ({caller()}) writes to tensors without returning them")
+            return result
+        node = self._add(func, node_args, node_kwargs, result)
+        for tensor in written:
+            self._after_write(tensor, node)
+        return result
+
+    def whole(self, func: Any, args: Any, result: Any) -> Any:
+        """Run an operator that PyTorch would take to pieces, unless its result is known, and write it down as one."""
+        node_args = self._lookup(args)
+        if result is None:
+            with _disable_current_modes():
+                result = meta_shapes.run(func, args, {})
+        self._add(func, node_args, {}, result)
+        return result
+
+    def read(self, function: str, tensor: torch.Tensor) -> None:
+        """The program takes values out of a tensor by a way that is no operator."""
+        self._read(function, self._node_of(tensor))
+
+    def _read_values(self, func: Any, node_args: Any) -> Any:
+        """The program takes values out of tensors; what it gets if they are known."""
+        nodes = [n for n in node_args if isinstance(n, fx.Node)]
+        for node in nodes:
+            self._read(self.names.current or func._opname, node)
+        if func is _ITEM and nodes[0].meta.get("fixed"):
+            return nodes[0].meta["value"].item()
+        return None
+
+    def _read(self, function: str, node: fx.Node) -> None:
+        # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
+        if node.meta.get("fixed") or (node.meta["spec"].dtype is torch.bool and checked_by_torch()):
+            return
+        place = f"{function} in {self.module!r} ({caller()})" if self.module else f"{function} ({caller()})"
+        self.reads.append(ValueRead(node.name, place))
+        self._constants.values_read = True
+
+    def sized(self, args: Any, result: Any) -> Any:
+        """The program reads sizes of a tensor: `meta` of its node says of which dimensions. A parameter of which
+        nothing else is read gets no node."""
+        dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
+        known = self._known(args[0])
+        if known is None:
+            self._sizes_read.setdefault(id(args[0]), set()).update(dims)
+            return result
+        node = known if isinstance(known, fx.Node) else self._node_of(args[0])
+        node.meta.setdefault("sizes_read", set()).update(dims)
+        return with_sizes(result, node, dims) if active() else result
+
+    def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
+        node = self.graph.create_node("call_function", func, name=func._opname)
+        # Given to `create_node`, they would all be searched for symbolic numbers, one by one.
+        node.args = tuple(node_args)
+        if node_kwargs:
+            node.kwargs = node_kwargs
+        self._describe(node, result)
+        self._constants.follow(node, result)
+        self.missing = self.missing or self._constants.lacks(node)
+        if isinstance(result, torch.Tensor):
+            self._remember(result, node)
+        else:
+            for index, item in enumerate(result):
+                if isinstance(item, torch.Tensor):
+                    self._pending[id(item)] = (item, node, index)
+                    self._nodes.pop(id(item), None)
+        return node
+
+    def finish(self, result: Any) -> None:
+        self.graph.output(self._lookup(_plain(result)))
+        self.calls = self._log.finish()
+
+    def release(self) -> None:
+        """Let go of all tensors, and of the copy that was run: the two hold each other."""
+        for held in (self._nodes, self._pending, self._newest, self._homes):
+            held.clear()
+        for module in self._members.modules.values():
+            vars(module).clear()
+        self._members = Members({}, {}, {})
+
+    def _lookup(self, value: Any) -> Any:
+        if type(value) in _PLAIN:
+            return value
+        if isinstance(value, torch.Tensor):
+            return self._node_of(value)
+        if isinstance(value, _SEQUENCES):
+            return [v if type(v) in _PLAIN else self._lookup(v) for v in value]
+        if isinstance(value, Mapping):
+            return {k: self._lookup(v) for k, v in value.items()}
+        return value
+
+    def _known(self, tensor: torch.Tensor) -> tuple[fx.Node, int] | fx.Node | None:
+        """What a tensor is known as: a node, or a node with several results and which of them."""
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            return known[1]
+        pending = self._pending.get(id(tensor))
+        return None if pending is None else pending[1:]
+
+    def _node_of(self, tensor: torch.Tensor) -> fx.Node:
+        known = self._nodes.get(id(tensor))
+        if known is not None:
+            writes = self._writes.get(known[3], ())
+            return known[1] if known[2] == len(writes) else self._after_writes(tensor, known[1], writes[known[2] :])
+        pending = self._pending.pop(id(tensor), None)
+        if pending is not None:
+            _, source, index = pending
+            node = self.graph.call_function(getitem, (source, index))
+            node.meta.update(module=source.meta["module"], function="", source=source.meta["source"])
+            self._set_spec(node, tensor)
+            self._constants.follow(node, tensor)
+        elif (name := self._attribute(tensor)) is not None:
+            self.reached.add(name)
+            # Not given, fx makes the same name of it in more steps.
+            node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
+            node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
+            node.meta["trained"] = name in self._members.parameters
+            self._describe(node, tensor)
+            self._constants.seen(node, self._originals[name])
+        elif (alias := self._alias(tensor)) is not None:
+            node = alias
+        else:
+            # Made before the forward, or by code that no operator shows (numpy): it has no labels.
+            node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
+            node.meta["constant"] = True
+            self._describe(node, tensor)
+            self._constants.given(node, tensor)
+        self._remember(tensor, node)
+        return node
+
+    def _attribute(self, tensor: torch.Tensor) -> str | None:
+        """The parameter or buffer that a tensor is, or has all elements of (`.data`)."""
+        name = self._attributes.get(id(tensor))
+        if name is not None or _storage(tensor) in self._newest:
+            return name
+        home, whole = self._homes.get(_storage(tensor), (None, tensor))
+        return home if _same_elements(tensor, whole) else None
+
+    def _alias(self, tensor: torch.Tensor) -> fx.Node | None:
+        """The node of the same elements under another Python object (`as_subclass`)."""
+        known = self._newest.get(_storage(tensor))
+        return self._node_of(known) if known is not None and _same_elements(known, tensor) else None
+
+    def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        if self._watch is not None:
+            self._watch.see(tensor)
+        storage = _storage(tensor)
+        self._newest[storage] = tensor
+        self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(storage, ())), storage)
+
+    def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:
+        """Later readers of `tensor` see `node`; readers of other views of its memory will see that it was written."""
+        known = self._nodes.get(id(tensor))
+        if known is None and id(tensor) in self._attributes:
+            return  # Running statistics of a train-mode BatchNorm; their slots are labelled by the rule.
+        if known is not None and node.meta["spec"] is None:
+            node = known[1]  # Running ranges, written on the way by an operator with results of its own.
+        self._writes.setdefault(_storage(tensor), []).append((id(tensor), node))
+        self._remember(tensor, node if known is None or known[1] is not node else known[1])
+
+    def _after_writes(self, tensor: torch.Tensor, node: fx.Node, writes: Any) -> fx.Node:
+        """What a view holds after its memory was written through others."""
+        for writer, written in writes:
+            if writer != id(tensor):
+                node = self.graph.call_function(written_through_alias, (node, written))
+                self._describe(node, tensor)
+        self._remember(tensor, node)
+        return node
+
+    def _describe(self, node: fx.Node, value: Any) -> None:
+        source = caller() if node.op == "call_function" else ""
+        node.meta.update(module=self.module, layer=self._layer, function=self.names.current, source=source)
+        if self.names.sources:
+            node.meta["sources"] = self.names.sources
+        self._set_spec(node, value)
+
+    def _set_spec(self, node: fx.Node, value: Any) -> None:
+        node.meta["spec"] = self._spec(value)
+        if isinstance(value, _SEQUENCES):
+            node.meta["results"] = tuple(map(self._spec, value))
+
+    def _spec(self, value: Any) -> TensorSpec | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        device = self._device if value.is_meta else value.device
+        key = (value.shape, _strides(value), value.dtype, device)
+        spec = self._specs.get(key)
+        if spec is None:
+            spec = self._specs[key] = TensorSpec(tuple(value.shape), *key[1:])
+        return spec
+
+
+def written_through_alias(old: Any, writer: Any) -> Any:
+    """Node target: the memory of `old` was written by `writer` through another view. Never executed."""
+    raise NotImplementedError
+
+
+def getitem(values: Any, index: int) -> Any:
+    """Node target: one result of an operator with several."""
+    return values[index]
+
+
+class ShieldedRecorder(Recorder):
+    """For a process that has the compiler: within a compiled part of a forward it would compile the recorder."""
+
+    __torch_dispatch__ = Recorder.__torch_dispatch__
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return True
+
+
+@cache
+def _written(func: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operator writes to."""
+    found = ((i, a.name) for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write)
+    return tuple(found)
+
+
+def _tensors_at(places: Sequence[tuple[int, str]], args: Any, kwargs: Any) -> list[torch.Tensor]:
+    """The tensors that these arguments are, or hold."""
+    found = [args[index] if index < len(args) else kwargs.get(name) for index, name in places]
+    leaves = (leaf for v in found for leaf in ((v,) if isinstance(v, torch.Tensor) else tree_leaves(v)))
+    return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+def _has_tensor(result: Any) -> bool:
+    if isinstance(result, torch.Tensor):
+        return True
+    return isinstance(result, list | tuple) and any(isinstance(r, torch.Tensor) for r in result)
+
+
+def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Of tensors in one memory."""
+    if a.layout != torch.strided or b.layout != torch.strided:
+        return False
+    return a.shape == b.shape and bool(a.storage_offset() == b.storage_offset()) and a.stride() == b.stride()
+
+
+def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
+    return tuple(tensor.stride()) if tensor.layout == torch.strided else ()
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
+
+
+def _plain(result: Any) -> Any:
+    """The output as nested lists, tuples and dicts (dataclass-like outputs by their fields)."""
+    found = []
+    for leaf in tree_leaves(result):
+        if isinstance(leaf, torch.Tensor):
+            found.append(leaf)
+        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
+            found += [v for v in tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
+    return tuple(found)

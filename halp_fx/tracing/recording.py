@@ -1,0 +1,148 @@
+"""record: one forward -> an fx graph of ATen operators (`Traced`).
+
+The forward runs on a copy of the model. It runs on meta tensors where it can, which costs no arithmetic, and otherwise
+really: where it reads values (a detector's boxes), or where an operator has no meta implementation. What it computes
+from constants alone (index tables) has its value in either case.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..errors import ModelError, TraceError
+from ..model.copying import aliased, hollowed
+from ..model.preserving import (
+    INTERNAL,
+    Members,
+    decomposed,
+    gpus,
+    hooks_kept,
+    random_kept,
+    uncached_autocast,
+    uncollected,
+)
+from ..types import Run, TensorSpec, Traced
+from .leaks import Watch, emptied
+from .opaque import closed
+from .recorder import Recorder, ShieldedRecorder
+
+_SEED = 0
+"""Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
+
+
+def record(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None = None, meta_only: bool = False
+) -> Traced:
+    """Run the forward of a copy and write it down; the model is left as found.
+
+    Args:
+        run: in which mode, and how many times in a row.
+        meta_only: do not run it really if it fails on meta tensors.
+
+    Raises:
+        TraceError: the forward fails on these arguments.
+        ModelError: the model cannot be copied, or a tensor without values stays behind where it cannot be removed.
+    """
+    run = run or Run()
+    # Autocast leaves meta tensors as they are.
+    if meta_only or not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+        watch = Watch()
+        try:
+            traced = _record(model, args, kwargs, run, watch)
+        except (TraceError, NotImplementedError, RuntimeError) as error:
+            traced = None
+            _forget_frames(error)
+            if meta_only:
+                _empty_caches(watch)
+                raise
+        if not _empty_caches(watch):
+            if traced is not None:
+                return traced
+        else:
+            # What a forward caches outside of its model has to have values, and later forwards will find it there.
+            _record(model, args, kwargs, run, None)
+    return _record(model, args, kwargs, run, None)
+
+
+def _empty_caches(watch: Watch) -> bool:
+    """Whether the forward left meta tensors somewhere; they are gone now.
+
+    Raises:
+        ModelError: names what holds one that cannot be removed.
+    """
+    alive = watch.alive()
+    stuck = emptied(alive) if alive else []
+    if stuck:
+        raise ModelError(
+            f"the forward keeps a tensor outside of its model: {stuck[0]}. It was run on tensors without values, and "
+            "this one could not be removed: keep it in an attribute of a module, or in a dictionary or list"
+        )
+    return bool(alive)
+
+
+def _forget_frames(error: BaseException | None) -> None:
+    """Drop the frames of an error that nobody is shown: they hold what the forward had at hand."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
+
+
+def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | None) -> Traced:
+    """On meta tensors if they are watched, else with values."""
+    live = Members.of(model)
+    on_meta = watch is not None
+    used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
+    recorder = (ShieldedRecorder if "torch._dynamo" in sys.modules else Recorder)(used, live, watch, run)
+    with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), _SEED):
+        used.train(run.training)
+        closed(used, recorder.whole)
+        inputs = tree_map(recorder.placeholder, (args, kwargs))
+        recorder.follow_modules()
+        try:
+            with torch.no_grad(), decomposed(), uncached_autocast(), recorder.names, recorder:
+                result = [used(*inputs[0], **inputs[1]) for _ in range(run.calls)]
+            recorder.finish(result)
+            caches = _caches(used, live)
+            del result, inputs
+        except Exception as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise TraceError(
+                f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{recorder.where(error)}: "
+                f"{error}\n"
+                "Pass example_inputs with which model(*example_inputs) runs.",
+                recorder.graph,
+                recorder.names.failed,
+            ) from error
+        finally:
+            recorder.release()
+    if recorder.missing:
+        raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
+    tensors = {name: TensorSpec.of(t) for name, t in live.tensors.items()}
+    unused = tuple(name for name in live.parameters if name not in recorder.reached)
+    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
+
+
+def _caches(used: nn.Module, live: Members) -> tuple[tuple[str, str], ...]:
+    """Dictionaries in attributes that have new tensors after the forward of a copy. On meta tensors it may have looked
+    under another key than it will with values (the device), where the original has something of its own width."""
+    found = []
+    for name, module in Members.of(used).modules.items():
+        before = vars(live.modules[name]) if name in live.modules else {}
+        for attribute, table in vars(module).items():
+            if attribute not in INTERNAL and isinstance(table, dict):
+                known = before.get(attribute, ())
+                if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
+                    found.append((name, attribute))
+    return tuple(found)
+
+
+def _shapes(inputs: Any) -> str:
+    leaves = tree_leaves(inputs)
+    return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v)[:40] for v in leaves)

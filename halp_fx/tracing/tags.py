@@ -1,0 +1,138 @@
+"""Tags on whole numbers: from which attributes, and from which sizes of tensors, a forward computed a number.
+
+A trial network runs with tagged attributes, and is handed tagged sizes. Where an operator fails, the tags of its
+arguments say which attributes it was given, so that others need not be tried. A number can lose its tags (`int(x)`,
+`math.sqrt(x)`): they are evidence for what they name, and none against anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..model.preserving import INTERNAL
+from ..rewriting.attributes import follows_tensors
+
+MAX_ELEMENTS = 16
+"""Elements of a list or tuple that are looked at."""
+
+_on: ContextVar[bool] = ContextVar("tags are handed out", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class FromAttribute:
+    """An attribute of a module, or one element of it."""
+
+    module: str
+    attribute: str
+    index: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FromSize:
+    """The size of a node's result along one dimension."""
+
+    node: str
+    dim: int
+
+
+Source = FromAttribute | FromSize
+
+
+class _Tagged:
+    sources: frozenset[Source] = frozenset()
+
+    def __deepcopy__(self, _memo: Any) -> Any:
+        return self
+
+
+class TaggedInt(_Tagged, int):
+    """A whole number that knows where it comes from."""
+
+
+class TaggedFloat(_Tagged, float):
+    """What becomes of it in a division or a root."""
+
+
+def _computing(name: str, kind: type) -> Callable[..., Any]:
+    plain = getattr(kind, name)
+
+    def compute(self: Any, *others: Any) -> Any:
+        result = plain(self, *others)
+        if result is NotImplemented:  # A whole number and a float.
+            result = getattr(float, name)(float(self), *others)
+        return _tagged(result, self.sources.union(*(o.sources for o in others if isinstance(o, _Tagged))))
+
+    return compute
+
+
+_OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow")
+for _kind, _base in ((TaggedInt, int), (TaggedFloat, float)):
+    for _name in ("__neg__", "__abs__", *(f"__{side}{o}__" for o in _OPERATORS for side in ("", "r"))):
+        setattr(_kind, _name, _computing(_name, _base))
+
+
+def _tagged(number: Any, sources: frozenset[Source]) -> Any:
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return number
+    result = TaggedInt(number) if isinstance(number, int) else TaggedFloat(number)
+    result.sources = sources
+    return result
+
+
+@contextmanager
+def tagging(model: nn.Module) -> Iterator[None]:
+    """Tag the model's whole numbers, for good: it is a trial network. While the context lasts, tensors hand out tagged
+    sizes."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
+            continue
+        own = vars(module)
+        own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in INTERNAL})
+    token = _on.set(True)
+    try:
+        yield
+    finally:
+        _on.reset(token)
+
+
+def _attribute(module: str, name: str, value: Any) -> Any:
+    if type(value) is int:
+        return _tagged(value, frozenset((FromAttribute(module, name),)))
+    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
+        return value
+    if not any(type(v) is int for v in value):
+        return value
+    tags = (frozenset((FromAttribute(module, name, i),)) for i in range(len(value)))
+    return type(value)([_tagged(v, t) if type(v) is int else v for v, t in zip(value, tags, strict=True)])
+
+
+def active() -> bool:
+    return _on.get()
+
+
+def with_sizes(result: Any, node: fx.Node, dims: Iterable[int]) -> Any:
+    """What `Tensor.size` or `Tensor.shape` gave for some dimensions of a node's result, with tags."""
+    if not isinstance(result, torch.Size):
+        return _tagged(result, frozenset(FromSize(node.name, d) for d in dims))
+    return torch.Size([_tagged(n, frozenset((FromSize(node.name, d),))) for n, d in zip(result, dims, strict=True)])
+
+
+def sources_of(arguments: Any) -> frozenset[Source]:
+    """Where the numbers among the arguments of a call come from."""
+    if isinstance(arguments, _Tagged):
+        return arguments.sources
+    if isinstance(arguments, slice):
+        arguments = (arguments.start, arguments.stop, arguments.step)
+    elif isinstance(arguments, dict):
+        arguments = tuple(arguments.values())
+    if not isinstance(arguments, list | tuple):
+        return frozenset()
+    found: frozenset[Source] = frozenset()
+    return found.union(*map(sources_of, arguments))

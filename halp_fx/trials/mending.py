@@ -1,0 +1,376 @@
+"""moves: where a trial with narrower layers fails -> what might be decided otherwise so that it does not.
+
+A forward may repeat a width in three ways: by an attribute (`self.num_heads`), by another size that it computes from
+(`C // self.num_heads`), or by a literal. The first is mended by an edit of the attribute, the second by tying the two
+groups, and where a rule left two ways to shrink, the other one may avoid the constant. These are proposals, made for
+all modules that run the same line of the program at once; `trials` tries them out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import islice, product
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import RewriteError
+from ..rewriting.attributes import follows_tensors
+from ..rewriting.verification import groups_of, is_view, place_of, takes_size
+from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
+from ..types import Axis, ChannelGroup, Coupling, Decisions, Extent, Mend, Tie
+
+MAX_MOVES = 16
+"""Proposals that are tried at one place before its groups are frozen."""
+
+MAX_EDITS = 4
+"""Attributes that are tried in addition to a tie or another choice."""
+
+_OTHER = {"whole": "positions", "positions": "whole"}
+_RATIOS = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3), Fraction(4), Fraction(1, 4))
+_MAX_TIED_GROUPS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A change to what was decided about a network's channel groups."""
+
+    choices: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[Tie, ...] = ()
+    mends: tuple[Mend, ...] = ()
+
+    def __or__(self, other: Move) -> Move:
+        ties = tuple(dict.fromkeys((*self.ties, *other.ties)))
+        mends = {(m.module, m.attribute, m.index): m for m in (*self.mends, *other.mends)}
+        return Move({**self.choices, **other.choices}, ties, tuple(mends.values()))
+
+    def applied(self, decisions: Decisions) -> Decisions:
+        both = Move(decisions.choices, decisions.ties, decisions.mends) | self
+        return Decisions(both.choices, both.ties, both.mends)
+
+
+def moves(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
+    """Proposals for a failing operator, the likeliest first: attributes that equal a size there, ties to groups
+    further up, all these attributes at once, attributes that equal a simple multiple of a size; then the other choice
+    of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension)).
+
+    Where tags say which attributes the operator was given, or which sizes, only these are proposed.
+    """
+    for nodes in _places(coupling, error):
+        yield from islice(_moves_at(model, coupling, nodes, error), MAX_MOVES)
+
+
+def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> Iterator[Move]:
+    given = _given(nodes, error)
+    if error.by_value and not given:
+        # The operator computes with a size: at no other width does it compute the same.
+        yield from _flip_moves(model, coupling, nodes)
+        return
+    ties, needed = _tie_moves(coupling, nodes, error)
+    if needed:
+        yield from ties
+    if given:
+        likely, others = _given_moves(model, coupling, nodes, given)
+        yield from likely
+        if not needed:
+            yield from ties
+        yield from others
+    else:
+        edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
+        yield from edits
+        if not needed:
+            yield from ties
+        if len(edits) > 1:
+            yield _union(edits)
+        yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
+    yield from _flip_moves(model, coupling, nodes)
+
+
+def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
+    """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
+    for nodes in _places(coupling, error)[:1]:
+        given = _given(nodes, error)
+        if given:
+            likely, others = _given_moves(model, coupling, nodes, given)
+            yield from (*likely, *others)[:MAX_EDITS]
+        elif not error.by_value:
+            yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+
+
+def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str, str]]:
+    """The attributes that the failing operator was given: how many levels above its module they are, by what path
+    down from there, and their names. So they can be found where other modules run the same line."""
+    module = next((str(n.meta.get("module", "")) for n in nodes if n.name == error.node), None)
+    found = {(s.module, s.attribute) for s in error.sources if isinstance(s, FromAttribute)}
+    if module is None:
+        return []
+    given = []
+    for owner, attribute in sorted(found):
+        common = next(o for o in _owners(module) if not o or owner == o or owner.startswith(f"{o}."))
+        given.append((list(_owners(module)).index(common), owner[len(common) :].lstrip("."), attribute))
+    return sorted(given)
+
+
+def _given_moves(
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], given: Sequence[tuple[int, str, str]]
+) -> tuple[list[Move], list[Move]]:
+    """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
+    size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
+
+    An attribute that follows another size by now ties the two.
+    """
+    modules, widths = dict(model.named_modules()), coupling.widths()
+    # By attribute and operator, the likeliest first: what it might follow.
+    rows: list[list[list[tuple[bool, tuple[Mend, ...]]]]] = []
+    for level, path, attribute in given:
+        found = []
+        for node in nodes:
+            above = list(_owners(str(node.meta.get("module", ""))))
+            owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
+            if owner is None or not hasattr(modules.get(owner), attribute):
+                continue
+            sizes, value = _sizes(node, coupling), getattr(modules[owner], attribute)
+            known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute))
+            ways = []
+            for ratios in (_RATIOS[:1], _RATIOS[1:]):
+                likely = sorted(
+                    _mends(owner, attribute, value, sizes, coupling, widths, ratios), key=lambda way: way[0]
+                )
+                ways += [(ratios == _RATIOS[:1], known + mends) for _, mends in likely]
+            if ways:
+                found.append(ways)
+        if found:
+            rows.append(found)
+    first: list[Move] = []
+    later: list[Move] = []
+    for k in range(max((len(ways) for row in rows for ways in row), default=0)):
+        best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
+        at_once = [_merged(Move(), tuple(mend for _, mends in row for mend in mends)) for row in best]
+        for row, move in zip(best, at_once, strict=True):
+            (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
+        if len(at_once) > 1:
+            (later if k else first).append(_union(at_once))
+    return list(_distinct(first)), list(_distinct(later))
+
+
+def _distinct(found: Sequence[Move]) -> Iterator[Move]:
+    return (move for i, move in enumerate(found) if move not in found[:i])
+
+
+def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
+    """The operators that a failure may be due to, by place in the program, each in all modules that run it."""
+    nodes = list(coupling.traced.graph.nodes)
+    if error.node:
+        alike = [n for n in nodes if place_of(n) == error.place]
+        ordinal = _ordinals(alike)
+        failed = next(n for n in alike if n.name == error.node)
+        return [[n for n in alike if ordinal[n] == ordinal[failed]]]
+    # All shapes are right, but channels are coupled to others than before: something was cut elsewhere.
+    cut = [n for n in nodes if takes_size(n) and not set(error.groups).isdisjoint(groups_of(n, coupling))]
+    return [[n for n in cut if place_of(n) == place] for place in dict.fromkeys(map(place_of, cut))]
+
+
+def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
+    """How many of these operators the same module has run before each."""
+    seen: Counter[str] = Counter()
+    ordinals = {}
+    for node in nodes:
+        module = str(node.meta.get("module", ""))
+        ordinals[node] = seen[module]
+        seen[module] += 1
+    return ordinals
+
+
+def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
+    """The sizes that an operator deals with: of its result (or of its pieces), of views of it, and of what leads to
+    it."""
+    pieces = [coupling.shapes[user.name] for user in node.users] if node.meta.get("spec") is None else []
+    if pieces:
+        dims = [d for d in range(len(pieces[0])) if any(p[d] != coupling.shapes[_source(node).name][d] for p in pieces)]
+        found = [piece[d] for d in dims[:1] for piece in pieces]
+    else:
+        found = list(coupling.shapes[node.name])
+    below = [node] if is_view(node) else []
+    while below:
+        below = [user for n in below for user in n.users if is_view(user)]
+        found += [e for n in below for e in coupling.shapes[n.name]]
+    above = node.all_input_nodes
+    while above:
+        found += [e for n in above for e in coupling.shapes[n.name]]
+        above = [source for n in above if is_view(n) for source in n.all_input_nodes]
+    # Heads, for one, where batch and heads are one dimension.
+    return found + [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
+
+
+def _source(node: fx.Node) -> fx.Node:
+    return node.all_input_nodes[0]
+
+
+def _attribute_moves(
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], ratios: Sequence[Fraction]
+) -> list[Move]:
+    """One move for every attribute (by name and class of its module) that equals a size at these operators: those of
+    the nearest module first, and those last that would have to stand for several widths."""
+    modules, widths = dict(model.named_modules()), coupling.widths()
+    found: dict[tuple[Any, ...], Move] = {}
+    for node in nodes:
+        sizes = _sizes(node, coupling)
+        for distance, owner in enumerate(_owners(str(node.meta.get("module", "")))):
+            if owner not in modules or follows_tensors(modules[owner]):
+                continue
+            for name, value in vars(modules[owner]).items():
+                for variant, (rank, mends) in enumerate(_mends(owner, name, value, sizes, coupling, widths, ratios)):
+                    key = (distance, rank, variant, type(modules[owner]), name)
+                    found[key] = _merged(found.get(key, Move()), mends)
+    return [found[key] for key in sorted(found, key=lambda k: (len(found[k].ties) > 0, *k[:3]))]
+
+
+def _mends(
+    owner: str,
+    name: str,
+    value: Any,
+    sizes: Sequence[Extent],
+    coupling: Coupling,
+    widths: Mapping[str, int],
+    ratios: Sequence[Fraction],
+) -> list[tuple[int, tuple[Mend, ...]]]:
+    """The ways in which an attribute may follow sizes, each with the rank of the size: for a number, one for every
+    size that it equals."""
+    known = set(coupling.decisions.mends)
+
+    def matching(number: Any, among: Sequence[Extent], index: int | None) -> dict[Mend, int]:
+        found: dict[Mend, int] = {}
+        if isinstance(number, int) and not isinstance(number, bool) and number > 1:
+            for (rank, extent), ratio in product(enumerate(among), ratios):
+                if extent.terms and extent.at(widths) * ratio == number:
+                    mend = _mend(owner, name, index, extent, ratio, coupling)
+                    if mend is not None and mend not in known:
+                        found.setdefault(mend, rank)
+        return found
+
+    if isinstance(value, int):
+        return [(rank, (mend,)) for mend, rank in matching(value, sizes, None).items()]
+    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
+        return []
+    placed = [matching(v, sizes[i : i + 1], i) for i, v in enumerate(value)]
+    anywhere = [found or matching(value[i], sizes, i) for i, found in enumerate(placed)]
+    rows = {tuple(next(iter(m)) for m in elements if m): rank for rank, elements in ((99, anywhere), (0, placed))}
+    return [(rank, row) for row, rank in rows.items() if row]
+
+
+def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
+    """The attribute as `extent * ratio`, in slots of axes; None if a group has no axis of its own."""
+    groups = {g.name: g for g in coupling.groups}
+    terms = []
+    for group, scale in extent.terms:
+        axis = own_axis(groups[group], coupling)
+        if axis is None:
+            return None
+        each = next(m.slots.shape[1] for m in groups[group].members if m.axis == axis)
+        terms.append((axis, Fraction(scale, each) * ratio))
+    fixed = extent.fixed * ratio
+    return Mend(owner, name, index, int(fixed), tuple(terms)) if fixed.denominator == 1 else None
+
+
+def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
+    """An axis all of whose slots are the group's, one that produces them if possible."""
+    sizes = coupling.traced.tensors
+    own = [m for m in group.members if m.slots.size == sizes[m.axis.tensor].shape[m.axis.dim]]
+    return min(own, key=lambda m: m.role != "producer").axis if own else None
+
+
+def _owners(module: str) -> Iterator[str]:
+    """The module's name and those of the modules around it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
+
+
+def _merged(move: Move, mends: tuple[Mend, ...]) -> Move:
+    """With further mends; where one attribute stands for the widths of two groups, these are tied."""
+    known = {(m.module, m.attribute, m.index): m for m in move.mends}
+    ties = list(move.ties)
+    for mend in mends:
+        other = known.setdefault((mend.module, mend.attribute, mend.index), mend)
+        if other != mend and len(other.terms) == len(mend.terms) == 1:
+            ties.append(Tie(other.terms[0][0], mend.terms[0][0]))
+    return replace(move, ties=tuple(dict.fromkeys(ties)), mends=tuple(known.values()))
+
+
+def _union(found: Sequence[Move]) -> Move:
+    move = Move()
+    for other in found:
+        move = _merged(replace(move, ties=(*move.ties, *other.ties)), other.mends)
+    return move
+
+
+def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> tuple[list[Move], bool]:
+    """Ties of a group at these operators with one of the next groups further up; the k-th of every operator in one.
+
+    And whether they are needed: tags say that the failing operator was given the size of another group. Then only
+    ties with that one are returned.
+    """
+    rows = [_ties(node, coupling) for node in nodes]
+    moves = range(max(map(len, rows), default=0))
+    sizes = (s for s in error.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
+    read = {group for s in sizes for group, _ in coupling.shapes[s.node][s.dim].terms}
+    needed: list[int] = []
+    for node, row in zip(nodes, rows, strict=True):
+        if node.name == error.node:
+            own = set(groups_of(node, coupling))
+            needed = [k for k, (a, b, _) in enumerate(row) if {a, b} & read and {a, b} & (own - read)]
+    ties = [[tie for _, _, tie in row] for row in rows]
+    found = [Move(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in ties if row))) for k in needed or moves]
+    return found, bool(needed)
+
+
+def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
+    """Pairs of groups, and the tie of each."""
+    groups = {g.name: g for g in coupling.groups}
+    near: dict[str, None] = {}
+    level, seen = [node], {node}
+    while level and len(near) < _MAX_TIED_GROUPS:
+        near |= {name: None for n in level for name in groups_of(n, coupling)}
+        level = [n for n in dict.fromkeys(a for n in level for a in n.all_input_nodes) if n not in seen]
+        seen.update(level)
+    if len(near) == 1:
+        # A forward that checks its widths fails at whatever operator comes next: it need not read the tensor.
+        near |= {name: None for n in _following(node) for name in groups_of(n, coupling)}
+    names = list(near)[:_MAX_TIED_GROUPS]
+    pairs = [(groups[a], groups[b]) for i, b in enumerate(names) for a in names[:i]]
+    axes = [(a, b, own_axis(a, coupling), own_axis(b, coupling)) for a, b in pairs if _divide(a.size, b.size)]
+    return [(a.name, b.name, Tie(x, y)) for a, b, x, y in axes if x is not None and y is not None]
+
+
+def _following(node: fx.Node) -> Iterator[fx.Node]:
+    """The operators that the same module runs next."""
+    module = node.meta.get("module")
+    while (node := node.next).op != "root" and node.op != "output":
+        if node.op == "call_function" and node.meta.get("module") == module:
+            yield node
+
+
+def _divide(a: int, b: int) -> bool:
+    return min(a, b) > 1 and max(a, b) % min(a, b) == 0
+
+
+def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Move]:
+    """The other choice at each place in the modules that run these operators, or in modules within these."""
+    modules = dict(model.named_modules())
+    scopes = {_scope(str(n.meta.get("module", "")), modules) for n in nodes}
+    flips: dict[str, dict[str, str]] = {}
+    for key, choice in coupling.decisions.choices.items():
+        module, _, place = key.partition("/")
+        if choice in _OTHER and any(s == module or module.startswith(f"{s}.") for s in scopes):
+            flips.setdefault(place, {})[key] = _OTHER[choice]
+    return [Move(choices) for choices in flips.values()]
+
+
+def _scope(module: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module itself, or the one around it if it is a layer."""
+    return module.rpartition(".")[0] if module in modules and follows_tensors(modules[module]) else module

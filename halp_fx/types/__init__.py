@@ -1,0 +1,51 @@
+"""The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
+
+from .plans import Plan
+from .runs import ModuleCall, Run, ValueRead
+from .values import (
+    CONSTANT,
+    AttributeEdit,
+    Axis,
+    ChannelGroup,
+    ChannelMap,
+    ComputedWeight,
+    Coupling,
+    Decisions,
+    Extent,
+    Inputs,
+    Link,
+    Links,
+    Member,
+    Mend,
+    Step,
+    TensorSpec,
+    Tie,
+    Traced,
+    WeightPart,
+)
+
+__all__ = [
+    "CONSTANT",
+    "AttributeEdit",
+    "Axis",
+    "ChannelGroup",
+    "ChannelMap",
+    "ComputedWeight",
+    "Coupling",
+    "Decisions",
+    "Extent",
+    "Inputs",
+    "Link",
+    "Links",
+    "Member",
+    "Mend",
+    "ModuleCall",
+    "Plan",
+    "Run",
+    "Step",
+    "TensorSpec",
+    "Tie",
+    "Traced",
+    "ValueRead",
+    "WeightPart",
+]

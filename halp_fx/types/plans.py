@@ -1,0 +1,86 @@
+"""Plan: which channels of which groups are kept. JSON, no tensors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+from ..errors import PlanError
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Mapping[str, tuple[int, ...]]):
+    """For every group it names, the sorted indices of the channels kept. A group not named keeps all.
+
+    Attributes:
+        kept: group name -> indices.
+        dropped: names of the residual branches that go whole (see `branches`), sorted.
+    """
+
+    kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        clean = {}
+        for name, indices in self.kept.items():
+            row = tuple(int(i) for i in indices)
+            if not row:
+                raise PlanError(f"group {name!r}: a plan must keep at least one channel")
+            if any(b <= a for a, b in pairwise(row)) or row[0] < 0:
+                raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
+            clean[str(name)] = row
+        object.__setattr__(self, "kept", clean)
+        object.__setattr__(self, "dropped", tuple(sorted(set(self.dropped))))
+
+    def __getitem__(self, group: str) -> tuple[int, ...]:
+        return self.kept[group]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.kept)
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def __bool__(self) -> bool:
+        return bool(self.kept or self.dropped)
+
+    def to_json(self) -> str:
+        """A JSON object: group name -> kept channel indices, and the branches dropped.
+
+        A plan without dropped branches has format 1, which older versions read; one with them has format 2, which
+        they refuse.
+        """
+        data: dict[str, Any] = {"format": _PLAN_FORMATS[bool(self.dropped)]}
+        data["kept"] = {k: list(v) for k, v in self.kept.items()}
+        if self.dropped:
+            data["dropped"] = list(self.dropped)
+        return json.dumps(data)
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """Inverse of `to_json`.
+
+        Raises:
+            PlanError: the text is not a plan.
+        """
+        try:
+            data = json.loads(text)
+            form, kept, dropped = data["format"], data["kept"], data.get("dropped", [])
+            rows = {str(k): tuple(v) for k, v in kept.items()}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise PlanError(f"this is not a plan in JSON: {error}") from error
+        if form not in _PLAN_FORMATS:
+            raise PlanError(
+                f"plan format {form!r} is not known here (expected {' or '.join(map(repr, _PLAN_FORMATS))})"
+            )
+        if any(not isinstance(i, int) or isinstance(i, bool) for row in rows.values() for i in row):
+            raise PlanError("a plan's kept channels must be whole numbers")
+        if not isinstance(dropped, list) or any(not isinstance(name, str) for name in dropped):
+            raise PlanError("a plan's dropped branches must be a list of names")
+        return cls(rows, tuple(dropped))
+
+
+_PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")
