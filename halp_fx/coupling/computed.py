@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..tracing.recorder import getitem, written_through_alias
+from ..tracing.graph import getitem, written_through_alias
 from ..types import ComputedWeight, WeightPart
 from .algebra import Algebra, Planes, Value, compact, varying
 from .groups import Partition

@@ -17,7 +17,7 @@ from torch import fx
 
 from ..errors import HalpError
 from ..rewriting.attributes import resolve
-from ..tracing.recorder import getitem, written_through_alias
+from ..tracing.graph import getitem, written_through_alias
 from ..types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .computed import computed_weights, spread_roles

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..tracing.graph import op_name, unread, written
-from ..tracing.recorder import getitem
+from ..tracing.graph import getitem, op_name, unread, written
 from ..types import Axis, Coupling, Member, ModuleCall, Step
 from .branches import Branch, Branches, Replacement
 

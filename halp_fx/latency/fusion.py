@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..tracing.recorder import getitem
+from ..tracing.graph import getitem
 from ..types import Coupling
 from .layers import Layer, does_work, layer_of_unit, layers
 

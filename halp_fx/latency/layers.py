@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..tracing.recorder import getitem
+from ..tracing.graph import getitem
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
 from .templates import TensorTemplate, fill, render, templates

@@ -22,7 +22,7 @@ import torch
 from torch import fx
 
 from ..solver import CostTable
-from ..tracing.recorder import getitem
+from ..tracing.graph import getitem
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
 

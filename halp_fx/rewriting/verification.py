@@ -20,8 +20,7 @@ from ..coupling.propagation import FACTORIES, couple
 from ..errors import RewriteError, TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import is_view, sized_by_values
-from ..tracing.recorder import getitem
+from ..tracing.graph import getitem, is_view, op_name, place_of, sized_by_values
 from ..types import Coupling, Extent, Inputs, Plan, Traced
 from .comparing import REMEDY, check_couplings
 from .standins import Silent
@@ -171,7 +170,7 @@ class _Loose:
     def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
         """Whether a result may differ as it does because the program read such a size before and handed it on, or
         because what it is computed from differs so; all sizes that depend on widths must be right."""
-        given = takes_size(old) or operator(old) in _TAKES_COUNTS or not old.all_input_nodes
+        given = takes_size(old) or op_name(old) in _TAKES_COUNTS or not old.all_input_nodes
         led = any(n in self._nodes for n in old.all_input_nodes)
         shape = new.meta["spec"].shape
         if not led and not (given and self._first is not None and self._first < old):
@@ -199,7 +198,7 @@ def _check_numbers(old: fx.Node, new: fx.Node, coupling: Coupling) -> None:
         return
     now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
     raise RewriteError(
-        f"after pruning, {operator(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
+        f"after pruning, {op_name(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
         f"with {now}, not {then}: a value follows a width. {REMEDY}",
         _groups_around(old, coupling),
         place_of(old),
@@ -262,14 +261,14 @@ def _mismatch(
         return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
     if old is None or new is None or _target(old) != _target(new):
         return RewriteError(
-            f"after pruning, {operator(new) or 'nothing'} runs where {operator(old) or 'nothing'} ran, in "
+            f"after pruning, {op_name(new) or 'nothing'} runs where {op_name(old) or 'nothing'} ran, in "
             f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {REMEDY}",
             groups or tuple(g.name for g in coupling.prunable),
             place_of(node),
             old.name if old is not None else "",
         )
     return RewriteError(
-        f"after pruning, {operator(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) "
+        f"after pruning, {op_name(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) "
         f"should give shape {expected}, but gave {new.meta['spec'].shape}. {REMEDY}",
         groups,
         place_of(node),
@@ -285,10 +284,6 @@ def _sources(node: fx.Node) -> frozenset[Any]:
         if not is_view(node):
             break
     return node.meta.get("sources", frozenset())
-
-
-def place_of(node: fx.Node | None) -> tuple[str, str]:
-    return (operator(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
 
 
 def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
@@ -335,7 +330,7 @@ def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
 
 def _numbers(node: fx.Node) -> list[float]:
     """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes."""
-    op = operator(node)
+    op = op_name(node)
     if op == "native_group_norm":
         return [node.args[6]]  # type: ignore[list-item]
     given = (*node.args, *(node.kwargs[name] for name in sorted(node.kwargs)))
@@ -360,12 +355,8 @@ def _target(node: fx.Node) -> object:
     in place."""
     if node.meta.get("constant"):
         return "constant"
-    functional = getattr(torch.ops.aten, operator(node).rstrip("_"), None) if operator(node).endswith("_") else None
+    functional = getattr(torch.ops.aten, op_name(node).rstrip("_"), None) if op_name(node).endswith("_") else None
     return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
-
-
-def operator(node: fx.Node | None) -> str:
-    return str(getattr(node.target, "_opname", "")) if node is not None else ""
 
 
 def _silent(model: nn.Module) -> set[str]:
@@ -381,7 +372,7 @@ def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx
 
 def _idle(node: fx.Node) -> bool:
     """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
-    return operator(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
+    return op_name(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
 
 
 def reads_widths(coupling: Coupling) -> bool:
@@ -401,10 +392,10 @@ def takes_sizes(coupling: Coupling) -> bool:
 
 def takes_size(node: fx.Node) -> bool:
     """Whether an operator was given sizes or positions that the program may have got from anywhere."""
-    if operator(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+    if op_name(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
         # So are these; what a forward of the user's own hands to them is not.
         return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
-    if operator(node) == "convolution":
+    if op_name(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
         return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
-    return operator(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH
+    return op_name(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH

@@ -23,8 +23,8 @@ from ..errors import ModelError, TraceError
 from ..model.inputs import normalize_examples
 from ..model.preserving import named_tensors
 from ..types import Inputs, Run, Traced
+from .graph import getitem
 from .modes import differs_in_training
-from .recorder import getitem
 from .recording import record
 
 

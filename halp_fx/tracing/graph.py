@@ -1,26 +1,40 @@
-"""Questions to a traced graph: what leads to a node, whose size depends on values, what comes to nothing, and what is
-written in place."""
+"""Questions to a traced graph: what a node is and what leads to it, whose size depends on values, what comes to
+nothing, and what is written in place."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import fx
 
-from .recorder import written_through_alias
 from .tags import FromSize
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
 _UNTAGGED = {"nms"}
 
-
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
 
 
-def op_name(node: fx.Node) -> str:
+def written_through_alias(old: Any, writer: Any) -> Any:
+    """Node target: the memory of `old` was written by `writer` through another view. Never executed."""
+    raise NotImplementedError
+
+
+def getitem(values: Any, index: int) -> Any:
+    """Node target: one result of an operator with several."""
+    return values[index]
+
+
+def op_name(node: fx.Node | None) -> str:
     """The operator's name in ATen, without its overload; empty for other nodes."""
-    return str(getattr(node.target, "_opname", ""))
+    return str(getattr(node.target, "_opname", "")) if node is not None else ""
+
+
+def place_of(node: fx.Node | None) -> tuple[str, str]:
+    """Where in the program an operator runs: its name, and the line of the source."""
+    return (op_name(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
 
 
 def is_view(node: fx.Node) -> bool:

@@ -21,6 +21,7 @@ from ..types import ModuleCall, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants
+from .graph import getitem, written_through_alias
 from .leaks import Watch
 from .tags import active, with_sizes
 
@@ -326,16 +327,6 @@ class Recorder(TorchDispatchMode):
         if spec is None:
             spec = self._specs[key] = TensorSpec(tuple(value.shape), *key[1:])
         return spec
-
-
-def written_through_alias(old: Any, writer: Any) -> Any:
-    """Node target: the memory of `old` was written by `writer` through another view. Never executed."""
-    raise NotImplementedError
-
-
-def getitem(values: Any, index: int) -> Any:
-    """Node target: one result of an operator with several."""
-    return values[index]
 
 
 class ShieldedRecorder(Recorder):
