@@ -25,10 +25,9 @@ from .groups import Outline, Partition, free_dimension
 from .reading import pin_values_read
 from .rules import find_rule
 from .rules.registry import Rule
+from .sizes import FACTORIES
 
-# Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
-FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
-# And these make a tensor longer by repeating it.
+# Operators that make a tensor longer by repeating it.
 GROWING = {"expand", "repeat"}
 # Longer ones hold no channels.
 _MAX_FACTORY = 1 << 14

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..coupling.propagation import FACTORIES, couple
+from ..coupling.propagation import couple
+from ..coupling.sizes import FACTORIES, groups_around, takes_size, takes_sizes
 from ..errors import RewriteError, TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
@@ -24,13 +25,6 @@ from ..tracing.graph import getitem, is_view, op_name, place_of, sized_by_values
 from ..types import Coupling, Extent, Inputs, Plan, Traced
 from .comparing import REMEDY, check_couplings
 from .standins import Silent
-
-# Python functions that take sizes along an axis from their argument, or cut it evenly.
-_FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
-_FOLLOWS_WIDTH |= {"instance_norm"}
-_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
-_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
-_TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 # What else may be given a number of boxes.
 _TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
@@ -200,7 +194,7 @@ def _check_numbers(old: fx.Node, new: fx.Node, coupling: Coupling) -> None:
     raise RewriteError(
         f"after pruning, {op_name(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
         f"with {now}, not {then}: a value follows a width. {REMEDY}",
-        _groups_around(old, coupling),
+        groups_around(old, coupling),
         place_of(old),
         old.name,
         by_value=True,
@@ -255,7 +249,7 @@ def _mismatch(
     """The error for the first operator that differs; `old` or `new` is missing where one of them ran no further."""
     node = old or new
     assert node is not None
-    groups = _groups_around(old, coupling) if old is not None else ()
+    groups = groups_around(old, coupling) if old is not None else ()
     if failure is not None:
         reason = f"the pruned network does not run: {failure}\n{REMEDY}"
         return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
@@ -284,48 +278,6 @@ def _sources(node: fx.Node) -> frozenset[Any]:
         if not is_view(node):
             break
     return node.meta.get("sources", frozenset())
-
-
-def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
-    """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
-    and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
-    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
-    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
-    alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
-    return {name for node in alike for name in _groups_above(node, coupling)}
-
-
-def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
-    return [[bool(e.terms) for e in coupling.shapes[n.name]] for n in (node, *node.all_input_nodes)]
-
-
-def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
-    """Groups in the shapes of an operator's arguments and result."""
-    nodes = [node, *node.all_input_nodes]
-    return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
-
-
-def _groups_around(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
-    """Groups of what leads to an operator; if nothing does (a constant), of what its result meets."""
-    level = [node]
-    while level:
-        for found in level:
-            names = _groups_above(found, coupling)
-            if names:
-                return names
-        level = list(dict.fromkeys(user for found in level for user in found.users))
-    return ()
-
-
-def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
-    """Groups of the nearest operators, going back from this one, that handle any."""
-    level = [node]
-    while level:
-        names = dict.fromkeys(name for n in level for name in groups_of(n, coupling))
-        if names:
-            return tuple(names)
-        level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))
-    return ()
 
 
 def _numbers(node: fx.Node) -> list[float]:
@@ -373,29 +325,3 @@ def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx
 def _idle(node: fx.Node) -> bool:
     """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
     return op_name(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
-
-
-def reads_widths(coupling: Coupling) -> bool:
-    """Whether the program asked for a size that depends on widths: it may compute with it, or branch on it."""
-    return any(
-        coupling.shapes[node.name][dim].terms
-        for node in coupling.traced.graph.nodes
-        for dim in node.meta.get("sizes_read", ())
-    )
-
-
-def takes_sizes(coupling: Coupling) -> bool:
-    """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
-    shrink: `C` of an activation may be the size of a view of something else."""
-    return any(map(takes_size, coupling.traced.graph.nodes))
-
-
-def takes_size(node: fx.Node) -> bool:
-    """Whether an operator was given sizes or positions that the program may have got from anywhere."""
-    if op_name(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
-        # So are these; what a forward of the user's own hands to them is not.
-        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
-    if op_name(node) == "convolution":
-        # The layers of PyTorch are looked after by the convolution's rule.
-        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
-    return op_name(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH

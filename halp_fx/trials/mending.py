@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..coupling.sizes import groups_of, own_axis, takes_size
 from ..errors import RewriteError
 from ..rewriting.attributes import follows_tensors
-from ..rewriting.verification import groups_of, is_view, place_of, takes_size
+from ..tracing.graph import is_view, place_of
 from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
-from ..types import Axis, ChannelGroup, Coupling, Decisions, Extent, Mend, Tie
+from ..types import Coupling, Decisions, Extent, Mend, Tie
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -274,13 +275,6 @@ def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fract
         terms.append((axis, Fraction(scale, each) * ratio))
     fixed = extent.fixed * ratio
     return Mend(owner, name, index, int(fixed), tuple(terms)) if fixed.denominator == 1 else None
-
-
-def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
-    """An axis all of whose slots are the group's, one that produces them if possible."""
-    sizes = coupling.traced.tensors
-    own = [m for m in group.members if m.slots.size == sizes[m.axis.tensor].shape[m.axis.dim]]
-    return min(own, key=lambda m: m.role != "producer").axis if own else None
 
 
 def _owners(module: str) -> Iterator[str]:

@@ -18,15 +18,16 @@ from typing import Any
 from torch import nn
 
 from ..coupling.propagation import Propagated, propagate, settle, with_mends
+from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
 from ..errors import RewriteError
 from ..model.copying import hollowed
 from ..model.naming import Ignored, ignored_names
 from ..rewriting.slicing import shrink
-from ..rewriting.verification import groups_at, reads_widths, takes_sizes, verify
+from ..rewriting.verification import verify
 from ..tracing.forward import all_traces, check_model
 from ..tracing.tags import FromAttribute, tagging
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
-from .mending import Move, edits, moves, own_axis
+from .mending import Move, edits, moves
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16

@@ -1,0 +1,94 @@
+"""Questions to a coupling: which groups an operator handles, what is given sizes, and which axis is a group's own."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from ..errors import RewriteError
+from ..tracing.graph import op_name, place_of
+from ..types import Axis, ChannelGroup, Coupling
+
+# Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
+FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+
+# Python functions that take sizes along an axis from their argument, or cut it evenly.
+_FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
+_FOLLOWS_WIDTH |= {"instance_norm"}
+_TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
+_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+_TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
+
+
+def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups in the shapes of an operator's arguments and result."""
+    nodes = [node, *node.all_input_nodes]
+    return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
+
+
+def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
+    """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
+    and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
+    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
+    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
+    alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
+    return {name for node in alike for name in _groups_above(node, coupling)}
+
+
+def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
+    return [[bool(e.terms) for e in coupling.shapes[n.name]] for n in (node, *node.all_input_nodes)]
+
+
+def groups_around(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of what leads to an operator; if nothing does (a constant), of what its result meets."""
+    level = [node]
+    while level:
+        for found in level:
+            names = _groups_above(found, coupling)
+            if names:
+                return names
+        level = list(dict.fromkeys(user for found in level for user in found.users))
+    return ()
+
+
+def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
+    """Groups of the nearest operators, going back from this one, that handle any."""
+    level = [node]
+    while level:
+        names = dict.fromkeys(name for n in level for name in groups_of(n, coupling))
+        if names:
+            return tuple(names)
+        level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))
+    return ()
+
+
+def reads_widths(coupling: Coupling) -> bool:
+    """Whether the program asked for a size that depends on widths: it may compute with it, or branch on it."""
+    return any(
+        coupling.shapes[node.name][dim].terms
+        for node in coupling.traced.graph.nodes
+        for dim in node.meta.get("sizes_read", ())
+    )
+
+
+def takes_sizes(coupling: Coupling) -> bool:
+    """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
+    shrink: `C` of an activation may be the size of a view of something else."""
+    return any(map(takes_size, coupling.traced.graph.nodes))
+
+
+def takes_size(node: fx.Node) -> bool:
+    """Whether an operator was given sizes or positions that the program may have got from anywhere."""
+    if op_name(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+        # So are these; what a forward of the user's own hands to them is not.
+        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
+    if op_name(node) == "convolution":
+        # The layers of PyTorch are looked after by the convolution's rule.
+        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
+    return op_name(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH
+
+
+def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
+    """An axis all of whose slots are the group's, one that produces them if possible."""
+    sizes = coupling.traced.tensors
+    own = [m for m in group.members if m.slots.size == sizes[m.axis.tensor].shape[m.axis.dim]]
+    return min(own, key=lambda m: m.role != "producer").axis if own else None
