@@ -16,12 +16,12 @@ import torch
 from torch import fx
 
 from ..errors import HalpError
-from ..rewriting.attributes import resolve
 from ..tracing.graph import getitem, written_through_alias
 from ..types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .computed import computed_weights, spread_roles
 from .groups import Outline, Partition, free_dimension
+from .mends import with_mends
 from .reading import pin_values_read
 from .rules import find_rule
 from .rules.registry import Rule
@@ -133,12 +133,6 @@ def settle(
         further=tuple(repeatable),
     )
     return with_mends(coupling, replace(decisions, choices=algebra.choices))
-
-
-def with_mends(coupling: Coupling, decisions: Decisions) -> Coupling:
-    """The same groups, with the attributes mended that `decisions` names."""
-    found = (resolve(mend, coupling.groups) for mend in decisions.mends)
-    return replace(coupling, decisions=decisions, mended=tuple(edit for edit in found if edit is not None))
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from fractions import Fraction
 from typing import Any
 
 from torch import nn
 
-from ..types import AttributeEdit, ChannelGroup, Coupling, Extent, Mend, Plan
+from ..types import Coupling, Plan
 
 Sync = Callable[[Any], None]
 
@@ -76,22 +75,6 @@ _NORM_OPERATORS = frozenset(
         *("native_layer_norm", "_fused_rms_norm", "native_group_norm"),
     )
 )
-
-
-def resolve(mend: Mend, groups: Sequence[ChannelGroup]) -> AttributeEdit | None:
-    """A mended attribute as a function of widths, None if it would not always be a whole number."""
-    fixed, terms = Fraction(mend.fixed), []
-    factors = dict(mend.terms)
-    for group in groups:
-        each = sum(factors[m.axis] * m.slots.shape[1] for m in group.members if m.axis in factors)
-        if group.frozen is not None:
-            fixed += each * group.size
-        elif each:
-            terms.append((group.name, Fraction(each)))
-    if any(number.denominator != 1 for number in (fixed, *(each for _, each in terms))):
-        return None
-    extent = Extent(int(fixed), tuple((name, int(each)) for name, each in terms))
-    return AttributeEdit(mend.module, mend.attribute, extent, 1, mend.index)
 
 
 def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan: Mapping[str, Any]) -> None:

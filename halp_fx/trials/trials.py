@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import nn
 
-from ..coupling.propagation import Propagated, propagate, settle, with_mends
+from ..coupling.mends import with_mends
+from ..coupling.propagation import Propagated, propagate, settle
 from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
 from ..errors import RewriteError
 from ..model.copying import hollowed
