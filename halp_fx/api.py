@@ -24,11 +24,11 @@ from .pruning.request import Request, check_finite, check_prunable, examples_of,
 from .pruning.session import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
 from .pruning.yardstick import Yardstick
 from .reporting.report import GroupReport, Report, RewriteKind, Round, report_of
-from .rewriting.dropping import tried
 from .scoring.losses import Loss, LossFn
 from .scoring.saliency import Importance, Saliency
 from .solver import Method
 from .tracing.forward import check_model
+from .trials.branches import tried
 from .trials.trials import channel_groups
 from .types import Plan
 

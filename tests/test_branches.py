@@ -15,9 +15,10 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import MacsCost, ParamsCost, Plan, PlanError, RewriteError
+from halp_fx.coupling.branches import without
 from halp_fx.coupling.residual import find_branches
-from halp_fx.rewriting.dropping import tried, without
 from halp_fx.rewriting.standins import Remainder, Silent
+from halp_fx.trials.branches import tried
 
 NETWORKS = {
     "resnet50": (64, 12, "layer1.1"),

@@ -1,16 +1,19 @@
 """Residual branches that may be dropped whole: the value that finding, scoring, solving and rewriting share.
 
 A branch is what is computed between a value (the shortcut) and an add of that value: `out = shortcut + branch`.
-Dropped, it leaves `out = shortcut`. `residual` finds them, `rewriting.dropping` drops them.
+Dropped, it leaves `out = shortcut`. `residual` finds them, `trials` knows which may go, `rewriting.dropping` drops
+them; `without` is the coupling of what is left.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from torch import fx
 
 from ..errors import PlanError
-from ..types import ChannelGroup, Member, Step
+from ..types import ChannelGroup, Coupling, Member, Step, Traced
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +100,51 @@ def output_groups(branches: Sequence[Branch]) -> tuple[ChannelGroup, ...]:
 def scored_name(branch: str) -> str:
     """The name under which a branch's channels are scored: no group is called so."""
     return f"branch {branch}"
+
+
+def without(coupling: Coupling, branches: Sequence[Branch]) -> Coupling:
+    """The coupling of the network that is left when branches are dropped.
+
+    What a remaining operator read from a dropped one, it reads from the shortcut. Groups stay what they are, though
+    without the branch less may hold their channels together.
+    """
+    if not branches:
+        return coupling
+    gone = {name: b.shortcut for b in branches for name in b.nodes}
+    tensors = frozenset(t for b in branches for t in b.tensors)
+    names = {g for b in branches for g in b.groups}
+    modules = tuple(m for b in branches for m in b.modules)
+    traced = coupling.traced
+    groups = tuple(
+        replace(g, members=tuple(m for m in g.members if m.axis.tensor not in tensors))
+        for g in coupling.groups
+        if g.name not in names
+    )
+    rest = Traced(
+        _without_nodes(traced.graph, gone),
+        {name: spec for name, spec in traced.tensors.items() if name not in tensors},
+        tuple(name for name in traced.unused if name not in tensors),
+    )
+    edits = tuple(e for e in coupling.edits if not any(f"{e.module}.".startswith(f"{m}.") for m in modules))
+    # What the branch does in other forwards is not looked for: only the first one is compared from here on.
+    return replace(coupling, traced=rest, groups=groups, edits=edits, further=())
+
+
+def _without_nodes(graph: fx.Graph, gone: dict[str, str]) -> fx.Graph:
+    """A copy without some nodes; each is read as the node that `gone` names for it. Names stay."""
+    rest = fx.Graph()
+    inside: dict[str, fx.Node] = {}
+
+    def read_as(node: fx.Node) -> fx.Node:
+        name = node.name
+        while name in gone:  # A shortcut may itself be the add of a dropped branch.
+            name = gone[name]
+        return inside[name]
+
+    for node in graph.nodes:
+        if node.op == "output":
+            rest.output(fx.node.map_arg(node.args[0], read_as))
+        elif node.name not in gone:
+            inside[node.name] = rest.node_copy(node, read_as)
+            assert inside[node.name].name == node.name
+    return rest

@@ -14,9 +14,8 @@ from statistics import median
 
 from torch import nn
 
-from ..coupling.branches import Branch
+from ..coupling.branches import Branch, without
 from ..latency import Calibration, NetworkTiming
-from ..rewriting.dropping import without
 from ..solver import CostTable
 from ..types import Coupling, Inputs, Plan
 from .goals import Goals

@@ -12,11 +12,12 @@ from typing import Any
 
 from torch import nn
 
+from ..coupling.branches import without
 from ..coupling.residual import find_branches
 from ..model.naming import by_group
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
-from .dropping import drop, without
+from .dropping import drop
 from .slicing import shrink
 from .verification import verify
 
