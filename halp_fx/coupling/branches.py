@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from ..errors import PlanError
-from ..types import ChannelGroup, Coupling, Member, Step, Traced
+from ..types import ChannelGroup, Coupling, Member, Step, Traced, scored_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,11 +95,6 @@ class Branches:
 def output_groups(branches: Sequence[Branch]) -> tuple[ChannelGroup, ...]:
     """The channels that each branch adds, as groups that can be scored; see `scored_name`."""
     return tuple(ChannelGroup(scored_name(b.name), b.output[0].slots.shape[0], b.output) for b in branches)
-
-
-def scored_name(branch: str) -> str:
-    """The name under which a branch's channels are scored: no group is called so."""
-    return f"branch {branch}"
 
 
 def without(coupling: Coupling, branches: Sequence[Branch]) -> Coupling:

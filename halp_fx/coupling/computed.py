@@ -2,25 +2,22 @@
 
 What a channel is worth is a question about the weight that an operator really gets, not about the tensors that it is
 made of: `mask * weight` of a masked channel is zero whatever the weight is, and a standardised weight does not change
-with the scale of its parameter. `computed_weights` finds these weights in a trace, `evaluated` computes them.
+with the scale of its parameter. `computed_weights` finds these weights in a trace,
+`scoring.evaluated` computes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import fx
 
 from ..tracing.graph import getitem, written_through_alias
-from ..types import ComputedWeight, WeightPart
+from ..types import SCORED, ComputedWeight, WeightPart
 from .algebra import Algebra, Planes, Value, compact, varying
 from .groups import Partition
-
-SCORED = ("producer", "norm", "bias")
-"""Roles of the tensors that scores are made of."""
 
 # The same numbers in another place.
 _COPIES = frozenset({"_to_copy", "clone", "detach", "alias", "lift_fresh", "contiguous"})
@@ -84,20 +81,6 @@ def computed_weights(
     return tuple(found)
 
 
-def evaluated(
-    graph: fx.Graph, names: Iterable[str], tensors: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor | None]:
-    """The values of nodes that are made of parameters; None for one that cannot be computed on its own.
-
-    Args:
-        tensors: parameters and buffers by name; they are not written to.
-    """
-    nodes = {node.name: node for node in graph.nodes}
-    known: dict[fx.Node, Any] = {}
-    with torch.no_grad():
-        return {name: _value(nodes[name], tensors, known) if name in nodes else None for name in names}
-
-
 def made_of_parameters(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
     """Nodes that depend on parameters, buffers and constants alone, and the names of the parameters and buffers."""
     made: dict[fx.Node, frozenset[str]] = {}
@@ -147,26 +130,3 @@ def _marked(planes: Planes, algebra: Algebra) -> list[tuple[np.ndarray, str, tor
         if role is not None:
             found.append((labels, role, plane))
     return found
-
-
-def _value(node: fx.Node, tensors: Mapping[str, torch.Tensor], known: dict[fx.Node, Any]) -> Any:
-    if node not in known:
-        known[node] = _computed(node, tensors, known)
-    return known[node]
-
-
-def _computed(node: fx.Node, tensors: Mapping[str, torch.Tensor], known: dict[fx.Node, Any]) -> Any:
-    if node.op == "get_attr":
-        constant = node.meta.get("constant")
-        return node.meta.get("value") if constant else tensors[str(node.target)].detach()
-    inputs = {n: _value(n, tensors, known) for n in node.all_input_nodes}
-    if any(value is None for value in inputs.values()):
-        return None
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        inputs = {n: v.clone() if isinstance(v, torch.Tensor) else v for n, v in inputs.items()}
-    args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), inputs.__getitem__)
-    try:
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-    except (RuntimeError, NotImplementedError, TypeError):
-        return None

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..coupling.branches import Branch, scored_name
+from ..coupling.branches import Branch
 from ..errors import BudgetError
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
-from ..types import ChannelGroup, Coupling, Plan
+from ..types import ChannelGroup, Coupling, Plan, scored_name
 
 MAX_OPTIONS = 32
 """Widths offered per group: finer steps than a 32nd of a group hardly change the optimum."""

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..coupling.branches import scored_name
 from ..errors import SaliencyError
 from ..kernels import SegmentLayout, channel_scores
 from ..model.preserving import preserved, uncached_autocast
-from ..types import ChannelGroup, Coupling
+from ..types import ChannelGroup, Coupling, scored_name
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
 from .scored import Key, Place, Watch, Weights
 

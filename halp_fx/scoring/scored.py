@@ -17,10 +17,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
-from ..coupling.computed import SCORED, evaluated
 from ..kernels import Segment, SegmentLayout
 from ..model.preserving import named_tensors
-from ..types import ChannelGroup, ComputedWeight, Coupling
+from ..types import SCORED, ChannelGroup, ComputedWeight, Coupling
+from .evaluated import evaluated
 
 Key = tuple[str, str]
 """("parameter", its name) or ("computed", its node)."""

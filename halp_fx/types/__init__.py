@@ -4,6 +4,7 @@ from .plans import Plan
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
     CONSTANT,
+    SCORED,
     AttributeEdit,
     Axis,
     ChannelGroup,
@@ -22,10 +23,12 @@ from .values import (
     Tie,
     Traced,
     WeightPart,
+    scored_name,
 )
 
 __all__ = [
     "CONSTANT",
+    "SCORED",
     "AttributeEdit",
     "Axis",
     "ChannelGroup",
@@ -48,4 +51,5 @@ __all__ = [
     "Traced",
     "ValueRead",
     "WeightPart",
+    "scored_name",
 ]

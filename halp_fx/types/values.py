@@ -114,6 +114,10 @@ class Member:
     role: str
 
 
+SCORED = ("producer", "norm", "bias")
+"""Roles of the tensors that scores are made of."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelGroup:
     """Channels that touch the same axes; every non-empty subset of them is a legal choice.
@@ -136,6 +140,11 @@ class ChannelGroup:
     def __repr__(self) -> str:
         state = f", frozen={self.frozen!r}" if self.frozen else ""
         return f"ChannelGroup({self.name!r}, size={self.size}, members={len(self.members)}{state})"
+
+
+def scored_name(branch: str) -> str:
+    """The name under which a branch's channels are scored: no group is called so."""
+    return f"branch {branch}"
 
 
 @dataclass(frozen=True, slots=True)
