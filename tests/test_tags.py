@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from halp_fx.tracing.forward import trace
-from halp_fx.tracing.tags import FromAttribute, FromSize, active, sources_of, tagging
+from halp_fx.tracing.tags import FromAttribute, FromSize, active, sources_of
+from halp_fx.trials.tagging import tagging
 
 A, B = FromAttribute("", "a"), FromAttribute("", "b")
 

@@ -14,10 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx, nn
-
-from ..model.preserving import INTERNAL
-from ..rewriting.attributes import follows_tensors
+from torch import fx
 
 MAX_ELEMENTS = 16
 """Elements of a list or tuple that are looked at."""
@@ -67,7 +64,7 @@ def _computing(name: str, kind: type) -> Callable[..., Any]:
         result = plain(self, *others)
         if result is NotImplemented:  # A whole number and a float.
             result = getattr(float, name)(float(self), *others)
-        return _tagged(result, self.sources.union(*(o.sources for o in others if isinstance(o, _Tagged))))
+        return tagged(result, self.sources.union(*(o.sources for o in others if isinstance(o, _Tagged))))
 
     return compute
 
@@ -78,7 +75,8 @@ for _kind, _base in ((TaggedInt, int), (TaggedFloat, float)):
         setattr(_kind, _name, _computing(_name, _base))
 
 
-def _tagged(number: Any, sources: frozenset[Source]) -> Any:
+def tagged(number: Any, sources: frozenset[Source]) -> Any:
+    """A number that knows its sources; what is none as it is."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return number
     result = TaggedInt(number) if isinstance(number, int) else TaggedFloat(number)
@@ -87,30 +85,13 @@ def _tagged(number: Any, sources: frozenset[Source]) -> Any:
 
 
 @contextmanager
-def tagging(model: nn.Module) -> Iterator[None]:
-    """Tag the model's whole numbers, for good: it is a trial network. While the context lasts, tensors hand out tagged
-    sizes."""
-    for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
-            continue
-        own = vars(module)
-        own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in INTERNAL})
+def sizes_tagged() -> Iterator[None]:
+    """While it lasts, tensors hand out tagged sizes."""
     token = _on.set(True)
     try:
         yield
     finally:
         _on.reset(token)
-
-
-def _attribute(module: str, name: str, value: Any) -> Any:
-    if type(value) is int:
-        return _tagged(value, frozenset((FromAttribute(module, name),)))
-    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
-        return value
-    if not any(type(v) is int for v in value):
-        return value
-    tags = (frozenset((FromAttribute(module, name, i),)) for i in range(len(value)))
-    return type(value)([_tagged(v, t) if type(v) is int else v for v, t in zip(value, tags, strict=True)])
 
 
 def active() -> bool:
@@ -120,8 +101,8 @@ def active() -> bool:
 def with_sizes(result: Any, node: fx.Node, dims: Iterable[int]) -> Any:
     """What `Tensor.size` or `Tensor.shape` gave for some dimensions of a node's result, with tags."""
     if not isinstance(result, torch.Size):
-        return _tagged(result, frozenset(FromSize(node.name, d) for d in dims))
-    return torch.Size([_tagged(n, frozenset((FromSize(node.name, d),))) for n, d in zip(result, dims, strict=True)])
+        return tagged(result, frozenset(FromSize(node.name, d) for d in dims))
+    return torch.Size([tagged(n, frozenset((FromSize(node.name, d),))) for n, d in zip(result, dims, strict=True)])
 
 
 def sources_of(arguments: Any) -> frozenset[Source]:

@@ -26,9 +26,10 @@ from ..model.naming import Ignored, ignored_names
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
 from ..tracing.forward import all_traces, check_model
-from ..tracing.tags import FromAttribute, tagging
+from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .mending import Move, edits, moves
+from .tagging import tagging
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
