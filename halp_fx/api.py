@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from tqdm.auto import tqdm
@@ -19,13 +18,13 @@ from .model.randomness import Stream
 from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, follow
 from .pruning.goals import make_goals
-from .pruning.outcome import load_notes, verdict
 from .pruning.request import Request, check_finite, check_prunable, examples_of, rereadable
-from .pruning.session import MAX_ROUNDS, Candidate, Clock, Network, best_of, close, options_of, schedule, step
+from .pruning.session import Clock, Network, best_of, close, options_of, schedule, step
 from .pruning.yardstick import Yardstick
-from .reporting.report import GroupReport, Report, RewriteKind, Round, report_of
+from .reporting.making import report_on
+from .reporting.report import report_of
 from .scoring.losses import Loss, LossFn
-from .scoring.saliency import Importance, Saliency
+from .scoring.saliency import Importance
 from .solver import Method
 from .tracing.forward import check_model
 from .trials.branches import tried
@@ -166,95 +165,7 @@ def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches:
                 bar.update()
             candidates = close(network, request, yardstick, clock)
             bar.update()
-    report = _report(candidates, request, yardstick, clock, known)
+    report = report_on(candidates, request, yardstick, clock, known)
     small = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network.model
     small.halp = report  # type: ignore[assignment]
     return small
-
-
-def _report(
-    candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
-) -> Report:
-    coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
-    slack = yardstick.goals.slack(request.tolerance)
-    best = best_of(candidates, yardstick.fraction, slack)
-    saliency = best.network.saliency
-    plan = best.network.plan
-    left, _, _ = yardstick.left(plan)
-    widths = left.widths(plan)
-    with clock("check layers"):
-        layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
-    notes = [*coupling.notes, *yardstick.notes]
-    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
-        notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
-    if saliency is not None and saliency.silent:
-        notes.append(_silence(saliency))
-    if saliency is not None and saliency.skipped:
-        notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
-    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
-    return Report(
-        unit=unit,
-        dense=dense,
-        budget=yardstick.fraction * dense,
-        predicted=best.predicted * dense,
-        measured=best.measured * dense,
-        uncalibrated=best.total,
-        plan=plan,
-        groups=tuple(
-            GroupReport(g.name, g.size, widths.get(g.name, 0), tuple(str(m.axis) for m in g.members))
-            for g in coupling.prunable
-        ),
-        frozen=coupling.frozen,
-        rewrite_kind=RewriteKind.of(coupling),
-        saliency=saliency.kind if saliency is not None else "not scored",
-        tolerance=slack,
-        parameters=(_count(yardstick.model), _count(best.network.model)),
-        rounds=tuple(
-            Round(
-                predicted=c.predicted * dense,
-                measured=c.measured * dense,
-                uncalibrated=c.total,
-                saliency_kept=_kept(saliency, c.choice.solution.widths),
-                gap=c.choice.solution.gap,
-                smallest=c.smallest,
-            )
-            for c in candidates
-        ),
-        layers=layers,
-        scatter=best.scatter,
-        busy=best.busy,
-        notes=tuple(notes),
-        seconds=dict(clock.seconds),
-        branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
-        | dict(known.refused),
-        extra={
-            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
-            for cost, b in yardstick.goals.further
-        },
-    )
-
-
-def _silence(saliency: Saliency) -> str:
-    """What to say of groups without a signal."""
-    names = ", ".join(saliency.silent[:5]) + (", …" if len(saliency.silent) > 5 else "")
-    if len(saliency.silent) == len(saliency.scores):
-        return "importance is the same for every channel: widths were chosen near uniform, channels by weight magnitude"
-    return (
-        f"no signal in {len(saliency.silent)} groups ({names}): every score there is zero, as behind a zero-"
-        "initialised layer, in a part that the loss does not depend on, or where gradients are stopped. They are kept "
-        "about as wide as the others, their channels ranked by weight magnitude"
-    )
-
-
-def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
-    """The share of all scores that the best channels of each group have at these widths."""
-    if saliency is None:
-        return 1.0
-    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
-    best = (np.sort(s)[::-1][: widths.get(name, 0)] for name, s in saliency.scores.items())
-    return sum(float(s.sum()) for s in best) / everything
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -12,7 +12,7 @@ from test_prune import IMAGE, Small, small_resnet
 import halp_fx
 from halp_fx import HalpError, MacsCost
 from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, NetworkTiming, Timing
-from halp_fx.reporting.report import LayerError
+from halp_fx.latency.prediction import LayerError
 
 
 class Clock:

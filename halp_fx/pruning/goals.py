@@ -13,7 +13,7 @@ from ..errors import BudgetError
 from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost, interleaved
 from ..latency.allocator import untouched
 from ..latency.fingerprint import RUNTIMES
-from ..reporting.report import LayerError
+from ..latency.prediction import LayerError
 from ..solver import CostTable
 from ..types import Coupling, Inputs
 from .budgets import Budget, BudgetLike, parse_budget

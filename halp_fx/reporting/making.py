@@ -1,0 +1,105 @@
+"""What `prune` did -> its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import nn
+
+from ..coupling.branches import Branches
+from ..pruning.outcome import load_notes, verdict
+from ..pruning.request import Request
+from ..pruning.session import MAX_ROUNDS, Candidate, Clock, best_of
+from ..pruning.yardstick import Yardstick
+from ..scoring.saliency import Saliency
+from .report import GroupReport, Report, RewriteKind, Round
+
+
+def report_on(
+    candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
+) -> Report:
+    """What is to be said of the best candidate, and of how it was found."""
+    coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
+    slack = yardstick.goals.slack(request.tolerance)
+    best = best_of(candidates, yardstick.fraction, slack)
+    saliency = best.network.saliency
+    plan = best.network.plan
+    left, _, _ = yardstick.left(plan)
+    widths = left.widths(plan)
+    with clock("check layers"):
+        layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
+    notes = [*coupling.notes, *yardstick.notes]
+    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
+        notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
+    if saliency is not None and saliency.silent:
+        notes.append(_silence(saliency))
+    if saliency is not None and saliency.skipped:
+        notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
+    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
+    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
+    return Report(
+        unit=unit,
+        dense=dense,
+        budget=yardstick.fraction * dense,
+        predicted=best.predicted * dense,
+        measured=best.measured * dense,
+        uncalibrated=best.total,
+        plan=plan,
+        groups=tuple(
+            GroupReport(g.name, g.size, widths.get(g.name, 0), tuple(str(m.axis) for m in g.members))
+            for g in coupling.prunable
+        ),
+        frozen=coupling.frozen,
+        rewrite_kind=RewriteKind.of(coupling),
+        saliency=saliency.kind if saliency is not None else "not scored",
+        tolerance=slack,
+        parameters=(_count(yardstick.model), _count(best.network.model)),
+        rounds=tuple(
+            Round(
+                predicted=c.predicted * dense,
+                measured=c.measured * dense,
+                uncalibrated=c.total,
+                saliency_kept=_kept(saliency, c.choice.solution.widths),
+                gap=c.choice.solution.gap,
+                smallest=c.smallest,
+            )
+            for c in candidates
+        ),
+        layers=layers,
+        scatter=best.scatter,
+        busy=best.busy,
+        notes=tuple(notes),
+        seconds=dict(clock.seconds),
+        branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
+        | dict(known.refused),
+        extra={
+            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
+            for cost, b in yardstick.goals.further
+        },
+    )
+
+
+def _silence(saliency: Saliency) -> str:
+    """What to say of groups without a signal."""
+    names = ", ".join(saliency.silent[:5]) + (", …" if len(saliency.silent) > 5 else "")
+    if len(saliency.silent) == len(saliency.scores):
+        return "importance is the same for every channel: widths were chosen near uniform, channels by weight magnitude"
+    return (
+        f"no signal in {len(saliency.silent)} groups ({names}): every score there is zero, as behind a zero-"
+        "initialised layer, in a part that the loss does not depend on, or where gradients are stopped. They are kept "
+        "about as wide as the others, their channels ranked by weight magnitude"
+    )
+
+
+def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
+    """The share of all scores that the best channels of each group have at these widths."""
+    if saliency is None:
+        return 1.0
+    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
+    best = (np.sort(s)[::-1][: widths.get(name, 0)] for name, s in saliency.scores.items())
+    return sum(float(s.sum()) for s in best) / everything
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
