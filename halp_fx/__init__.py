@@ -1,6 +1,6 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
-from .api import prune
+from .api import prune, rewrite, zero
 from .coupling.branches import Branch, Branches
 from .coupling.propagation import couple
 from .coupling.residual import find_branches
@@ -22,8 +22,6 @@ from .latency.allocator import keep_memory
 from .reporting.explaining import explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
-from .rewriting.applying import rewrite
-from .rewriting.twin import zero
 from .scoring.saliency import Saliency, score
 from .solver import WidthProblem, solve
 from .tracing.forward import trace

@@ -1,9 +1,10 @@
-"""prune: trace -> couple -> score -> time -> solve -> rewrite -> measure, again until the budget is met."""
+"""prune: trace -> couple -> score -> time -> solve -> rewrite -> measure, again until the budget is met; and single
+stages, with what they need of those before filled in."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,13 +24,14 @@ from .pruning.session import Clock, Network, best_of, close, options_of, schedul
 from .pruning.yardstick import Yardstick
 from .reporting.making import report_on
 from .reporting.report import report_of
+from .rewriting import applying, twin
 from .scoring.losses import Loss, LossFn
 from .scoring.saliency import Importance
 from .solver import Method
 from .tracing.forward import check_model
 from .trials.branches import tried
 from .trials.trials import channel_groups
-from .types import Plan
+from .types import Coupling, Plan
 
 logger = logging.getLogger("halp_fx")
 
@@ -138,6 +140,51 @@ def prune(
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small
+
+
+def rewrite(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+    check: bool = True,
+) -> nn.Module:
+    """A copy of `model` without the channels and branches that `plan` drops.
+
+    Args:
+        model: the network the plan was made for; it is not changed.
+        plan: kept channels per group, and branches that go; groups not named keep all. A group may be named by any
+            layer that produces it, with the output channels that this layer keeps.
+        example_inputs: as for `trace`.
+        coupling: of this model, if at hand; otherwise found afresh.
+        check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
+            with what the plan asks for.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        RewriteError: the copy does not do what the plan asks for.
+    """
+    coupling = coupling or channel_groups(model, example_inputs)
+    return applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+
+
+def zero(
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+) -> nn.Module:
+    """The zeroed twin: a copy of `model` that computes what the rewritten network should.
+
+    If a statistic runs over channels that the plan removes, or the plan drops branches, the twin's forward works in
+    eval mode and without gradients only.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+    """
+    return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
 
 
 def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches: bool, team: Team | None) -> nn.Module:

@@ -10,11 +10,11 @@ from test_latency_layers import Everything, couple, some_widths
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from halp_fx import rewrite
 from halp_fx.errors import LatencyError
 from halp_fx.latency import CallableCost, Cost, MacsCost, MemoryCost, ParamsCost, RooflineCost
 from halp_fx.latency.grids import Range, adaptive_grid
 from halp_fx.latency.lookup import cost_at, stack_tables
-from halp_fx.rewriting.applying import rewrite
 from halp_fx.trials.trials import channel_groups
 from halp_fx.types import Plan
 

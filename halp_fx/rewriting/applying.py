@@ -15,7 +15,6 @@ from torch import nn
 from ..coupling.branches import without
 from ..coupling.residual import find_branches
 from ..model.naming import by_group
-from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .dropping import drop
 from .slicing import shrink
@@ -27,25 +26,10 @@ def rewrite(
     plan: Plan | Mapping[str, Any],
     example_inputs: Any = None,
     *,
-    coupling: Coupling | None = None,
+    coupling: Coupling,
     check: bool = True,
 ) -> nn.Module:
-    """A copy of `model` without the channels and branches that `plan` drops.
-
-    Args:
-        model: the network the plan was made for; it is not changed.
-        plan: kept channels per group, and branches that go; groups not named keep all. A group may be named by any
-            layer that produces it, with the output channels that this layer keeps.
-        example_inputs: as for `trace`.
-        coupling: of this model, if at hand; otherwise found afresh.
-        check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
-            with what the plan asks for.
-
-    Raises:
-        PlanError: the plan does not fit the model.
-        RewriteError: the copy does not do what the plan asks for.
-    """
-    coupling = coupling or channel_groups(model, example_inputs)
+    """As `halp_fx.rewrite`, for a coupling at hand."""
     plan = by_group(plan, coupling)
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)

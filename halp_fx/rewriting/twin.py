@@ -24,7 +24,6 @@ from ..coupling.residual import find_branches
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
-from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
 
@@ -39,22 +38,8 @@ Silences = dict[tuple[str, int], int]
 """(operator, how many times it has run in the forward) -> the argument that counts for nothing."""
 
 
-def zero(
-    model: nn.Module,
-    plan: Plan | Mapping[str, Any],
-    example_inputs: Any = None,
-    *,
-    coupling: Coupling | None = None,
-) -> nn.Module:
-    """The zeroed twin: a copy of `model` that computes what the rewritten network should.
-
-    If a statistic runs over channels that the plan removes, or the plan drops branches, the twin's forward works in
-    eval mode and without gradients only.
-
-    Raises:
-        PlanError: the plan does not fit the model.
-    """
-    coupling = coupling or channel_groups(model, example_inputs)
+def zero(model: nn.Module, plan: Plan | Mapping[str, Any], *, coupling: Coupling) -> nn.Module:
+    """As `halp_fx.zero`, for a coupling at hand."""
     plan = by_group(plan, coupling)
     dead = removed_slots(coupling, plan)
     twin = copied(model)
