@@ -13,13 +13,15 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .coupling.branches import Branches
+from .model.checks import check_finite, check_model, check_prunable
+from .model.inputs import normalize_examples
 from .model.naming import Ignored, ignored_names
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
 from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, follow
 from .pruning.goals import make_goals
-from .pruning.request import Request, check_finite, check_prunable, examples_of, rereadable
+from .pruning.request import Request, rereadable
 from .pruning.session import Clock, Network, best_of, close, options_of, schedule, step
 from .pruning.yardstick import Yardstick
 from .reporting.making import report_on
@@ -28,7 +30,6 @@ from .rewriting import applying, twin
 from .scoring.losses import Loss, LossFn
 from .scoring.saliency import Importance
 from .solver import Method
-from .tracing.forward import check_model
 from .trials.branches import tried
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
@@ -110,7 +111,7 @@ def prune(
     with torch.inference_mode(False), stream.aside():
         request = Request(
             goals=make_goals(budget, latency),
-            examples=examples_of(model, example_inputs),
+            examples=normalize_examples(model, example_inputs),
             data=rereadable(data),
             loss_fn=loss_fn,
             loss=loss,

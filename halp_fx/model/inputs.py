@@ -16,11 +16,17 @@ logger = logging.getLogger("halp_fx")
 IMAGE_SIDE = 224
 
 
-def normalize_examples(model: nn.Module, example_inputs: Any) -> list[Inputs]:
+class Examples(list[Inputs]):
+    """Example inputs that are normalised: every stage takes them as they are."""
+
+
+def normalize_examples(model: nn.Module, example_inputs: Any) -> Examples:
     """The arguments of one forward for each example: a list holds several, anything else is one."""
+    if isinstance(example_inputs, Examples):
+        return example_inputs
     if isinstance(example_inputs, list) and example_inputs:
-        return [normalize_inputs(model, example) for example in example_inputs]
-    return [normalize_inputs(model, example_inputs)]
+        return Examples(normalize_inputs(model, example) for example in example_inputs)
+    return Examples([normalize_inputs(model, example_inputs)])
 
 
 def normalize_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
@@ -29,6 +35,8 @@ def normalize_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     A tensor is the only argument; a tuple holds positional ones, a dict at its end keyword ones; a dict alone holds
     keyword arguments. None infers an image batch from the first convolution. Of a list of examples, the first counts.
     """
+    if isinstance(example_inputs, Examples):
+        return example_inputs[0]
     if isinstance(example_inputs, list) and example_inputs:
         example_inputs = example_inputs[0]
     if example_inputs is None:

@@ -19,7 +19,7 @@ from ..latency.interleaving import interleaved
 from ..latency.layers import Layer, layers
 from ..latency.lookup import cost_at
 from ..latency.measured import MeasuredLatency
-from ..model.inputs import normalize_inputs
+from ..model.inputs import Examples, normalize_inputs
 from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
@@ -148,7 +148,7 @@ def profile(
     """
     cost = cost or MeasuredLatency()
     inputs = normalize_inputs(model, example_inputs)
-    coupling = channel_groups(model, (*inputs[0], inputs[1]) if inputs[1] else inputs[0], ignore)
+    coupling = channel_groups(model, Examples([inputs]), ignore)
     options = {g.name: width_options(g, round_to, min_keep) for g in coupling.prunable}
     tables = cost.tables(coupling, options)
     total = end_to_end = cost.total(coupling)

@@ -9,19 +9,17 @@ this level, and not module or Python-function level, was chosen).
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
-from ..errors import ModelError, TraceError
+from ..errors import TraceError
+from ..model.checks import check_model
 from ..model.inputs import normalize_examples
-from ..model.preserving import named_tensors
 from ..types import Inputs, Run, Traced
 from .graph import getitem
 from .modes import differs_in_training
@@ -80,7 +78,6 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
     Auxiliary heads exist in train mode only. If that forward fails (they need larger images), what it did until then
     still counts. A branch that is not taken every time is found by several calls.
     """
-    check_model(model)
     examples = normalize_examples(model, example_inputs)
     first, *others = (run_again(model, examples, Run(i)) for i in range(len(examples)))
     found = Traces(first, tuple(t for t in others if not alike(first, t)))
@@ -179,46 +176,6 @@ def _wiring(traced: Traced) -> Iterator[tuple[Any, ...]]:
         number[node] = len(number)
         name = node.target if node.op == "get_attr" and not node.meta.get("constant") else ""
         yield str(node.target) if node.op == "call_function" else node.op, name, inputs, node.meta.get("source", "")
-
-
-def check_model(model: nn.Module) -> None:
-    """Refuse what cannot be pruned as it is, and say what to pass instead.
-
-    Raises:
-        ModelError: see above.
-    """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
-    # Who has one has imported this module, which takes seconds.
-    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
-    if isinstance(model, compiled):
-        raise ModelError(
-            "the model is wrapped by torch.compile: pass the original (model._orig_mod), then compile the result"
-        )
-    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        raise ModelError(
-            f"the model is wrapped by {type(model).__name__}: pass model.module, then wrap the result again"
-        )
-    for name, tensor in named_tensors(model):
-        _check_tensor(name, tensor)
-
-
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
-    if is_lazy(tensor):
-        raise ModelError(f"{name} is not initialised yet (a lazy module): run the model once first")
-    shape = tuple(tensor.shape)
-    if tensor.is_meta:
-        raise ModelError(
-            f"{name} (shape {shape}) is on the meta device and has no values: "
-            "load the weights first (model.to_empty(device=...) and load_state_dict)"
-        )
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        kind = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
-        raise ModelError(f"{name} (shape {shape}) is {kind}: only dense tensors can be pruned")
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
-        raise ModelError(f"{name} (shape {shape}) is a {type(tensor).__name__}, a kind of tensor not known here")
 
 
 def _at_least_two(value: Any) -> Any:

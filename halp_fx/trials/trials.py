@@ -21,11 +21,13 @@ from ..coupling.mends import with_mends
 from ..coupling.propagation import Propagated, propagate, settle
 from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
 from ..errors import RewriteError
+from ..model.checks import check_model
 from ..model.copying import hollowed
+from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
-from ..tracing.forward import all_traces, check_model
+from ..tracing.forward import all_traces
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .mending import Move, edits, moves
@@ -67,8 +69,9 @@ def channel_groups(
     """
     check_model(model)
     names = ignored_names(model, ignore)
-    traces = all_traces(model, example_inputs)
-    trials = _Trials(model, example_inputs, traces.first, traces.further, names)
+    examples = normalize_examples(model, example_inputs)
+    traces = all_traces(model, examples)
+    trials = _Trials(model, examples, traces.first, traces.further, names)
     coupling = trials.couple(like.decisions if like is not None else Decisions())
     if traces.unseen:
         coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
@@ -85,7 +88,7 @@ class _Trials:
     """Networks with narrower layers, built and verified to find out what the forward takes for constant."""
 
     model: nn.Module
-    example_inputs: Any
+    examples: Examples
     traced: Traced
     further: Sequence[Traced]
     ignore: Sequence[str]
@@ -145,7 +148,7 @@ class _Trials:
             self._template = hollowed(self.model, floating=True) if self.traced.on_meta else self.model
         small = shrink(self._template, plan, coupling)
         with tagging(small):
-            verify(small, plan, coupling, self.example_inputs, meta_only=self.traced.on_meta, couplings=couplings)
+            verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
 
     def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
         """With the first proposal that lets the trial get further; None if there is none."""

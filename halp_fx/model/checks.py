@@ -1,0 +1,78 @@
+"""What cannot be pruned, said before anything runs."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from ..errors import ModelError
+from ..types import Coupling
+from .preserving import named_tensors
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse what cannot be pruned as it is, and say what to pass instead.
+
+    Raises:
+        ModelError: see above.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
+    # Who has one has imported this module, which takes seconds.
+    compiled = getattr(sys.modules.get("torch._dynamo.eval_frame"), "OptimizedModule", ())
+    if isinstance(model, compiled):
+        raise ModelError(
+            "the model is wrapped by torch.compile: pass the original (model._orig_mod), then compile the result"
+        )
+    if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+        raise ModelError(
+            f"the model is wrapped by {type(model).__name__}: pass model.module, then wrap the result again"
+        )
+    for name, tensor in named_tensors(model):
+        _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise ModelError(f"{name} is not initialised yet (a lazy module): run the model once first")
+    shape = tuple(tensor.shape)
+    if tensor.is_meta:
+        raise ModelError(
+            f"{name} (shape {shape}) is on the meta device and has no values: "
+            "load the weights first (model.to_empty(device=...) and load_state_dict)"
+        )
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
+        raise ModelError(f"{name} (shape {shape}) is {kind}: only dense tensors can be pruned")
+    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise ModelError(f"{name} (shape {shape}) is a {type(tensor).__name__}, a kind of tensor not known here")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse NaN and infinite weights: every score and comparison would be meaningless. A buffer may be infinite (a
+    mask, a range that nothing was seen of yet).
+
+    Raises:
+        ModelError: names the tensor.
+    """
+    for name, found in named_tensors(model):
+        tensor = found.detach()
+        wrong = torch.isnan(tensor) if not isinstance(found, nn.Parameter) else ~torch.isfinite(tensor)
+        if tensor.is_floating_point() and bool(wrong.any()):
+            count = int(wrong.sum())
+            raise ModelError(
+                f"{name} (shape {tuple(tensor.shape)}) has {count} NaN or infinite values: load or train it again"
+            )
+
+
+def check_prunable(coupling: Coupling) -> None:
+    """Raises ModelError, with the reasons, if no group may shrink."""
+    if coupling.prunable:
+        return
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in list(coupling.frozen.items())[:5])
+    raise ModelError(f"nothing in this model can be pruned. {reasons or 'No layer with channels was found.'}")
