@@ -80,6 +80,6 @@ def test_halp_fx_kernels_needs_no_triton():
         "assert k.channel_scores(layout, [torch.ones(2, 3)], None, 'l1').tolist() == [3, 3]\n"
         "assert not k.runs_on_triton(torch.device('cuda'))\n"
     )
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     run = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

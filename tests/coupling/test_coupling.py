@@ -262,7 +262,7 @@ def test_operator_without_a_rule_freezes_and_says_so():
 def test_split_at_a_constant_freezes():
     net = Net(lambda s, x: s.c(s.a(x)[:, :4]), a=conv(3, 8), c=conv(4, 2))
     coupling = halp_fx.channel_groups(net, torch.randn(1, 3, 8, 8))
-    assert "a constant in the forward repeats its width: slice at tests/test_coupling.py" in coupling.frozen["a"]
+    assert "a constant in the forward repeats its width: slice at coupling/test_coupling.py" in coupling.frozen["a"]
 
 
 def test_ignore():

@@ -17,7 +17,7 @@ from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.halp import greedy_knapsack
 from halp_fx.solver.model import compile_problem
 
-STORED = sorted((Path(__file__).parent / "data" / "solver_problems").glob("*.json"))
+STORED = sorted((Path(__file__).parents[1] / "data" / "solver_problems").glob("*.json"))
 FEASIBLE = [path for path in STORED if path.stem != "infeasible"]
 
 
