@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from ..errors import RewriteError
+from ..internals import ConvNd
 from ..tracing.graph import op_name, place_of
 from ..types import Axis, ChannelGroup, Coupling
 
@@ -83,7 +84,7 @@ def takes_size(node: fx.Node) -> bool:
         return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
     if op_name(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
-        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], nn.modules.conv._ConvNd)  # type: ignore[arg-type]
+        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], ConvNd)  # type: ignore[arg-type]
     return op_name(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH
 
 

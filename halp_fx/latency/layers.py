@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..internals import OpOverload
 from ..tracing.graph import getitem
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
@@ -106,7 +107,7 @@ def layers(coupling: Coupling) -> tuple[Layer, ...]:
 def does_work(node: fx.Node) -> bool:
     """Whether a node of a trace reads or writes tensor data."""
     target = node.target
-    if node.op != "call_function" or not isinstance(target, torch._ops.OpOverload):
+    if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
     return not target.is_view and target._opname not in _FREE and any(_tensor_nodes(node))
 
@@ -119,7 +120,7 @@ def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Layer:
-    target: torch._ops.OpOverload = node.target  # type: ignore[assignment]
+    target: OpOverload = node.target  # type: ignore[assignment]
     results = _result_nodes(node)
     roles = find_roles(list(_tensor_nodes(node)), results, coupling, target._opname, node)
     template = _templates(roles, coupling, widths, _written(node))

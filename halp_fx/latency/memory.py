@@ -18,9 +18,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import fx
 
+from ..internals import OpOverload
 from ..solver import CostTable
 from ..tracing.graph import getitem
 from ..types import Coupling, Extent
@@ -148,7 +148,7 @@ def _shares_memory_with(node: fx.Node) -> fx.Node | None:
     if target is getitem:
         source: fx.Node = node.args[0]  # type: ignore[assignment]
         return _shares_memory_with(source)
-    if not isinstance(target, torch._ops.OpOverload):
+    if not isinstance(target, OpOverload):
         # written_through_alias(old, writer): the old memory.
         return node.args[0] if node.op == "call_function" and node.args else None  # type: ignore[return-value]
     aliased = {name for r in target._schema.returns if r.alias_info for name in r.alias_info.before_set}

@@ -15,8 +15,8 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Coupling
 from .clocks import Call, captured
 from .compiling import Compiled, nothing_compiled

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..internals import ConvNd, ConvTransposeNd, NormBase
 from ..types import Coupling, Plan
 
 Sync = Callable[[Any], None]
@@ -51,8 +52,8 @@ def _recurrent_cell(m: Any) -> None:
 
 # isinstance in this order: transposed convolutions are no subclass of the plain ones.
 _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
-    (nn.modules.conv._ConvTransposeNd, _conv_transposed),
-    (nn.modules.conv._ConvNd, _conv),
+    (ConvTransposeNd, _conv_transposed),
+    (ConvNd, _conv),
     (nn.Linear, _linear),
     (nn.Bilinear, _bilinear),
     ((nn.Embedding, nn.EmbeddingBag), _embedding),
@@ -64,7 +65,7 @@ _SYNC: tuple[tuple[type | tuple[type, ...], Sync], ...] = (
 
 # Norms have a width also without parameters and statistics: it follows what their operator was given.
 _NORMS: tuple[tuple[type | tuple[type, ...], str], ...] = (
-    (nn.modules.batchnorm._NormBase, "num_features"),
+    (NormBase, "num_features"),
     ((nn.LayerNorm, nn.RMSNorm), "normalized_shape"),
     (nn.GroupNorm, "num_channels"),
 )

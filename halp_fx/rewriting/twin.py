@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from ..coupling.branches import Branch
 from ..coupling.residual import find_branches
+from ..internals import TorchDispatchMode, tree_flatten, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from ..errors import HalpError, SaliencyError
+from ..internals import tree_map
 
 LossFn = Callable[[Any, Any], torch.Tensor]
 """(output, target) -> scalar."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from ..internals import tree_leaves
 from ..kernels import Segment, SegmentLayout
 from ..model.preserving import named_tensors
 from ..types import SCORED, ChannelGroup, ComputedWeight, Coupling

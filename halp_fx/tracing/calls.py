@@ -18,8 +18,8 @@ import torch
 from torch import fx, nn
 from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
+from ..internals import tree_leaves
 from ..types import ModuleCall
 from .tags import Source, active, sources_of
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._pytree import tree_map
 
 from ..errors import TraceError
+from ..internals import tree_map
 from ..model.checks import check_model
 from ..model.inputs import normalize_examples
 from ..types import Inputs, Run, Traced

@@ -14,7 +14,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch._prims_common import suggest_memory_format
+
+from ..internals import suggest_memory_format
 
 aten = torch.ops.aten
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils._pytree import tree_leaves
+
+from ..internals import disable_current_modes, tree_leaves
 
 
 def scripted_module(*tensors: Any) -> Any:
@@ -37,7 +37,7 @@ class _Closed(nn.Module):
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
         if any(t.is_meta for t in given):
             raise NotImplementedError("a scripted module needs values")
-        with _disable_current_modes():
+        with disable_current_modes():
             result = self._run[0](*args, **kwargs)
         results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         self._write(scripted_module, given, result if isinstance(result, torch.Tensor) else results)

@@ -12,10 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves
 
 from ..errors import ModelError
+from ..internals import TorchDispatchMode, disable_current_modes, tree_leaves
 from ..model.preserving import Members, meta_twin
 from ..types import ModuleCall, Run, TensorSpec, ValueRead
 from . import meta_shapes
@@ -149,7 +148,7 @@ class Recorder(TorchDispatchMode):
         """Run an operator that PyTorch would take to pieces, unless its result is known, and write it down as one."""
         node_args = self._lookup(args)
         if result is None:
-            with _disable_current_modes():
+            with disable_current_modes():
                 result = meta_shapes.run(func, args, {})
         self._add(func, node_args, {}, result)
         return result

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import ModelError, TraceError
+from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.preserving import (
     INTERNAL,

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..internals import OpOverload
+
 # Of a trial's tagged numbers; they mean nothing outside of it.
 _FLEETING = ("sources",)
 
@@ -69,7 +71,7 @@ def _dereferenced(value: Any, nodes: dict[str, fx.Node]) -> Any:
 
 
 def _named(target: Any) -> Any:
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, OpOverload):
         return (target.namespace, target._opname, target._overloadname)
     return target
 

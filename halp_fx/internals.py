@@ -1,0 +1,97 @@
+"""PyTorch's private interfaces: all that the package uses of them, and which of these another PyTorch lacks.
+
+Names are imported from here. Attributes of PyTorch's objects (the `_schema` of an operator) are used where they are
+needed, and listed here. `torch._dynamo`, which takes seconds to import, is imported where something is compiled
+(`latency.compiling`).
+"""
+
+from __future__ import annotations
+
+import importlib
+
+import torch
+from torch import nn
+
+NAMES = {
+    "torch._ops": ("OpOverload",),
+    "torch._prims_common": ("suggest_memory_format",),
+    "torch.nn.modules.batchnorm": ("_NormBase",),
+    "torch.nn.modules.conv": ("_ConvNd", "_ConvTransposeNd"),
+    "torch.utils._python_dispatch": ("TorchDispatchMode", "_disable_current_modes"),
+    "torch.utils._pytree": ("tree_flatten", "tree_leaves", "tree_map", "tree_unflatten"),
+}
+"""Module -> what is imported from it."""
+
+OPERATOR = ("_schema", "_opname", "_overloadname")
+MODULE = ("_modules", "_parameters", "_buffers", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks")
+MODULE += ("_backward_pre_hooks",)
+STORAGE = ("_cdata",)
+MODE = ("_should_skip_dynamo",)
+"""Attributes of what each is named after."""
+
+WHERE_THERE = ("_cuda_getDriverVersion",)
+"""Of `torch._C`, used if a PyTorch has it."""
+
+
+def missing() -> list[str]:
+    """What this PyTorch does not have."""
+    modules = {}
+    for module in NAMES:
+        try:
+            modules[module] = vars(importlib.import_module(module))
+        except ImportError:
+            modules[module] = {}
+    found = [f"{module}.{name}" for module, names in NAMES.items() for name in names if name not in modules[module]]
+    examples = {
+        "OpOverload": (torch.ops.aten.relu.default, OPERATOR),
+        "Module": (nn.Module(), MODULE),
+        "UntypedStorage": (torch.empty(0, device="cpu").untyped_storage(), STORAGE),
+        "TorchDispatchMode": (modules["torch.utils._python_dispatch"].get("TorchDispatchMode"), MODE),
+    }
+    for kind, (example, names) in examples.items():
+        found += [f"{kind}.{name}" for name in names if not hasattr(example, name)]
+    return found
+
+
+def _check() -> None:
+    """Raises ImportError if something is missing."""
+    names = missing()
+    if names:
+        raise ImportError(
+            f"torch {torch.__version__} has no {', '.join(names)}: private interfaces of PyTorch that halp_fx needs. "
+            "Install a version of torch that this release of halp_fx names, or a newer halp_fx"
+        )
+
+
+_check()
+
+# After the check, so that everything that is missing is named, and not the first of it.
+from torch._ops import OpOverload
+from torch._prims_common import suggest_memory_format
+from torch.nn.modules.batchnorm import _NormBase as NormBase
+from torch.nn.modules.conv import _ConvNd as ConvNd
+from torch.nn.modules.conv import _ConvTransposeNd as ConvTransposeNd
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import _disable_current_modes as disable_current_modes
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+__all__ = [
+    "MODE",
+    "MODULE",
+    "NAMES",
+    "OPERATOR",
+    "STORAGE",
+    "WHERE_THERE",
+    "ConvNd",
+    "ConvTransposeNd",
+    "NormBase",
+    "OpOverload",
+    "TorchDispatchMode",
+    "disable_current_modes",
+    "missing",
+    "suggest_memory_format",
+    "tree_flatten",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]
