@@ -5,7 +5,7 @@ places, rewrite, run forward and backward, compare with the zeroed twin in float
 Markdown. A run that was stopped goes on where it was (`--resume`).
 
     python tools/sweep.py torchvision --jobs 2 --csv torchvision.csv --markdown docs/coverage_torchvision.md
-    python tools/sweep.py timm --max-params 30 --jobs 2 --limit 300 --csv timm.csv --resume --retry
+    python tools/sweep.py timm --max-params 30 --jobs 2 --limit 300 --csv docs/coverage_timm.csv --resume --retry
     python tools/sweep.py timm --min-params 30 --limit 900 --csv timm_large.csv --resume
     python tools/sweep.py transformers --csv docs/coverage_transformers.csv
     python tools/sweep.py ultralytics --csv docs/coverage_ultralytics.csv
