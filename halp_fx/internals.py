@@ -23,15 +23,10 @@ NAMES = {
 """Module -> what is imported from it."""
 
 OPERATOR = ("_schema", "_opname", "_overloadname")
-MODULE: tuple[str, ...] = (
-    "_modules",
-    "_parameters",
-    "_buffers",
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
+MODULE = (
+    *("_modules", "_parameters", "_buffers"),
+    *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
-MODULE += ("_backward_pre_hooks",)
 STORAGE = ("_cdata",)
 MODE = ("_should_skip_dynamo",)
 """Attributes of what each is named after."""
