@@ -165,3 +165,35 @@ def test_models_of_a_prompt():
     model = space["Net"](nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     small = halp_fx.rewrite(model, Plan({"0": [0, 3, 5]}), torch.randn(1, 3, 4, 4))
     assert small[0].out_channels == 3
+
+
+class Table(nn.Module):
+    """Positions looked up in a table that is resized where it has another length than expected, as in MViT v2."""
+
+    def __init__(self, rows, beside=()):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 4)
+        self.tables = nn.ParameterList(torch.zeros(n, 4) for n in (rows, *beside))
+        self.lengths = (rows, *beside)
+
+    def forward(self, x):
+        y, scores = self.fc(self.second(self.first(x).relu()).mean((2, 3))), 0
+        for table, length in zip(self.tables, self.lengths, strict=True):
+            if table.shape[0] != length:
+                table = F.interpolate(table.T[None], size=length, mode="linear")[0].T
+            scores = scores + y @ table[torch.arange(8)].T
+        return scores
+
+
+@pytest.mark.parametrize("beside", [(), (10,), (9,), (12, 10)], ids=["alone", "two", "one", "several"])
+def test_another_branch_is_taken_beside_a_width_of_one(beside):
+    """Rows that no position picks may go, but then the forward resizes the table: a group with a width of 1 is no
+    licence to do so elsewhere."""
+    torch.manual_seed(0)
+    model = randomized(Table(12, beside)).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    plan = half_plan(coupling)
+    assert_equals_twin(model, plan, inputs, coupling)
+    assert_equals_twin(model, Plan({**plan, "first": plan["first"][:1]}), inputs, coupling)
+    assert not any("tables" in str(m.axis) for g in coupling.prunable if g.size > 1 for m in g.members)
