@@ -167,33 +167,62 @@ def test_models_of_a_prompt():
     assert small[0].out_channels == 3
 
 
-class Table(nn.Module):
-    """Positions looked up in a table that is resized where it has another length than expected, as in MViT v2."""
+@pytest.mark.parametrize("narrow", [1, 2], ids=["of one channel", "down to one"])
+def test_another_branch_beside_a_width_of_one(narrow):
+    """A width of 1 is no licence to run other operators elsewhere."""
 
-    def __init__(self, rows, beside=()):
-        super().__init__()
-        self.first, self.second, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 8, 3), nn.Linear(8, 4)
-        self.tables = nn.ParameterList(torch.zeros(n, 4) for n in (rows, *beside))
-        self.lengths = (rows, *beside)
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Conv2d(3, narrow, 3), nn.Conv2d(narrow, 16, 3)
+            self.between = Between(lambda h: h.sin() if h.shape[1] == 16 else h)
 
-    def forward(self, x):
-        y, scores = self.fc(self.second(self.first(x).relu()).mean((2, 3))), 0
-        for table, length in zip(self.tables, self.lengths, strict=True):
-            if table.shape[0] != length:
-                table = F.interpolate(table.T[None], size=length, mode="linear")[0].T
-            scores = scores + y @ table[torch.arange(8)].T
-        return scores
+        def forward(self, x):
+            return self.between(x) + self.between.fc(self.between.second(self.wide(self.narrow(x))).mean((2, 3)))
 
-
-@pytest.mark.parametrize("beside", [(), (10,), (9,), (12, 10)], ids=["alone", "two", "one", "several"])
-def test_another_branch_is_taken_beside_a_width_of_one(beside):
-    """Rows that no position picks may go, but then the forward resizes the table: a group with a width of 1 is no
-    licence to do so elsewhere."""
     torch.manual_seed(0)
-    model = randomized(Table(12, beside)).eval()
+    model = randomized(Beside()).eval()
+    inputs = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert "between.first" in coupling.frozen
+    assert "narrow" not in coupling.frozen
+
+
+def test_a_table_that_is_resized_where_it_has_another_length():
+    """As in MViT v2: rows that no position picks must stay, too."""
+
+    class Table(Between):
+        def forward(self, x):
+            table = self.table
+            if table.shape[0] != 12:
+                table = F.interpolate(table.T[None], size=12, mode="linear")[0].T
+            return super().forward(x) @ table[torch.arange(8)].T
+
+    torch.manual_seed(0)
+    model = Table(torch.relu)
+    model.table = nn.Parameter(torch.zeros(12, 4))
+    model = randomized(model).eval()
     inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     coupling = halp_fx.channel_groups(model, inputs)
-    plan = half_plan(coupling)
-    assert_equals_twin(model, plan, inputs, coupling)
-    assert_equals_twin(model, Plan({**plan, "first": plan["first"][:1]}), inputs, coupling)
-    assert not any("tables" in str(m.axis) for g in coupling.prunable if g.size > 1 for m in g.members)
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert small.table.shape == (12, 2)
+
+
+@pytest.mark.parametrize("picked", [(0, 1, 2, 3, 8, 9, 10, 11), (0, 1, 2, 6, 7), (0, 3, -1)])
+def test_rows_between_those_that_positions_pick(picked):
+    """Without them, the same positions name other rows, or none."""
+
+    class Picking(Between):
+        def forward(self, x):
+            y = super().forward(x)
+            index = torch.tensor(picked)
+            return y @ self.table[index].T + self.rows(y)[:, index] + self.others(y).index_select(1, index % 12)
+
+    torch.manual_seed(0)
+    model = Picking(torch.relu)
+    model.table, model.rows, model.others = nn.Parameter(torch.zeros(12, 4)), nn.Linear(4, 12), nn.Linear(4, 12)
+    model = randomized(model).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
