@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
+from .algebra import varying
 from .copying import hollowed
 from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
@@ -24,7 +25,7 @@ from .mending import Move, edits, moves, own_axis
 from .naming import Ignored, ignored_names
 from .slicing import shrink
 from .tags import FromAttribute, tagging
-from .tracing import all_traces, check_model
+from .tracing import all_traces, check_model, matched
 from .types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .verification import groups_at, reads_widths, takes_sizes, verify
 
@@ -65,8 +66,10 @@ def channel_groups(
     check_model(model)
     names = ignored_names(model, ignore)
     traces = all_traces(model, example_inputs)
+    decisions = like.decisions if like is not None else Decisions()
     trials = _Trials(model, example_inputs, traces.first, traces.further, names)
-    coupling = trials.couple(like.decisions if like is not None else Decisions())
+    trials.leave_noise_out(decisions)
+    coupling = trials.couple(decisions)
     if traces.unseen:
         coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
     while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
@@ -102,6 +105,23 @@ class _Trials:
         if self.propagated is None or not self.propagated.follows(decisions.choices):
             self.propagated = propagate(self.traced, self.further, decisions.choices)
         return settle(self.propagated, self.ignore, decisions, self.reasons)
+
+    def leave_noise_out(self, decisions: Decisions) -> None:
+        """Forget forwards that do what the first one does, but for noise that all channels get alike (stochastic
+        depth): they couple nothing else."""
+        found = [matched(self.traced, traced) for traced in self.further]
+        if not any(found):
+            return
+        self.propagated = propagate(self.traced, (), decisions.choices)
+        planes = self.propagated.planes
+
+        def channels(node: fx.Node) -> set[int]:
+            return {dim for plane in planes.get(node, ()) for dim in varying(plane)}
+
+        pairs = zip(self.further, found, strict=True)
+        self.further = [traced for traced, match in pairs if match is None or match.touches(channels)]
+        if self.further:
+            self.propagated = None
 
     def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
         """The error of the first trial that fails, and which one that was."""

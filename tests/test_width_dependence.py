@@ -91,10 +91,21 @@ def test_no_trial_where_no_width_is_read(monkeypatch):
         raise AssertionError("a trial was made")
 
     monkeypatch.setattr("halp_fx.analysis._Trials.run", fail)
-    pooled = Between(lambda h: F.interpolate(h.relu(), size=(h.size(2) * 2, h.shape[3] * 2)[:1] * 2))
-    with pytest.raises(AssertionError, match="a trial"):  # `h.shape` hands out the width, too.
-        halp_fx.channel_groups(pooled, torch.randn(1, 3, 6, 6))
-    for function in (torch.relu, lambda h: F.interpolate(h, size=(h.size(2), h.size(-1))), lambda h: h / h.dim()):
+
+    def resized(h):
+        _, _, height, _ = h.shape  # This hands out the width, too.
+        return F.interpolate(h.relu(), size=(height * 2, height * 2))
+
+    with pytest.raises(AssertionError, match="a trial"):
+        halp_fx.channel_groups(Between(resized), torch.randn(1, 3, 6, 6))
+    for function in (
+        torch.relu,
+        lambda h: h / h.dim(),
+        lambda h: F.interpolate(h, size=(h.size(2), h.size(-1))),
+        lambda h: F.interpolate(h, size=(h.shape[2], h.shape[-1])),
+        lambda h: F.interpolate(F.interpolate(h, size=h.shape[2:]), size=h.shape[-2:]),
+        lambda h: h * torch.empty((h.shape[0], 1, 1, 1), dtype=h.dtype).fill_(0.5),
+    ):
         assert not halp_fx.channel_groups(Between(function), torch.randn(1, 3, 6, 6)).frozen.keys() & {"first"}
 
 
