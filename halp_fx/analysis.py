@@ -8,9 +8,11 @@ frozen, with that reason. Whatever was mended must hold for a second choice of w
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -23,6 +25,7 @@ from .coupling import Propagated, propagate, settle, with_mends
 from .errors import RewriteError
 from .mending import Move, edits, moves, own_axis
 from .naming import Ignored, ignored_names
+from .preserving import uncollected
 from .slicing import shrink
 from .tags import FromAttribute, tagging
 from .tracing import all_traces, check_model, matched
@@ -66,17 +69,19 @@ def channel_groups(
     check_model(model)
     names = ignored_names(model, ignore)
     traces = all_traces(model, example_inputs)
-    decisions = like.decisions if like is not None else Decisions()
-    trials = _Trials(model, example_inputs, traces.first, traces.further, names)
-    trials.leave_noise_out(decisions)
-    coupling = trials.couple(decisions)
-    if traces.unseen:
-        coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
-    while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
-        failed = trials.first_failure(coupling)
-        if failed is None:
-            break
-        coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
+    # As for recording: a full pass of the collector takes longer than a trial.
+    with uncollected() if traces.first.on_meta else nullcontext():
+        decisions = like.decisions if like is not None else Decisions()
+        trials = _Trials(model, example_inputs, traces.first, traces.further, names)
+        trials.leave_noise_out(decisions)
+        coupling = trials.couple(decisions)
+        if traces.unseen:
+            coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
+        while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
+            failed = trials.first_failure(coupling)
+            if failed is None:
+                break
+            coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
     return coupling
 
 
@@ -97,6 +102,9 @@ class _Trials:
     propagated: Propagated | None = None
     # What the trial networks are made from: without values, unless the forward needs them.
     _template: nn.Module | None = None
+    # The plans of the trials with one coupling.
+    _planned: Coupling | None = None
+    _plans: dict[int, Plan] = field(default_factory=dict)
     # The coupling that was tried last, and what came of its trials.
     last: Coupling | None = None
     outcomes: dict[int, RewriteError | None] = field(default_factory=dict)
@@ -137,9 +145,16 @@ class _Trials:
         """The trials that a coupling has to pass."""
         decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
         numbers = [0, 1] if decided else [0]
-        if decided and _halves(coupling) not in (_shares(coupling), _drawn(coupling)):
+        if decided and self._plan(coupling, _HALVES) not in (self._plan(coupling, 0), self._plan(coupling, 1)):
             numbers.append(_HALVES)
         return [*numbers, _EVERY_FORWARD] if coupling.further else numbers
+
+    def _plan(self, coupling: Coupling, number: int) -> Plan:
+        if self._planned is not coupling:
+            self._planned, self._plans = coupling, {}
+        if number not in self._plans:
+            self._plans[number] = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
+        return self._plans[number]
 
     def run(self, coupling: Coupling, number: int, couplings: bool) -> RewriteError | None:
         """One trial, unless it is known what comes of it; None if it succeeds."""
@@ -147,7 +162,9 @@ class _Trials:
             self.last, self.outcomes = coupling, {}
         if number not in self.outcomes:
             self.count += 1
-            plan = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
+            if self.count % MAX_TRIALS == 0:
+                gc.collect()  # Graphs are cycles, and networks that freeze place by place need hundreds of trials.
+            plan = self._plan(coupling, number)
             tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
             try:
                 self._verify(plan, tried, couplings)
