@@ -237,3 +237,22 @@ def test_rows_between_those_that_positions_pick(picked):
     inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     coupling = halp_fx.channel_groups(model, inputs)
     assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+def test_prune_goes_on_where_a_dependency_shows_at_the_chosen_widths_only():
+    torch.manual_seed(0)
+    between = Between(lambda h: torch.sin(h) if h.shape[1] < 12 else h)
+    model, inputs = nn.Sequential(nn.Conv2d(3, 3, 1), between).eval(), torch.randn(1, 3, 6, 6)
+    assert "1.first" not in halp_fx.channel_groups(model, inputs).frozen
+    small = halp_fx.prune(
+        model, 0.6, inputs, latency="params", round_to=1, min_keep=1, steps=1, progress=False, importance=flat
+    )
+    assert small.halp.met
+    assert small[1].first.out_channels >= 12
+    assert small[1].second.out_channels < 8
+    assert any("1.first shrank no further" in note for note in small.halp.notes)
+
+
+def flat(group):
+    """The first layer's channels are worth nothing."""
+    return torch.full((group.size,), 1e-6 if group.name == "1.first" else 1.0)
