@@ -73,8 +73,12 @@ def reads_widths(coupling: Coupling) -> bool:
 
 def takes_sizes(coupling: Coupling) -> bool:
     """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
-    shrink: `C` of an activation may be the size of a view of something else."""
-    return any(map(takes_size, coupling.traced.graph.nodes))
+    shrink: `C` of an activation may be the size of a view of something else. But a tensor of equal elements that meets
+    none has the same sizes at all widths, unless the program has read one."""
+    return any(
+        takes_size(node) and (op_name(node) not in FACTORIES or any(e.terms for e in coupling.shapes[node.name]))
+        for node in coupling.traced.graph.nodes
+    )
 
 
 def takes_size(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
-from ..errors import InfeasibleError
+from ..errors import InfeasibleError, RewriteError
 from ..rewriting.applying import rewrite
 from ..scoring.saliency import Saliency, score
 from ..solver import Solution, WidthProblem, solve
@@ -251,20 +251,40 @@ def _within_reach(
 def _solve_and_rewrite(
     network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
 ) -> tuple[Network, Choice]:
-    """Widths for a step that stops at `way` of the way, and the network that has them.
+    """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows only
+    at these widths that they cannot shrink so keep theirs from then on.
 
     Args:
         floor: no group loses more than this share of its present channels, as long as that can be met.
     """
     assert network.saliency is not None
     assert network.coupling is not None
-    with clock("solve"):
-        choice = _choose(network, request, yardstick, way, floor)
-    with clock("rewrite"):
-        solution = choice.solution
-        step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
-        small = rewrite(network.model, step, request.examples, coupling=network.coupling)
-    return Network(small, compose(network.plan, step), saliency=network.saliency), choice
+    while True:
+        with clock("solve"):
+            choice = _choose(network, request, yardstick, way, floor)
+        with clock("rewrite"):
+            solution = choice.solution
+            step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
+            try:
+                small = rewrite(network.model, step, request.examples, coupling=network.coupling)
+            except RewriteError as error:
+                _hold(error, network.coupling, step, yardstick)
+                continue
+        return Network(small, compose(network.plan, step), saliency=network.saliency), choice
+
+
+def _hold(error: RewriteError, coupling: Coupling, step: Plan, yardstick: Yardstick) -> None:
+    """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it makes.
+
+    Raises:
+        RewriteError: the step takes nothing from any of them.
+    """
+    sizes = {g.name: g.size for g in coupling.prunable if g.name not in yardstick.held}
+    found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
+    if not found:
+        raise error
+    yardstick.held.add(found[-1])
+    yardstick.notes = (*yardstick.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")
 
 
 def _choose(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> Choice:
@@ -311,12 +331,12 @@ def _smallest(problem: WidthProblem, refused: InfeasibleError, yardstick: Yardst
 
 
 def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
-    """What the solver is asked; a group without scores keeps its width."""
+    """What the solver is asked; a group without scores keeps its width, and so does one that is held."""
     assert network.saliency is not None
     scores = network.saliency.scores
     left, tables, branches = yardstick.left(network.plan)
     options = options_of(left, network.plan, request, floor)
-    options |= {name: widths[-1:] for name, widths in options.items() if name not in scores}
+    options |= {name: widths[-1:] for name, widths in options.items() if name not in scores or name in yardstick.held}
     unit = yardstick.goals.cost.unit
     return build_problem(
         left, scores, options, tables, yardstick.spend(way), unit, branches, silent=network.saliency.silent

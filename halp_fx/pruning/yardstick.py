@@ -52,6 +52,7 @@ class Yardstick:
         tables: what each layer costs over all widths that its groups may take; they serve every step. None if the
             dense network meets every budget as it is.
         branches: that may be dropped.
+        held: groups that keep their width, as a rewrite failed (`notes` say how).
         notes: what a reader of the report should know about the times.
         scatter: of the dense network's times in the last measurement (`Measured`).
         busy: what disturbed the last measurement, in words; "" if nothing did.
@@ -67,6 +68,7 @@ class Yardstick:
     calibration: Calibration = field(default_factory=Calibration)
     tables: Sequence[CostTable] | None = None
     branches: Sequence[Branch] = ()
+    held: set[str] = field(default_factory=set)
     notes: tuple[str, ...] = ()
     scatter: float = 0.0
     busy: str = ""

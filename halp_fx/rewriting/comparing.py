@@ -36,6 +36,12 @@ def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
         return
     a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
     compared = (a >= 0) & (b >= 0)
+    fixed = _fixed(after)[b] & ~_fixed(before)[a] & compared
+    if fixed.any():
+        place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
+        raise _miscoupled(
+            shared[place[np.flatnonzero(fixed)[0]]], "lead to something that may not change, other", before
+        )
     # A branch that is gone may have held channels together.
     whole = bool(plan.dropped) or _is_function(a[compared], b[compared])
     if whole and _is_function(b[compared], a[compared]) and not (compared ^ (a >= 0)).any():
@@ -46,6 +52,12 @@ def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
     wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
     axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
     raise _miscoupled(axis, "are coupled to other channels", before)
+
+
+def _fixed(coupling: Coupling) -> np.ndarray:
+    """Which channels, numbered over all groups, may not be removed."""
+    groups = coupling.groups
+    return np.repeat([g.frozen is not None for g in groups], [g.size for g in groups])
 
 
 def _is_function(keys: np.ndarray, values: np.ndarray) -> bool:

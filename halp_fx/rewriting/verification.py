@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -89,18 +88,19 @@ def verify(
 def _repeated(
     small: nn.Module, plan: Plan, coupling: Coupling, examples: Sequence[Inputs], meta_only: bool
 ) -> tuple[Traced, bool]:
-    """The forward again, now of `small`; and whether it took another path, where a width of 1 or a dropped branch may
-    make it."""
+    """The forward again, now of `small`; and whether it ran other operators, where it may."""
     widths = coupling.widths(plan)
     failure: TraceError | None = None
     silent = _silent(small)
-    narrow = any(len(row) == 1 for row in plan.values())
+    narrow = any(g.size > 1 == widths[g.name] for g in coupling.groups)
     try:
         traced = run_again(small, examples, coupling.traced.run, meta_only)
         recorded: fx.Graph | None = traced.graph
     except TraceError as error:
         failure, recorded = error, error.recorded
-    loose = _Loose(coupling.traced.graph, recorded)
+    # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped branch does,
+    # too: that alone is no mistake.
+    loose = _Loose(coupling.traced.graph, recorded, failure is None and (narrow or bool(plan.dropped)))
     before, after = loose.firm(_working(coupling.traced.graph, silent, narrow)), []
     if recorded is not None:
         after = loose.firm(_working(recorded, silent, narrow))
@@ -109,10 +109,8 @@ def _repeated(
         if new is None and failure is not None:
             break
         if old is None or new is None or _target(old) != _target(new):
-            # A width of 1 changes strides, and with them how a linear layer is made up; what stands for a dropped
-            # branch does, too: that alone is no mistake. In train mode a coin may decide.
-            random = coupling.traced.run.training and bool(coupling.traced.reads)
-            if failure is None and (plan.dropped or narrow or random):
+            # In train mode a coin may decide.
+            if failure is None and coupling.traced.run.training and coupling.traced.reads:
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
@@ -132,13 +130,15 @@ def _repeated(
         raise _mismatch(earlier, new, None, coupling, _expected(earlier, coupling, widths)) from failure
     if other_path:
         _check_outputs(coupling.traced, traced, loose)
-    return traced, other_path
+    return traced, other_path or loose.remade
 
 
 class _Loose:
-    """Nodes of a network, before and after pruning, whose sizes depend on how many elements values picked."""
+    """Nodes of a network, before and after pruning, whose sizes depend on how many elements values picked; and, if
+    `making`, calls that may be made up of other operators than before (`remade`: some were)."""
 
-    def __init__(self, before: fx.Graph, after: fx.Graph | None) -> None:
+    def __init__(self, before: fx.Graph, after: fx.Graph | None, making: bool) -> None:
+        self._making, self.remade = making, False
         self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
         self._first = next((n for n in before.nodes if n in self._nodes and n.meta.get("sizes_read")), None)
 
@@ -151,15 +151,22 @@ class _Loose:
     ) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
         """The operators one beside the other. Where the program has read such a size it may go on in another way (no
         box was found): from there on, the operators that both ran."""
-        for index, (old, new) in enumerate(zip_longest(before, after)):
+        i = j = 0
+        while i < len(before) or j < len(after):
+            old, new = before[i] if i < len(before) else None, after[j] if j < len(after) else None
             differ = old is None or new is None or _target(old) != _target(new)
+            call = _call(before[i:]) if differ and self._making else None
+            if call is not None and call == _call(after[j:]):
+                i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
+                continue
             if differ and not failed and self._first is not None and (old is None or self._first < old):
-                rest = before[index:], after[index:]
+                rest = before[i:], after[j:]
                 ours, theirs = ([(_target(n), n.meta.get("module"), n.meta.get("source")) for n in r] for r in rest)
-                for i, j, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
-                    yield from zip(rest[0][i : i + count], rest[1][j : j + count], strict=True)
+                for a, b, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+                    yield from zip(rest[0][a : a + count], rest[1][b : b + count], strict=True)
                 return
             yield old, new
+            i, j = i + 1, j + 1
 
     def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
         """Whether a result may differ as it does because the program read such a size before and handed it on, or
@@ -175,6 +182,17 @@ class _Loose:
             return False
         self._nodes |= {old, new}
         return True
+
+
+def _call(nodes: Sequence[fx.Node]) -> tuple[str, ...] | None:
+    """The Python function that runs the first operator of these, and from where it was called."""
+    node = next((n for n in nodes if n.op == "call_function" and n.target is not getitem), None)
+    return None if node is None else tuple(str(node.meta.get(key)) for key in ("module", "function", "source"))
+
+
+def _length(nodes: Sequence[fx.Node], call: tuple[str, ...]) -> int:
+    """How many of them a call runs, and what they read that is read the first time."""
+    return next((k for k in range(len(nodes)) if _call(nodes[k : k + 1]) not in (None, call)), len(nodes))
 
 
 def _expected(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> tuple[int, ...]:

@@ -6,12 +6,13 @@ A module that does nothing in eval mode (dropout, stochastic depth) leaves no op
 
 from __future__ import annotations
 
+import dis
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
@@ -132,7 +133,8 @@ def _overload(name: str, args: Any) -> Any:
 
 
 _READERS = ("size", "numel", "nelement", "__len__")
-_SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), torch.Tensor.shape.__get__, torch.numel))  # type: ignore[attr-defined]
+_SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+_SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), _SHAPE, torch.numel))
 
 # Ways from values to Python that are no operators.
 _VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
@@ -145,12 +147,12 @@ class PythonNames(TorchFunctionMode):
     def __init__(
         self,
         whole: Callable[[Any, Any, Any], Any],
-        sized: Callable[[Any, Any], Any],
+        sized: Callable[[Any, Any, int | slice], Any],
         read: Callable[[str, torch.Tensor], None],
     ) -> None:
         """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
-        unless there is a result; `sized(args, result)` is told about each size that the program reads, and
-        `read(function, tensor)` about values that it takes without an operator."""
+        unless there is a result; `sized(args, result, part)` is told about each size that the program reads (of a
+        shape, that part), and `read(function, tensor)` about values that it takes without an operator."""
         super().__init__()
         self.current = ""
         # Of the numbers that the function was given; and that the last one was given, if it failed.
@@ -173,7 +175,9 @@ class PythonNames(TorchFunctionMode):
                 return self._normalized(*args, **(kwargs or {}))
             result = func(*args, **(kwargs or {}))
             self.failed = None
-            return self._sized(args, result) if func in _SIZES else result
+            if func not in _SIZES:
+                return result
+            return self._sized(args, result, _part_of_shape(sys._getframe(1)) if func == _SHAPE else _ALL)
         finally:
             self.current = ""
 
@@ -193,6 +197,33 @@ class PythonNames(TorchFunctionMode):
         args = (x, weight, bias, mean, var, training, momentum, eps)
         result = (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
         return self._whole(torch.ops.aten.native_batch_norm.default, args, result)[0]
+
+
+_ALL = slice(None)
+
+
+def _part_of_shape(frame: FrameType) -> int | slice:
+    """What a program that reads `x.shape` takes of it: `x.shape[0]` is no use of the other sizes."""
+    return _parts(frame.f_code).get(frame.f_lasti, _ALL)
+
+
+@cache
+def _parts(code: CodeType) -> dict[int, int | slice]:
+    """Where code reads a shape of which it takes a constant part at once, and which."""
+    found: dict[int, int | slice] = {}
+    steps = list(dis.get_instructions(code))
+    for this, *after in zip(steps, steps[1:], steps[2:], steps[3:], steps[4:], strict=False):
+        if this.opname != "LOAD_ATTR" or this.argval != "shape":
+            continue
+        names = [step.opname for step in after]
+        first, second = after[0].argval, after[1].argval
+        if names[:2] == ["LOAD_CONST", "BINARY_SUBSCR"] and isinstance(first, int | slice):
+            found[this.offset] = first
+        elif names[:2] == ["LOAD_CONST", "LOAD_CONST"] and (
+            names[2] == "BINARY_SLICE" or (names[2:] == ["BUILD_SLICE", "BINARY_SUBSCR"] and after[2].arg == 2)
+        ):
+            found[this.offset] = slice(first, second)
+    return found
 
 
 def caller() -> str:

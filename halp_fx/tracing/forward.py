@@ -9,7 +9,7 @@ this level, and not module or Python-function level, was chosen).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..internals import tree_map
 from ..model.checks import check_model
 from ..model.inputs import normalize_examples
 from ..types import Inputs, Run, Traced
-from .graph import getitem
+from .matching import alike
 from .modes import differs_in_training
 from .recording import record
 
@@ -145,37 +145,6 @@ def _begun(error: TraceError, found: Traces) -> Traced | None:
     if len(unused) == len(found.unused()):
         return None
     return Traced(error.recorded, found.first.tensors, unused, run=Run(training=True, whole=False))
-
-
-def alike(a: Traced, b: Traced) -> bool:
-    """Whether two forwards ran the same operators at the same places on the same things, up to sizes."""
-    return not set(a.unused) - set(b.unused) and list(_wiring(a)) == list(_wiring(b))
-
-
-def _counting(graph: fx.Graph) -> set[fx.Node]:
-    """Buffers that are counted up and not read otherwise, and the operators that do it: how often a norm has run."""
-    found: set[fx.Node] = set()
-    for node in reversed(graph.nodes):
-        counts = node.op == "call_function" and all(n.op == "get_attr" for n in node.all_input_nodes)
-        whole = node.meta.get("spec") is not None and not node.meta["spec"].dtype.is_floating_point
-        if whole and ((counts and not node.users) or (node.op == "get_attr" and found.issuperset(node.users))):
-            found.add(node)
-    return found
-
-
-def _wiring(traced: Traced) -> Iterator[tuple[Any, ...]]:
-    """What each operator is and reads; dropout, which does nothing in eval mode, is looked through."""
-    number: dict[fx.Node, int] = {}
-    counting = _counting(traced.graph)
-    for node in (n for n in traced.graph.nodes if n not in counting):
-        read = [n for n in node.all_input_nodes if n in number]
-        if getattr(node.target, "_opname", "") == "native_dropout" or (node.target is getitem and len(read) == 1):
-            number[node] = number[read[0]]
-            continue
-        inputs = tuple(number[n] for n in node.all_input_nodes)
-        number[node] = len(number)
-        name = node.target if node.op == "get_attr" and not node.meta.get("constant") else ""
-        yield str(node.target) if node.op == "call_function" else node.op, name, inputs, node.meta.get("source", "")
 
 
 def _at_least_two(value: Any) -> Any:

@@ -174,16 +174,17 @@ class Recorder(TorchDispatchMode):
         self.reads.append(ValueRead(node.name, place))
         self._constants.values_read = True
 
-    def sized(self, args: Any, result: Any) -> Any:
-        """The program reads sizes of a tensor: `meta` of its node says of which dimensions. A parameter of which
-        nothing else is read gets no node."""
+    def sized(self, args: Any, result: Any, part: int | slice) -> Any:
+        """The program reads sizes of a tensor, or a part of them: `meta` of its node says of which dimensions. A
+        parameter of which nothing else is read gets no node."""
         dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
+        part = slice(part, part + 1 or None) if isinstance(part, int) else part
         known = self._known(args[0])
         if known is None:
-            self._sizes_read.setdefault(id(args[0]), set()).update(dims)
+            self._sizes_read.setdefault(id(args[0]), set()).update(dims[part])
             return result
         node = known if isinstance(known, fx.Node) else self._node_of(args[0])
-        node.meta.setdefault("sizes_read", set()).update(dims)
+        node.meta.setdefault("sizes_read", set()).update(dims[part])
         return with_sizes(result, node, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:

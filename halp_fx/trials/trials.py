@@ -8,15 +8,18 @@ frozen, with that reason. Whatever was mended must hold for a second choice of w
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+from torch import fx, nn
 
+from ..coupling.algebra import varying
 from ..coupling.mends import with_mends
 from ..coupling.propagation import Propagated, propagate, settle
 from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
@@ -25,9 +28,11 @@ from ..model.checks import check_model
 from ..model.copying import hollowed
 from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
+from ..model.preserving import uncollected
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
 from ..tracing.forward import all_traces
+from ..tracing.matching import matched
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
 from .mending import Move, edits, moves
@@ -71,15 +76,19 @@ def channel_groups(
     names = ignored_names(model, ignore)
     examples = normalize_examples(model, example_inputs)
     traces = all_traces(model, examples)
-    trials = _Trials(model, examples, traces.first, traces.further, names)
-    coupling = trials.couple(like.decisions if like is not None else Decisions())
-    if traces.unseen:
-        coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
-    while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
-        failed = trials.first_failure(coupling)
-        if failed is None:
-            break
-        coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
+    # As for recording: a full pass of the collector takes longer than a trial.
+    with uncollected() if traces.first.on_meta else nullcontext():
+        decisions = like.decisions if like is not None else Decisions()
+        trials = _Trials(model, examples, traces.first, traces.further, names)
+        trials.leave_noise_out(decisions)
+        coupling = trials.couple(decisions)
+        if traces.unseen:
+            coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
+        while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
+            failed = trials.first_failure(coupling)
+            if failed is None:
+                break
+            coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
     return coupling
 
 
@@ -100,6 +109,9 @@ class _Trials:
     propagated: Propagated | None = None
     # What the trial networks are made from: without values, unless the forward needs them.
     _template: nn.Module | None = None
+    # The plans of the trials with one coupling.
+    _planned: Coupling | None = None
+    _plans: dict[int, Plan] = field(default_factory=dict)
     # The coupling that was tried last, and what came of its trials.
     last: Coupling | None = None
     outcomes: dict[int, RewriteError | None] = field(default_factory=dict)
@@ -108,6 +120,23 @@ class _Trials:
         if self.propagated is None or not self.propagated.follows(decisions.choices):
             self.propagated = propagate(self.traced, self.further, decisions.choices)
         return settle(self.propagated, self.ignore, decisions, self.reasons)
+
+    def leave_noise_out(self, decisions: Decisions) -> None:
+        """Forget forwards that do what the first one does, but for noise that all channels get alike (stochastic
+        depth): they couple nothing else."""
+        found = [matched(self.traced, traced) for traced in self.further]
+        if not any(found):
+            return
+        self.propagated = propagate(self.traced, (), decisions.choices)
+        planes = self.propagated.planes
+
+        def channels(node: fx.Node) -> set[int]:
+            return {dim for plane in planes.get(node, ()) for dim in varying(plane)}
+
+        pairs = zip(self.further, found, strict=True)
+        self.further = [traced for traced, match in pairs if match is None or match.touches(channels)]
+        if self.further:
+            self.propagated = None
 
     def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
         """The error of the first trial that fails, and which one that was."""
@@ -123,9 +152,16 @@ class _Trials:
         """The trials that a coupling has to pass."""
         decided = self.accepted or coupling.decisions.ties or coupling.decisions.mends
         numbers = [0, 1] if decided else [0]
-        if decided and _halves(coupling) not in (_shares(coupling), _drawn(coupling)):
+        if decided and self._plan(coupling, _HALVES) not in (self._plan(coupling, 0), self._plan(coupling, 1)):
             numbers.append(_HALVES)
         return [*numbers, _EVERY_FORWARD] if coupling.further else numbers
+
+    def _plan(self, coupling: Coupling, number: int) -> Plan:
+        if self._planned is not coupling:
+            self._planned, self._plans = coupling, {}
+        if number not in self._plans:
+            self._plans[number] = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
+        return self._plans[number]
 
     def run(self, coupling: Coupling, number: int, couplings: bool) -> RewriteError | None:
         """One trial, unless it is known what comes of it; None if it succeeds."""
@@ -133,7 +169,9 @@ class _Trials:
             self.last, self.outcomes = coupling, {}
         if number not in self.outcomes:
             self.count += 1
-            plan = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
+            if self.count % MAX_TRIALS == 0:
+                gc.collect()  # Graphs are cycles, and networks that freeze place by place need hundreds of trials.
+            plan = self._plan(coupling, number)
             tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
             try:
                 self._verify(plan, tried, couplings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
+from operator import lt
 from typing import Any
 
 from ..errors import PlanError
@@ -26,10 +26,10 @@ class Plan(Mapping[str, tuple[int, ...]]):
     def __post_init__(self) -> None:
         clean = {}
         for name, indices in self.kept.items():
-            row = tuple(int(i) for i in indices)
+            row = tuple(map(int, indices))
             if not row:
                 raise PlanError(f"group {name!r}: a plan must keep at least one channel")
-            if any(b <= a for a, b in pairwise(row)) or row[0] < 0:
+            if row[0] < 0 or not all(map(lt, row, row[1:])):
                 raise PlanError(f"group {name!r}: kept channels must be ascending, distinct and not negative")
             clean[str(name)] = row
         object.__setattr__(self, "kept", clean)

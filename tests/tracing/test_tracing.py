@@ -177,3 +177,52 @@ def test_calls_that_repeat_the_first_are_not_gone_through_again(sometimes):
     assert traces.unseen == ""
     assert bool(several) == sometimes
     assert all("extra.weight" not in t.unused for t in several)
+
+
+def rows(x):
+    return x * torch.empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(0.5).div_(0.5)
+
+
+def scaled(x):
+    return x * torch.empty((x.shape[0], 1, 1, 1)).fill_(1 / x.shape[1])
+
+
+NOISES = {
+    "rows": (rows, False),
+    "torchvision": (torchvision.ops.StochasticDepth(0.5, "row"), False),
+    "older": (lambda x: x.div(0.5) * torch.rand(x.shape[0], 1, 1, 1).add(0.5).floor_(), False),
+    "new": (lambda x: x.mul_(x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.5)), False),
+    "dropout": (nn.Dropout(0.5), False),
+    "dropout in place": (nn.Dropout(0.5, inplace=True), False),
+    "dropout of channels": (nn.Dropout2d(0.5), False),
+    "by channels": (lambda x: x * torch.rand(1, 8, 1, 1), True),
+    "by all channels": (lambda x: x * torch.rand_like(x), True),
+    "a width": (scaled, True),
+    "not elementwise": (lambda x: x[torch.randperm(x.shape[0])], True),
+    "a sum": (lambda x: x + x.mean(1, keepdim=True) * torch.rand(()), True),
+    "a value": (lambda x: x * 2 if float(torch.rand(())) < 2 else x, True),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8])
+@pytest.mark.parametrize("name", NOISES)
+def test_noise_that_all_channels_get_alike_is_no_other_forward(name, batch):
+    noise, other = NOISES[name]
+
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.fc = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.second(self.first(x))
+            if self.training:
+                y = noise(y)
+            return self.fc(y.flatten(2).mean(2))
+
+    model, inputs = Noisy(), torch.randn(batch, 3, 8, 8)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert bool(coupling.further) == other
+    plan = {g.name: range(g.size // 2) for g in coupling.prunable}
+    small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
+    small.train()(torch.randn(2, 3, 8, 8))

@@ -91,10 +91,21 @@ def test_no_trial_where_no_width_is_read(monkeypatch):
         raise AssertionError("a trial was made")
 
     monkeypatch.setattr("halp_fx.trials.trials._Trials.run", fail)
-    pooled = Between(lambda h: F.interpolate(h.relu(), size=(h.size(2) * 2, h.shape[3] * 2)[:1] * 2))
-    with pytest.raises(AssertionError, match="a trial"):  # `h.shape` hands out the width, too.
-        halp_fx.channel_groups(pooled, torch.randn(1, 3, 6, 6))
-    for function in (torch.relu, lambda h: F.interpolate(h, size=(h.size(2), h.size(-1))), lambda h: h / h.dim()):
+
+    def resized(h):
+        _, _, height, _ = h.shape  # This hands out the width, too.
+        return F.interpolate(h.relu(), size=(height * 2, height * 2))
+
+    with pytest.raises(AssertionError, match="a trial"):
+        halp_fx.channel_groups(Between(resized), torch.randn(1, 3, 6, 6))
+    for function in (
+        torch.relu,
+        lambda h: h / h.dim(),
+        lambda h: F.interpolate(h, size=(h.size(2), h.size(-1))),
+        lambda h: F.interpolate(h, size=(h.shape[2], h.shape[-1])),
+        lambda h: F.interpolate(F.interpolate(h, size=h.shape[2:]), size=h.shape[-2:]),
+        lambda h: h * torch.empty((h.shape[0], 1, 1, 1), dtype=h.dtype).fill_(0.5),
+    ):
         assert not halp_fx.channel_groups(Between(function), torch.randn(1, 3, 6, 6)).frozen.keys() & {"first"}
 
 
@@ -165,3 +176,83 @@ def test_models_of_a_prompt():
     model = space["Net"](nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1))
     small = halp_fx.rewrite(model, Plan({"0": [0, 3, 5]}), torch.randn(1, 3, 4, 4))
     assert small[0].out_channels == 3
+
+
+@pytest.mark.parametrize("narrow", [1, 2], ids=["of one channel", "down to one"])
+def test_another_branch_beside_a_width_of_one(narrow):
+    """A width of 1 is no licence to run other operators elsewhere."""
+
+    class Beside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.narrow, self.wide = nn.Conv2d(3, narrow, 3), nn.Conv2d(narrow, 16, 3)
+            self.between = Between(lambda h: h.sin() if h.shape[1] == 16 else h)
+
+        def forward(self, x):
+            return self.between(x) + self.between.fc(self.between.second(self.wide(self.narrow(x))).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = randomized(Beside()).eval()
+    inputs = torch.randn(2, 3, 9, 9, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert "between.first" in coupling.frozen
+    assert "narrow" not in coupling.frozen
+
+
+def test_a_table_that_is_resized_where_it_has_another_length():
+    """As in MViT v2: rows that no position picks must stay, too."""
+
+    class Table(Between):
+        def forward(self, x):
+            table = self.table
+            if table.shape[0] != 12:
+                table = F.interpolate(table.T[None], size=12, mode="linear")[0].T
+            return super().forward(x) @ table[torch.arange(8)].T
+
+    torch.manual_seed(0)
+    model = Table(torch.relu)
+    model.table = nn.Parameter(torch.zeros(12, 4))
+    model = randomized(model).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert small.table.shape == (12, 2)
+
+
+@pytest.mark.parametrize("picked", [(0, 1, 2, 3, 8, 9, 10, 11), (0, 1, 2, 6, 7), (0, 3, -1)])
+def test_rows_between_those_that_positions_pick(picked):
+    """Without them, the same positions name other rows, or none."""
+
+    class Picking(Between):
+        def forward(self, x):
+            y = super().forward(x)
+            index = torch.tensor(picked)
+            return y @ self.table[index].T + self.rows(y)[:, index] + self.others(y).index_select(1, index % 12)
+
+    torch.manual_seed(0)
+    model = Picking(torch.relu)
+    model.table, model.rows, model.others = nn.Parameter(torch.zeros(12, 4)), nn.Linear(4, 12), nn.Linear(4, 12)
+    model = randomized(model).eval()
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
+def test_prune_goes_on_where_a_dependency_shows_at_the_chosen_widths_only():
+    torch.manual_seed(0)
+    between = Between(lambda h: torch.sin(h) if h.shape[1] < 12 else h)
+    model, inputs = nn.Sequential(nn.Conv2d(3, 3, 1), between).eval(), torch.randn(1, 3, 6, 6)
+    assert "1.first" not in halp_fx.channel_groups(model, inputs).frozen
+    small = halp_fx.prune(
+        model, 0.6, inputs, latency="params", round_to=1, min_keep=1, steps=1, progress=False, importance=flat
+    )
+    assert small.halp.met
+    assert small[1].first.out_channels >= 12
+    assert small[1].second.out_channels < 8
+    assert any("1.first shrank no further" in note for note in small.halp.notes)
+
+
+def flat(group):
+    """The first layer's channels are worth nothing."""
+    return torch.full((group.size,), 1e-6 if group.name == "1.first" else 1.0)

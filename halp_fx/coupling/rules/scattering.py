@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
@@ -112,7 +113,16 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
         for plane in (p for p in x.planes if indexed & set(varying(p))):
             algebra.pin(plane, f"{call.where} picks elements by values that are not known")
         plain = _zeros(call.args[1:])
-    results = (call.node.target(_cut_beside(p, call), *plain) for p in planes)  # type: ignore[operator]
+    try:
+        results = [call.node.target(_cut_beside(p, call), *plain) for p in planes]  # type: ignore[operator]
+    except (IndexError, RuntimeError):  # In a pruned network, where the meta device does not see it.
+        algebra.pin_all((x,), f"{call.where} picks elements beyond the end")
+        return ()
+    if x.parameter or (x.node is not None and len(x.node.users) == 1):
+        # Of a table, other sizes of an image would pick others; and without them the same positions name others.
+        for plane, result in zip(planes, results, strict=True):
+            labels = compact(plane).reshape(-1).numpy()
+            algebra.pin(labels[~np.isin(labels, result.numpy())], f"{call.where} does not pick them")
     return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
 
 
