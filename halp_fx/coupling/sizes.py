@@ -42,23 +42,26 @@ def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
 def groups_around(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     """Groups of what leads to an operator; if nothing does (a constant), of what its result meets."""
     level = [node]
+    seen: set[fx.Node] = set()
     while level:
         for found in level:
-            names = _groups_above(found, coupling)
+            names = _groups_above(found, coupling, seen)
             if names:
                 return names
-        level = list(dict.fromkeys(user for found in level for user in found.users))
+        level = [user for user in dict.fromkeys(u for found in level for u in found.users) if user not in seen]
     return ()
 
 
-def _groups_above(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
-    """Groups of the nearest operators, going back from this one, that handle any."""
+def _groups_above(node: fx.Node, coupling: Coupling, seen: set[fx.Node] | None = None) -> tuple[str, ...]:
+    """Groups of the nearest operators, going back from this one, that handle any. What is `seen` handles none."""
+    seen = set() if seen is None else seen
     level = [node]
     while level:
         names = dict.fromkeys(name for n in level for name in groups_of(n, coupling))
         if names:
             return tuple(names)
-        level = list(dict.fromkeys(n for found in level for n in found.all_input_nodes))
+        seen.update(level)
+        level = [n for n in dict.fromkeys(n for found in level for n in found.all_input_nodes) if n not in seen]
     return ()
 
 

@@ -96,3 +96,15 @@ def _computed(node: fx.Node, result: torch.Tensor) -> torch.Tensor | None:
 def _value(argument: Any) -> Any:
     # A copy: the operator may write to it.
     return argument.meta["value"].to("cpu", copy=True) if isinstance(argument, fx.Node) else argument
+
+
+def says_finite(node: fx.Node) -> bool | None:
+    """What the answer is if all numbers are finite, where a program asks just that: `torch.isfinite(x).all()`; None
+    where it asks something else."""
+    name = getattr(node.target, "_opname", "")
+    if name in ("all", "any", "alias", "detach", "_to_copy", "clone"):
+        return says_finite(node.all_input_nodes[0])
+    if name in ("logical_not", "bitwise_not"):
+        answer = says_finite(node.all_input_nodes[0])
+        return None if answer is None else not answer
+    return {"isfinite": True, "isinf": False, "isnan": False}.get(str(node.meta.get("function")))

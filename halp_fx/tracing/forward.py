@@ -45,12 +45,14 @@ def trace(model: nn.Module, example_inputs: Any = None) -> Traced:
     return run_again(model, normalize_examples(model, example_inputs), Run())
 
 
-def run_again(model: nn.Module, examples: Sequence[Inputs], run: Run, meta_only: bool = False) -> Traced:
-    """Record a model in the way that `run` says; `meta_only` as for `record`."""
+def run_again(
+    model: nn.Module, examples: Sequence[Inputs], run: Run, meta_only: bool = False, really: bool = False
+) -> Traced:
+    """Record a model in the way that `run` says; `meta_only` and `really` as for `record`."""
     args, kwargs = examples[run.example]
     if run.training:
         args, kwargs = tree_map(_at_least_two, (args, kwargs))
-    return record(model, args, kwargs, run, meta_only)
+    return record(model, args, kwargs, run, meta_only, really)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from ..model.preserving import Members, meta_twin
 from ..types import ModuleCall, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
-from .constants import Constants
+from .constants import Constants, says_finite
 from .graph import getitem, written_through_alias
 from .leaks import Watch
 from .tags import active, with_sizes
@@ -131,7 +131,7 @@ class Recorder(TorchDispatchMode):
             if name is not None:
                 raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
         if torch.Tag.data_dependent_output in func.tags:
-            known = self._read_values(func, node_args)
+            known = self._read_values(func, node_args, args)
             if known is not None:
                 return known
         result = meta_shapes.run(func, args, kwargs)
@@ -157,9 +157,12 @@ class Recorder(TorchDispatchMode):
         """The program takes values out of a tensor by a way that is no operator."""
         self._read(function, self._node_of(tensor))
 
-    def _read_values(self, func: Any, node_args: Any) -> Any:
+    def _read_values(self, func: Any, node_args: Any, args: Any) -> Any:
         """The program takes values out of tensors; what it gets if they are known."""
         nodes = [n for n in node_args if isinstance(n, fx.Node)]
+        finite = says_finite(nodes[0]) if func is _ITEM else None
+        if finite is not None and not args[0].is_meta and bool(func(*args)) == finite:
+            return finite  # Whether numbers overflow is no use of what they are.
         for node in nodes:
             self._read(self.names.current or func._opname, node)
         if func is _ITEM and nodes[0].meta.get("fixed"):

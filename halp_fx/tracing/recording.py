@@ -8,7 +8,7 @@ from constants alone (index tables) has its value in either case.
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import torch
@@ -37,13 +37,19 @@ _SEED = 0
 
 
 def record(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], run: Run | None = None, meta_only: bool = False
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    run: Run | None = None,
+    meta_only: bool = False,
+    really: bool = False,
 ) -> Traced:
     """Run the forward of a copy and write it down; the model is left as found.
 
     Args:
         run: in which mode, and how many times in a row.
         meta_only: do not run it really if it fails on meta tensors.
+        really: do not try meta tensors.
 
     Raises:
         TraceError: the forward fails on these arguments.
@@ -51,7 +57,7 @@ def record(
     """
     run = run or Run()
     # Autocast leaves meta tensors as they are.
-    if meta_only or not any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
+    if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
         watch = Watch()
         try:
             traced = _record(model, args, kwargs, run, watch)
@@ -65,8 +71,10 @@ def record(
             if traced is not None:
                 return traced
         else:
-            # What a forward caches outside of its model has to have values, and later forwards will find it there.
-            _record(model, args, kwargs, run, None)
+            # What a forward caches outside of its model has to have values, and later forwards will find it there,
+            # also where they fail.
+            with suppress(TraceError):
+                _record(model, args, kwargs, run, None)
     return _record(model, args, kwargs, run, None)
 
 

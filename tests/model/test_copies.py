@@ -377,3 +377,31 @@ def test_scripted_modules_stay_as_they_are(how, first):
     assert {g.name for g in coupling.prunable} == ({"1"} if first else {"0", "3"})
     if not first:
         assert "scripted_module" in coupling.frozen["1"]
+
+
+class Rotating(nn.Module):
+    """Attention with a table of positions kept outside of the model."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.qkv, self.out, self.c = nn.Conv2d(3, 16, 1), nn.Linear(16, 48), nn.Linear(16, 16), nn.Linear(16, 2)
+        self.heads, self.width = 4, 4
+
+    def forward(self, x):
+        table = cached_grid(x.shape[2] * x.shape[3], x.dtype, x.device)[:, None].expand(-1, self.width)
+        x = self.a(x).flatten(2).transpose(1, 2)
+        q, k, v = (t.view(*x.shape[:2], self.heads, self.width).transpose(1, 2) for t in self.qkv(x).chunk(3, -1))
+        y = torch.softmax((q * table) @ (k * table).transpose(2, 3), -1) @ v
+        return self.c(x + self.out(y.transpose(1, 2).flatten(2)))
+
+
+@pytest.mark.parametrize("ran", [False, True], ids=["fresh", "ran before"])
+def test_a_trial_fails_where_it_does_beside_a_cache(ran):
+    """Not where the table was made afresh: then nothing could be mended (DINOv3)."""
+    model, inputs = randomized(Rotating()), image()
+    if ran:
+        model(inputs)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert {"a", "qkv"} <= {g.name for g in coupling.prunable}
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert small.heads * small.width == 8

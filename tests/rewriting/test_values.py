@@ -48,6 +48,27 @@ READS = {
 }
 
 
+FINITE = {
+    "isfinite": lambda x: x if torch.isfinite(x).all() else x.clamp(-1e4, 1e4),
+    "isinf": lambda x: x.clamp(-1e4, 1e4) if x.isinf().any().item() else x,
+    "isnan": lambda x: x.nan_to_num() if torch.isnan(x).any() else x,
+    "not": lambda x: x.nan_to_num() if (~torch.isfinite(x)).any() else x,
+}
+
+
+@pytest.mark.parametrize("kind", FINITE)
+def test_whether_numbers_are_finite_freezes_nothing(kind):
+    model, inputs = middle(FINITE[kind]), image()
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name for g in coupling.prunable} == {"a", "b"}
+    assert_equal_values(model, inputs, coupling)
+
+
+def test_numbers_that_are_not_finite_are_values():
+    model, inputs = middle(lambda x: x.clamp(-1e4, 1e4) if torch.isinf(x / 0).any() else x), image()
+    assert "read into Python" in halp_fx.channel_groups(model, inputs).frozen["a"]
+
+
 @pytest.mark.parametrize("kind", READS)
 def test_values_read_into_python_freeze_what_they_come_from(kind):
     model, inputs = middle(READS[kind]), image()
