@@ -1,0 +1,175 @@
+"""Small networks of the kinds that pruning meets, for images of 32 x 32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def _conv(inner: int, outer: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
+    conv = nn.Conv2d(inner, outer, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outer), nn.ReLU(inplace=True) if act else nn.Identity())
+
+
+class Residual(nn.Module):
+    """`act(body(x) + shortcut(x))`."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module, act: nn.Module) -> None:
+        super().__init__()
+        self.body, self.shortcut, self.act = body, shortcut, act
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.body(x) + self.shortcut(x))
+
+
+def _basic(inner: int, outer: int, stride: int) -> Residual:
+    body = nn.Sequential(_conv(inner, outer, 3, stride), _conv(outer, outer, 3, act=False))
+    same = stride == 1 and inner == outer
+    return Residual(body, nn.Identity() if same else _conv(inner, outer, 1, stride, act=False), nn.ReLU())
+
+
+def _head(channels: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
+
+
+def residual(classes: int) -> nn.Module:
+    """Basic blocks [2, 2, 2, 2], 16 wide."""
+    layers: list[nn.Module] = [_conv(3, 16, 3, 2)]
+    inner = 16
+    for stage in range(4):
+        for block in range(2):
+            outer = 16 * 2**stage
+            layers.append(_basic(inner, outer, 2 if stage and not block else 1))
+            inner = outer
+    return nn.Sequential(*layers, *_head(inner, classes))
+
+
+class Split(nn.Module):
+    """Two ways, one through bottleneck residuals; their results and what lies between are concatenated."""
+
+    def __init__(self, inner: int, outer: int, depth: int) -> None:
+        super().__init__()
+        half = outer // 2
+        self.left, self.right = _conv(inner, half), _conv(inner, half)
+        self.blocks = nn.ModuleList(
+            Residual(
+                nn.Sequential(_conv(half, half // 2), _conv(half // 2, half, 3, act=False)), nn.Identity(), nn.ReLU()
+            )
+            for _ in range(depth)
+        )
+        self.out = _conv(half * (depth + 2), outer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [self.left(x), self.right(x)]
+        for block in self.blocks:
+            parts.append(block(parts[-1]))
+        return self.out(torch.cat(parts, 1))
+
+
+def concat(classes: int) -> nn.Module:
+    """Bottlenecks and concatenations as in cross-stage partial networks."""
+    layers: list[nn.Module] = [_conv(3, 24, 3, 2)]
+    inner = 24
+    for stage, outer in enumerate((48, 96, 128)):
+        if stage:
+            layers.append(_conv(inner, inner, 3, 2))
+        layers.append(Split(inner, outer, 2))
+        inner = outer
+    return nn.Sequential(*layers, *_head(inner, classes))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self, channels: int, inner: int) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(self.up(torch.relu(self.down(x.mean((2, 3), keepdim=True)))))
+
+
+def _inverted(inner: int, outer: int, stride: int, expand: int = 4) -> nn.Module:
+    wide = inner * expand
+    body = nn.Sequential(
+        _conv(inner, wide),
+        _conv(wide, wide, 3, stride, groups=wide),
+        SqueezeExcite(wide, max(8, wide // 8)),
+        _conv(wide, outer, act=False),
+    )
+    return Residual(body, nn.Identity(), nn.Identity()) if stride == 1 and inner == outer else body
+
+
+def inverted(classes: int) -> nn.Module:
+    """Inverted residuals with squeeze-excite, expansion 4."""
+    layers: list[nn.Module] = [_conv(3, 16, 3, 2)]
+    inner = 16
+    for outer, stride, depth in ((16, 1, 1), (24, 2, 2), (40, 2, 3), (80, 2, 2)):
+        for block in range(depth):
+            layers.append(_inverted(inner, outer, 1 if block else stride))
+            inner = outer
+    return nn.Sequential(*layers, _conv(inner, 192), *_head(192, classes))
+
+
+class _Normed(nn.Module):
+    """A block without batch norm: depthwise, layer norm over the channels, two pointwise layers, layer scale."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 5, padding=2, groups=channels)
+        self.norm = nn.LayerNorm(channels)
+        self.up, self.down = nn.Linear(channels, 4 * channels), nn.Linear(4 * channels, channels)
+        self.scale = nn.Parameter(torch.full((channels,), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.spatial(x).permute(0, 2, 3, 1))
+        y = self.scale * self.down(nn.functional.gelu(self.up(y)))
+        return x + y.permute(0, 3, 1, 2)
+
+
+def normed(classes: int) -> nn.Module:
+    """Depthwise convolutions, layer norms and wide pointwise layers, as in ConvNeXt. No batch norm anywhere."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 24, 3, 2, 1), nn.GroupNorm(1, 24)]
+    inner = 24
+    for outer, depth in ((24, 1), (48, 2), (96, 2)):
+        if outer != inner:
+            layers += [nn.GroupNorm(1, inner), nn.Conv2d(inner, outer, 2, 2)]
+            inner = outer
+        layers += [_Normed(outer) for _ in range(depth)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(inner), nn.Linear(inner, classes))
+
+
+def dense(classes: int) -> nn.Module:
+    """Densely connected, growth 12, after a plain stem: every layer's output meets every later layer."""
+    layers: list[nn.Module] = [_conv(3, 24, 3, 2)]
+    inner = 24
+    for stage in range(3):
+        for _ in range(4):
+            layers.append(_Grown(inner, 12))
+            inner += 12
+        if stage < 2:
+            layers += [_conv(inner, inner // 2), nn.AvgPool2d(2)]
+            inner //= 2
+    return nn.Sequential(*layers, nn.BatchNorm2d(inner), nn.ReLU(), *_head(inner, classes))
+
+
+class _Grown(nn.Module):
+    def __init__(self, inner: int, growth: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(inner)
+        self.body = nn.Sequential(_conv(inner, 4 * growth), nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.body(torch.relu(self.norm(x)))], 1)
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
+    "residual": residual,
+    "concat": concat,
+    "inverted": inverted,
+    "dense": dense,
+    "normed": normed,
+}
+
+HELD_BACK = ("dense", "normed")
+"""Looked at once, after everything was decided."""
