@@ -22,7 +22,7 @@ from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, follow
 from .pruning.goals import make_goals
 from .pruning.request import Request, rereadable
-from .pruning.session import Clock, Network, best_of, close, options_of, schedule, step
+from .pruning.session import Clock, Network, best_of, close, options_of, schedule, settle, step
 from .pruning.yardstick import Yardstick
 from .reporting.making import report_on
 from .reporting.report import report_of
@@ -214,6 +214,8 @@ def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches:
             candidates = close(network, request, yardstick, clock)
             bar.update()
     report = report_on(candidates, request, yardstick, clock, known)
-    small = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network.model
+    best = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network
+    settle(best, request, clock)
+    small = best.model
     small.halp = report  # type: ignore[assignment]
     return small

@@ -59,6 +59,7 @@ VARIANTS: dict[str, Variant] = {
     v.name: v
     for v in (
         Variant("taylor", Element.PRODUCT, Final.ABS, "|sum w*g|"),
+        Variant("taylor_signed", Element.PRODUCT, Final.IDENTITY, "sum w*g"),
         Variant("taylor_abs", Element.ABS_PRODUCT, Final.IDENTITY, "sum |w*g|"),
         Variant("taylor_squared", Element.SQUARED_PRODUCT, Final.IDENTITY, "sum (w*g)^2"),
         Variant("taylor_sum_squared", Element.PRODUCT, Final.SQUARE, "(sum w*g)^2"),

@@ -19,6 +19,7 @@ from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
 from ..rewriting.applying import rewrite
+from ..scoring.recalibrating import recalibrate
 from ..scoring.saliency import Saliency, score
 from ..solver import Solution, WidthProblem, solve
 from ..trials.trials import channel_groups
@@ -203,6 +204,7 @@ def _refusal(
 
 def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clock) -> Network:
     """Score the network as it stands: its groups, and the channels that its removable branches add."""
+    settle(network, request, clock)
     with clock("score"):
         left, _, branches = yardstick.left(network.plan)
         scored = now = _present(network, left, request)
@@ -211,6 +213,13 @@ def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clo
             scored = replace(now, groups=(*now.groups, *output_groups(here)))
         saliency = score(network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss)
     return replace(network, coupling=now, saliency=saliency)
+
+
+def settle(network: Network, request: Request, clock: Clock) -> None:
+    """Re-estimate the batch norms of a network that was cut, where there is data."""
+    if network.plan and request.data is not None:
+        with clock("recalibrate"):
+            recalibrate(network.model, request.data, loss=request.loss)
 
 
 def _present(network: Network, left: Coupling, request: Request) -> Coupling:
@@ -264,7 +273,7 @@ def _solve_and_rewrite(
             choice = _choose(network, request, yardstick, way, floor)
         with clock("rewrite"):
             solution = choice.solution
-            step = plan_from(network.coupling, network.saliency.scores, solution.widths, solution.dropped)
+            step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
             try:
                 small = rewrite(network.model, step, request.examples, coupling=network.coupling)
             except RewriteError as error:
@@ -333,13 +342,13 @@ def _smallest(problem: WidthProblem, refused: InfeasibleError, yardstick: Yardst
 def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
     """What the solver is asked; a group without scores keeps its width, and so does one that is held."""
     assert network.saliency is not None
-    scores = network.saliency.scores
+    values = network.saliency.known
     left, tables, branches = yardstick.left(network.plan)
     options = options_of(left, network.plan, request, floor)
-    options |= {name: widths[-1:] for name, widths in options.items() if name not in scores or name in yardstick.held}
+    options |= {name: widths[-1:] for name, widths in options.items() if name not in values or name in yardstick.held}
     unit = yardstick.goals.cost.unit
     return build_problem(
-        left, scores, options, tables, yardstick.spend(way), unit, branches, silent=network.saliency.silent
+        left, values, options, tables, yardstick.spend(way), unit, branches, silent=network.saliency.silent
     )
 
 

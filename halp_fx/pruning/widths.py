@@ -9,6 +9,7 @@ import numpy as np
 
 from ..coupling.branches import Branch
 from ..errors import BudgetError
+from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Plan, scored_name
@@ -52,7 +53,7 @@ def width_options(
 
 def build_problem(
     coupling: Coupling,
-    scores: Mapping[str, np.ndarray],
+    values: Mapping[str, WidthValues],
     options: Mapping[str, Sequence[int]],
     tables: Sequence[CostTable],
     budgets: Mapping[str, float],
@@ -60,44 +61,34 @@ def build_problem(
     branches: Sequence[Branch] = (),
     silent: Sequence[str] = (),
 ) -> WidthProblem:
-    """The value of a width is the sum of the group's highest scores (design: prefix sums).
+    """What the solver is asked.
 
     Args:
         coupling, tables: of the network that is left; `tables` may hold costs of branches dropped from it.
-        scores: groups without scores stay as wide as they are.
-        branches: that may be dropped; each is worth the scores of the channels that it adds.
-        silent: groups whose scores only rank their channels: see `neutral_values`.
+        values: of the groups as they stand; groups without values stay as wide as they are.
+        branches: that may be dropped; each is worth all of the channels that it adds.
+        silent: groups whose values only rank their channels: see `neutral_values`.
     """
-    scores = {name: _told_apart(s) for name, s in scores.items()}
     groups = {}
     for group in coupling.prunable:
-        best_first = np.sort(scores.get(group.name, np.zeros(group.size)))[::-1]
-        prefix = np.concatenate([[0.0], np.cumsum(best_first)])
+        value = values[group.name].value if group.name in values else np.zeros(group.size + 1)
         widths = np.asarray(options[group.name])
-        groups[group.name] = WidthGroup(widths, prefix[widths])
-    found = [_choice(branch, tables, groups, float(scores[scored_name(branch.name)].sum())) for branch in branches]
+        groups[group.name] = WidthGroup(widths, value[widths])
+    found = [_choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches]
     choices = tuple(c for c in found if c)
     # A branch that adds nothing can go without a loss, and so can what is in it.
     idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
     quiet = [name for name in silent if name not in idle]
-    neutral = neutral_values(groups, scores, quiet, tables, budgets)
+    neutral = neutral_values(groups, values, quiet, tables, budgets)
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
     for name, values in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, values)
     return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
 
 
-def _told_apart(scores: np.ndarray) -> np.ndarray:
-    """Equal scores say what a group is worth, not that its last channel is worth as much as its first, which would
-    leave it whole or at its floor: scores of the same sum that fall evenly to nearly nothing."""
-    if len(scores) < 2 or scores.min() < scores.max():
-        return scores
-    return scores * (2 * np.arange(len(scores), 0, -1) - 1) / len(scores)
-
-
 def neutral_values(
     groups: Mapping[str, WidthGroup],
-    scores: Mapping[str, np.ndarray],
+    known: Mapping[str, WidthValues],
     silent: Sequence[str],
     tables: Sequence[CostTable],
     budgets: Mapping[str, float],
@@ -115,11 +106,12 @@ def neutral_values(
     if not quiet:
         return {}
     share, narrow = _shares(groups, tables, budgets)
-    loud = [name for name in groups if name not in quiet and name in scores and len(groups[name].widths) > 1]
+    loud = [name for name in groups if name not in quiet and name in known and len(groups[name].widths) > 1]
     lost = 0.0
     for name in loud:
-        ordered = np.sort(scores[name])[::-1]
-        lost += ordered[min(int(narrow * len(ordered)), len(ordered) - 1) :].mean() * len(ordered)
+        value, size = known[name].value, known[name].size
+        at = min(int(narrow * size), size - 1)
+        lost += (value[-1] - value[at]) / (size - at) * size
     paid = lost / sum(share[name] for name in loud) if lost > 0 else 1.0
     slope = _CURVE / (narrow + _CURVE) ** 2
     values = {}
@@ -172,15 +164,14 @@ def _choice(
 
 
 def plan_from(
-    coupling: Coupling, scores: Mapping[str, np.ndarray], widths: Mapping[str, int], dropped: Sequence[str] = ()
+    coupling: Coupling, values: Mapping[str, WidthValues], widths: Mapping[str, int], dropped: Sequence[str] = ()
 ) -> Plan:
-    """Keep the `widths[g]` channels with the highest scores of each group; ties go to the lower index."""
+    """Keep `widths[g]` channels of each group, those that its value is of."""
     kept = {}
     for group in coupling.prunable:
         if not widths.get(group.name):
             continue  # In a branch that is dropped.
-        order = np.argsort(-scores[group.name], kind="stable")[: widths[group.name]]
-        kept[group.name] = tuple(np.sort(order).tolist())
+        kept[group.name] = values[group.name].kept(widths[group.name])
     return Plan(kept, tuple(dropped))
 
 

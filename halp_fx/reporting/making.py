@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from torch import nn
 
 from ..coupling.branches import Branches
@@ -96,9 +95,9 @@ def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
     """The share of all scores that the best channels of each group have at these widths."""
     if saliency is None:
         return 1.0
-    everything = sum(float(s.sum()) for s in saliency.scores.values()) or 1.0
-    best = (np.sort(s)[::-1][: widths.get(name, 0)] for name, s in saliency.scores.items())
-    return sum(float(s.sum()) for s in best) / everything
+    known = saliency.known
+    everything = sum(float(v.value[-1]) for v in known.values()) or 1.0
+    return sum(float(v.value[widths.get(name, 0)]) for name, v in known.items()) / everything
 
 
 def _count(model: nn.Module) -> int:

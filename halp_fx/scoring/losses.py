@@ -45,7 +45,7 @@ def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
     assert loss_fn is not None
 
     def of_pair(model: nn.Module, batch: Any) -> torch.Tensor:
-        inputs, target = _pair(batch)
+        inputs, target = pair_of(batch)
         if isinstance(inputs, Mapping):
             return loss_fn(model(**inputs), target)
         return loss_fn(model(*(inputs if isinstance(inputs, tuple | list) else (inputs,))), target)
@@ -54,7 +54,7 @@ def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
 
 
 def batch_loss(
-    model: nn.Module, tensors: Mapping[str, torch.Tensor], loss: Loss, batch: Any, number: int
+    model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int, loss: Loss
 ) -> torch.Tensor:
     """The loss of one batch, with `tensors` in place of the model's by name.
 
@@ -87,7 +87,7 @@ class _Lossy(nn.Module):
         return self.loss(self.network, batch)
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair_of(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[0], batch[1]
     raise SaliencyError(f"data yields {described(batch)}; loss_fn needs (input, target) batches: {REMEDY}")

@@ -12,23 +12,30 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..errors import SaliencyError
-from ..kernels import SegmentLayout, channel_scores
+from ..kernels import channel_scores
 from ..model.preserving import preserved, uncached_autocast
 from ..types import ChannelGroup, Coupling, scored_name
+from .fisher import fisher_values
+from .gates import Gates
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
-from .scored import Key, Place, Watch, Weights
+from .sampled import Sampled
+from .scored import Weights
+from .values import WidthValues
 
 logger = logging.getLogger("halp_fx")
 
-Importance = Literal["taylor", "magnitude"] | Callable[[ChannelGroup], Any] | Callable[[ChannelGroup, nn.Module], Any]
+Importance = (
+    Literal["taylor", "fisher", "magnitude"] | Callable[[ChannelGroup], Any] | Callable[[ChannelGroup, nn.Module], Any]
+)
 Scores = dict[str, np.ndarray]
 
 MAX_BATCHES = 64
@@ -49,6 +56,7 @@ class Saliency:
         skipped: batches left out because their loss or gradients were not finite.
         silent: groups without a signal. Their scores are weight magnitudes, with the mean that the others have: they
             rank the group's channels, and say nothing about how wide it should be.
+        values: group name -> its order of removal and its value at every width, where that is no sum of scores.
     """
 
     scores: Mapping[str, np.ndarray]
@@ -56,6 +64,12 @@ class Saliency:
     batches: int = 0
     skipped: int = 0
     silent: tuple[str, ...] = ()
+    values: Mapping[str, WidthValues] = field(default_factory=dict)
+
+    @property
+    def known(self) -> dict[str, WidthValues]:
+        """What every group is worth at every width: `values`, or the sum of its highest scores."""
+        return {n: self.values[n] if n in self.values else WidthValues.of_scores(s) for n, s in self.scores.items()}
 
 
 def score(
@@ -95,13 +109,15 @@ def score(
         if kind == "magnitude":
             return _heard(Saliency(_magnitude(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
-            raise SaliencyError("importance='taylor' needs data and loss_fn (or loss)")
+            raise SaliencyError(f"importance={kind!r} needs data and loss_fn (or loss)")
+        if kind == "fisher":
+            return _heard(_fisher(model, coupling, data, Sampled(loss_fn, loss)), model, coupling)
         return _heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
 
 
 def check_importance(importance: Importance | None) -> None:
     """Raises SaliencyError unless `score` can use it."""
-    if importance is None or (isinstance(importance, str) and importance in ("taylor", "magnitude")):
+    if importance is None or (isinstance(importance, str) and importance in ("taylor", "fisher", "magnitude")):
         return
     if isinstance(importance, type):
         name = importance.__name__
@@ -163,7 +179,8 @@ def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
     ranked = _magnitude(Weights.of(model, coupling), groups)
     # Where the magnitudes are zero, too, a channel is as good as the next.
     neutral = {name: float(np.mean(heard)) * (s if s.max() > 0 else np.ones_like(s)) for name, s in ranked.items()}
-    return Saliency({**scores, **neutral}, found.kind, found.batches, found.skipped, silent)
+    values = {name: v for name, v in found.values.items() if name not in silent}
+    return replace(found, scores={**scores, **neutral}, silent=silent, values=values)
 
 
 def _no_signal(found: Saliency, coupling: Coupling) -> str:
@@ -192,15 +209,15 @@ def _norms(weights: Weights, groups: Sequence[ChannelGroup], nodes: Iterable[str
 
 
 def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss) -> Saliency:
-    steps = _Steps(model, coupling.prunable, Weights.of(model, coupling), loss)
+    gates = Gates.of(model, coupling, partial(batch_loss, loss=loss))
     total: torch.Tensor | None = None
     used = skipped = 0
     with preserved(model), uncached_autocast():
         for batch in data:
             if used + skipped >= MAX_BATCHES:
                 break
-            step = steps.scores(batch, used + skipped)
-            if step is None:
+            step = gates.by_weights(moved(batch, gates.device), used + skipped, "taylor")
+            if not bool(torch.isfinite(step).all()):
                 skipped += 1
                 continue
             total = step.double() if total is None else total + step
@@ -211,76 +228,18 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
     if skipped:
         logger.warning("saliency: skipped %d of %d batches (non-finite loss or gradient)", skipped, used + skipped)
     scores = _split(total / used, coupling.prunable)
-    for name, norm in _norms(steps.weights, coupling.prunable, steps.weights.computed).items():
+    for name, norm in _norms(gates.weights, coupling.prunable, gates.weights.computed).items():
         if norm.any():
             # What a mask has removed already goes first, whatever the constant that is left of it is worth.
             scores[name][norm == 0] = 0
     return Saliency(scores, "taylor", used, skipped)
 
 
-class _Steps:
-    """Scores batches one by one, on aliases of the parameters: `.grad` and `requires_grad` stay."""
-
-    def __init__(self, model: nn.Module, groups: Sequence[ChannelGroup], weights: Weights, loss: Loss) -> None:
-        self.model, self.groups, self.weights, self.loss = model, groups, weights, loss
-        self.parameters = dict(model.named_parameters())
-        self.device = next((p.device for p in self.parameters.values()), torch.device("cpu"))
-        self.layouts: dict[frozenset[str], tuple[list[Key], SegmentLayout]] = {}
-        # What autograd cannot save is copied: tensors that were made in inference mode.
-        self.buffers = {n: b.clone() for n, b in model.named_buffers() if b.is_inference()}
-        own = (v for m in model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))
-        self.constants = [*(b for n, b in model.named_buffers() if n not in self.buffers), *own]
-
-    def scores(self, batch: Any, number: int) -> torch.Tensor | None:
-        """Scores of one batch, None if they are not finite."""
-        self.model.eval()
-        aliases = {n: _alias(p) for n, p in self.parameters.items()}
-        watch = Watch({**aliases, **self.buffers}, self.constants)
-        # Without computed weights there is nothing to watch for.
-        watching = watch if self.weights.computed else torch.enable_grad()
-        with torch.enable_grad(), watching:
-            loss = batch_loss(self.model, aliases | self.buffers, self.loss, moved(batch, self.device), number)
-        if not bool(torch.isfinite(loss)):
-            return None
-        met = watch.matched(self.weights, self.parameters)
-        keys, layout = self._layout(frozenset(met))
-        tensors = [met[name] if kind == "computed" else aliases.get(name) for kind, name in keys]
-        grads = _gradients(loss, [t if isinstance(t, list) else [t] for t in tensors])
-        step = channel_scores(layout, [self.weights.value(k) for k in keys], grads, "taylor")
-        return step if bool(torch.isfinite(step).all()) else None
-
-    def _layout(self, nodes: frozenset[str]) -> tuple[list[Key], SegmentLayout]:
-        if nodes not in self.layouts:
-            self.layouts[nodes] = self.weights.layout(self.groups, lambda g: self._places(g, nodes))
-        return self.layouts[nodes]
-
-    def _places(self, group: ChannelGroup, nodes: frozenset[str]) -> list[Place]:
-        """The affine parameters of the normalisations that the group passes, else the weights that produce it. Affine
-        parameters that are all zero (a zero-initialised residual branch) say nothing about what else is in the group.
-        """
-        found = [p for p in self.weights.places(group, nodes) if p.key[0] == "computed" or p.key[1] in self.parameters]
-        norms = [p for p in found if p.role == "norm"]
-        if any(bool(self.weights.value(p.key).any()) for p in norms):
-            return norms
-        return [p for p in found if p.role in ("producer", "bias")]
-
-
-def _alias(parameter: torch.Tensor) -> torch.Tensor:
-    alias = parameter.detach()
-    if alias.is_inference():
-        alias = alias.clone()
-    return alias.requires_grad_(alias.is_floating_point())
-
-
-def _gradients(loss: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor | None]]) -> list[torch.Tensor | None]:
-    """The sum of the gradients by each row of tensors, None where the loss does not depend on any."""
-    flat = list({id(t): t for row in tensors for t in row if t is not None}.values())
-    if not loss.requires_grad or not flat:
-        return [None] * len(tensors)
-    found = torch.autograd.grad(loss, flat, allow_unused=True)
-    grads = {id(t): g for t, g in zip(flat, found, strict=True) if g is not None}
-    rows = [[grads[id(t)] for t in row if t is not None and id(t) in grads] for row in tensors]
-    return [cast(torch.Tensor, sum(row)) if row else None for row in rows]
+def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled) -> Saliency:
+    values, found = fisher_values(model, coupling, data, loss, MAX_BATCHES)
+    # What each channel is worth alone, for those who look at channels.
+    scores = _split(found.rows.double().square().mean(0) / 2, coupling.prunable)
+    return Saliency(scores, "fisher", found.batches, found.skipped, values=values)
 
 
 def _split(flat: torch.Tensor, groups: Sequence[ChannelGroup]) -> Scores:

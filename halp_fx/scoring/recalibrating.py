@@ -1,0 +1,102 @@
+"""recalibrating: a network and batches -> the same network with batch norms whose statistics are its own.
+
+Statistics are those of the network before it was pruned. Re-estimated, they bring back most of what a cut costs at
+once, and scores and judgements mean something again (EagleEye, arXiv 2007.02491).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import SaliencyError
+from ..model.preserving import random_kept
+from .losses import Loss, moved
+from .sampled import called, inputs_of
+
+
+def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, loss: Loss | None = None) -> nn.Module:
+    """Re-estimate the statistics of a network's batch norms, in place: the plain mean over batches.
+
+    Modes, momenta, gradients and random states are given back. Batch norms without statistics are left alone, and so
+    is everything else: dropout stays off.
+
+    Args:
+        model: on its device; batches are moved there.
+        data: batches: inputs, or pairs of inputs and targets, which are not used. Inputs are a tensor, a tuple or list
+            (positional arguments) or a dict (keyword arguments). A batch of one image of 1 x 1 at a norm says nothing
+            about its deviation and raises in PyTorch: pass larger ones.
+        batches: how many are used at most.
+        loss: (model, batch) -> anything, for batches of another kind: it calls the model.
+
+    Returns:
+        The model.
+
+    Raises:
+        SaliencyError: data has no batch, or the forward fails on one; the statistics are as they were.
+    """
+    norms = _norms(model)
+    if not norms:
+        return model
+    device = next(iter(model.parameters())).device
+    before = [{n: b.clone() for n, b in norm.named_buffers(recurse=False)} for norm in norms]
+    used = 0
+    with _measuring(model, norms), random_kept(), torch.no_grad():
+        try:
+            for batch in data:
+                if used >= batches:
+                    break
+                _forward(model, moved(batch, device), loss)
+                used += 1
+        except Exception as error:
+            _put_back(norms, before)
+            raise SaliencyError(
+                f"batch norms cannot be re-estimated: the forward of batch {used} of data failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not used:
+        _put_back(norms, before)
+        raise SaliencyError("batch norms cannot be re-estimated: data has no batches")
+    return model
+
+
+def _norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+    """Norms that keep statistics."""
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
+
+
+def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
+    if loss is not None:
+        loss(model, batch)
+    else:
+        called(model, inputs_of(batch))
+
+
+@contextmanager
+def _measuring(model: nn.Module, norms: list[nn.modules.batchnorm._NormBase]) -> Iterator[None]:
+    """In eval mode but for the norms, which take the mean over all batches."""
+    modes = [(m, m.training) for m in model.modules()]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None
+        norm.training = True
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for module, training in modes:
+            module.training = training
+
+
+def _put_back(norms: list[nn.modules.batchnorm._NormBase], before: list[dict[str, torch.Tensor]]) -> None:
+    with torch.no_grad():
+        for norm, buffers in zip(norms, before, strict=True):
+            for name, kept in buffers.items():
+                getattr(norm, name).copy_(kept)

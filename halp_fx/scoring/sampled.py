@@ -1,0 +1,134 @@
+"""sampled: data and a loss -> batches with a loss whose gradients are those of the Fisher information.
+
+Labels of the data say what the network should do; how much its outputs change when channels go is a question about
+what it does. So labels are drawn from the network where its outputs say how: of a classifier, also of pixels, from its
+softmax. Otherwise the caller's loss of the caller's labels stands in for them (the empirical Fisher), and where there
+is no loss at all, a random direction of the outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from .losses import Loss, LossFn, batch_loss, pair_of
+
+
+@dataclass(slots=True)
+class Sampled:
+    """The loss of a batch, summed over its samples.
+
+    Attributes:
+        loss_fn, loss: the caller's; neither for data without labels.
+        generator: what labels are drawn with; on the CPU, so that every device draws the same.
+        kind: what was differentiated, in words; known after the first batch.
+    """
+
+    loss_fn: LossFn | None = None
+    loss: Loss | None = None
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    kind: str = ""
+
+    def __call__(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int) -> torch.Tensor:
+        """The loss with `tensors` in place of the model's, as `losses.batch_loss`.
+
+        Raises:
+            SaliencyError: as `batch_loss`.
+        """
+        return batch_loss(model, tensors, batch, number, self._loss())
+
+    def _loss(self) -> Loss:
+        if self.loss is not None:
+            self.kind = "the loss of the data's labels"
+            return _summed(self.loss)
+        if self.loss_fn is None:
+            return lambda model, batch: self._drawn(called(model, inputs_of(batch)), None)
+        given = self.loss_fn
+
+        def drawn(model: nn.Module, batch: Any) -> torch.Tensor:
+            inputs, target = pair_of(batch)
+            output = called(model, inputs)
+            own = self._drawn(output, target)
+            if own is not None:
+                return own
+            self.kind = "the loss of the data's labels"
+            return given(output, target) * (samples_in(batch) or 1)
+
+        return drawn
+
+    def _drawn(self, output: Any, target: Any) -> torch.Tensor | None:
+        """The loss of labels drawn from the outputs; None where the outputs and the targets do not say how."""
+        categories = (
+            isinstance(output, torch.Tensor)
+            and output.is_floating_point()
+            and output.ndim >= 2
+            and output.shape[1] > 1
+            and (target is None or _fits(target, output))
+        )
+        if categories and (target is not None or output.ndim == 2):
+            self.kind = "labels drawn from the network's softmax"
+            logits = output.float().movedim(1, -1).reshape(-1, output.shape[1])
+            chances = torch.softmax(logits.detach(), 1).cpu()
+            labels = torch.multinomial(chances, 1, generator=self.generator)[:, 0].to(output.device)
+            return nn.functional.cross_entropy(logits, labels, reduction="sum")
+        if target is not None:
+            return None
+        self.kind = "random directions of the network's outputs"
+        parts = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        directions = [torch.randn(t.shape, generator=self.generator).to(t.device) for t in parts]
+        scaled = [
+            (t.float() * d).sum() / t.detach().float().square().mean().sqrt().clamp_min(1e-12)
+            for t, d in zip(parts, directions, strict=True)
+        ]
+        return torch.stack(scaled).sum() if scaled else torch.zeros(())
+
+
+def _fits(target: Any, output: torch.Tensor) -> bool:
+    """Whether a target names one category for each place of an output (samples, categories, …)."""
+    integers = isinstance(target, torch.Tensor) and not (target.is_floating_point() or target.is_complex())
+    return integers and tuple(target.shape) == (output.shape[0], *output.shape[2:])
+
+
+def _summed(loss: Loss) -> Loss:
+    """A caller's loss is a mean over the samples of a batch."""
+
+    def of(model: nn.Module, batch: Any) -> Any:
+        value, count = loss(model, batch), samples_in(batch) or 1
+        if isinstance(value, Mapping):
+            return {name: part * count for name, part in value.items()}
+        if isinstance(value, tuple | list):
+            return [part * count for part in value]
+        return value * count
+
+    return of
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """The model's output: a tuple or list is positional, a dict keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
+
+
+def inputs_of(batch: Any) -> Any:
+    """What the model is called with: of a pair the first item, else the batch."""
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+
+
+def samples_in(batch: Any) -> int | None:
+    """How many samples a batch has: the common length of all its tensors' first dimension and of the lists that hold
+    no such tensors. None if they differ."""
+    lengths = {leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim}
+    return lengths.pop() if len(lengths) == 1 else None
+
+
+def sample_of(batch: Any, index: int) -> Any:
+    """One sample of a batch, as a batch of one."""
+    leaves, spec = tree_flatten(batch)
+    cut = [t[index : index + 1] if isinstance(t, torch.Tensor) and t.ndim else t for t in leaves]
+    return tree_unflatten(cut, spec)
