@@ -80,6 +80,13 @@ def build_problem(
     idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
     quiet = [name for name in silent if name not in idle]
     neutral = neutral_values(groups, values, quiet, tables, budgets)
+    import os
+    lam = float(os.environ.get("X_PRIOR", 0))
+    if lam:
+        loudn = [n for n in values if n in groups and n not in idle and n not in quiet]
+        pri = prior_values(groups, values, loudn, tables, budgets)
+        for n in loudn:
+            groups[n] = WidthGroup(groups[n].widths, groups[n].value + lam * pri[n])
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
     for name, values in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, values)
@@ -116,6 +123,24 @@ def neutral_values(
     slope = _CURVE / (narrow + _CURVE) ** 2
     values = {}
     for name in quiet:
+        part = groups[name].widths / groups[name].widths[-1]
+        values[name] = paid * share[name] / slope * part / (part + _CURVE)
+    return values
+
+
+def prior_values(groups, known, names, tables, budgets):
+    import os
+    share, narrow = _shares(groups, tables, budgets)
+    lost = 0.0
+    loud = [name for name in names if len(groups[name].widths) > 1]
+    for name in loud:
+        value, size = known[name].value, known[name].size
+        at = min(int(narrow * size), size - 1)
+        lost += (value[-1] - value[at]) / (size - at) * size
+    paid = lost / sum(share[name] for name in loud)
+    slope = _CURVE / (narrow + _CURVE) ** 2
+    values = {}
+    for name in names:
         part = groups[name].widths / groups[name].widths[-1]
         values[name] = paid * share[name] / slope * part / (part + _CURVE)
     return values

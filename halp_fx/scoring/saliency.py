@@ -34,7 +34,7 @@ from .values import WidthValues
 logger = logging.getLogger("halp_fx")
 
 Importance = (
-    Literal["taylor", "fisher", "magnitude"] | Callable[[ChannelGroup], Any] | Callable[[ChannelGroup, nn.Module], Any]
+    Literal["taylor", "fisher", "reconstruction", "magnitude"] | Callable[[ChannelGroup], Any] | Callable[[ChannelGroup, nn.Module], Any]
 )
 Scores = dict[str, np.ndarray]
 
@@ -110,6 +110,10 @@ def score(
             return _heard(Saliency(_magnitude(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
             raise SaliencyError(f"importance={kind!r} needs data and loss_fn (or loss)")
+        if kind == "reconstruction":
+            from .fisher import reconstruction_values
+            v, f = reconstruction_values(model, coupling, data, Sampled(loss_fn, loss), MAX_BATCHES)
+            return _heard(Saliency(_split(f.rows.double().square().mean(0) / 2, coupling.prunable), "reconstruction", f.batches, f.skipped, values=v), model, coupling)
         if kind == "fisher":
             return _heard(_fisher(model, coupling, data, Sampled(loss_fn, loss)), model, coupling)
         return _heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
@@ -117,7 +121,7 @@ def score(
 
 def check_importance(importance: Importance | None) -> None:
     """Raises SaliencyError unless `score` can use it."""
-    if importance is None or (isinstance(importance, str) and importance in ("taylor", "fisher", "magnitude")):
+    if importance is None or (isinstance(importance, str) and importance in ("taylor", "fisher", "reconstruction", "magnitude")):
         return
     if isinstance(importance, type):
         name = importance.__name__

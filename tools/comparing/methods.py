@@ -1,0 +1,177 @@
+"""The ways to prune that are compared: each makes a smaller network of about the same cost."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import halp_fx
+
+from .data import SIDE, Data
+from .training import outputs, settled
+
+EXAMPLE = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+WITHIN = 0.01
+"""Costs are equal within this share of the budget."""
+
+CALIBRATION = 1024
+"""Training images that a method may look at."""
+
+
+def loss(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(output, target)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What a method is given: a trained network, its data, and the share of its MACs that may stay."""
+
+    model: nn.Module
+    data: Data
+    budget: float
+    seed: int
+
+    @property
+    def calibration(self) -> list[tuple[Tensor, Tensor]]:
+        return self.data.calibration(CALIBRATION)
+
+    def macs(self, model: nn.Module) -> float:
+        return halp_fx.MacsCost().total(halp_fx.channel_groups(model, EXAMPLE))
+
+
+Method = Callable[[Task], nn.Module]
+
+
+def by_halp_fx(with_data: bool = True, **options: object) -> Method:
+    """`halp_fx.prune` with these options, everything else at its defaults."""
+
+    def prune(task: Task) -> nn.Module:
+        given = {"data": task.calibration, "loss_fn": loss} if with_data else {}
+        return halp_fx.prune(task.model, task.budget, EXAMPLE, latency="macs", progress=False, **given, **options)
+
+    return prune
+
+
+def _narrowed(task: Task, coupling: halp_fx.Coupling, widths: Mapping[str, int]) -> nn.Module:
+    """The channels with the largest weights, at these widths."""
+    scores = halp_fx.score(task.model, coupling, importance="magnitude").scores
+    kept = {
+        g.name: tuple(np.sort(np.argsort(-scores[g.name], kind="stable")[: widths[g.name]]).tolist())
+        for g in coupling.prunable
+    }
+    return halp_fx.rewrite(task.model, halp_fx.Plan(kept), EXAMPLE, coupling=coupling)
+
+
+def _fitted(coupling: halp_fx.Coupling, shares: Mapping[str, float], budget: float) -> dict[str, int]:
+    """Widths in the proportions of `shares`, scaled until they cost the budget."""
+    cost = halp_fx.MacsCost()
+    dense = cost.total(coupling)
+    low, high = 0.0, max(1 / s for s in shares.values())
+    best: dict[str, int] = {}
+    for _ in range(30):
+        middle = (low + high) / 2
+        widths = coupling.widths() | {
+            g.name: min(g.size, max(1, round(g.size * shares[g.name] * middle))) for g in coupling.prunable
+        }
+        if cost.total(coupling, widths) <= budget * dense * (1 + WITHIN / 2):
+            low, best = middle, widths
+        else:
+            high = middle
+    return best
+
+
+def uniform(task: Task) -> nn.Module:
+    """All groups equally narrow."""
+    coupling = halp_fx.channel_groups(task.model, EXAMPLE)
+    return _narrowed(task, coupling, _fitted(coupling, dict.fromkeys((g.name for g in coupling.prunable), 1.0), task.budget))
+
+
+TRIES = 50
+
+
+def random_widths(task: Task) -> nn.Module:
+    """Of random widths the best by the accuracy on the calibration images after batch norms were re-estimated
+    (EagleEye, arXiv 2007.02491)."""
+    coupling = halp_fx.channel_groups(task.model, EXAMPLE)
+    draw = np.random.default_rng(task.seed)
+    images, labels = (torch.cat(parts) for parts in zip(*task.calibration, strict=True))
+    best, chosen = -1.0, task.model
+    for _ in range(TRIES):
+        shares = {g.name: float(draw.uniform(0.3, 1.0)) for g in coupling.prunable}
+        small = settled(_narrowed(task, coupling, _fitted(coupling, shares, task.budget)), images)
+        accuracy = float((outputs(small, images).argmax(1) == labels).float().mean())
+        if accuracy > best:
+            best, chosen = accuracy, small
+    return chosen
+
+
+def torch_pruning(isomorphic: bool) -> Method:
+    """Torch-Pruning's group Taylor with global ranking, in 20 steps of its own, its ratio found by bisection."""
+
+    def prune(task: Task) -> nn.Module:
+        import torch_pruning as tp
+
+        dense = task.macs(task.model)
+        low, high = 0.0, 1.0
+        best = None
+        for _ in range(12):
+            ratio = (low + high) / 2
+            small = _by_torch_pruning(tp, task, ratio, isomorphic)
+            share = task.macs(small) / dense
+            if share <= task.budget * (1 + WITHIN):
+                best, high = small, ratio
+                if share >= task.budget * (1 - WITHIN):
+                    break
+            else:
+                low = ratio
+        if best is None:
+            raise RuntimeError("no ratio reaches the budget")
+        return best
+
+    return prune
+
+
+def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) -> nn.Module:
+    model = copy.deepcopy(task.model)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == task.data.classes]
+    pruner = tp.pruner.BasePruner(  # type: ignore[attr-defined]
+        model, EXAMPLE, importance=tp.importance.GroupTaylorImportance(), pruning_ratio=ratio,  # type: ignore[attr-defined]
+        global_pruning=True, isomorphic=isomorphic, iterative_steps=1, ignored_layers=last,
+    )  # fmt: skip
+    model.eval()
+    model.zero_grad()
+    for x, y in task.calibration:
+        loss(model(x), y).backward()
+    pruner.step()
+    model.zero_grad()
+    return model
+
+
+METHODS: dict[str, Method] = {
+    "halp_fx": by_halp_fx(),
+    "halp_fx without data": by_halp_fx(with_data=False),
+    "halp_fx fisher": by_halp_fx(importance="fisher"),
+    "halp_fx taylor": by_halp_fx(importance="taylor"),
+    "halp_fx magnitude": by_halp_fx(with_data=False, importance="magnitude"),
+    "published HALP": by_halp_fx(importance="taylor", solver="halp", steps=30, recalibrate=False),
+    "Torch-Pruning": torch_pruning(isomorphic=False),
+    "Torch-Pruning isomorphic": torch_pruning(isomorphic=True),
+    "uniform": uniform,
+    "random best of 50": random_widths,
+}
+
+DEFAULTS: Sequence[str] = ("halp_fx", "halp_fx without data", "Torch-Pruning", "uniform")
+
+
+def equal(share: float, budget: float) -> bool:
+    """Whether a network costs what was asked for."""
+    return math.isclose(share, budget, rel_tol=WITHIN)
