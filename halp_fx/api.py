@@ -55,6 +55,7 @@ def prune(
     solver: Method = "auto",
     tolerance: float = 0.02,
     train_between: Callable[[nn.Module], Any] | None = None,
+    recalibrate: bool = True,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -124,6 +125,7 @@ def prune(
             train_between=stream.given(train_between),
             progress=progress,
             branches=branches,
+            recalibrate=recalibrate,
         )
         kept = ignored_names(model, ignore)
         team = Team.here()

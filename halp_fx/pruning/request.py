@@ -43,6 +43,7 @@ class Request:
     train_between: Callable[[nn.Module], Any] | None
     progress: bool
     branches: bool = False
+    recalibrate: bool = True
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):

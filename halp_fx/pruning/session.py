@@ -217,7 +217,7 @@ def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clo
 
 def settle(network: Network, request: Request, clock: Clock) -> None:
     """Re-estimate the batch norms of a network that was cut, where there is data."""
-    if network.plan and request.data is not None:
+    if network.plan and request.data is not None and request.recalibrate:
         with clock("recalibrate"):
             recalibrate(network.model, request.data, loss=request.loss)
 

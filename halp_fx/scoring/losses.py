@@ -22,17 +22,16 @@ REMEDY = "pass loss=lambda model, batch: … (a scalar, or a dict of losses that
 
 
 def check_loss(data: Any, loss_fn: LossFn | None, loss: Loss | None) -> None:
-    """Data and one loss, or neither.
+    """At most one loss, and none without data.
 
     Raises:
-        SaliencyError: one without the other, both losses, or something that cannot be called.
+        SaliencyError: a loss without data, both losses, or something that cannot be called.
     """
     if loss_fn is not None and loss is not None:
         raise SaliencyError("both loss_fn (output, target) and loss (model, batch) were passed: pass one of them")
     given, name = (loss, "loss") if loss is not None else (loss_fn, "loss_fn")
-    if (data is None) != (given is None):
-        have, lack = ("data", "loss_fn or loss") if given is None else (name, "data")
-        raise SaliencyError(f"{have} without {lack}: Taylor saliency needs both, magnitude saliency neither")
+    if data is None and given is not None:
+        raise SaliencyError(f"{name} without data: pass data, batches of (input, target)")
     if given is not None and (not callable(given) or isinstance(given, type)):
         kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
         raise SaliencyError(f"{name} is {kind}, not a function or an instance that can be called")
