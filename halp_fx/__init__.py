@@ -4,7 +4,6 @@ from .api import prune, rewrite, zero
 from .coupling.branches import Branch, Branches
 from .coupling.propagation import couple
 from .coupling.residual import find_branches
-from .coupling.rules import register_rule
 from .errors import (
     BudgetError,
     HalpError,
@@ -22,6 +21,7 @@ from .latency.allocator import keep_memory
 from .reporting.explaining import explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
+from .rules import register_rule
 from .scoring.saliency import Saliency, score
 from .solver import WidthProblem, solve
 from .tracing.forward import trace

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -126,6 +128,14 @@ def test_no_room_bears_the_name_of_a_function():
             shadowed = names & files
             # Lists that are documented so: a rule that is called like its file, `latency.layers`.
             assert place(path.parent) in LISTS or not shadowed, (path, shadowed)
+
+
+def test_documented_paths_are_there_at_once():
+    """In a process of its own: here other tests have imported them."""
+    names = ("rules.pointwise", "latency.MacsCost", "solver.solve", "kernels.lookup", "types.Plan", "errors.HalpError")
+    code = "import halp_fx; " + "; ".join(f"halp_fx.{name}" for name in names)
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_documented_path_of_the_rules_stays():
