@@ -22,7 +22,9 @@ from .reporting.explaining import explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
 from .rules import register_rule
+from .scoring.recalibrating import recalibrate
 from .scoring.saliency import Saliency, score
+from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
 from .trials.trials import channel_groups
@@ -56,6 +58,7 @@ __all__ = [
     "SaliencyError",
     "TraceError",
     "WidthProblem",
+    "WidthValues",
     "channel_groups",
     "couple",
     "explain",
@@ -63,6 +66,7 @@ __all__ = [
     "keep_memory",
     "profile",
     "prune",
+    "recalibrate",
     "register_rule",
     "rewrite",
     "score",

@@ -27,8 +27,8 @@ from .pruning.yardstick import Yardstick
 from .reporting.making import report_on
 from .reporting.report import report_of
 from .rewriting import applying, twin
+from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
-from .scoring.saliency import Importance
 from .solver import Method
 from .trials.branches import tried
 from .trials.trials import channel_groups

@@ -12,8 +12,9 @@ from torch import nn
 
 from ..errors import BudgetError
 from ..model.inputs import Examples
+from ..scoring.callables import Importance, check_importance
 from ..scoring.losses import Loss, LossFn, check_loss
-from ..scoring.saliency import MAX_BATCHES, Importance, check_importance
+from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..types import Inputs
 from .goals import Goals
@@ -54,6 +55,11 @@ class Request:
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(get_args(Method))}")
         check_loss(self.data, self.loss_fn, self.loss)
         check_importance(self.importance)
+
+    @property
+    def blind(self) -> bool:
+        """Whether nothing says how wide a group should be: there is no data, and no importance was asked for."""
+        return self.data is None and self.importance in (None, "auto")
 
     @property
     def inputs(self) -> Inputs:

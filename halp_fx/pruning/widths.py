@@ -13,6 +13,7 @@ from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Plan, scored_name
+from .evenness import even_values, uniform_values
 
 MAX_OPTIONS = 32
 """Widths offered per group: finer steps than a 32nd of a group hardly change the optimum."""
@@ -60,6 +61,8 @@ def build_problem(
     unit: str,
     branches: Sequence[Branch] = (),
     silent: Sequence[str] = (),
+    evenness: float = 0.0,
+    uniform: bool = False,
 ) -> WidthProblem:
     """What the solver is asked.
 
@@ -67,109 +70,33 @@ def build_problem(
         coupling, tables: of the network that is left; `tables` may hold costs of branches dropped from it.
         values: of the groups as they stand; groups without values stay as wide as they are.
         branches: that may be dropped; each is worth all of the channels that it adds.
-        silent: groups whose values only rank their channels: see `neutral_values`.
+        silent: groups whose values only rank their channels: even widths decide about them (`evenness`).
+        evenness: weight of even widths beside the values of the other groups.
+        uniform: all values only rank channels.
     """
     groups = {}
     for group in coupling.prunable:
         value = values[group.name].value if group.name in values else np.zeros(group.size + 1)
         widths = np.asarray(options[group.name])
         groups[group.name] = WidthGroup(widths, value[widths])
-    found = [_choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches]
-    choices = tuple(c for c in found if c)
+    removable = [
+        _choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches
+    ]
+    choices = tuple(c for c in removable if c)
     # A branch that adds nothing can go without a loss, and so can what is in it.
     idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
     quiet = [name for name in silent if name not in idle]
-    neutral = neutral_values(groups, values, quiet, tables, budgets)
-    import os
-    lam = float(os.environ.get("X_PRIOR", 0))
-    if lam:
-        loudn = [n for n in values if n in groups and n not in idle and n not in quiet]
-        pri = prior_values(groups, values, loudn, tables, budgets)
-        for n in loudn:
-            groups[n] = WidthGroup(groups[n].widths, groups[n].value + lam * pri[n])
+    loud = {name: v for name, v in values.items() if name in groups and name not in (*quiet, *idle)}
+    neutral = even_values(groups, loud, quiet, tables, budgets)
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
-    for name, values in neutral.items():
-        groups[name] = WidthGroup(groups[name].widths, values)
+    if evenness > 0:
+        even = even_values(groups, loud, tuple(loud), tables, budgets)
+        neutral |= {name: groups[name].value + evenness * even[name] for name in loud}
+    if uniform:
+        neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, tables, budgets)
+    for name, value in neutral.items():
+        groups[name] = WidthGroup(groups[name].widths, value)
     return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
-
-
-def neutral_values(
-    groups: Mapping[str, WidthGroup],
-    known: Mapping[str, WidthValues],
-    silent: Sequence[str],
-    tables: Sequence[CostTable],
-    budgets: Mapping[str, float],
-) -> dict[str, np.ndarray]:
-    """Values for groups about which nothing is known, so that they become about as narrow as the others.
-
-    A group is worth its share of the cost, in the unit that the other groups pay: their mean loss of value per share at
-    the width that all would have if all were equally narrow. The value rises with the share r of channels kept as
-    r / (r + 0.1): costs are products of two widths, and with less curvature narrow layers between wide ones would win.
-
-    Returns:
-        For each silent group, one value per width that it may take.
-    """
-    quiet = [name for name in silent if name in groups]
-    if not quiet:
-        return {}
-    share, narrow = _shares(groups, tables, budgets)
-    loud = [name for name in groups if name not in quiet and name in known and len(groups[name].widths) > 1]
-    lost = 0.0
-    for name in loud:
-        value, size = known[name].value, known[name].size
-        at = min(int(narrow * size), size - 1)
-        lost += (value[-1] - value[at]) / (size - at) * size
-    paid = lost / sum(share[name] for name in loud) if lost > 0 else 1.0
-    slope = _CURVE / (narrow + _CURVE) ** 2
-    values = {}
-    for name in quiet:
-        part = groups[name].widths / groups[name].widths[-1]
-        values[name] = paid * share[name] / slope * part / (part + _CURVE)
-    return values
-
-
-def prior_values(groups, known, names, tables, budgets):
-    import os
-    share, narrow = _shares(groups, tables, budgets)
-    lost = 0.0
-    loud = [name for name in names if len(groups[name].widths) > 1]
-    for name in loud:
-        value, size = known[name].value, known[name].size
-        at = min(int(narrow * size), size - 1)
-        lost += (value[-1] - value[at]) / (size - at) * size
-    paid = lost / sum(share[name] for name in loud)
-    slope = _CURVE / (narrow + _CURVE) ** 2
-    values = {}
-    for name in names:
-        part = groups[name].widths / groups[name].widths[-1]
-        values[name] = paid * share[name] / slope * part / (part + _CURVE)
-    return values
-
-
-_CURVE = 0.1
-
-
-def _shares(
-    groups: Mapping[str, WidthGroup], tables: Sequence[CostTable], budgets: Mapping[str, float]
-) -> tuple[dict[str, float], float]:
-    """What each group's layers take of the budgets at full width, and the share of its channels that every group would
-    keep if all kept equally many."""
-    full = {name: int(group.widths[-1]) for name, group in groups.items()}
-    share = dict.fromkeys(groups, 0.0)
-    spent = dict.fromkeys(budgets, 0.0)
-    for table in tables:
-        terms = (*table.inputs, *table.output)
-        if table.resource not in budgets or budgets[table.resource] <= 0 or any(t.group not in full for t in terms):
-            continue
-        there = table.at(WidthProblem.out_width(table, full), WidthProblem.in_width(table, full))
-        cost = max(float(there[0, 0]), 0.0) / budgets[table.resource]
-        spent[table.resource] += cost
-        for name in {t.group for t in terms}:
-            share[name] += cost
-    least = max(share.values(), default=1.0) / 1000 or 1.0
-    share = {name: max(s, least) for name, s in share.items()}
-    # Costs are about the product of two widths.
-    return share, max(1.0, *spent.values()) ** -0.5
 
 
 def in_branch(table: CostTable, branch: Branch) -> bool:

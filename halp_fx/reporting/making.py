@@ -29,8 +29,11 @@ def report_on(
     with clock("check layers"):
         layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     notes = [*coupling.notes, *yardstick.notes]
-    if saliency is not None and saliency.kind == "magnitude" and request.importance is None:
-        notes.append("no data was given: channels were ranked by weight magnitude; pass data and loss_fn for Taylor")
+    if saliency is not None and request.blind:
+        notes.append(
+            "no data was given: all groups became about equally narrow, and magnitudes chose the channels; pass data "
+            "for widths that fit the network (and loss_fn, if targets are not classes)"
+        )
     if saliency is not None and saliency.silent:
         notes.append(_silence(saliency))
     if saliency is not None and saliency.skipped:

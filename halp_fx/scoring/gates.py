@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from ..errors import SaliencyError
+from ..internals import tree_leaves
 from ..kernels import SegmentLayout, channel_scores
 from ..model.preserving import uncached_autocast
 from ..types import ChannelGroup, Coupling
@@ -173,7 +173,6 @@ class Gates:
         """A row for each sample of a batch, from the outputs of layers; None if a layer was run in a way that does not
         show them."""
         count = samples_in(batch)
-        _, layout = self.layout(frozenset())
         if count is None or self.weights.computed:
             return None
         places: dict[str, list[tuple[int, torch.Tensor]]] = {}
@@ -192,7 +191,8 @@ class Gates:
             return rows.fill_(torch.nan)
         if not taps.found or not loss.requires_grad:
             return rows
-        grads = torch.autograd.grad(loss, [t.output for t in taps.found], allow_unused=True)
+        outputs = [t.output for t in taps.found]
+        grads: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, outputs, allow_unused=True)
         for tap, grad in zip(taps.found, grads, strict=True):
             if grad is None:
                 continue

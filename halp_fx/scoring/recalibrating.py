@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import SaliencyError
+from ..internals import NormBase
 from ..model.preserving import random_kept
 from .losses import Loss, moved
 from .sampled import called, inputs_of
@@ -64,9 +65,9 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     return model
 
 
-def _norms(model: nn.Module) -> list[nn.modules.batchnorm._NormBase]:
+def _norms(model: nn.Module) -> list[NormBase]:
     """Norms that keep statistics."""
-    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.running_mean is not None]
+    return [m for m in model.modules() if isinstance(m, NormBase) and m.running_mean is not None]
 
 
 def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
@@ -77,7 +78,7 @@ def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[nn.modules.batchnorm._NormBase]) -> Iterator[None]:
+def _measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
     """In eval mode but for the norms, which take the mean over all batches."""
     modes = [(m, m.training) for m in model.modules()]
     momenta = [norm.momentum for norm in norms]
@@ -95,7 +96,7 @@ def _measuring(model: nn.Module, norms: list[nn.modules.batchnorm._NormBase]) ->
             module.training = training
 
 
-def _put_back(norms: list[nn.modules.batchnorm._NormBase], before: list[dict[str, torch.Tensor]]) -> None:
+def _put_back(norms: list[NormBase], before: list[dict[str, torch.Tensor]]) -> None:
     with torch.no_grad():
         for norm, buffers in zip(norms, before, strict=True):
             for name, kept in buffers.items():

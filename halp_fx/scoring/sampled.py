@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
+from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from .losses import Loss, LossFn, batch_loss, pair_of
 
 

@@ -90,7 +90,9 @@ def _fitted(coupling: halp_fx.Coupling, shares: Mapping[str, float], budget: flo
 def uniform(task: Task) -> nn.Module:
     """All groups equally narrow."""
     coupling = halp_fx.channel_groups(task.model, EXAMPLE)
-    return _narrowed(task, coupling, _fitted(coupling, dict.fromkeys((g.name for g in coupling.prunable), 1.0), task.budget))
+    return _narrowed(
+        task, coupling, _fitted(coupling, dict.fromkeys((g.name for g in coupling.prunable), 1.0), task.budget)
+    )
 
 
 TRIES = 50

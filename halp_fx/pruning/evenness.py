@@ -1,0 +1,98 @@
+"""evenness: what a width is worth of itself, so that groups become about as narrow as each other.
+
+A group is worth its share of the cost, in the unit that the groups pay about which something is known: their mean loss
+of value per share at the width that all would have if all were equally narrow. The value rises with the share r of
+channels kept as r / (r + 0.1): costs are products of two widths, and with less curvature narrow layers between wide
+ones would win.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ..scoring.values import WidthValues
+from ..solver import CostTable, WidthGroup, WidthProblem
+
+_CURVE = 0.1
+
+
+def even_values(
+    groups: Mapping[str, WidthGroup],
+    known: Mapping[str, WidthValues],
+    wanted: Sequence[str],
+    tables: Sequence[CostTable],
+    budgets: Mapping[str, float],
+) -> dict[str, np.ndarray]:
+    """Values of even widths.
+
+    Args:
+        groups: all that the solver decides about, with the widths that they may take.
+        known: what is known of groups; it sets the unit.
+        wanted: the groups to tell the values of.
+
+    Returns:
+        For each wanted group, one value per width that it may take.
+    """
+    wanted = [name for name in wanted if name in groups]
+    if not wanted:
+        return {}
+    share, narrow = _shares(groups, tables, budgets)
+    told = [name for name in groups if name in known and len(groups[name].widths) > 1]
+    lost = 0.0
+    for name in told:
+        value, size = known[name].value, known[name].size
+        at = min(int(narrow * size), size - 1)
+        lost += float(value[-1] - value[at]) / (size - at) * size
+    paid = lost / sum(share[name] for name in told) if lost > 0 else 1.0
+    slope = _CURVE / (narrow + _CURVE) ** 2
+    values = {}
+    for name in wanted:
+        part = groups[name].widths / groups[name].widths[-1]
+        values[name] = paid * share[name] / slope * part / (part + _CURVE)
+    return values
+
+
+def uniform_values(
+    groups: Mapping[str, WidthGroup], tables: Sequence[CostTable], budgets: Mapping[str, float]
+) -> dict[str, np.ndarray]:
+    """Values of which the best choice is the one closest to all groups equally narrow: minus the square of the
+    logarithm by which a width falls short of that. What is wider is worth hardly more."""
+    problem = WidthProblem("uniform", groups, tuple(tables), dict(budgets))
+    low, high = 0.0, 1.0
+    for _ in range(24):
+        share = (low + high) / 2
+        widths = {n: int(g.widths[np.abs(g.widths - share * g.widths[-1]).argmin()]) for n, g in groups.items()}
+        if problem.fits(problem.evaluate(widths)[1]):
+            low = share
+        else:
+            high = share
+    values = {}
+    for name, group in groups.items():
+        short = np.log(np.maximum(group.widths / group.widths[-1], 1e-9) / max(low, 1e-9))
+        values[name] = -(np.minimum(short, 0) ** 2) + 1e-4 * short
+    return values
+
+
+def _shares(
+    groups: Mapping[str, WidthGroup], tables: Sequence[CostTable], budgets: Mapping[str, float]
+) -> tuple[dict[str, float], float]:
+    """What each group's layers take of the budgets at full width, and the share of its channels that every group would
+    keep if all kept equally many."""
+    full = {name: int(group.widths[-1]) for name, group in groups.items()}
+    share = dict.fromkeys(groups, 0.0)
+    spent = dict.fromkeys(budgets, 0.0)
+    for table in tables:
+        terms = (*table.inputs, *table.output)
+        if table.resource not in budgets or budgets[table.resource] <= 0 or any(t.group not in full for t in terms):
+            continue
+        there = table.at(WidthProblem.out_width(table, full), WidthProblem.in_width(table, full))
+        cost = max(float(there[0, 0]), 0.0) / budgets[table.resource]
+        spent[table.resource] += cost
+        for name in {t.group for t in terms}:
+            share[name] += cost
+    least = max(share.values(), default=1.0) / 1000 or 1.0
+    share = {name: max(s, least) for name, s in share.items()}
+    # Costs are about the product of two widths.
+    return share, max(1.0, *spent.values()) ** -0.5

@@ -1,0 +1,83 @@
+"""callables: the caller's own importance, checked, and asked for each group."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..errors import SaliencyError
+from ..types import ChannelGroup
+from .values import WidthValues
+
+Importance = (
+    Literal["auto", "fisher", "taylor", "magnitude"]
+    | Callable[[ChannelGroup], Any]
+    | Callable[[ChannelGroup, nn.Module], Any]
+)
+
+KINDS = ("auto", "fisher", "taylor", "magnitude")
+
+
+def check_importance(importance: Importance | None) -> None:
+    """Raises SaliencyError unless `score` can use it."""
+    if importance is None or (isinstance(importance, str) and importance in KINDS):
+        return
+    if isinstance(importance, type):
+        name = importance.__name__
+        raise SaliencyError(f"importance={name} is a class: pass an instance, {name}(…), that can be called")
+    if not callable(importance):
+        known = ", ".join(map(repr, KINDS))
+        raise SaliencyError(
+            f"importance={importance!r}: use {known} or a callable from group to scores, or from group and model"
+        )
+
+
+def asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[ChannelGroup], Any]:
+    """A callable of one argument (group), or of two (group, model), as a function of the group. Arguments with a
+    default are the callable's own, except one that is called `model`."""
+    try:
+        parameters = inspect.signature(importance).parameters
+    except (TypeError, ValueError):  # Some builtins have none.
+        return importance
+    if "model" in parameters and parameters["model"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+        return lambda group: importance(group, model=model)
+    places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    needed = [p for p in parameters.values() if p.kind in places and p.default is inspect.Parameter.empty]
+    return importance if len(needed) < 2 else lambda group: importance(group, model)
+
+
+def scores_of(group: ChannelGroup, found: Any) -> np.ndarray:
+    """What a callable returned for a group, as float64 scores; of `WidthValues`, what each channel adds in their order.
+
+    Raises:
+        SaliencyError: of another shape, not finite, or negative.
+    """
+    if isinstance(found, WidthValues):
+        found = _added(group, found)
+    array = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found, dtype=np.float64)
+    if array.shape != (group.size,):
+        raise SaliencyError(
+            f"importance({group.name!r}) returned shape {array.shape}, expected ({group.size},): the group as it "
+            "stands; after a step it is narrower than in the original network"
+        )
+    if not np.isfinite(array).all() or (array < 0).any():
+        raise SaliencyError(f"importance({group.name!r}) returned NaN, infinite or negative scores")
+    return array
+
+
+def _added(group: ChannelGroup, values: WidthValues) -> np.ndarray:
+    """What each channel adds, in the order of the group."""
+    order, value = np.asarray(values.order), np.asarray(values.value, dtype=np.float64)
+    if value.shape != (group.size + 1,) or not np.array_equal(np.sort(order), np.arange(group.size)):
+        raise SaliencyError(
+            f"importance({group.name!r}) returned an order of shape {order.shape} and values of shape {value.shape}, "
+            f"expected each of {group.size} channels once, and ({group.size + 1},) values"
+        )
+    scores = np.zeros(group.size)
+    scores[order] = np.diff(value)
+    return scores

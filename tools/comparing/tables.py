@@ -1,0 +1,88 @@
+"""Rows of the comparison: read, put into a table, drawn."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from tabulate import tabulate
+
+Row = dict[str, Any]
+
+
+def read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def there(path: Path, data: str, network: str, budget: float, method: str, seed: int) -> bool:
+    key = (data, network, budget, method, seed)
+    return any(key == tuple(r[k] for k in ("data", "network", "budget", "method", "seed")) for r in read(path))
+
+
+def said(row: Row) -> str:
+    """A row in one line."""
+    what = f"{row['data']} {row['network']} {row['budget']:.0%} {row['method']} (seed {row['seed']}): "
+    if "failed" in row:
+        return what + row["failed"]
+    return what + (
+        f"{row['macs']:.1%} of the MACs, {row['pruned']:.1%} after pruning, {row['settled']:.1%} with batch norms "
+        f"re-estimated, {row['tuned']:.1%} after fine-tuning (dense {row['dense']:.1%}), {row['seconds']:.0f} s"
+    )
+
+
+def _cell(rows: list[Row]) -> str:
+    done = [r["tuned"] for r in rows if "tuned" in r]
+    if not done:
+        return "failed" if rows else ""
+    spread = f" ± {100 * stdev(done):.1f}" if len(done) > 1 else ""
+    return f"{100 * mean(done):.1f}{spread}"
+
+
+def markdown(rows: list[Row]) -> str:
+    """A table: a line for each data set, network and budget, a column for each method; and the means by budget."""
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    cells: dict[tuple[str, str, float], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for r in rows:
+        cells[r["data"], r["network"], r["budget"]][r["method"]].append(r)
+    lines = []
+    for (data, network, budget), by in sorted(cells.items(), key=lambda c: (c[0][0], c[0][1], -c[0][2])):
+        every = [r for found in by.values() for r in found]
+        lines.append([data, network, f"{mean(r['dense'] for r in every):.1%}", f"{budget:.0%}"])
+        lines[-1] += [_cell(by[m]) for m in methods]
+    for budget in sorted({b for *_, b in cells}, reverse=True):
+        # Of the cells that every method has reached.
+        whole = [by for (*_, b), by in cells.items() if b == budget]
+        whole = [by for by in whole if all(any("tuned" in r for r in by[m]) for m in methods)]
+        means = [[mean(r["tuned"] for r in by[m] if "tuned" in r) for by in whole] for m in methods]
+        lines.append(
+            [f"mean of {len(whole)}", "", "", f"{budget:.0%}", *(f"{100 * mean(m):.1f}" if m else "" for m in means)]
+        )
+    return tabulate(lines, ["data", "network", "dense", "MACs", *methods], tablefmt="github") + "\n"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Accuracy after fine-tuning against the share of the MACs: a panel for each data set and network."""
+    import matplotlib.pyplot as plt
+
+    panels = sorted({(r["data"], r["network"]) for r in rows})
+    methods = list(dict.fromkeys(r["method"] for r in rows))
+    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False, layout="constrained")
+    for ax, (data, network) in zip(axes[0], panels, strict=True):
+        for number, method in enumerate(methods):
+            by: dict[float, list[float]] = defaultdict(list)
+            for r in rows:
+                if (r["data"], r["network"], r["method"]) == (data, network, method) and "tuned" in r:
+                    by[r["budget"]].append(100 * r["tuned"])
+            budgets = sorted(by)
+            ax.plot(budgets, [mean(by[b]) for b in budgets], "o-", color=f"C{number}", label=method, markersize=3)
+        dense = mean(100 * r["dense"] for r in rows if (r["data"], r["network"]) == (data, network))
+        ax.axhline(dense, color="0.6", linewidth=0.8, linestyle="--")
+        ax.set(xscale="log", title=f"{network}, {data}", xlabel="share of the MACs", ylabel="accuracy, %")
+        ax.set_xticks(ticks := sorted({r["budget"] for r in rows}), [f"{t:.0%}" for t in ticks])
+        ax.minorticks_off()
+    axes[0][0].legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
