@@ -1,7 +1,7 @@
 """Accuracy at equal cost: prune trained networks with each method, fine-tune all alike, and compare.
 
 For every data set, network and seed one dense network is trained (and kept); every method makes of it a network with
-the same share of the MACs; batch norms are re-estimated, and it is fine-tuned by the one recipe of `comparing.training`.
+the same share of the MACs; batch norms are re-estimated, and all are fine-tuned by the recipe of `comparing.training`.
 Rows go to a JSON-lines file as they are found, so that a run that was stopped goes on where it was, and several can
 share the work.
 
