@@ -166,9 +166,10 @@ class _Loose:
             if call is not None and call == _call(after[j:]):
                 i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
                 continue
-            if differ and not failed and self._first is not None and (old is None or self._first < old):
+            loose = not failed and self._first is not None and (old is None or self._first < old)
+            if loose and (differ or _spot(old) != _spot(new)):
                 rest = before[i:], after[j:]
-                ours, theirs = ([(_target(n), n.meta.get("module"), n.meta.get("source")) for n in r] for r in rest)
+                ours, theirs = (list(map(_spot, r)) for r in rest)
                 for a, b, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
                     yield from zip(rest[0][a : a + count], rest[1][b : b + count], strict=True)
                 return
@@ -189,6 +190,10 @@ class _Loose:
             return False
         self._nodes |= {old, new}
         return True
+
+
+def _spot(node: fx.Node | None) -> tuple[object, ...]:
+    return () if node is None else (_target(node), node.meta.get("module"), node.meta.get("source"))
 
 
 def _call(nodes: Sequence[fx.Node]) -> tuple[str, ...] | None:

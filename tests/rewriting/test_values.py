@@ -327,3 +327,24 @@ def test_widths_that_only_training_knows(kind, free):
     small.train()(inputs)
     if free:
         assert small[1].width == 4
+
+
+def test_what_runs_for_each_box_is_not_taken_for_what_comes_after():
+    """More boxes than before: the same operator runs again, at another line (RetinaNet v2)."""
+
+    def boxes(self, x):
+        y = self.c(self.b(self.a(x)).relu())
+        found = (y - level).flatten().gt(0).nonzero()
+        counts.append(found.shape[0])
+        for _ in range(found.shape[0]):
+            torch.tensor(True)
+        return y * torch.tensor(3.0, dtype=y.dtype)
+
+    model = randomized(Net(boxes, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(8, 8, 1), c=nn.Conv2d(8, 2, 1)))
+    level, counts = 0.0, []
+    level = float(model(image()).mean()) / 3
+    coupling = halp_fx.channel_groups(model, image())
+    assert {g.name for g in coupling.prunable} == {"a", "b"}
+    for seed in range(4):
+        halp_fx.rewrite(model, half_plan(coupling, seed), image(), coupling=coupling)
+    assert len(set(counts)) > 2
