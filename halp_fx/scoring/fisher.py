@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..model.preserving import preserved
 from ..types import Coupling
 from .gates import Gates, Rows
+from .magnitude import masked
 from .sampled import Sampled
 from .sets import elimination
 from .values import WidthValues
@@ -26,13 +28,16 @@ def fisher_values(
     Raises:
         SaliencyError: as `Gates.rows`.
     """
+    gates = Gates.of(model, coupling, loss)
     with preserved(model):
-        found = Gates.of(model, coupling, loss).rows(data, batches)
+        found = gates.rows(data, batches)
+    for group, gone in zip(coupling.prunable, masked(gates.weights, coupling.prunable).values(), strict=True):
+        start = gates.starts[group.name]
+        found.rows[:, start : start + group.size][:, torch.from_numpy(gone)] = 0
     values = {}
-    start = 0
     for group in coupling.prunable:
+        start = gates.starts[group.name]
         own = found.rows[:, start : start + group.size]
         gram = (own.T @ own / len(own)).double().cpu().numpy()
         values[group.name] = WidthValues.of_losses(*elimination(gram))
-        start += group.size
     return values, found

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from ..kernels import SegmentLayout, channel_scores
 from ..model.preserving import uncached_autocast
 from ..types import ChannelGroup, Coupling
 from .losses import moved
-from .sampled import Sampled, sample_of, samples_in
+from .sampled import Sampled, samples_in, samples_of
 from .scored import Key, Place, Watch, Weights
 
 logger = logging.getLogger("halp_fx")
@@ -85,6 +86,12 @@ class Gates:
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
     @property
+    def starts(self) -> dict[str, int]:
+        """The column of each group's first channel."""
+        ends = accumulate((g.size for g in self.groups), initial=0)
+        return dict(zip((g.name for g in self.groups), ends, strict=False))
+
+    @property
     def channels(self) -> int:
         return sum(g.size for g in self.groups)
 
@@ -124,7 +131,7 @@ class Gates:
         count = samples_in(batch)
         if way == "whole batches" or count is None:
             return self.by_weights(batch, number)[None]
-        return torch.stack([self.by_weights(sample_of(batch, i), number) for i in range(min(count, ALONE))])
+        return torch.stack([self.by_weights(samples_of(batch, i), number) for i in range(min(count, ALONE))])
 
     def _way(self, batch: Any, number: int) -> str:
         """How to tell samples apart, decided on the first batch: with labels that are drawn alike."""
@@ -136,17 +143,20 @@ class Gates:
         rows = self._together(batch, number)
         self.loss.generator.set_state(drawn)
         try:
-            first = self.by_weights(sample_of(batch, 0), number)
+            first = self.by_weights(samples_of(batch, 0), number)
         except SaliencyError:  # The model does not run on one sample.
             return "whole batches"
         finally:
             self.loss.generator.set_state(drawn)
-        if rows is None or not torch.isfinite(rows[0]).all() or not torch.isfinite(first).all():
-            return "samples" if rows is None else "batches"
-        agrees = bool((rows[0] - first).abs().max() <= AGREES * first.abs().max())
-        if not agrees:
-            logger.info("samples of a batch depend on each other, or are laid out in another order: run one by one")
-        return "batches" if agrees else "samples"
+        if rows is not None and _agree(rows[0], first):
+            return "batches"
+        if self.loss.loss is not None and count > 1:
+            # A loss may run the network as it is trained, where samples share statistics.
+            alone = first + self.by_weights(samples_of(batch, 1), number)
+            if not _agree(self.by_weights(samples_of(batch, 0, 2), number), alone):
+                return "whole batches"
+        logger.info("what samples of a batch do is not told apart: they are run one by one")
+        return "samples"
 
     def by_weights(self, batch: Any, number: int, variant: str = "taylor_signed") -> torch.Tensor:
         """The row of a whole batch, from the gradients of weights; NaN where the loss is not finite. `variant` is one
@@ -176,12 +186,11 @@ class Gates:
         if count is None or self.weights.computed:
             return None
         places: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        start = 0
         for group in self.groups:
             for place in places_of(group, self.weights, frozenset(), self.parameters):
                 row = torch.from_numpy(place.channels)
-                places.setdefault(place.key[1], []).append((place.dim, torch.where(row >= 0, row + start, -1)))
-            start += group.size
+                numbered = torch.where(row >= 0, row + self.starts[group.name], -1)
+                places.setdefault(place.key[1], []).append((place.dim, numbered))
         _, taps, loss = self._run(batch, number, lambda known, _: Taps(known, places))
         if taps.missed:
             logger.debug("run one by one: %s", ", ".join(sorted(taps.missed)))
@@ -212,6 +221,13 @@ class Gates:
                 self.groups, lambda g: places_of(g, self.weights, nodes, self.parameters)
             )
         return self._layouts[nodes]
+
+
+def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether rows are the same but for rounding; those that are not finite say nothing against it."""
+    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+        return True
+    return bool((a - b).abs().max() <= AGREES * b.abs().max())
 
 
 def places_of(

@@ -71,7 +71,7 @@ def batch_loss(
             "positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
             f"{REMEDY}"
         ) from error
-    return _total(value)
+    return total(value)
 
 
 class _Lossy(nn.Module):
@@ -92,7 +92,12 @@ def pair_of(batch: Any) -> tuple[Any, Any]:
     raise SaliencyError(f"data yields {described(batch)}; loss_fn needs (input, target) batches: {REMEDY}")
 
 
-def _total(value: Any) -> torch.Tensor:
+def total(value: Any) -> torch.Tensor:
+    """A loss as one scalar.
+
+    Raises:
+        SaliencyError: it is none, and no dict or list of scalars.
+    """
     parts = list(value.values()) if isinstance(value, Mapping) else value
     parts = list(parts) if isinstance(parts, tuple | list) else [parts]
     if not parts or any(not isinstance(p, torch.Tensor) or p.numel() != 1 for p in parts):

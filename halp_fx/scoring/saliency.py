@@ -11,7 +11,7 @@ operators get (`scored`). Groups without a signal are named and ranked by magnit
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -21,20 +21,19 @@ import torch
 from torch import nn
 
 from ..errors import SaliencyError
-from ..kernels import channel_scores
 from ..model.preserving import preserved, uncached_autocast
-from ..types import ChannelGroup, Coupling, scored_name
+from ..types import Coupling, scored_name
 from .callables import Importance, asked, check_importance, scores_of
 from .fisher import fisher_values
 from .gates import Gates
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
+from .magnitude import magnitudes, masked, split
 from .sampled import Sampled
 from .scored import Weights
 from .values import WidthValues
 
 logger = logging.getLogger("halp_fx")
 
-Scores = dict[str, np.ndarray]
 
 MAX_BATCHES = 64
 """Batches used for one scoring; further ones change the ranking of channels little."""
@@ -119,7 +118,7 @@ def score(
             return _heard(Saliency(scores, "custom", values=values), model, coupling)
         kind = importance if importance not in (None, "auto") else "magnitude" if data is None else "fisher"
         if kind == "magnitude":
-            return _heard(Saliency(_magnitude(Weights.of(model, coupling), groups), kind), model, coupling)
+            return _heard(Saliency(magnitudes(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
             raise SaliencyError(f"importance={kind!r} needs data")
         if kind == "fisher":
@@ -151,7 +150,7 @@ def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
         return found
     heard = [float(s.mean()) for name, s in scores.items() if name not in silent] or [highest]
     groups = [g for g in coupling.prunable if g.name in silent]
-    ranked = _magnitude(Weights.of(model, coupling), groups)
+    ranked = magnitudes(Weights.of(model, coupling), groups)
     # Where the magnitudes are zero, too, a channel is as good as the next.
     neutral = {name: float(np.mean(heard)) * (s if s.max() > 0 else np.ones_like(s)) for name, s in ranked.items()}
     values = {name: v for name, v in found.values.items() if name not in silent}
@@ -169,18 +168,6 @@ def _no_signal(found: Saliency, coupling: Coupling) -> str:
         f"{what}: the loss does not depend on them. A zero-initialised classifier, a loss of a detached output, or a "
         "forward under no_grad does that: train the last layers first, or pass importance='magnitude'"
     )
-
-
-def _magnitude(weights: Weights, groups: Sequence[ChannelGroup]) -> Scores:
-    scores = _norms(weights, groups, weights.computed)
-    return {name: s / s.mean() if s.mean() > 0 else s for name, s in scores.items()}
-
-
-def _norms(weights: Weights, groups: Sequence[ChannelGroup], nodes: Iterable[str]) -> Scores:
-    """L2 norms of the weights that produce each channel."""
-    used = set(nodes)
-    keys, layout = weights.layout(groups, lambda g: [p for p in weights.places(g, used) if p.role == "producer"])
-    return _split(channel_scores(layout, [weights.value(k) for k in keys], None, "l2"), groups)
 
 
 def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss) -> Saliency:
@@ -202,21 +189,14 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
         raise SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
     if skipped:
         logger.warning("saliency: skipped %d of %d batches (non-finite loss or gradient)", skipped, used + skipped)
-    scores = _split(total / used, coupling.prunable)
-    for name, norm in _norms(gates.weights, coupling.prunable, gates.weights.computed).items():
-        if norm.any():
-            # What a mask has removed already goes first, whatever the constant that is left of it is worth.
-            scores[name][norm == 0] = 0
+    scores = split(total / used, coupling.prunable)
+    for name, gone in masked(gates.weights, coupling.prunable).items():
+        scores[name][gone] = 0
     return Saliency(scores, "taylor", used, skipped)
 
 
 def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled) -> Saliency:
     values, found = fisher_values(model, coupling, data, loss, MAX_BATCHES)
     # What each channel is worth alone, for those who look at channels.
-    scores = _split(found.rows.double().square().mean(0) / 2, coupling.prunable)
+    scores = split(found.rows.double().square().mean(0) / 2, coupling.prunable)
     return Saliency(scores, "fisher", found.batches, found.skipped, values=values, evenness=EVENNESS)
-
-
-def _split(flat: torch.Tensor, groups: Sequence[ChannelGroup]) -> Scores:
-    parts = np.split(flat.double().cpu().numpy(), np.cumsum([g.size for g in groups])[:-1]) if groups else []
-    return {g.name: part for g, part in zip(groups, parts, strict=True)}

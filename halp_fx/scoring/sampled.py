@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
-from .losses import Loss, LossFn, batch_loss, pair_of
+from .losses import Loss, LossFn, batch_loss, pair_of, total
 
 
 @dataclass(slots=True)
@@ -27,12 +27,14 @@ class Sampled:
         loss_fn, loss: the caller's; neither for data without labels.
         generator: what labels are drawn with; on the CPU, so that every device draws the same.
         kind: what was differentiated, in words; known after the first batch.
+        checked: whether the caller's loss was tried.
     """
 
     loss_fn: LossFn | None = None
     loss: Loss | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     kind: str = ""
+    checked: bool = False
 
     def __call__(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int) -> torch.Tensor:
         """The loss with `tensors` in place of the model's, as `losses.batch_loss`.
@@ -55,6 +57,10 @@ class Sampled:
             output = called(model, inputs)
             own = self._drawn(output, target)
             if own is not None:
+                if not self.checked:
+                    # It is not asked again, but a loss that does not fit should be heard of.
+                    total(given(output, target))
+                    self.checked = True
                 return own
             self.kind = "the loss of the data's labels"
             return given(output, target) * (samples_in(batch) or 1)
@@ -72,6 +78,8 @@ class Sampled:
         )
         if categories and (target is not None or output.ndim == 2):
             self.kind = "labels drawn from the network's softmax"
+            if not bool(torch.isfinite(output).all()):
+                return output.detach().sum() * torch.nan
             logits = output.float().movedim(1, -1).reshape(-1, output.shape[1])
             chances = torch.softmax(logits.detach(), 1).cpu()
             labels = torch.multinomial(chances, 1, generator=self.generator)[:, 0].to(output.device)
@@ -127,8 +135,8 @@ def samples_in(batch: Any) -> int | None:
     return lengths.pop() if len(lengths) == 1 else None
 
 
-def sample_of(batch: Any, index: int) -> Any:
-    """One sample of a batch, as a batch of one."""
+def samples_of(batch: Any, first: int, count: int = 1) -> Any:
+    """Some samples of a batch, as a batch."""
     leaves, spec = tree_flatten(batch)
-    cut = [t[index : index + 1] if isinstance(t, torch.Tensor) and t.ndim else t for t in leaves]
+    cut = [t[first : first + count] if isinstance(t, torch.Tensor) and t.ndim else t for t in leaves]
     return tree_unflatten(cut, spec)

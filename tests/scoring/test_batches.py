@@ -57,8 +57,8 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_a_loss_of_model_and_batch(setting, name):
     batch, loss = FORMS[name]
-    want = halp_fx.score(*setting, [(X, Y)], F.cross_entropy).scores
-    got = halp_fx.score(*setting, [batch], loss=loss).scores
+    want = halp_fx.score(*setting, [(X, Y)], F.cross_entropy, "taylor").scores
+    got = halp_fx.score(*setting, [batch], importance="taylor", loss=loss).scores
     for group, expected in want.items():
         np.testing.assert_allclose(got[group], expected, rtol=1e-5)
 
@@ -85,7 +85,7 @@ def test_a_wrong_batch_is_described(setting, batch, words):
     [
         ({"data": [(X, Y)], "loss_fn": F.cross_entropy, "loss": lambda m, b: 0}, "both"),
         ({"loss": lambda m, b: 0}, "loss without data"),
-        ({"data": [(X, Y)]}, "data without loss_fn or loss"),
+        ({"data": [(X, Y)], "importance": "taylor"}, "'taylor' needs loss_fn"),
         ({"data": [(X, Y)], "loss_fn": nn.CrossEntropyLoss}, "the class CrossEntropyLoss"),
         ({"data": [(X, Y)], "loss": "mse"}, "loss is a str"),
         ({"data": [(X, Y)], "loss": lambda m, b: m(b[0])}, r"a scalar tensor.*a tensor of shape \(4, 4\)"),
@@ -113,7 +113,7 @@ def test_a_loss_may_need_train_mode(setting):
         return F.cross_entropy(network.train()(batch[0]), batch[1])
 
     model.fc.eval()
-    halp_fx.score(model, coupling, [(X, Y), (X, Y)], loss=loss)
+    halp_fx.score(model, coupling, [(X, Y), (X, Y)], importance="taylor", loss=loss)
     assert modes == [False, False]
     assert [m.training for m in model.modules()] == [True, True, True, True, False]
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())

@@ -34,7 +34,7 @@ def setting():
 
 def test_taylor_is_the_formula(setting):
     model, coupling, batches = setting
-    got = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    got = halp_fx.score(model, coupling, batches, F.cross_entropy, "taylor")
     want = {"a": np.zeros(8), "c": np.zeros(6)}
     model.eval()
     for x, y in batches:
@@ -54,7 +54,7 @@ def test_model_stays_as_it_is(setting):
     model, coupling, batches = setting
     model.a.weight.grad = torch.ones_like(model.a.weight)
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    halp_fx.score(model, coupling, batches, F.cross_entropy)
+    halp_fx.score(model, coupling, batches, F.cross_entropy, "taylor")
     assert model.training
     assert model.b.weight.grad is None
     assert torch.equal(model.a.weight.grad, torch.ones_like(model.a.weight))
@@ -63,9 +63,9 @@ def test_model_stays_as_it_is(setting):
 
 def test_frozen_parameters_are_scored_too(setting):
     model, coupling, batches = setting
-    before = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    before = halp_fx.score(model, coupling, batches, F.cross_entropy, "taylor")
     model.requires_grad_(False)
-    after = halp_fx.score(model, coupling, batches, F.cross_entropy)
+    after = halp_fx.score(model, coupling, batches, F.cross_entropy, "taylor")
     np.testing.assert_allclose(after.scores["a"], before.scores["a"])
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -90,8 +90,8 @@ def test_custom_importance(setting):
 def test_non_finite_batches_are_skipped_and_counted(setting):
     model, coupling, batches = setting
     bad = (torch.full_like(batches[0][0], float("nan")), batches[0][1])
-    clean = halp_fx.score(model, coupling, batches, F.cross_entropy)
-    mixed = halp_fx.score(model, coupling, [bad, *batches], F.cross_entropy)
+    clean = halp_fx.score(model, coupling, batches, F.cross_entropy, "taylor")
+    mixed = halp_fx.score(model, coupling, [bad, *batches], F.cross_entropy, "taylor")
     assert (mixed.batches, mixed.skipped) == (3, 1)
     np.testing.assert_array_equal(mixed.scores["a"], clean.scores["a"])
     with pytest.raises(SaliencyError, match="all 2 batches"):
@@ -105,11 +105,11 @@ def test_non_finite_batches_are_skipped_and_counted(setting):
         ([torch.zeros(1)], F.cross_entropy, r"\(input, target\)"),
         ([(torch.zeros(1, 3, 6, 6).double(), torch.zeros(1, dtype=torch.long))], lambda o, t: o, "scalar"),
         (None, F.cross_entropy, "loss_fn without data"),
-        ([], None, "data without loss_fn"),
+        ([], None, "'taylor' needs loss_fn"),
     ],
     ids=["empty", "no pair", "no scalar", "no data", "no loss"],
 )
 def test_bad_data(setting, data, loss_fn, words):
     model, coupling, _ = setting
     with pytest.raises(SaliencyError, match=words):
-        halp_fx.score(model, coupling, data, loss_fn)
+        halp_fx.score(model, coupling, data, loss_fn, "taylor")
