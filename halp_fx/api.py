@@ -29,6 +29,7 @@ from .reporting.report import report_of
 from .rewriting import applying, twin
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
+from .scoring.recalibrating import statistics
 from .solver import Method
 from .trials.branches import tried
 from .trials.trials import channel_groups
@@ -76,12 +77,14 @@ def prune(
         example_inputs: a tensor, tuple or dict as for `torch.onnx.export`: the shapes (batch!) that are timed.
             None infers an image batch of one and logs it. A list holds several examples, for forwards that take
             other branches by values: all are recorded and verified, the first is timed.
-        data, loss_fn: batches of (input, target) and a scalar loss of (output, target) for Taylor saliency; without
-            them weight magnitude is used.
+        data, loss_fn: batches of (input, target) and a scalar loss of (output, target): what groups are worth is told
+            by the Fisher information of what goes, which needs no loss where targets are classes, or there are none.
+            Without data nothing says how wide a group should be: all become about equally narrow.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
             added up.
-        importance: "taylor", "magnitude", or a callable from a `ChannelGroup`, or from a group and the model, to the
-            scores of its channels; both are given as they stand at the step.
+        importance: "fisher" (None and "auto": with data), "taylor" (the published sum of scores), "magnitude", or a
+            callable from a `ChannelGroup`, or from a group and the model, to the scores of its channels or to
+            `WidthValues`; both are given as they stand at the step.
         latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
             class, or its name ("macs", "flops", "params", "memory").
         ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as
@@ -94,6 +97,8 @@ def prune(
         tolerance: relative deviation from a measured budget at which the closing loop stops.
         train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
             numbers that it draws stay drawn.
+        recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) after every step and
+            at the end. Without, the result equals the zeroed twin.
         progress: show a progress bar.
 
     Returns:
@@ -135,7 +140,7 @@ def prune(
             with team.leading() if team is not None else nullcontext():
                 small = _pruned(model, request, kept, branches, team)
             if team is not None:
-                team.tell("done", report_of(small).plan, report_of(small))
+                team.tell("done", report_of(small).plan, report_of(small), statistics(small))
         else:
             small = follow(team, model, request, kept)
     as_modes_of(small, model)

@@ -117,7 +117,10 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
             network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
             plan = reached
             if order == "done":
-                network.halp = report[0]
+                network.halp, re_estimated = report
+                buffers = dict(network.named_buffers(remove_duplicate=False))
+                for name, value in re_estimated.items():
+                    buffers[name].copy_(value)
                 return network
             if request.train_between is not None:
                 request.train_between(network)

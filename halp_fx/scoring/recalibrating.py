@@ -65,6 +65,13 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     return model
 
 
+def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What `recalibrate` estimates, on the CPU, by the names of the buffers."""
+    named = {id(b): name for name, b in model.named_buffers(remove_duplicate=False)}
+    found = (b for norm in _norms(model) for b in norm.buffers(recurse=False))
+    return {named[id(b)]: b.detach().cpu() for b in found}
+
+
 def _norms(model: nn.Module) -> list[NormBase]:
     """Norms that keep statistics."""
     return [m for m in model.modules() if isinstance(m, NormBase) and m.running_mean is not None]

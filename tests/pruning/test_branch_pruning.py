@@ -66,6 +66,7 @@ def test_prune_in_steps_drops_the_branch_that_adds_nothing():
         branches=True,
         steps=3,
         train_between=seen.append,
+        recalibrate=False,
         progress=False,
     )
     assert "layer1.1" in small.halp.dropped

@@ -177,7 +177,7 @@ def test_an_importance_may_give_values():
     assert all(
         rows == tuple(range(g.size - len(rows), g.size)) for g in coupling.prunable if (rows := small.halp.plan[g.name])
     )
-    with pytest.raises(SaliencyError, match="each of 12 channels once"):
+    with pytest.raises(SaliencyError, match="each of 8 channels once"):
         halp_fx.score(
             model, coupling, importance=lambda g: halp_fx.WidthValues(np.zeros(g.size, int), np.zeros(g.size + 1))
         )
