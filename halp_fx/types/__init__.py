@@ -1,5 +1,6 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
+from .dependencies import Dependency, DependencyGraph
 from .plans import Plan
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
@@ -36,6 +37,8 @@ __all__ = [
     "ComputedWeight",
     "Coupling",
     "Decisions",
+    "Dependency",
+    "DependencyGraph",
     "Extent",
     "Inputs",
     "Link",
