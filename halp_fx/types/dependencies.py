@@ -162,14 +162,23 @@ class DependencyGraph:
         _, *inner, _ = nx.shortest_path(slots, _FROM, _TO)
         return tuple(self._edge(left, right, slots[left][right]["key"]) for left, right in pairwise(inner))
 
+    def beside(self, a: Axis, b: Axis) -> tuple[Axis, ...]:
+        """The input axes of layers that read both, side by side."""
+        read = [{y for _, y, kind in self.graph.out_edges(x, data="kind") if kind == CONCAT} for x in (a, b)]
+        return tuple(axis for axis in self.graph if axis in read[0] & read[1])
+
     def way(self, a: Axis, b: Axis) -> tuple[Dependency, ...]:
         """How the later of two axes depends on the earlier: the shortest chain of couplings and layers. Empty if it
         does not."""
         first, last = sorted((a, b), key=self._rank.__getitem__)
-        if last not in self.descendants(first) or not nx.has_path(self._passable, first, last):
+        ends = [[(axis, group) for group in self.graph.nodes[axis]["groups"] or ("",)] for axis in (first, last)]
+        passable = self._passable.copy()
+        passable.add_edges_from((_FROM, place) for place in ends[0])
+        passable.add_edges_from((place, _TO) for place in ends[1])
+        if last not in self.descendants(first) or not nx.has_path(passable, _FROM, _TO):
             return ()
-        found = nx.shortest_path(self._passable, first, last)
-        return tuple(self._passable[x][y]["by"] for x, y in pairwise(found))
+        _, *inner, _ = nx.shortest_path(passable, _FROM, _TO)
+        return tuple(passable[x][y]["by"] for x, y in pairwise(inner))
 
     def write_graphml(self, path: str | PathLike[str]) -> None:
         """Write the graph for other programs: names for axes, and slots as text, e.g. "0-63 = 64-127"."""
@@ -182,7 +191,7 @@ class DependencyGraph:
             known = {"tensor": axis.tensor, "dim": axis.dim, "size": data["size"], "role": data["role"]}
             plain.add_node(str(axis), **known, groups=", ".join(data["groups"]), frozen=data["frozen"])
         for e in self.edges():
-            words = ", ".join(f"{a} = {b}" for a, b in runs(*e.slots))
+            words = ", ".join(f"{a} = {b}" for a, b in in_runs(*e.slots))
             plain.add_edge(str(e.first), str(e.second), op=e.op, kind=e.kind, where=e.where, slots=words)
         return plain
 
@@ -195,13 +204,19 @@ class DependencyGraph:
 
     @cached_property
     def _passable(self) -> nx.DiGraph:
-        """From axis to axis: through a layer one way, through a coupling both ways."""
+        """From the channels of a group along one axis to others: through a layer one way and to all, through a coupling
+        both ways and to the same group. So a concat does not lead from one of its parts to another."""
         passable: nx.DiGraph = nx.DiGraph()
-        passable.add_nodes_from(self.graph)
+        groups = {axis: names or ("",) for axis, names in self.graph.nodes(data="groups")}
         for edge in self.edges():
-            passable.add_edge(edge.first, edge.second, by=edge)
-            if edge.kind != LAYER:
-                passable.add_edge(edge.second, edge.first, by=edge)
+            for group in groups[edge.first]:
+                for other in groups[edge.second]:
+                    here, there = (edge.first, group), (edge.second, other)
+                    if edge.kind == LAYER:
+                        passable.add_edge(here, there, by=edge)
+                    elif group == other:
+                        passable.add_edge(here, there, by=edge)
+                        passable.add_edge(there, here, by=edge)
         return passable
 
     @cached_property
@@ -230,7 +245,7 @@ class DependencyGraph:
         return Dependency(first, second, **self.graph.edges[first, second, key])
 
 
-def runs(a: np.ndarray, b: np.ndarray) -> list[tuple[str, str]]:
+def in_runs(a: np.ndarray, b: np.ndarray) -> list[tuple[str, str]]:
     """A map of slots in words, run by run: [("0-7", "8-15")]; [("0", "0-48"), ("1", "49-97")] where one slot goes
     with many."""
     if not len(a):
