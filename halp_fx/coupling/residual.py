@@ -328,6 +328,8 @@ def _zero_if(node: fx.Node) -> list[fx.Node]:
     return []
 
 
+# Without one of these, a block that does it to the result of a module before the add (in its own forward, beside other
+# branches) keeps the branch. Of 80 networks of torchvision and timm none does: what they move, a child module moves.
 _MOVING = ("view", "_unsafe_view", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "clone", "roll", "neg")
 
 
@@ -354,4 +356,6 @@ def _operator_step(node: fx.Node, current: fx.Node, module: str) -> Step:
     return Step(operator=(name, overload), arguments=tuple(node.args[1:]))
 
 
+# Elementwise, whatever the tags say. Torch 2.14 does not tag hardswish: without it here, a block that ends in one is
+# silenced, and adds zeros, instead of being replaced. The others have the tag there.
 _ACTIVATIONS = ("hardtanh", "hardswish", "leaky_relu", "elu", "celu")

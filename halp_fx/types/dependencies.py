@@ -53,7 +53,7 @@ class Dependency(NamedTuple):
     slots: tuple[np.ndarray, np.ndarray]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DependencyGraph:
     """The axes of a network and what is between them.
 
@@ -96,6 +96,9 @@ class DependencyGraph:
             op, where = (reader.op, reader.where) if reader else ("", made.tensor.rpartition(".")[0])
             graph.add_edge(given, made, LAYER, op=op, kind=LAYER, where=where, slots=(_NONE, _NONE))
         return cls(graph, links, *_operators(traced))
+
+    def __repr__(self) -> str:
+        return f"DependencyGraph({len(self.graph)} axes, {self.graph.number_of_edges()} edges)"
 
     def edges(self) -> Iterator[Dependency]:
         for first, second, edge in self.graph.edges(data=True):
