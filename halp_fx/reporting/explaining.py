@@ -121,9 +121,9 @@ def _group(group: ChannelGroup, coupling: Coupling) -> str:
         axes = [_slots(m.axis, m.slots.shape[1]) for m in group.members if m.role == role]
         more = f", … ({len(axes)} in all)" if len(axes) > _SHOWN else ""
         lines.append(f"  {role}: {', '.join(axes[:_SHOWN])}{more}")
-    own = {m.axis for m in group.members}
-    edges = coupling.graph.subgraph(own).edges(data=True)
-    reasons = dict.fromkeys(f"{e['kind']}: {e['where']}" for _, _, e in edges if e["kind"] != LAYER)
+    own = dict.fromkeys(m.axis for m in group.members)
+    edges = [e for _, to, e in coupling.graph.edges(own, data=True) if to in own and e["kind"] != LAYER]
+    reasons = dict.fromkeys(f"{e['kind']}: {e['where']}" for e in edges)
     shown = [r for r in reasons if not r.startswith(("norm", "bias", "input"))] or list(reasons)
     for reason in shown[:_SHOWN]:
         lines.append(f"  coupled by {reason}")
