@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # Axes that only follow a layer's: drawn, they are four of five boxes of a ResNet, each on one line to its convolution.
 _FOLLOWING = ("norm", "bias", "statistic")
 _WIDE, _HIGH = 2.6, 0.62
+_LONGEST = 32
 
 
 def draw(graph: DependencyGraph, path: str | Path) -> Path:
@@ -57,7 +58,8 @@ def picture(graph: DependencyGraph) -> Figure:
             "fc": "0.92" if data["frozen"] or not data["groups"] else "white",
             "ec": groups[data["groups"][0]] if len(data["groups"]) == 1 else "0.4",
         }
-        words = f"{str(axis)[-34:]}\n{data['size']}{' frozen' if data['frozen'] else ''}"
+        name = str(axis) if len(str(axis)) <= _LONGEST else f"…{str(axis)[-_LONGEST:]}"
+        words = f"{name}\n{data['size']}{' frozen' if data['frozen'] else ''}"
         axes.text(column, -row, words, ha="center", va="center", fontsize=7, bbox=box, zorder=2)
     for kind, color in kinds.items():
         axes.plot([], [], color=color, label=kind)
@@ -81,9 +83,8 @@ def _places(graph: DependencyGraph) -> dict[Axis, tuple[float, int]]:
     for row, generation in enumerate(filter(None, shown)):
         wanted = []
         for axis in generation:
-            above = [at[a] for a in graph.graph.predecessors(axis) if a in at]
-            # Below the nearest of what it depends on.
-            wanted.append((max(above, key=lambda place: place[1])[0] if above else 0.0, axis))
+            # Below the leftmost that it depends on: below the last one, the columns of a GoogLeNet drift to the right.
+            wanted.append((min((at[a][0] for a in graph.graph.predecessors(axis) if a in at), default=0.0), axis))
         free = float("-inf")
         for column, axis in sorted(wanted, key=lambda each: each[0]):
             free = max(column, free + 1)
