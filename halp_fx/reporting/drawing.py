@@ -30,7 +30,7 @@ def draw(graph: DependencyGraph, path: str | Path) -> Path:
 def picture(graph: DependencyGraph) -> Figure:
     """As `draw`, to go on with."""
     at = _places(graph)
-    columns, rows = ([place[i] for place in at.values()] for i in (0, 1))
+    columns, rows = ([0, *(place[i] for place in at.values())] for i in (0, 1))
     wide, high = max(columns) - min(columns) + 1, max(rows) + 1
     figure = new_figure(figsize=(_WIDE * (wide + 0.6) + 1.2, _HIGH * high + 0.4))
     axes = figure.subplots()

@@ -146,8 +146,8 @@ class DependencyGraph:
         return [tuple(found[key]) for key in sorted(found)]
 
     def path(self, a: Axis, b: Axis) -> tuple[Dependency, ...]:
-        """Why a channel has slots on both axes: the shortest chain of couplings from a slot of one to a slot of the
-        other. Empty if they have no channel in common, or are one axis.
+        """Why a channel has slots on both axes: for the first that has, the shortest chain of couplings from a slot of
+        one to a slot of the other. Empty if there is none, or they are one axis.
 
         It is looked for slot by slot: two axes that a concat puts side by side meet in an axis, but not in a slot.
         """
