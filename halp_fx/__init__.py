@@ -18,7 +18,7 @@ from .errors import (
 )
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
-from .reporting.explaining import explain
+from .reporting.explaining import dependency_graph, explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
 from .rules import register_rule
@@ -28,7 +28,7 @@ from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
 from .trials.trials import channel_groups
-from .types import ChannelGroup, Coupling, Plan
+from .types import ChannelGroup, Coupling, DependencyGraph, Plan
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "CallableCost",
     "ChannelGroup",
     "Coupling",
+    "DependencyGraph",
     "HalpError",
     "InfeasibleError",
     "LatencyError",
@@ -61,6 +62,7 @@ __all__ = [
     "WidthValues",
     "channel_groups",
     "couple",
+    "dependency_graph",
     "explain",
     "find_branches",
     "keep_memory",

@@ -119,7 +119,8 @@ def settle(
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
-    links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links))
+    roles = tuple(algebra.roles.get(i, "other") for i in range(len(algebra.axes)))
+    links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links), roles)
     repeatable = zip((t for t in further if t.run.repeatable), others, strict=True)
     coupling = Coupling(
         traced,

@@ -27,7 +27,7 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [_save(bars(profile), directory / "network.png")]
+    paths = [save(bars(profile), directory / "network.png")]
     tables = {table.name: table for table in profile.tables}
     seen: set[str] = set()
     for layer in profile.layers:
@@ -36,13 +36,13 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
             continue
         seen.add(signature)
         name = re.sub(r"[^\w.-]+", "-", layer.name).strip("-")
-        paths.append(_save(heat_map(table, profile.unit), directory / f"table-{name}.png"))
+        paths.append(save(heat_map(table, profile.unit), directory / f"table-{name}.png"))
     return tuple(paths)
 
 
 def bars(profile: Profile) -> Figure:
     """Cost of the most costly layers, coloured by operator, and the staircases of the most costly groups."""
-    figure = _figure(figsize=(11, 8))
+    figure = new_figure(figsize=(11, 8))
     left, right = figure.subplots(1, 2)
     rows = profile.layers[:_MOST_BARS][::-1]
     operators = sorted({row.op for row in rows})
@@ -67,7 +67,7 @@ def bars(profile: Profile) -> Figure:
 
 def heat_map(table: CostTable, unit: str) -> Figure:
     """One table: a heat map over both widths, or a line where only one width matters."""
-    figure = _figure(figsize=(5, 4))
+    figure = new_figure(figsize=(5, 4))
     axes = figure.subplots()
     axes.set_title(table.name, fontsize=8)
     if 1 in table.table.shape:
@@ -92,7 +92,12 @@ def _edges(widths: Sequence[int] | np.ndarray) -> np.ndarray:
     return np.concatenate([[2 * points[0] - middle[0]], middle, [2 * points[-1] - middle[-1]]])
 
 
-def _figure(**options: Any) -> Figure:
+def new_figure(**options: Any) -> Figure:
+    """A figure that no window shows.
+
+    Raises:
+        LatencyError: matplotlib is not installed.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -100,6 +105,6 @@ def _figure(**options: Any) -> Figure:
     return Figure(**options)
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
     figure.savefig(path, dpi=110)
     return path

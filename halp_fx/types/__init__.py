@@ -1,5 +1,6 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
+from .dependencies import CONCAT, LAYER, Dependency, DependencyGraph, in_runs
 from .plans import Plan
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
@@ -27,7 +28,9 @@ from .values import (
 )
 
 __all__ = [
+    "CONCAT",
     "CONSTANT",
+    "LAYER",
     "SCORED",
     "AttributeEdit",
     "Axis",
@@ -36,6 +39,8 @@ __all__ = [
     "ComputedWeight",
     "Coupling",
     "Decisions",
+    "Dependency",
+    "DependencyGraph",
     "Extent",
     "Inputs",
     "Link",
@@ -51,5 +56,6 @@ __all__ = [
     "Traced",
     "ValueRead",
     "WeightPart",
+    "in_runs",
     "scored_name",
 ]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import fx
 
+from .dependencies import DependencyGraph
 from .pickling import importable, packed, unpacked
 from .plans import Plan
 from .runs import ModuleCall, Run, ValueRead
@@ -228,25 +229,12 @@ class Link:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Links:
-    """All links of a network, and the axes that their labels name."""
+    """All links of a network, and the axes that their labels name, each with its role (see `Member`)."""
 
     axes: tuple[Axis, ...]
     starts: np.ndarray
     links: tuple[Link, ...]
-
-    def graph(self) -> nx.MultiGraph:
-        """Axes as nodes; for each link and pair of axes an edge with `op`, `kind`, `where`, and `slots`, two equally
-        long arrays of slots that are coupled one to one."""
-        graph: nx.MultiGraph = nx.MultiGraph()
-        graph.add_nodes_from(self.axes)
-        for link in self.links:
-            left, right = (np.searchsorted(self.starts, side, side="right") - 1 for side in (link.a, link.b))
-            pairs, which = np.unique(np.stack([left, right]), axis=1, return_inverse=True)
-            for i, (x, y) in enumerate(pairs.T):
-                rows = np.flatnonzero(which.reshape(-1) == i)
-                slots = (link.a[rows] - self.starts[x], link.b[rows] - self.starts[y])
-                graph.add_edge(self.axes[x], self.axes[y], op=link.op, kind=link.kind, where=link.where, slots=slots)
-        return graph
+    roles: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -301,7 +289,7 @@ class Coupling:
         traced: the graph that was analysed.
         groups: every group, frozen ones included, in the order of the forward; together they partition the
             slots of all axes that a rule reached.
-        links: everything that was coupled, and by what: what `graph` is made from.
+        links: everything that was coupled, and by what: what `dependencies` is made from.
         shapes: for every node of the trace, its shape as extents.
         edits: module attributes that follow a width, as rules say.
         notes: operators without a rule and other things a reader should know.
@@ -331,9 +319,14 @@ class Coupling:
         return (self, *(replace(self, traced=traced, shapes=shapes) for traced, shapes in self.further))
 
     @cached_property
-    def graph(self) -> nx.MultiGraph:
-        """The dependency graph of the network's axes; see `Links.graph`. Made when first asked for."""
-        return self.links.graph()
+    def dependencies(self) -> DependencyGraph:
+        """What depends on what, and why. Made when first asked for: most networks are pruned without it."""
+        return DependencyGraph.of(self.links, self.groups, self.traced.graph)
+
+    @property
+    def graph(self) -> nx.MultiDiGraph:
+        """The dependency graph in NetworkX: axes as nodes; see `DependencyGraph`."""
+        return self.dependencies.graph
 
     @property
     def prunable(self) -> tuple[ChannelGroup, ...]:
