@@ -20,7 +20,7 @@ from ..coupling.sizes import FACTORIES, groups_around, takes_size, takes_sizes
 from ..errors import RewriteError, TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, is_view, op_name, place_of, sized_by_values
+from ..tracing.graph import getitem, is_view, of, op, place_of, sized_by_values
 from ..types import Coupling, Extent, Inputs, Plan, Traced
 from .comparing import REMEDY, check_couplings
 from .standins import Silent
@@ -77,7 +77,7 @@ def verify(
             try:
                 found, other = _repeated(small, plan, view, examples, on_meta)
             except RewriteError as error:
-                if not any(n.name == error.node and n.meta.get("constant") for n in view.traced.graph.nodes):
+                if not any(n.name == error.node and of(n).constant for n in view.traced.graph.nodes):
                     raise
                 # It was made afresh: a cache had it under another key than a tagged number. Now it is there.
                 found, other = _repeated(small, plan, view, examples, on_meta)
@@ -121,7 +121,7 @@ def _repeated(
                 other_path = True
                 break
             raise _mismatch(old, new, failure, coupling)
-        spec = new.meta.get("spec")
+        spec = of(new).spec
         if spec is not None and spec.shape != _expected(old, coupling, widths):
             if loose.follows(old, new, coupling.shapes[old.name], _expected(old, coupling, widths)):
                 continue
@@ -147,7 +147,7 @@ class _Loose:
     def __init__(self, before: fx.Graph, after: fx.Graph | None, making: bool) -> None:
         self._making, self.remade = making, False
         self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
-        self._first = next((n for n in before.nodes if n in self._nodes and n.meta.get("sizes_read")), None)
+        self._first = next((n for n in before.nodes if n in self._nodes and of(n).sizes_read), None)
 
     def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """The nodes without these."""
@@ -168,7 +168,7 @@ class _Loose:
                 continue
             if differ and not failed and self._first is not None and (old is None or self._first < old):
                 rest = before[i:], after[j:]
-                ours, theirs = ([(_target(n), n.meta.get("module"), n.meta.get("source")) for n in r] for r in rest)
+                ours, theirs = ([(_target(n), of(n).module, of(n).source) for n in r] for r in rest)
                 for a, b, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
                     yield from zip(rest[0][a : a + count], rest[1][b : b + count], strict=True)
                 return
@@ -178,9 +178,9 @@ class _Loose:
     def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
         """Whether a result may differ as it does because the program read such a size before and handed it on, or
         because what it is computed from differs so; all sizes that depend on widths must be right."""
-        given = takes_size(old) or op_name(old) in _TAKES_COUNTS or not old.all_input_nodes
+        given = takes_size(old) or op(old) in _TAKES_COUNTS or not old.all_input_nodes
         led = any(n in self._nodes for n in old.all_input_nodes)
-        shape = new.meta["spec"].shape
+        shape = of(new).one.shape
         if not led and not (given and self._first is not None and self._first < old):
             return False
         if len(shape) != len(expected):
@@ -194,7 +194,7 @@ class _Loose:
 def _call(nodes: Sequence[fx.Node]) -> tuple[str, ...] | None:
     """The Python function that runs the first operator of these, and from where it was called."""
     node = next((n for n in nodes if n.op == "call_function" and n.target is not getitem), None)
-    return None if node is None else tuple(str(node.meta.get(key)) for key in ("module", "function", "source"))
+    return None if node is None else (of(node).module, of(node).function, of(node).source)
 
 
 def _length(nodes: Sequence[fx.Node], call: tuple[str, ...]) -> int:
@@ -217,13 +217,13 @@ def _check_numbers(old: fx.Node, new: fx.Node, coupling: Coupling) -> None:
         return
     now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
     raise RewriteError(
-        f"after pruning, {op_name(old)} in {old.meta.get('module')!r} ({old.meta.get('source')}) computes "
+        f"after pruning, {op(old)} in {of(old).module!r} ({of(old).source}) computes "
         f"with {now}, not {then}: a value follows a width. {REMEDY}",
         groups_around(old, coupling),
         place_of(old),
         old.name,
         by_value=True,
-        sources=new.meta.get("sources", frozenset()),
+        sources=of(new).sources,
     )
 
 
@@ -235,7 +235,7 @@ def _first_wrong(
     for old, new in zip(coupling.traced.graph.nodes, recorded.nodes if recorded is not None else (), strict=False):
         if old is node or old.target != new.target:
             break
-        spec = new.meta.get("spec")
+        spec = of(new).spec
         if is_view(old) and spec is not None and spec.shape != _expected(old, coupling, widths):
             return old, new
     return node, found
@@ -257,7 +257,7 @@ def _next_after(failure: TraceError, graph: fx.Graph, silent: set[str], loose: _
 
 def _check_outputs(before: Traced, after: Traced, loose: _Loose) -> None:
     old, new = (loose.firm(next(iter(reversed(t.graph.nodes))).all_input_nodes) for t in (before, after))
-    shapes = [[n.meta["spec"].shape for n in nodes] for nodes in (old, new)]
+    shapes = [[of(n).one.shape for n in nodes] for nodes in (old, new)]
     if shapes[0] != shapes[1]:
         raise RewriteError(
             f"the pruned network returns shapes {shapes[1]} where the original returned {shapes[0]}. {REMEDY}"
@@ -280,15 +280,15 @@ def _mismatch(
         return RewriteError(reason, groups, place_of(node), node.name, sources=failure.sources or frozenset())
     if old is None or new is None or _target(old) != _target(new):
         return RewriteError(
-            f"after pruning, {op_name(new) or 'nothing'} runs where {op_name(old) or 'nothing'} ran, in "
-            f"{node.meta.get('module')!r} ({node.meta.get('source')}): the forward takes another path. {REMEDY}",
+            f"after pruning, {op(new) or 'nothing'} runs where {op(old) or 'nothing'} ran, in "
+            f"{of(node).module!r} ({of(node).source}): the forward takes another path. {REMEDY}",
             groups or tuple(g.name for g in coupling.prunable),
             place_of(node),
             old.name if old is not None else "",
         )
     return RewriteError(
-        f"after pruning, {op_name(node) or 'a result'} in {node.meta.get('module')!r} ({node.meta.get('source')}) "
-        f"should give shape {expected}, but gave {new.meta['spec'].shape}. {REMEDY}",
+        f"after pruning, {op(node) or 'a result'} in {of(node).module!r} ({of(node).source}) "
+        f"should give shape {expected}, but gave {of(new).one.shape}. {REMEDY}",
         groups,
         place_of(node),
         old.name,
@@ -298,21 +298,21 @@ def _mismatch(
 
 def _sources(node: fx.Node) -> frozenset[Any]:
     """Of the numbers that made a result's shape: given to this operator, or to a view that led to it."""
-    while not node.meta.get("sources") and len(node.all_input_nodes) == 1:
+    while not of(node).sources and len(node.all_input_nodes) == 1:
         node = node.all_input_nodes[0]
         if not is_view(node):
             break
-    return node.meta.get("sources", frozenset())
+    return of(node).sources
 
 
 def _numbers(node: fx.Node) -> list[float]:
     """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes."""
-    op = op_name(node)
-    if op == "native_group_norm":
+    name = op(node)
+    if name == "native_group_norm":
         return [node.args[6]]  # type: ignore[list-item]
     given = (*node.args, *(node.kwargs[name] for name in sorted(node.kwargs)))
     values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or op in _COMPUTES:
+    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:
         return values
     return [a for a in values if isinstance(a, float)]
 
@@ -320,8 +320,8 @@ def _numbers(node: fx.Node) -> list[float]:
 def _same_values(old: fx.Node, new: fx.Node) -> bool:
     """Whether the constant tensors that both read are equal; one whose shape follows a width is another matter."""
     for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False):
-        if a.meta.get("fixed") and b.meta.get("fixed"):
-            first, second = a.meta["value"], b.meta["value"]
+        if of(a).fixed and of(b).fixed:
+            first, second = of(a).known, of(b).known
             if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
                 return False
     return True
@@ -330,9 +330,9 @@ def _same_values(old: fx.Node, new: fx.Node) -> bool:
 def _target(node: fx.Node) -> object:
     """What a node does. Constants are numbered by where they appear, and after a dropped branch nothing is written
     in place."""
-    if node.meta.get("constant"):
+    if of(node).constant:
         return "constant"
-    functional = getattr(torch.ops.aten, op_name(node).rstrip("_"), None) if op_name(node).endswith("_") else None
+    functional = getattr(torch.ops.aten, op(node).rstrip("_"), None) if op(node).endswith("_") else None
     return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
 
 
@@ -343,10 +343,10 @@ def _silent(model: nn.Module) -> set[str]:
 
 def _working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
     """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
-    own = [n for n in graph.nodes if not is_view(n) and n.meta.get("module") not in silent and not _idle(n)]
-    return [n for n in own if n.meta.get("function") != "einsum"] if narrow else own
+    own = [n for n in graph.nodes if not is_view(n) and of(n).module not in silent and not _idle(n)]
+    return [n for n in own if of(n).function != "einsum"] if narrow else own
 
 
 def _idle(node: fx.Node) -> bool:
     """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
-    return op_name(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
+    return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)

@@ -21,7 +21,7 @@ from torch import fx, nn
 from ..coupling.sizes import groups_of, own_axis, takes_size
 from ..errors import RewriteError
 from ..rewriting.attributes import follows_tensors
-from ..tracing.graph import is_view, place_of
+from ..tracing.graph import is_view, of, place_of
 from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
 from ..types import Coupling, Decisions, Extent, Mend, Tie
 
@@ -105,7 +105,7 @@ def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator
 def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str, str]]:
     """The attributes that the failing operator was given: how many levels above its module they are, by what path
     down from there, and their names. So they can be found where other modules run the same line."""
-    module = next((str(n.meta.get("module", "")) for n in nodes if n.name == error.node), None)
+    module = next((of(n).module for n in nodes if n.name == error.node), None)
     found = {(s.module, s.attribute) for s in error.sources if isinstance(s, FromAttribute)}
     if module is None:
         return []
@@ -130,7 +130,7 @@ def _given_moves(
     for level, path, attribute in given:
         found = []
         for node in nodes:
-            above = list(_owners(str(node.meta.get("module", ""))))
+            above = list(_owners(of(node).module))
             owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
             if owner is None or not hasattr(modules.get(owner), attribute):
                 continue
@@ -180,7 +180,7 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
     seen: Counter[str] = Counter()
     ordinals = {}
     for node in nodes:
-        module = str(node.meta.get("module", ""))
+        module = of(node).module
         ordinals[node] = seen[module]
         seen[module] += 1
     return ordinals
@@ -189,7 +189,7 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
 def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
     """The sizes that an operator deals with: of its result (or of its pieces), of views of it, and of what leads to
     it."""
-    pieces = [coupling.shapes[user.name] for user in node.users] if node.meta.get("spec") is None else []
+    pieces = [coupling.shapes[user.name] for user in node.users] if of(node).spec is None else []
     if pieces:
         dims = [d for d in range(len(pieces[0])) if any(p[d] != coupling.shapes[_source(node).name][d] for p in pieces)]
         found = [piece[d] for d in dims[:1] for piece in pieces]
@@ -220,7 +220,7 @@ def _attribute_moves(
     found: dict[tuple[Any, ...], Move] = {}
     for node in nodes:
         sizes = _sizes(node, coupling)
-        for distance, owner in enumerate(_owners(str(node.meta.get("module", "")))):
+        for distance, owner in enumerate(_owners(of(node).module)):
             if owner not in modules or follows_tensors(modules[owner]):
                 continue
             for name, value in vars(modules[owner]).items():
@@ -343,9 +343,9 @@ def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
 
 def _following(node: fx.Node) -> Iterator[fx.Node]:
     """The operators that the same module runs next."""
-    module = node.meta.get("module")
+    module = of(node).module
     while (node := node.next).op != "root" and node.op != "output":
-        if node.op == "call_function" and node.meta.get("module") == module:
+        if node.op == "call_function" and of(node).module == module:
             yield node
 
 
@@ -356,7 +356,7 @@ def _divide(a: int, b: int) -> bool:
 def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Move]:
     """The other choice at each place in the modules that run these operators, or in modules within these."""
     modules = dict(model.named_modules())
-    scopes = {_scope(str(n.meta.get("module", "")), modules) for n in nodes}
+    scopes = {_scope(of(n).module, modules) for n in nodes}
     flips: dict[str, dict[str, str]] = {}
     for key, choice in coupling.decisions.choices.items():
         module, _, place = key.partition("/")

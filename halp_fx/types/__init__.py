@@ -1,6 +1,7 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
 from .plans import Plan
+from .records import RECORD, Record, TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
     CONSTANT,
@@ -19,7 +20,6 @@ from .values import (
     Member,
     Mend,
     Step,
-    TensorSpec,
     Tie,
     Traced,
     WeightPart,
@@ -28,6 +28,7 @@ from .values import (
 
 __all__ = [
     "CONSTANT",
+    "RECORD",
     "SCORED",
     "AttributeEdit",
     "Axis",
@@ -44,6 +45,7 @@ __all__ = [
     "Mend",
     "ModuleCall",
     "Plan",
+    "Record",
     "Run",
     "Step",
     "TensorSpec",

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import halp_fx
 from halp_fx.model.inputs import normalize_inputs
+from halp_fx.tracing.graph import of, op
 
 from .libraries import LIBRARIES
 
@@ -86,7 +87,7 @@ def _without_memory(library: str, name: str) -> nn.Module:
 def kind(coupling: Any, convolutions: int) -> str:
     """Whether it is a "cnn": at least 8 convolutions and no product of two activations (attention)."""
     products = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}
-    ops = {getattr(n.target, "_opname", "") for n in coupling.traced.graph.nodes}
+    ops = {op(n) for n in coupling.traced.graph.nodes}
     return "attention" if ops & products else "cnn" if convolutions >= 8 else "other"
 
 
@@ -253,7 +254,7 @@ def moving(coupling: Any, plan: Any) -> list[bool]:
         own = node.op == "get_attr" and str(node.target) in cut
         reached[node] = own or any(reached[n] for n in node.all_input_nodes)
     (result,) = node.args
-    specs = [(n, n.meta["spec"]) for n in result]
+    specs = [(n, of(n).one) for n in result]
     return [reached[n] for n, spec in specs if spec.dtype.is_floating_point and 0 not in spec.shape]
 
 
