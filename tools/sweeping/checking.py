@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import halp_fx
+from halp_fx.coupling.checking import check_coupling
 from halp_fx.model.inputs import normalize_inputs
 from halp_fx.tracing.graph import of, op
 
@@ -48,6 +49,7 @@ def check(library: str, name: str, min_params: float = 0.0, max_params: float = 
     began = time.perf_counter()
     coupling = halp_fx.channel_groups(model, inputs)
     row.update(trace_couple_s=round(time.perf_counter() - began, 2), kind=kind(coupling, row["convs"]))
+    check_coupling(coupling)
     row.update(groups=len(coupling.prunable), frozen=len(coupling.frozen))
     reasons = "; ".join(sorted(set(coupling.frozen.values()) - {"reaches the model's output"}))[:300]
     if not coupling.prunable:
