@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..errors import RewriteError
 from ..internals import ConvNd
 from ..tracing.graph import of, op, place_of
-from ..types import Axis, ChannelGroup, Coupling
+from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -26,11 +25,11 @@ def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
 
 
-def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
+def groups_at(found: Mismatch, coupling: Coupling) -> set[str]:
     """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
     and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
-    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
-    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
+    nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
+    failed = [_moving(n, coupling) for n in nodes if n.name == found.node]
     alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
     return {name for node in alike for name in _groups_above(node, coupling)}
 

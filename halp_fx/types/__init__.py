@@ -1,5 +1,6 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
+from .mismatches import Mismatch
 from .plans import Plan
 from .records import RECORD, Record, TensorSpec
 from .runs import ModuleCall, Run, ValueRead
@@ -43,6 +44,7 @@ __all__ = [
     "Links",
     "Member",
     "Mend",
+    "Mismatch",
     "ModuleCall",
     "Plan",
     "Record",

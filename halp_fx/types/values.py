@@ -198,6 +198,12 @@ class Decisions:
     ties: tuple[Tie, ...] = ()
     mends: tuple[Mend, ...] = ()
 
+    def __or__(self, other: Decisions) -> Decisions:
+        """Both, the other's where they differ."""
+        ties = tuple(dict.fromkeys((*self.ties, *other.ties)))
+        mends = {(m.module, m.attribute, m.index): m for m in (*self.mends, *other.mends)}
+        return Decisions({**self.choices, **other.choices}, ties, tuple(mends.values()))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Link:
