@@ -98,8 +98,6 @@ class RewriteError(HalpError):
         view: which of the network's forwards failed (`Coupling.views`).
     """
 
-    view: int = 0
-
     def __init__(
         self,
         message: str,
@@ -108,9 +106,11 @@ class RewriteError(HalpError):
         node: str = "",
         by_value: bool = False,
         sources: frozenset[Any] = frozenset(),
+        view: int = 0,
     ) -> None:
         super().__init__(message)
         self.groups = groups
+        self.view = view
         self.place = place
         self.node = node
         self.by_value = by_value

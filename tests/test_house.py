@@ -196,6 +196,20 @@ def test_private_attributes_of_torch_are_listed():
             assert node.attr in known, f"{place(path)} uses {whole}: list it in internals.py, so that it is checked"
 
 
+def test_what_a_node_carries_has_one_door():
+    """docs/record.md: `tracing.graph` reads `meta` and names of operators, and who pickles or has no operator does."""
+    doors = {
+        "meta": ("tracing/graph.py", "types/pickling.py", "tracing/checking.py"),
+        "_opname": ("tracing/graph.py", "types/pickling.py", "tracing/opaque.py", "internals.py"),
+    }
+    for path in FILES:
+        for node in ast.walk(tree(path)):
+            attribute = node.attr if isinstance(node, ast.Attribute) else None
+            named = node.value if isinstance(node, ast.Constant) and node.value == "_opname" else attribute
+            known = place(path) in doors[named] if named in doors else True
+            assert known, f"{place(path)} reads {named} of a node: ask tracing.graph for it"
+
+
 def test_what_this_torch_lacks_is_named(monkeypatch):
     assert internals.missing() == []
     monkeypatch.delattr(torch.utils._pytree, "tree_map")

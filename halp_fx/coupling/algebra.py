@@ -22,6 +22,7 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from torch import fx
 
+from ..tracing.graph import of, op
 from ..types import Axis, Link, TensorSpec
 from .planes import Plane as Plane
 from .planes import Planes as Planes
@@ -75,26 +76,26 @@ class Call:
     @property
     def op(self) -> str:
         """The operator's name without namespace and overload, e.g. "convolution"."""
-        return str(getattr(self.node.target, "_opname", None) or getattr(self.node.target, "__name__", "?"))
+        return op(self.node)
 
     @property
     def function(self) -> str:
         """The Python function that led to the operator, e.g. "chunk"."""
-        return str(self.node.meta.get("function", ""))
+        return of(self.node).function
 
     @property
     def module(self) -> str:
-        return str(self.node.meta.get("module", ""))
+        return of(self.node).module
 
     @property
     def place(self) -> str:
         """Where the program calls it: the same before and after pruning."""
-        return f"{self.module}/{self.op}@{self.node.meta.get('source', '')}"
+        return f"{self.module}/{self.op}@{of(self.node).source}"
 
     @property
     def where(self) -> str:
         module = f" in {self.module!r}" if self.module else ""
-        source = f" ({self.node.meta['source']})" if self.node.meta.get("source") else ""
+        source = f" ({of(self.node).source})" if of(self.node).source else ""
         return f"{self.op}{module}{source}"
 
     @property

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from torch import fx
 
 from ..errors import PlanError
+from ..tracing.graph import keep, of
 from ..types import ChannelGroup, Coupling, Member, Step, Traced, scored_name
 
 
@@ -138,7 +139,7 @@ def _without_nodes(graph: fx.Graph, gone: dict[str, str]) -> fx.Graph:
 
     for node in graph.nodes:
         if node.op == "output":
-            rest.output(fx.node.map_arg(node.args[0], read_as))
+            keep(rest.output(fx.node.map_arg(node.args[0], read_as)), of(node))
         elif node.name not in gone:
             inside[node.name] = rest.node_copy(node, read_as)
             assert inside[node.name].name == node.name

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from ..tracing.graph import getitem, written_through_alias
+from ..tracing.graph import getitem, of, op, written_through_alias
 from ..types import SCORED, ComputedWeight, WeightPart
 from .algebra import Algebra, Planes, Value, compact, varying
 from .groups import Partition
@@ -34,7 +34,7 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
     nodes = {str(n.target): n for n in made if n.op == "get_attr"}
     for node in _weights(graph, made):
         marked = _marked(planes.get(node, ()), algebra)
-        rank = len(node.meta["spec"].shape)
+        rank = len(of(node).one.shape)
         # The channels are called after a parameter of the weight's rank, if there is one: what else there is scales it.
         names = sorted(made[node] if marked else (), key=lambda name: (_scales(nodes[name], rank), name))
         produced = False
@@ -56,7 +56,7 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
 
 
 def _scales(node: fx.Node, rank: int) -> bool:
-    return len(node.meta["spec"].shape) < rank or not node.meta.get("trained", True)
+    return len(of(node).one.shape) < rank or not of(node).trained
 
 
 def computed_weights(
@@ -71,7 +71,7 @@ def computed_weights(
             role = "producer" if role == "scale" else role
             if role not in SCORED:
                 continue
-            channels = partition.channel_map(Value(node.meta["spec"], (plane,)))
+            channels = partition.channel_map(Value(of(node).one, (plane,)))
             for dim, (groups, index) in channels.dims.items():
                 for g in np.unique(groups[groups >= 0]).tolist():
                     own = np.where(groups == g, index, -1)
@@ -86,7 +86,7 @@ def made_of_parameters(graph: fx.Graph) -> dict[fx.Node, frozenset[str]]:
     made: dict[fx.Node, frozenset[str]] = {}
     for node in graph.nodes:
         if node.op == "get_attr":
-            made[node] = frozenset() if node.meta.get("constant") else frozenset({str(node.target)})
+            made[node] = frozenset() if of(node).constant else frozenset({str(node.target)})
         elif node.op == "call_function" and _repeatable(node) and all(n in made for n in node.all_input_nodes):
             made[node] = frozenset().union(*(made[n] for n in node.all_input_nodes))
     return made
@@ -104,12 +104,12 @@ def _weights(graph: fx.Graph, made: Mapping[fx.Node, frozenset[str]]) -> list[fx
         for source in node.all_input_nodes if node not in made else ():
             if source in made:
                 met.setdefault(_origin(source))
-    return [node for node in met if node.op == "call_function" and made[node] and node.meta.get("spec") is not None]
+    return [node for node in met if node.op == "call_function" and made[node] and of(node).spec is not None]
 
 
 def _origin(node: fx.Node) -> fx.Node:
     while node.op == "call_function" and node.target is not getitem:
-        copy = getattr(node.target, "is_view", False) or getattr(node.target, "_opname", "") in _COPIES
+        copy = getattr(node.target, "is_view", False) or op(node) in _COPIES
         if not copy:
             break
         node = node.all_input_nodes[0]

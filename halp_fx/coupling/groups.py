@@ -12,6 +12,7 @@ import numpy as np
 from torch import fx
 
 from ..errors import ModelError
+from ..tracing.graph import of
 from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 
@@ -47,7 +48,7 @@ class Outline:
 
     @classmethod
     def of(cls, node: fx.Node, planes: Planes) -> Outline:
-        spec = node.meta.get("spec")
+        spec = of(node).spec
         if spec is None:
             return cls(())
         fixed = tuple([Extent(n) for n in spec.shape])

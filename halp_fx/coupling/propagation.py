@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..errors import HalpError
-from ..tracing.graph import getitem, written_through_alias
+from ..tracing.graph import getitem, of, op, written_through_alias
 from ..types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .computed import computed_weights, spread_roles
@@ -142,14 +142,14 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
     kernels = _kernels(traced.graph)
     for node in traced.graph.nodes:
         if node.op == "placeholder":
-            values[node] = Value(_filled(node.meta["spec"]), data=_constant(node), node=node)
+            values[node] = Value(_filled(of(node).one), data=_constant(node), node=node)
         elif node.op == "get_attr":
             values[node] = _attribute(node, algebra, parameters, kernels)
         elif node.op == "output":
             for value in _values(node.args, values):
                 for plane in value.planes:
                     algebra.pin(plane, "reaches the model's output")
-            if any(n.meta.get("constant") and n.meta["spec"].dtype.is_floating_point for n in node.all_input_nodes):
+            if any(of(n).constant and of(n).one.dtype.is_floating_point for n in node.all_input_nodes):
                 _pin_open_ends(traced.graph, values, algebra, "may reach an output through code that is no operator")
         else:
             values[node] = _call(node, values, algebra)
@@ -171,12 +171,12 @@ def _kernels(graph: fx.Graph) -> set[str]:
     """Parameters that are weights of convolutions, or that one is computed from: their kernel dimensions are fixed."""
     found: set[str] = set()
     for node in graph.nodes:
-        if getattr(node.target, "_opname", "") not in _CONVOLUTIONS:
+        if op(node) not in _CONVOLUTIONS:
             continue
-        level, shape = {node.args[1]}, node.args[1].meta["spec"].shape
+        level, shape = {node.args[1]}, of(node.args[1]).one.shape
         seen = set(level)
         while level:
-            same = [n for n in level if n.op == "get_attr" and n.meta["spec"].shape == shape]
+            same = [n for n in level if n.op == "get_attr" and of(n).one.shape == shape]
             found.update(str(n.target) for n in same)
             # Beyond a parameter of the weight's shape, and beyond what is no weight any more, there is nothing to find.
             level = {m for n in level if n not in same for m in n.all_input_nodes if m not in seen}
@@ -188,8 +188,8 @@ _CONVOLUTIONS = {"convolution", "_convolution"}
 
 
 def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value], kernels: set[str]) -> Value:
-    spec, data = _filled(node.meta["spec"]), _constant(node)
-    if node.meta.get("constant"):
+    spec, data = _filled(of(node).one), _constant(node)
+    if of(node).constant:
         return Value(spec, parameter=True, data=data, node=node)
     name = str(node.target)
     if name not in parameters:
@@ -199,15 +199,15 @@ def _attribute(node: fx.Node, algebra: Algebra, parameters: dict[str, Value], ke
 
 
 def _constant(node: fx.Node) -> torch.Tensor | None:
-    return node.meta["value"] if node.meta.get("fixed") else None
+    return of(node).value if of(node).fixed else None
 
 
 def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     """The `Value` of a node, or a list of them for an operator with several results."""
     if node.target is getitem:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
-    if getattr(node.target, "_opname", "") in FACTORIES and sum(node.meta["spec"].shape) <= _MAX_FACTORY:
-        spec = _filled(node.meta["spec"])
+    if op(node) in FACTORIES and sum(of(node).one.shape) <= _MAX_FACTORY:
+        spec = _filled(of(node).one)
         return Value(spec, algebra.new_planes(node.name, spec.shape, transient=True), True, _constant(node))
     outputs = _output_specs(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
@@ -215,8 +215,8 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
     tensors = call.tensors()
     if node.target is written_through_alias:
         parameter = all(v.parameter for v in tensors)
-        return _checked(node, Value(_filled(node.meta["spec"]), _aliased(call, values, algebra), parameter))
-    single = node.meta["spec"] is not None
+        return _checked(node, Value(_filled(of(node).one), _aliased(call, values, algebra), parameter))
+    single = of(node).spec is not None
     planes = _rule_planes(call, tensors, algebra)
     if call.op in GROWING:
         planes = (*planes, *_grown(call, algebra))
@@ -254,8 +254,8 @@ def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes |
 
 def _empty(node: fx.Node) -> bool:
     """Whether an operator deals with a tensor without elements, e.g. the boxes of a detector that found nothing."""
-    results = node.meta.get("results") or (node.meta["spec"],)
-    specs = (*results, *(n.meta["spec"] for n in node.all_input_nodes))
+    results = of(node).results or (of(node).spec,)
+    specs = (*results, *(of(n).spec for n in node.all_input_nodes))
     return any(spec is not None and 0 in spec.shape for spec in specs)
 
 
@@ -283,9 +283,9 @@ def _of_nothing(call: Call, rule: Rule, tensors: list[Value], algebra: Algebra) 
 
 def _output_specs(node: fx.Node) -> tuple[Any, ...]:
     """Specs of a node's results, None for those that nothing uses."""
-    if node.meta["spec"] is not None:
-        return (_filled(node.meta["spec"]),)
-    used = {user.args[1]: _filled(user.meta["spec"]) for user in node.users if user.target is getitem}
+    if of(node).spec is not None:
+        return (_filled(of(node).one),)
+    used = {user.args[1]: _filled(of(user).one) for user in node.users if user.target is getitem}
     schema = getattr(node.target, "_schema", None)
     declared = 0 if schema is None else len(schema.returns)
     count = max([declared, *(int(i) + 1 for i in used)])  # type: ignore[arg-type]
@@ -307,11 +307,11 @@ def _aliased(call: Call, values: dict[fx.Node, Any], algebra: Algebra) -> Planes
     old, writer = call.args
     node = call.node.args[1]
     assert isinstance(node, fx.Node)
-    name = str(getattr(node.target, "_opname", ""))
+    name = op(node)
     # An in-place operator writes its first argument.
     before = values[node.args[0]] if name.endswith("_") else old  # type: ignore[index]
     left, right = ([p for p in v.planes if varying(p)] for v in (before, writer))
-    reason = f"memory is shared between views and written by {name} ({node.meta['source']})"
+    reason = f"memory is shared between views and written by {name} ({of(node).source})"
     if all(any(_equal(p, q) for q in left) for p in right):
         for plane in left:
             if not any(_equal(plane, q) for q in right):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from ..tracing.graph import getitem, op_name, written
+from ..tracing.graph import getitem, of, op, written
 from ..types import Axis, Coupling, Member, ModuleCall, Step
 from .branches import Branch, Branches, Replacement
 from .flow import Flow, Runs
@@ -35,7 +35,7 @@ def find_branches(coupling: Coupling) -> Branches:
         try:
             branch = network.branch(add)
         except _Unclear as why:
-            refused[f"{add.meta.get('module') or 'forward'}/{add.name}"] = str(why)
+            refused[f"{of(add).module or 'forward'}/{add.name}"] = str(why)
             continue
         if branch is not None:
             found[branch.name] = branch
@@ -48,13 +48,13 @@ def find_branches(coupling: Coupling) -> Branches:
 
 
 def _adds(node: fx.Node) -> bool:
-    if getattr(node.target, "_opname", "") not in ("add", "add_") or len(node.args) != 2 or node.kwargs:
+    if op(node) not in ("add", "add_") or len(node.args) != 2 or node.kwargs:
         return False
     left, right = node.args
     if not (isinstance(left, fx.Node) and isinstance(right, fx.Node)) or left is right:
         return False
-    out = node.meta["spec"]
-    specs = [n.meta.get("spec") for n in (left, right)]
+    out = of(node).one
+    specs = [of(n).spec for n in (left, right)]
     return all(s is not None and s.shape == out.shape and s.dtype == out.dtype for s in specs)
 
 
@@ -173,7 +173,7 @@ class _Network:
         """Whether a module that returned a tensor of its own would return the shortcut's memory, and one of the two is
         written in place."""
         passed = result is add or getattr(result.target, "is_view", False)
-        own = op_name(add) == "add" or add.args[0] is not shortcut
+        own = op(add) == "add" or add.args[0] is not shortcut
         return passed and own and (written(result, set()) or written(shortcut, {*inside, add}))
 
     def _silenced(self, add: fx.Node, value: fx.Node, inside: set[fx.Node]) -> _Way:
@@ -223,7 +223,7 @@ class _Network:
             else:
                 sources = _zero_if(node) if node in inside and node not in covered else []
                 if not sources:
-                    raise _Unclear(f"{node.target} in {node.meta.get('module')!r} may make something of zeros")
+                    raise _Unclear(f"{node.target} in {of(node).module!r} may make something of zeros")
                 level += sources
         return last
 
@@ -233,8 +233,8 @@ class _Network:
         results = [self.flow.by_name[n] for n in run.outputs if n]
         if not run.plain or given is None or len(results) != 1:
             return None
-        same = given.meta["spec"].shape == results[0].meta["spec"].shape
-        same &= given.meta["spec"].dtype == results[0].meta["spec"].dtype
+        same = of(given).one.shape == of(results[0]).one.shape
+        same &= of(given).one.dtype == of(results[0]).one.dtype
         return results[0].name if same and run.inputs[0] == given.name else None
 
     def _check_replaceable(self, call: ModuleCall) -> None:
@@ -300,7 +300,7 @@ def _beside(sides: Sequence[tuple[set[fx.Node], set[fx.Node]]], owning: Sequence
     work = [n for n in inside if n.op == "call_function" and n.target is not getitem]
     if not work:
         return "the shortcut is a value that the branch does not start from"
-    names = (f"{op_name(n)} at {n.meta['source']}" if n.meta.get("source") else op_name(n) for n in work)
+    names = (f"{op(n)} at {of(n).source}" if of(n).source else op(n) for n in work)
     return f"the shortcut is computed, too ({_few(sorted(names))})"
 
 
@@ -310,7 +310,7 @@ def _few(names: Iterable[str]) -> str:
 
 
 def _is_parameter(node: fx.Node) -> bool:
-    return node.op == "get_attr" and not node.meta.get("constant")
+    return node.op == "get_attr" and not of(node).constant
 
 
 def _results(run: ModuleCall) -> tuple[int, int] | None:
@@ -321,7 +321,7 @@ def _results(run: ModuleCall) -> tuple[int, int] | None:
 
 def _zero_if(node: fx.Node) -> list[fx.Node]:
     """The value that makes an operator's result zero if it is zero itself; nothing where that is not known."""
-    name = str(getattr(node.target, "_opname", "")).rstrip("_")
+    name = op(node).rstrip("_")
     computed = [n for n in node.args if isinstance(n, fx.Node) and n.op != "get_attr"]
     if name == "mul" or (name in _MOVING and node.all_input_nodes == computed):
         return computed[:1]
@@ -340,7 +340,7 @@ def _maps(run: ModuleCall, value: fx.Node) -> bool:
 
 def _operator_step(node: fx.Node, current: fx.Node, module: str) -> Step:
     """An elementwise operator after the add, without writing in place: its input is the shortcut now."""
-    name, overload = str(getattr(node.target, "_opname", "")).rstrip("_"), getattr(node.target, "_overloadname", "")
+    name, overload = op(node).rstrip("_"), getattr(node.target, "_overloadname", "")
     packet = getattr(torch.ops.aten, name, None)
     tags = getattr(node.target, "tags", ())
     understood = (

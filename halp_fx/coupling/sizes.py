@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import fx, nn
 
-from ..errors import RewriteError
 from ..internals import ConvNd
-from ..tracing.graph import op_name, place_of
-from ..types import Axis, ChannelGroup, Coupling
+from ..tracing.graph import of, op, place_of
+from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
@@ -26,11 +25,11 @@ def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
 
 
-def groups_at(error: RewriteError, coupling: Coupling) -> set[str]:
+def groups_at(found: Mismatch, coupling: Coupling) -> set[str]:
     """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
     and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
-    nodes = [n for n in coupling.traced.graph.nodes if error.place[0] and place_of(n) == error.place]
-    failed = [_moving(n, coupling) for n in nodes if n.name == error.node]
+    nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
+    failed = [_moving(n, coupling) for n in nodes if n.name == found.node]
     alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
     return {name for node in alike for name in _groups_above(node, coupling)}
 
@@ -68,9 +67,7 @@ def _groups_above(node: fx.Node, coupling: Coupling, seen: set[fx.Node] | None =
 def reads_widths(coupling: Coupling) -> bool:
     """Whether the program asked for a size that depends on widths: it may compute with it, or branch on it."""
     return any(
-        coupling.shapes[node.name][dim].terms
-        for node in coupling.traced.graph.nodes
-        for dim in node.meta.get("sizes_read", ())
+        coupling.shapes[node.name][dim].terms for node in coupling.traced.graph.nodes for dim in of(node).sizes_read
     )
 
 
@@ -79,20 +76,20 @@ def takes_sizes(coupling: Coupling) -> bool:
     shrink: `C` of an activation may be the size of a view of something else. But a tensor of equal elements that meets
     none has the same sizes at all widths, unless the program has read one."""
     return any(
-        takes_size(node) and (op_name(node) not in FACTORIES or any(e.terms for e in coupling.shapes[node.name]))
+        takes_size(node) and (op(node) not in FACTORIES or any(e.terms for e in coupling.shapes[node.name]))
         for node in coupling.traced.graph.nodes
     )
 
 
 def takes_size(node: fx.Node) -> bool:
     """Whether an operator was given sizes or positions that the program may have got from anywhere."""
-    if op_name(node) in _TAKES_SHAPE or node.meta.get("function") == "rms_norm":
+    if op(node) in _TAKES_SHAPE or of(node).function == "rms_norm":
         # So are these; what a forward of the user's own hands to them is not.
-        return not issubclass(node.meta["layer"], (nn.LayerNorm, nn.RMSNorm))
-    if op_name(node) == "convolution":
+        return not issubclass(of(node).layer, (nn.LayerNorm, nn.RMSNorm))
+    if op(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
-        return int(node.args[8]) > 1 and not issubclass(node.meta["layer"], ConvNd)  # type: ignore[arg-type]
-    return op_name(node) in _TAKES_SIZES and node.meta.get("function") not in _FOLLOWS_WIDTH
+        return int(node.args[8]) > 1 and not issubclass(of(node).layer, ConvNd)  # type: ignore[arg-type]
+    return op(node) in _TAKES_SIZES and of(node).function not in _FOLLOWS_WIDTH
 
 
 def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..errors import LatencyError
 from ..solver import CostTable, Term
+from ..tracing.graph import of
 from ..types import Coupling, Extent
 from .grids import Grid, Range, adaptive_grid
 from .layers import Layer, layers
@@ -210,7 +211,7 @@ def parameter_shapes(coupling: Coupling) -> dict[str, tuple[Extent, ...]]:
     """Shape of every parameter as extents, by `state_dict` name; those the forward does not reach keep theirs."""
     traced = coupling.traced
     statistics, unused = _running_statistics(traced.graph), set(traced.unused)
-    reached = {str(n.target): n.name for n in traced.graph.nodes if n.op == "get_attr" and not n.meta.get("constant")}
+    reached = {str(n.target): n.name for n in traced.graph.nodes if n.op == "get_attr" and not of(n).constant}
     found: dict[str, tuple[Extent, ...]] = {}
     for name, spec in traced.tensors.items():
         if name in unused:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..tracing.graph import getitem
+from ..tracing.graph import getitem, op, operator
 from ..types import Coupling
 from .layers import Layer, does_work, layer_of_unit, layers
 
@@ -52,7 +52,7 @@ def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
 
 
 def _fusible(node: fx.Node) -> bool:
-    return str(node.target._opname).rstrip("_") in _FUSIBLE  # type: ignore[union-attr]
+    return op(node).rstrip("_") in _FUSIBLE
 
 
 def _producer(node: fx.Node) -> fx.Node:
@@ -90,8 +90,8 @@ def _unit(members: list[fx.Node], coupling: Coupling) -> Layer:
     graph.output(inside[result])
     module = fx.GraphModule(torch.nn.Module(), graph)
     text = _text(graph)
-    op = "+".join(str(m.target._opname).rstrip("_") for m in members)  # type: ignore[union-attr]
-    layer = layer_of_unit(last, outer, [result], coupling, module, op, text)
+    name = "+".join(op(m).rstrip("_") for m in members)
+    layer = layer_of_unit(last, outer, [result], coupling, module, name, text)
     return replace(layer, nodes=tuple(m.name for m in members))
 
 
@@ -106,6 +106,6 @@ def _text(graph: fx.Graph) -> str:
 
 def _functional(target: Any) -> Any:
     """`relu` for `relu_`: what a compiler makes of an in-place operator."""
-    name = getattr(target, "_opname", "")
+    name = operator(target)
     packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
     return getattr(packet, target._overloadname, target) if packet is not None else target

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import getitem
+from ..tracing.graph import getitem, of, op
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
 from .templates import TensorTemplate, fill, render, templates
@@ -109,25 +109,25 @@ def does_work(node: fx.Node) -> bool:
     target = node.target
     if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
-    return not target.is_view and target._opname not in _FREE and any(_tensor_nodes(node))
+    return not target.is_view and op(node) not in _FREE and any(_tensor_nodes(node))
 
 
 def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:
     """Tensor arguments, those in lists too, with repeats, in order."""
     found: list[fx.Node] = []
     fx.node.map_arg((node.args, node.kwargs), found.append)
-    return (n for n in found if n.meta.get("spec") is not None)
+    return (n for n in found if of(n).spec is not None)
 
 
 def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Layer:
     target: OpOverload = node.target  # type: ignore[assignment]
     results = _result_nodes(node)
-    roles = find_roles(list(_tensor_nodes(node)), results, coupling, target._opname, node)
+    roles = find_roles(list(_tensor_nodes(node)), results, coupling, op(node), node)
     template = _templates(roles, coupling, widths, _written(node))
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), template)  # type: ignore[arg-type]
     args, kwargs = _plain(args), _plain(kwargs)
     key = f"{target.name()}({render(without_widths(target, args))}{', ' if kwargs else ''}{render(kwargs)})"
-    return _make(node, target._opname, key, roles, widths, target, tuple(args), kwargs, tuple(map(template, results)))
+    return _make(node, op(node), key, roles, widths, target, tuple(args), kwargs, tuple(map(template, results)))
 
 
 def layer_of_unit(
@@ -164,7 +164,7 @@ def _make(
     kwargs: Mapping[str, Any],
     results: tuple[TensorTemplate, ...],
 ) -> Layer:
-    module = str(node.meta.get("module", ""))
+    module = of(node).module
     output = roles.output
     dense = (roles.inputs.at(widths), 0 if output is None else output.at(widths))
     name = f"{module}/{node.name}"
@@ -176,7 +176,7 @@ def _templates(
 ) -> Callable[[fx.Node], TensorTemplate]:
     def template(node: fx.Node) -> TensorTemplate:
         sizes = tuple(roles.size(e, widths) for e in coupling.shapes[node.name])
-        return TensorTemplate.of(node.meta["spec"], sizes, node in written, node.meta.get("value"))
+        return TensorTemplate.of(of(node).one, sizes, node in written, of(node).value)
 
     return template
 
@@ -193,9 +193,9 @@ def _plain(tree: Any) -> Any:
 
 
 def _result_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
-    if node.meta.get("spec") is not None:
+    if of(node).spec is not None:
         return (node,)
-    return tuple(u for u in node.users if u.target is getitem and u.meta.get("spec") is not None)
+    return tuple(u for u in node.users if u.target is getitem and of(u).spec is not None)
 
 
 def _written(node: fx.Node) -> set[fx.Node]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..solver import CostTable
+from ..tracing.graph import of
 from ..types import Coupling
 from .costs import Options, cost_table
 from .errors import LatencyError
@@ -182,8 +183,8 @@ def _covers(grid: Grid | None, in_range: Range, out_range: Range) -> bool:
 
 
 def _device_of(coupling: Coupling) -> torch.device:
-    specs = [n.meta["spec"] for n in coupling.traced.graph.nodes if n.meta.get("spec") is not None]
-    return next((s.device for s in specs), torch.device("cpu"))
+    specs = (of(n).spec for n in coupling.traced.graph.nodes)
+    return next((s.device for s in specs if s is not None), torch.device("cpu"))
 
 
 def _limits(found: Sequence[Layer], sampler: Sampler) -> dict[str, float]:

@@ -22,7 +22,7 @@ from torch import fx
 
 from ..internals import OpOverload
 from ..solver import CostTable
-from ..tracing.graph import getitem
+from ..tracing.graph import getitem, of
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
 
@@ -122,7 +122,7 @@ def _buffers(coupling: Coupling) -> list[_Buffer]:
             first[node], last[node] = made, moment
         if base is None:
             unread += _unread_results(node, moment, coupling)
-    read = [_Buffer(n.name, coupling.shapes[n.name], n.meta["spec"].dtype.itemsize, first[n], last[n]) for n in first]
+    read = [_Buffer(n.name, coupling.shapes[n.name], of(n).one.dtype.itemsize, first[n], last[n]) for n in first]
     return read + unread
 
 
@@ -130,16 +130,16 @@ def _unread_results(node: fx.Node, moment: int, coupling: Coupling) -> list[_Buf
     """Results of a tuple that no node takes. One with the shape of a sibling that is taken shrinks as that does (the
     indices of a max pool); any other is counted as dense."""
     taken = {u.args[1]: u for u in node.users if u.target is getitem}
-    alike = {u.meta["spec"].shape: coupling.shapes[u.name] for u in taken.values() if u.meta.get("spec") is not None}
+    alike = {s.shape: coupling.shapes[u.name] for u in taken.values() if (s := of(u).spec) is not None}
     return [
         _Buffer(f"{node.name}[{i}]", alike.get(s.shape, tuple(map(Extent, s.shape))), s.dtype.itemsize, moment, moment)
-        for i, s in enumerate(node.meta.get("results", ()))
+        for i, s in enumerate(of(node).results)
         if s is not None and i not in taken
     ]
 
 
 def _allocates(node: fx.Node) -> bool:
-    return node.op in ("placeholder", "call_function") and node.meta.get("spec") is not None
+    return node.op in ("placeholder", "call_function") and of(node).spec is not None
 
 
 def _shares_memory_with(node: fx.Node) -> fx.Node | None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..tracing.graph import operator
+
 Args = tuple[Any, ...]
 Fit = Callable[[list[Any], float, float], None]
 
@@ -21,7 +23,7 @@ def fit_widths(
     Args:
         in_share, out_share: widths relative to the dense network.
     """
-    fit = _FITS.get(getattr(function, "_opname", ""))
+    fit = _FITS.get(operator(function))
     if fit is None:
         return args, kwargs
     row = list(args)
@@ -31,7 +33,7 @@ def fit_widths(
 
 def without_widths(function: Any, args: Args) -> Args:
     """The arguments for a signature: those that `fit_widths` derives from the tensors alone are left open."""
-    name = getattr(function, "_opname", "")
+    name = operator(function)
     row = list(args)
     for index in _DERIVED.get(name, ()):
         row[index] = "*"

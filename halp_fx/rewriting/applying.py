@@ -14,8 +14,9 @@ from torch import nn
 
 from ..coupling.branches import without
 from ..coupling.residual import find_branches
+from ..errors import RewriteError
 from ..model.naming import by_group
-from ..types import Coupling, Plan
+from ..types import Coupling, Mismatch, Plan
 from .dropping import drop
 from .slicing import shrink
 from .verification import verify
@@ -29,12 +30,23 @@ def rewrite(
     coupling: Coupling,
     check: bool = True,
 ) -> nn.Module:
-    """As `halp_fx.rewrite`, for a coupling at hand."""
+    """As `halp_fx.rewrite`, for a coupling at hand.
+
+    Raises:
+        RewriteError: what `verify` found.
+    """
     plan = by_group(plan, coupling)
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)
     drop(small, gone)
     coupling = without(coupling, gone)
-    if check:
-        verify(small, plan, coupling, example_inputs)
+    found = verify(small, plan, coupling, example_inputs) if check else None
+    if found is not None:
+        raise _error(found) from found.cause
     return small
+
+
+def _error(found: Mismatch) -> RewriteError:
+    return RewriteError(
+        found.message, found.groups, found.place, found.node, found.by_value, found.sources, view=found.view
+    )

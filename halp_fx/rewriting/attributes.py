@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..internals import ConvNd, ConvTransposeNd, NormBase
+from ..tracing.graph import of, op
 from ..types import Coupling, Plan
 
 Sync = Callable[[Any], None]
@@ -116,17 +117,17 @@ def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Ma
     N * C channels. What is no such width (a subclass with a forward of its own) stays."""
     done = set()
     for node in coupling.traced.graph.nodes:
-        name = str(node.meta.get("module", ""))
+        name = of(node).module
         if node.op != "call_function" or name in done or name not in modules:
             continue
         module: Any = modules[name]
         # PyTorch takes an RMS norm to pieces on most devices: the first of them is given its input.
-        if getattr(node.target, "_opname", "") not in _NORM_OPERATORS and not isinstance(module, nn.RMSNorm):
+        if op(node) not in _NORM_OPERATORS and not isinstance(module, nn.RMSNorm):
             continue
         attribute = next((a for kinds, a in _NORMS if isinstance(module, kinds)), None)
         if attribute is None or not hasattr(module, attribute):
             continue
-        extents, shape = coupling.shapes[node.args[0].name], node.args[0].meta["spec"].shape
+        extents, shape = coupling.shapes[node.args[0].name], of(node.args[0]).one.shape
         now = [e.at(widths) for e in extents]
         value = getattr(module, attribute)
         done.add(name)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..errors import RewriteError
-from ..types import Axis, Coupling, Links, Plan
+from ..types import Axis, Coupling, Links, Mismatch, Plan
 from .slicing import removed_slots
 
 REMEDY = (
@@ -14,44 +13,37 @@ REMEDY = (
 )
 
 
-def check_couplings(before: Coupling, after: Coupling, plan: Plan) -> None:
-    """Two slots are coupled in the pruned network if and only if they were before, and slot by slot through the same
-    operators.
-
-    Raises:
-        RewriteError: they are not.
-    """
-    _check_channels(before, after, plan)
-    _check_wiring(before, after, plan)
+def miscoupled(before: Coupling, after: Coupling, plan: Plan) -> Mismatch | None:
+    """How the pruned network is coupled otherwise than before. It is not if two slots are coupled if and only if they
+    were before, and slot by slot through the same operators."""
+    return _other_channels(before, after, plan) or _other_wiring(before, after, plan)
 
 
-def _check_channels(before: Coupling, after: Coupling, plan: Plan) -> None:
-    """The channels of `after` are those of `before` that the plan keeps: the same slots, coupled alike.
+def _other_channels(before: Coupling, after: Coupling, plan: Plan) -> Mismatch | None:
+    """None if the channels of `after` are those of `before` that the plan keeps: the same slots, coupled alike.
 
     Axes that are down to one slot have no labels any more, so groups of width 1 are not compared.
     """
     old, new = _channel_ids(before, plan), _channel_ids(after, Plan())
     shared = [axis for axis in old if axis in new and len(old[axis]) == len(new[axis])]
     if not shared:
-        return
+        return None
     a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
     compared = (a >= 0) & (b >= 0)
     fixed = _fixed(after)[b] & ~_fixed(before)[a] & compared
     if fixed.any():
         place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
-        raise _miscoupled(
-            shared[place[np.flatnonzero(fixed)[0]]], "lead to something that may not change, other", before
-        )
+        return _at(shared[place[np.flatnonzero(fixed)[0]]], "lead to something that may not change, other", before)
     # A branch that is gone may have held channels together.
     whole = bool(plan.dropped) or _is_function(a[compared], b[compared])
     if whole and _is_function(b[compared], a[compared]) and not (compared ^ (a >= 0)).any():
-        return
+        return None
     pairs = np.unique(np.stack([a[compared], b[compared]]), axis=1)
     place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
     repeated = pairs[1][np.flatnonzero(np.bincount(pairs[1])[pairs[1]] > 1)] if pairs.size else np.array([])
     wrong = np.flatnonzero(np.isin(b, repeated) | (compared ^ (a >= 0)))
     axis = shared[place[wrong[0]]] if len(wrong) else shared[0]
-    raise _miscoupled(axis, "are coupled to other channels", before)
+    return _at(axis, "are coupled to other channels", before)
 
 
 def _fixed(coupling: Coupling) -> np.ndarray:
@@ -69,8 +61,8 @@ def _is_function(keys: np.ndarray, values: np.ndarray) -> bool:
     return bool((found[keys] == values).all())
 
 
-def _miscoupled(axis: Axis, how: str, before: Coupling) -> RewriteError:
-    return RewriteError(
+def _at(axis: Axis, how: str, before: Coupling) -> Mismatch:
+    return Mismatch(
         f"after pruning, the channels of {axis} {how} than before. {REMEDY}",
         tuple(g.name for g in before.groups if any(m.axis == axis for m in g.members)),
     )
@@ -92,11 +84,11 @@ def _channel_ids(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
     return {axis: row[row > -2] for axis, row in ids.items()}
 
 
-def _check_wiring(before: Coupling, after: Coupling, plan: Plan) -> None:
-    """Slots of two axes that meet after pruning met before.
+def _other_wiring(before: Coupling, after: Coupling, plan: Plan) -> Mismatch | None:
+    """None if slots of two axes that meet after pruning met before.
 
     A channel may have several slots on an axis, and then it is not enough that the right channels meet: `x[:, 2:6]`
-    of a network that was pruned may pick others of its slots. Where it has one, `_check_channels` sees all.
+    of a network that was pruned may pick others of its slots. Where it has one, `_other_channels` sees all.
     """
     known = {axis: i for i, axis in enumerate(before.links.axes)}
     present = {g.name for g in before.groups}  # Those of dropped branches are not.
@@ -124,8 +116,7 @@ def _check_wiring(before: Coupling, after: Coupling, plan: Plan) -> None:
     # Of slots that met none of the other's axis, e.g. as they were one head with others, it says nothing.
     matched = _among(_pair(a, lies_on[b]), near) & _among(_pair(b, lies_on[a]), near)
     wrong = np.flatnonzero(matched & ~_among(_pair(a, b), met))
-    if len(wrong):
-        raise _miscoupled(before.links.axes[lies_on[a[wrong[0]]]], "meet other slots", before)
+    return _at(before.links.axes[lies_on[a[wrong[0]]]], "meet other slots", before) if len(wrong) else None
 
 
 def _several(coupling: Coupling) -> np.ndarray:

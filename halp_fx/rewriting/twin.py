@@ -23,6 +23,7 @@ from ..internals import TorchDispatchMode, tree_flatten, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
+from ..tracing.graph import operator
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
 
@@ -153,7 +154,7 @@ def _put_back(whole: torch.Tensor, part: torch.Tensor, keep: Keep) -> None:
 
 def _resized(func: Any, args: Any) -> tuple[Any, ...]:
     """Size arguments that repeat the shape of the first tensor."""
-    x, name = args[0], func._opname
+    x, name = args[0], operator(func)
     if name in ("native_layer_norm", "_fused_rms_norm"):
         return (x, list(x.shape[x.dim() - len(args[1]) :]), *args[2:])
     if name == "native_group_norm":

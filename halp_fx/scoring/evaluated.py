@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..tracing.graph import of
+
 
 def evaluated(
     graph: fx.Graph, names: Iterable[str], tensors: Mapping[str, torch.Tensor]
@@ -31,8 +33,7 @@ def _value(node: fx.Node, tensors: Mapping[str, torch.Tensor], known: dict[fx.No
 
 def _computed(node: fx.Node, tensors: Mapping[str, torch.Tensor], known: dict[fx.Node, Any]) -> Any:
     if node.op == "get_attr":
-        constant = node.meta.get("constant")
-        return node.meta.get("value") if constant else tensors[str(node.target)].detach()
+        return of(node).value if of(node).constant else tensors[str(node.target)].detach()
     inputs = {n: _value(n, tensors, known) for n in node.all_input_nodes}
     if any(value is None for value in inputs.values()):
         return None

@@ -1,7 +1,7 @@
 """Values that a forward computes from constants alone: index tables, grids, masks of a fixed size.
 
 An index into channels can be followed only if it is known. Its value does not depend on the input or the parameters
-if everything it was computed from does not. Each node's `meta` may hold
+if everything it was computed from does not. Each node's record has
 
 * `value`: what a small tensor held in this forward, and
 * `fixed`: True if that does not depend on the input or on parameters.
@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import fx
+
+from .graph import of, op
 
 # Larger tensors keep no value.
 _MAX_KEPT_VALUE = 1 << 20
@@ -49,7 +51,7 @@ class Constants:
             if fixed:
                 _keep(node, result)
             elif not result.is_floating_point() and not result.is_complex():
-                node.meta["value"] = result  # A layer that is timed should meet the indices it really gets.
+                of(node).value = result  # A layer that is timed should meet the indices it really gets.
         elif fixed:
             value = _computed(node, result)
             if value is not None:
@@ -57,32 +59,32 @@ class Constants:
 
     def lacks(self, node: fx.Node) -> str:
         """The operator's name if it picks by a value that a real forward would know and this one does not."""
-        if not self.on_meta or getattr(node.target, "_opname", "") not in _INDEXING:
+        if not self.on_meta or op(node) not in _INDEXING:
             return ""
-        unknown = (n for n in node.all_input_nodes[1:] if not n.meta.get("fixed"))
+        unknown = (n for n in node.all_input_nodes[1:] if not of(n).fixed)
         return str(node.target) if any(True for _ in unknown) else ""
 
 
 def _keep(node: fx.Node, value: torch.Tensor) -> None:
     if value.numel() <= _MAX_KEPT_VALUE and value.layout == torch.strided:
-        node.meta["value"] = value.detach().clone()  # It may be written to later.
-        node.meta["fixed"] = True
+        record = of(node)
+        record.value, record.fixed = value.detach().clone(), True  # It may be written to later.
 
 
 def _computed_from_constants(node: fx.Node) -> bool:
-    op = getattr(node.target, "_opname", "")
-    if op in _FILLS:
+    name = op(node)
+    if name in _FILLS:
         return True
-    if op in _ARBITRARY or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+    if name in _ARBITRARY or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
         return False
-    return all(n.meta.get("fixed") for n in node.all_input_nodes)
+    return all(of(n).fixed for n in node.all_input_nodes)
 
 
 def _computed(node: fx.Node, result: torch.Tensor) -> torch.Tensor | None:
     """The operator's value, from those of its arguments."""
-    op = getattr(node.target, "_opname", "")
-    if op in _FILLS:
-        return torch.full(result.shape, _FILLS[op], dtype=result.dtype)
+    name = op(node)
+    if name in _FILLS:
+        return torch.full(result.shape, _FILLS[name], dtype=result.dtype)
     args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), _value)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")}
@@ -95,16 +97,16 @@ def _computed(node: fx.Node, result: torch.Tensor) -> torch.Tensor | None:
 
 def _value(argument: Any) -> Any:
     # A copy: the operator may write to it.
-    return argument.meta["value"].to("cpu", copy=True) if isinstance(argument, fx.Node) else argument
+    return of(argument).known.to("cpu", copy=True) if isinstance(argument, fx.Node) else argument
 
 
 def says_finite(node: fx.Node) -> bool | None:
     """What the answer is if all numbers are finite, where a program asks just that: `torch.isfinite(x).all()`; None
     where it asks something else."""
-    name = getattr(node.target, "_opname", "")
+    name = op(node)
     if name in ("all", "any", "alias", "detach", "_to_copy", "clone"):
         return says_finite(node.all_input_nodes[0])
     if name in ("logical_not", "bitwise_not"):
         answer = says_finite(node.all_input_nodes[0])
         return None if answer is None else not answer
-    return {"isfinite": True, "isinf": False, "isnan": False}.get(str(node.meta.get("function")))
+    return {"isfinite": True, "isinf": False, "isnan": False}.get(of(node).function)

@@ -21,6 +21,7 @@ from ..internals import tree_map
 from ..model.checks import check_model
 from ..model.inputs import normalize_examples
 from ..types import Inputs, Run, Traced
+from .graph import of
 from .matching import alike
 from .modes import differs_in_training
 from .recording import record
@@ -124,7 +125,7 @@ def _repeats(several: Traced, traced: Traced) -> bool:
 
 def _step(node: fx.Node) -> tuple[object, ...]:
     """An operator, and the parameters and buffers that it reads."""
-    read = [n for n in node.all_input_nodes if n.op == "get_attr" and not n.meta.get("constant")]
+    read = [n for n in node.all_input_nodes if n.op == "get_attr" and not of(n).constant]
     return (node.target, *(n.target for n in read))
 
 
@@ -142,7 +143,7 @@ def _begun(error: TraceError, found: Traces) -> Traced | None:
     """The part of a forward before it failed, if it reached parameters that no other did."""
     if error.recorded is None:
         return None
-    reached = {str(n.target) for n in error.recorded.nodes if n.op == "get_attr" and not n.meta.get("constant")}
+    reached = {str(n.target) for n in error.recorded.nodes if n.op == "get_attr" and not of(n).constant}
     unused = tuple(name for name in found.unused() if name not in reached)
     if len(unused) == len(found.unused()):
         return None

@@ -1,5 +1,5 @@
-"""Questions to a traced graph: what a node is and what leads to it, whose size depends on values, what comes to
-nothing, and what is written in place."""
+"""Questions to a traced graph: what a node carries (docs/record.md) and is, what leads to it, whose size depends on
+values, what comes to nothing, and what is written in place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..types import RECORD, Record
 from .tags import FromSize
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
@@ -27,20 +28,37 @@ def getitem(values: Any, index: int) -> Any:
     return values[index]
 
 
-def op_name(node: fx.Node | None) -> str:
-    """The operator's name in ATen, without its overload; empty for other nodes."""
-    return str(getattr(node.target, "_opname", "")) if node is not None else ""
+def of(node: fx.Node) -> Record:
+    """What a node carries."""
+    record: Record = node.meta[RECORD]
+    return record
+
+
+def keep(node: fx.Node, record: Record) -> None:
+    """Give a node its record."""
+    node.meta[RECORD] = record
+
+
+def op(node: fx.Node | None) -> str:
+    """The name of the operator that a node runs, without namespace and overload ("convolution"); empty for others."""
+    return operator(node.target) if node is not None else ""
+
+
+def operator(target: Any) -> str:
+    """The name of an operator, as `op`, where there is no node."""
+    name: str = getattr(target, "_opname", "")
+    return name
 
 
 def place_of(node: fx.Node | None) -> tuple[str, str]:
     """Where in the program an operator runs: its name, and the line of the source."""
-    return (op_name(node), str(node.meta.get("source", ""))) if node is not None else ("", "")
+    return (op(node), of(node).source) if node is not None else ("", "")
 
 
 def is_view(node: fx.Node) -> bool:
     """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
     widths of 1) have it."""
-    return op_name(node) in _VIEWS or node.target is written_through_alias
+    return op(node) in _VIEWS or node.target is written_through_alias
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> list[fx.Node]:
@@ -62,7 +80,7 @@ def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        sizes = {s.node for s in node.meta.get("sources", ()) if isinstance(s, FromSize)}
+        sizes = {s.node for s in of(node).sources if isinstance(s, FromSize)}
         if (
             makes_a_size_of_values(node)
             or not found.isdisjoint(node.all_input_nodes)
@@ -74,13 +92,13 @@ def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
 
 def makes_a_size_of_values(node: fx.Node) -> bool:
     """Whether an operator's result has a shape that depends on the values of its arguments, and these are not known."""
-    unknown = [n for n in node.all_input_nodes if not n.meta.get("fixed")]
-    if op_name(node) in ("index", "index_put", "index_put_"):
+    unknown = [n for n in node.all_input_nodes if not of(n).fixed]
+    if op(node) in ("index", "index_put", "index_put_"):
         # Only a mask has another number of elements than of positions that it names.
-        picks = [n for n in unknown if n is not node.args[0] and n.meta["spec"].dtype in (torch.bool, torch.uint8)]
-        return op_name(node) == "index" and bool(picks)
+        picks = [n for n in unknown if n is not node.args[0] and of(n).one.dtype in (torch.bool, torch.uint8)]
+        return op(node) == "index" and bool(picks)
     tags = getattr(node.target, "tags", ())
-    return bool(unknown) and (torch.Tag.dynamic_output_shape in tags or op_name(node) in _UNTAGGED)
+    return bool(unknown) and (torch.Tag.dynamic_output_shape in tags or op(node) in _UNTAGGED)
 
 
 def unread(graph: fx.Graph) -> set[fx.Node]:
@@ -104,8 +122,8 @@ def written(node: fx.Node, aside: set[fx.Node]) -> bool:
         for user in value.users:
             if user in aside:
                 continue
-            if op_name(user).endswith("_") and user.args and user.args[0] is value:
+            if op(user).endswith("_") and user.args and user.args[0] is value:
                 return True
-            if getattr(user.target, "is_view", False) or op_name(user) in ("_unsafe_view", "reshape", "alias"):
+            if getattr(user.target, "is_view", False) or op(user) in ("_unsafe_view", "reshape", "alias"):
                 level.append(user)
     return False

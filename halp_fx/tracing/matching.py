@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..types import Traced
-from .graph import getitem, op_name
+from .graph import getitem, of, op
 
 
 def alike(a: Traced, b: Traced) -> bool:
@@ -39,7 +39,7 @@ class Matched:
         if any(dims & channels(old) for old, _, dims in self.noisy):
             return True
         for old, new in (*self.pairs, *(row[:2] for row in self.noisy)):
-            read = new.meta.get("sizes_read", set()) - old.meta.get("sizes_read", set())
+            read = of(new).sizes_read - of(old).sizes_read
             if read and read & channels(old):
                 return True
         return False
@@ -89,10 +89,10 @@ def _lasting(graph: fx.Graph) -> Iterator[fx.Node]:
 def _looked_through(node: fx.Node, number: dict[fx.Node, int]) -> bool:
     """Whether a node is known by the number of what it takes: dropout, and copies, which a reshape makes or not as the
     batch size has it."""
-    dropout = op_name(node) == "native_dropout" or (
-        node.target is getitem and op_name(node.all_input_nodes[0]) == "native_dropout"
+    dropout = op(node) == "native_dropout" or (
+        node.target is getitem and op(node.all_input_nodes[0]) == "native_dropout"
     )
-    if not (dropout or op_name(node) == "clone") or node.all_input_nodes[0] not in number:
+    if not (dropout or op(node) == "clone") or node.all_input_nodes[0] not in number:
         return False
     number[node] = number[node.all_input_nodes[0]]
     return True
@@ -101,22 +101,22 @@ def _looked_through(node: fx.Node, number: dict[fx.Node, int]) -> bool:
 def _wiring(node: fx.Node, number: dict[fx.Node, int]) -> tuple[Any, ...]:
     """What an operator is and reads, and where."""
     kind = str(node.target) if node.op == "call_function" else node.op
-    name: Any = node.target if node.op == "get_attr" and not node.meta.get("constant") else ""
+    name: Any = node.target if node.op == "get_attr" and not of(node).constant else ""
     if node.target is getitem:
         name = node.args[1]
-    elif op_name(node) in ("view", "_unsafe_view"):
+    elif op(node) in ("view", "_unsafe_view"):
         kind = "view"
-    return kind, name, tuple(number.get(n) for n in node.all_input_nodes), node.meta.get("source", "")
+    return kind, name, tuple(number.get(n) for n in node.all_input_nodes), of(node).source
 
 
 def _is_noise(node: fx.Node, real: Sequence[fx.Node]) -> bool:
     """Whether an operator makes numbers out of nothing but a shape, or computes with such."""
-    name = op_name(node)
+    name = op(node)
     return node.op == "call_function" and (not real or name.startswith("new_") or name.endswith("_like"))
 
 
 def _elementwise(node: fx.Node, taken: fx.Node) -> bool:
-    before, after = taken.meta.get("spec"), node.meta.get("spec")
+    before, after = of(taken).spec, of(node).spec
     pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
     return pointwise and before is not None and after is not None and before.shape == after.shape
 
@@ -124,10 +124,10 @@ def _elementwise(node: fx.Node, taken: fx.Node) -> bool:
 def _wide(node: fx.Node, noise: set[fx.Node]) -> set[int]:
     """Dimensions of an operator's result along which its noise varies. That of PyTorch's dropouts has the shape of what
     they are given."""
-    if "dropout" in node.meta.get("function", ""):
+    if "dropout" in of(node).function:
         return set()
-    rank = len(node.meta["spec"].shape)
-    shapes = [n.meta["spec"].shape for n in node.all_input_nodes if n in noise]
+    rank = len(of(node).one.shape)
+    shapes = [of(n).one.shape for n in node.all_input_nodes if n in noise]
     return {rank - len(shape) + d for shape in shapes for d, size in enumerate(shape) if size > 1}
 
 
@@ -136,7 +136,8 @@ def _counting(graph: fx.Graph) -> set[fx.Node]:
     found: set[fx.Node] = set()
     for node in reversed(graph.nodes):
         counts = node.op == "call_function" and all(n.op == "get_attr" for n in node.all_input_nodes)
-        whole = node.meta.get("spec") is not None and not node.meta["spec"].dtype.is_floating_point
+        spec = of(node).spec
+        whole = spec is not None and not spec.dtype.is_floating_point
         if whole and ((counts and not node.users) or (node.op == "get_attr" and found.issuperset(node.users))):
             found.add(node)
     return found

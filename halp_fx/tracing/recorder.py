@@ -16,17 +16,18 @@ from torch import fx, nn
 from ..errors import ModelError
 from ..internals import TorchDispatchMode, disable_current_modes, tree_leaves
 from ..model.preserving import Members, meta_twin
-from ..types import ModuleCall, Run, TensorSpec, ValueRead
+from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
-from .graph import getitem, written_through_alias
+from .graph import getitem, keep, of, operator, written_through_alias
 from .leaks import Watch
 from .tags import active, with_sizes
 
 # Arguments that are written down as they are; most are of these types.
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
 _SEQUENCES = (list, tuple)
+_NO_DIMS = frozenset[int]()
 
 # `batch_norm` makes an empty tensor for a backward pass in another library and never returns it.
 _EMPTY = torch.ops.aten.empty.memory_format
@@ -66,7 +67,7 @@ class Recorder(TorchDispatchMode):
             for tensor in tensors.values():
                 watch.see(tensor)
         # Of parameters that have no node yet.
-        self._sizes_read: dict[int, set[int]] = {}
+        self._sizes_read: dict[int, frozenset[int]] = {}
         # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
         # that its id is not used again.
         self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int, int]] = {}
@@ -164,34 +165,35 @@ class Recorder(TorchDispatchMode):
         if finite is not None and not args[0].is_meta and bool(func(*args)) == finite:
             return finite  # Whether numbers overflow is no use of what they are.
         for node in nodes:
-            self._read(self.names.current or func._opname, node)
-        if func is _ITEM and nodes[0].meta.get("fixed"):
-            return nodes[0].meta["value"].item()
+            self._read(self.names.current or operator(func), node)
+        if func is _ITEM and of(nodes[0]).fixed:
+            return of(nodes[0]).known.item()
         return None
 
     def _read(self, function: str, node: fx.Node) -> None:
         # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
-        if node.meta.get("fixed") or (node.meta["spec"].dtype is torch.bool and checked_by_torch()):
+        if of(node).fixed or (of(node).one.dtype is torch.bool and checked_by_torch()):
             return
         place = f"{function} in {self.module!r} ({caller()})" if self.module else f"{function} ({caller()})"
         self.reads.append(ValueRead(node.name, place))
         self._constants.values_read = True
 
     def sized(self, args: Any, result: Any, part: int | slice) -> Any:
-        """The program reads sizes of a tensor, or a part of them: `meta` of its node says of which dimensions. A
+        """The program reads sizes of a tensor, or a part of them: the record of its node says of which dimensions. A
         parameter of which nothing else is read gets no node."""
         dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
         part = slice(part, part + 1 or None) if isinstance(part, int) else part
         known = self._known(args[0])
         if known is None:
-            self._sizes_read.setdefault(id(args[0]), set()).update(dims[part])
+            self._sizes_read[id(args[0])] = self._sizes_read.get(id(args[0]), _NO_DIMS).union(dims[part])
             return result
         node = known if isinstance(known, fx.Node) else self._node_of(args[0])
-        node.meta.setdefault("sizes_read", set()).update(dims[part])
+        record = of(node)
+        record.sizes_read = record.sizes_read.union(dims[part])
         return with_sizes(result, node, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
-        node = self.graph.create_node("call_function", func, name=func._opname)
+        node = self.graph.create_node("call_function", func, name=operator(func))
         # Given to `create_node`, they would all be searched for symbolic numbers, one by one.
         node.args = tuple(node_args)
         if node_kwargs:
@@ -209,7 +211,7 @@ class Recorder(TorchDispatchMode):
         return node
 
     def finish(self, result: Any) -> None:
-        self.graph.output(self._lookup(_plain(result)))
+        keep(self.graph.output(self._lookup(_plain(result))), Record())
         self.calls = self._log.finish()
 
     def release(self) -> None:
@@ -248,24 +250,23 @@ class Recorder(TorchDispatchMode):
         if pending is not None:
             _, source, index = pending
             node = self.graph.call_function(getitem, (source, index))
-            node.meta.update(module=source.meta["module"], function="", source=source.meta["source"])
-            self._set_spec(node, tensor)
+            made = of(source)
+            keep(node, Record(self._spec(tensor), (), made.module, made.layer, source=made.source))
             self._constants.follow(node, tensor)
         elif (name := self._attribute(tensor)) is not None:
             self.reached.add(name)
             # Not given, fx makes the same name of it in more steps.
             node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
-            node.meta["sizes_read"] = self._sizes_read.pop(id(tensor), set())
-            node.meta["trained"] = name in self._members.parameters
-            self._describe(node, tensor)
+            record = self._describe(node, tensor)
+            record.sizes_read = self._sizes_read.pop(id(tensor), _NO_DIMS)
+            record.trained = name in self._members.parameters
             self._constants.seen(node, self._originals[name])
         elif (alias := self._alias(tensor)) is not None:
             node = alias
         else:
             # Made before the forward, or by code that no operator shows (numpy): it has no labels.
             node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
-            node.meta["constant"] = True
-            self._describe(node, tensor)
+            self._describe(node, tensor).constant = True
             self._constants.given(node, tensor)
         self._remember(tensor, node)
         return node
@@ -295,7 +296,7 @@ class Recorder(TorchDispatchMode):
         known = self._nodes.get(id(tensor))
         if known is None and id(tensor) in self._attributes:
             return  # Running statistics of a train-mode BatchNorm; their slots are labelled by the rule.
-        if known is not None and node.meta["spec"] is None:
+        if known is not None and of(node).spec is None:
             node = known[1]  # Running ranges, written on the way by an operator with results of its own.
         self._writes.setdefault(_storage(tensor), []).append((id(tensor), node))
         self._remember(tensor, node if known is None or known[1] is not node else known[1])
@@ -309,17 +310,13 @@ class Recorder(TorchDispatchMode):
         self._remember(tensor, node)
         return node
 
-    def _describe(self, node: fx.Node, value: Any) -> None:
+    def _describe(self, node: fx.Node, value: Any) -> Record:
         source = caller() if node.op == "call_function" else ""
-        node.meta.update(module=self.module, layer=self._layer, function=self.names.current, source=source)
-        if self.names.sources:
-            node.meta["sources"] = self.names.sources
-        self._set_spec(node, value)
-
-    def _set_spec(self, node: fx.Node, value: Any) -> None:
-        node.meta["spec"] = self._spec(value)
-        if isinstance(value, _SEQUENCES):
-            node.meta["results"] = tuple(map(self._spec, value))
+        results = tuple(map(self._spec, value)) if isinstance(value, _SEQUENCES) else ()
+        record = Record(self._spec(value), results, self.module, self._layer, self.names.current, source)
+        record.sources = self.names.sources
+        keep(node, record)
+        return record
 
     def _spec(self, value: Any) -> TensorSpec | None:
         if not isinstance(value, torch.Tensor):

@@ -46,7 +46,7 @@ def _failure(model: nn.Module, coupling: Coupling, branches: Sequence[Branch], e
     small = shrink(model, plan, coupling)
     try:
         drop(small, branches)
-        verify(small, plan, without(coupling, branches), example_inputs)
+        mismatch = verify(small, plan, without(coupling, branches), example_inputs)
     except HalpError as error:
         return f"a trial without it failed: {str(error).splitlines()[0][:200]}"
-    return None
+    return None if mismatch is None else f"a trial without it failed: {mismatch.short}"

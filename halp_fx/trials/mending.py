@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from fractions import Fraction
 from itertools import islice, product
 from typing import Any
@@ -19,11 +19,10 @@ import torch
 from torch import fx, nn
 
 from ..coupling.sizes import groups_of, own_axis, takes_size
-from ..errors import RewriteError
 from ..rewriting.attributes import follows_tensors
-from ..tracing.graph import is_view, place_of
+from ..tracing.graph import is_view, of, place_of
 from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
-from ..types import Coupling, Decisions, Extent, Mend, Tie
+from ..types import Coupling, Decisions, Extent, Mend, Mismatch, Tie
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -36,42 +35,26 @@ _RATIOS = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3)
 _MAX_TIED_GROUPS = 4
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A change to what was decided about a network's channel groups."""
-
-    choices: Mapping[str, str] = field(default_factory=dict)
-    ties: tuple[Tie, ...] = ()
-    mends: tuple[Mend, ...] = ()
-
-    def __or__(self, other: Move) -> Move:
-        ties = tuple(dict.fromkeys((*self.ties, *other.ties)))
-        mends = {(m.module, m.attribute, m.index): m for m in (*self.mends, *other.mends)}
-        return Move({**self.choices, **other.choices}, ties, tuple(mends.values()))
-
-    def applied(self, decisions: Decisions) -> Decisions:
-        both = Move(decisions.choices, decisions.ties, decisions.mends) | self
-        return Decisions(both.choices, both.ties, both.mends)
-
-
-def moves(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
+def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
     """Proposals for a failing operator, the likeliest first: attributes that equal a size there, ties to groups
     further up, all these attributes at once, attributes that equal a simple multiple of a size; then the other choice
     of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension)).
 
     Where tags say which attributes the operator was given, or which sizes, only these are proposed.
     """
-    for nodes in _places(coupling, error):
-        yield from islice(_moves_at(model, coupling, nodes, error), MAX_MOVES)
+    for nodes in _places(coupling, mismatch):
+        yield from islice(_moves_at(model, coupling, nodes, mismatch), MAX_MOVES)
 
 
-def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> Iterator[Move]:
-    given = _given(nodes, error)
-    if error.by_value and not given:
+def _moves_at(
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
+) -> Iterator[Decisions]:
+    given = _given(nodes, mismatch)
+    if mismatch.by_value and not given:
         # The operator computes with a size: at no other width does it compute the same.
         yield from _flip_moves(model, coupling, nodes)
         return
-    ties, needed = _tie_moves(coupling, nodes, error)
+    ties, needed = _tie_moves(coupling, nodes, mismatch)
     if needed:
         yield from ties
     if given:
@@ -91,22 +74,22 @@ def _moves_at(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], er
     yield from _flip_moves(model, coupling, nodes)
 
 
-def edits(model: nn.Module, coupling: Coupling, error: RewriteError) -> Iterator[Move]:
+def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
     """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
-    for nodes in _places(coupling, error)[:1]:
-        given = _given(nodes, error)
+    for nodes in _places(coupling, mismatch)[:1]:
+        given = _given(nodes, mismatch)
         if given:
             likely, others = _given_moves(model, coupling, nodes, given)
             yield from (*likely, *others)[:MAX_EDITS]
-        elif not error.by_value:
+        elif not mismatch.by_value:
             yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
 
 
-def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str, str]]:
+def _given(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[tuple[int, str, str]]:
     """The attributes that the failing operator was given: how many levels above its module they are, by what path
     down from there, and their names. So they can be found where other modules run the same line."""
-    module = next((str(n.meta.get("module", "")) for n in nodes if n.name == error.node), None)
-    found = {(s.module, s.attribute) for s in error.sources if isinstance(s, FromAttribute)}
+    module = next((of(n).module for n in nodes if n.name == mismatch.node), None)
+    found = {(s.module, s.attribute) for s in mismatch.sources if isinstance(s, FromAttribute)}
     if module is None:
         return []
     given = []
@@ -118,7 +101,7 @@ def _given(nodes: Sequence[fx.Node], error: RewriteError) -> list[tuple[int, str
 
 def _given_moves(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], given: Sequence[tuple[int, str, str]]
-) -> tuple[list[Move], list[Move]]:
+) -> tuple[list[Decisions], list[Decisions]]:
     """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
     size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
 
@@ -130,7 +113,7 @@ def _given_moves(
     for level, path, attribute in given:
         found = []
         for node in nodes:
-            above = list(_owners(str(node.meta.get("module", ""))))
+            above = list(_owners(of(node).module))
             owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
             if owner is None or not hasattr(modules.get(owner), attribute):
                 continue
@@ -146,11 +129,11 @@ def _given_moves(
                 found.append(ways)
         if found:
             rows.append(found)
-    first: list[Move] = []
-    later: list[Move] = []
+    first: list[Decisions] = []
+    later: list[Decisions] = []
     for k in range(max((len(ways) for row in rows for ways in row), default=0)):
         best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
-        at_once = [_merged(Move(), tuple(mend for _, mends in row for mend in mends)) for row in best]
+        at_once = [_merged(Decisions(), tuple(mend for _, mends in row for mend in mends)) for row in best]
         for row, move in zip(best, at_once, strict=True):
             (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
         if len(at_once) > 1:
@@ -158,20 +141,20 @@ def _given_moves(
     return list(_distinct(first)), list(_distinct(later))
 
 
-def _distinct(found: Sequence[Move]) -> Iterator[Move]:
+def _distinct(found: Sequence[Decisions]) -> Iterator[Decisions]:
     return (move for i, move in enumerate(found) if move not in found[:i])
 
 
-def _places(coupling: Coupling, error: RewriteError) -> list[list[fx.Node]]:
+def _places(coupling: Coupling, mismatch: Mismatch) -> list[list[fx.Node]]:
     """The operators that a failure may be due to, by place in the program, each in all modules that run it."""
     nodes = list(coupling.traced.graph.nodes)
-    if error.node:
-        alike = [n for n in nodes if place_of(n) == error.place]
+    if mismatch.node:
+        alike = [n for n in nodes if place_of(n) == mismatch.place]
         ordinal = _ordinals(alike)
-        failed = next(n for n in alike if n.name == error.node)
+        failed = next(n for n in alike if n.name == mismatch.node)
         return [[n for n in alike if ordinal[n] == ordinal[failed]]]
     # All shapes are right, but channels are coupled to others than before: something was cut elsewhere.
-    cut = [n for n in nodes if takes_size(n) and not set(error.groups).isdisjoint(groups_of(n, coupling))]
+    cut = [n for n in nodes if takes_size(n) and not set(mismatch.groups).isdisjoint(groups_of(n, coupling))]
     return [[n for n in cut if place_of(n) == place] for place in dict.fromkeys(map(place_of, cut))]
 
 
@@ -180,7 +163,7 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
     seen: Counter[str] = Counter()
     ordinals = {}
     for node in nodes:
-        module = str(node.meta.get("module", ""))
+        module = of(node).module
         ordinals[node] = seen[module]
         seen[module] += 1
     return ordinals
@@ -189,7 +172,7 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
 def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
     """The sizes that an operator deals with: of its result (or of its pieces), of views of it, and of what leads to
     it."""
-    pieces = [coupling.shapes[user.name] for user in node.users] if node.meta.get("spec") is None else []
+    pieces = [coupling.shapes[user.name] for user in node.users] if of(node).spec is None else []
     if pieces:
         dims = [d for d in range(len(pieces[0])) if any(p[d] != coupling.shapes[_source(node).name][d] for p in pieces)]
         found = [piece[d] for d in dims[:1] for piece in pieces]
@@ -213,20 +196,20 @@ def _source(node: fx.Node) -> fx.Node:
 
 def _attribute_moves(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], ratios: Sequence[Fraction]
-) -> list[Move]:
+) -> list[Decisions]:
     """One move for every attribute (by name and class of its module) that equals a size at these operators: those of
     the nearest module first, and those last that would have to stand for several widths."""
     modules, widths = dict(model.named_modules()), coupling.widths()
-    found: dict[tuple[Any, ...], Move] = {}
+    found: dict[tuple[Any, ...], Decisions] = {}
     for node in nodes:
         sizes = _sizes(node, coupling)
-        for distance, owner in enumerate(_owners(str(node.meta.get("module", "")))):
+        for distance, owner in enumerate(_owners(of(node).module)):
             if owner not in modules or follows_tensors(modules[owner]):
                 continue
             for name, value in vars(modules[owner]).items():
                 for variant, (rank, mends) in enumerate(_mends(owner, name, value, sizes, coupling, widths, ratios)):
                     key = (distance, rank, variant, type(modules[owner]), name)
-                    found[key] = _merged(found.get(key, Move()), mends)
+                    found[key] = _merged(found.get(key, Decisions()), mends)
     return [found[key] for key in sorted(found, key=lambda k: (len(found[k].ties) > 0, *k[:3]))]
 
 
@@ -285,7 +268,7 @@ def _owners(module: str) -> Iterator[str]:
     yield ""
 
 
-def _merged(move: Move, mends: tuple[Mend, ...]) -> Move:
+def _merged(move: Decisions, mends: tuple[Mend, ...]) -> Decisions:
     """With further mends; where one attribute stands for the widths of two groups, these are tied."""
     known = {(m.module, m.attribute, m.index): m for m in move.mends}
     ties = list(move.ties)
@@ -296,14 +279,14 @@ def _merged(move: Move, mends: tuple[Mend, ...]) -> Move:
     return replace(move, ties=tuple(dict.fromkeys(ties)), mends=tuple(known.values()))
 
 
-def _union(found: Sequence[Move]) -> Move:
-    move = Move()
+def _union(found: Sequence[Decisions]) -> Decisions:
+    move = Decisions()
     for other in found:
         move = _merged(replace(move, ties=(*move.ties, *other.ties)), other.mends)
     return move
 
 
-def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError) -> tuple[list[Move], bool]:
+def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch) -> tuple[list[Decisions], bool]:
     """Ties of a group at these operators with one of the next groups further up; the k-th of every operator in one.
 
     And whether they are needed: tags say that the failing operator was given the size of another group. Then only
@@ -311,15 +294,17 @@ def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], error: RewriteError
     """
     rows = [_ties(node, coupling) for node in nodes]
     moves = range(max(map(len, rows), default=0))
-    sizes = (s for s in error.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
+    sizes = (s for s in mismatch.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
     read = {group for s in sizes for group, _ in coupling.shapes[s.node][s.dim].terms}
     needed: list[int] = []
     for node, row in zip(nodes, rows, strict=True):
-        if node.name == error.node:
+        if node.name == mismatch.node:
             own = set(groups_of(node, coupling))
             needed = [k for k, (a, b, _) in enumerate(row) if {a, b} & read and {a, b} & (own - read)]
     ties = [[tie for _, _, tie in row] for row in rows]
-    found = [Move(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in ties if row))) for k in needed or moves]
+    found = [
+        Decisions(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in ties if row))) for k in needed or moves
+    ]
     return found, bool(needed)
 
 
@@ -343,9 +328,9 @@ def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
 
 def _following(node: fx.Node) -> Iterator[fx.Node]:
     """The operators that the same module runs next."""
-    module = node.meta.get("module")
+    module = of(node).module
     while (node := node.next).op != "root" and node.op != "output":
-        if node.op == "call_function" and node.meta.get("module") == module:
+        if node.op == "call_function" and of(node).module == module:
             yield node
 
 
@@ -353,16 +338,16 @@ def _divide(a: int, b: int) -> bool:
     return min(a, b) > 1 and max(a, b) % min(a, b) == 0
 
 
-def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Move]:
+def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Decisions]:
     """The other choice at each place in the modules that run these operators, or in modules within these."""
     modules = dict(model.named_modules())
-    scopes = {_scope(str(n.meta.get("module", "")), modules) for n in nodes}
+    scopes = {_scope(of(n).module, modules) for n in nodes}
     flips: dict[str, dict[str, str]] = {}
     for key, choice in coupling.decisions.choices.items():
         module, _, place = key.partition("/")
         if choice in _OTHER and any(s == module or module.startswith(f"{s}.") for s in scopes):
             flips.setdefault(place, {})[key] = _OTHER[choice]
-    return [Move(choices) for choices in flips.values()]
+    return [Decisions(choices) for choices in flips.values()]
 
 
 def _scope(module: str, modules: Mapping[str, nn.Module]) -> str:

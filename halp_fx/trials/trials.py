@@ -14,6 +14,7 @@ import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from enum import Enum, auto
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,6 @@ from ..coupling.algebra import varying
 from ..coupling.mends import with_mends
 from ..coupling.propagation import Propagated, propagate, settle
 from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
-from ..errors import RewriteError
 from ..model.checks import check_model
 from ..model.copying import hollowed
 from ..model.inputs import Examples, normalize_examples
@@ -34,8 +34,8 @@ from ..rewriting.verification import verify
 from ..tracing.forward import all_traces
 from ..tracing.matching import matched
 from ..tracing.tags import FromAttribute
-from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Plan, Traced
-from .mending import Move, edits, moves
+from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch, Plan, Traced
+from .mending import edits, moves
 from .tagging import tagging
 
 _TRIAL_SHARES = (0.5, 0.75, 0.625)
@@ -88,8 +88,47 @@ def channel_groups(
             failed = trials.first_failure(coupling)
             if failed is None:
                 break
-            coupling = trials.mended(coupling, *failed) or trials.unmended() or trials.frozen(coupling, failed[0])
+            coupling = trials.after(coupling, failed)
     return coupling
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Where a coupling fails its trials.
+
+    Attributes:
+        mismatch: of the first trial that fails.
+        number: which trial that is.
+    """
+
+    mismatch: Mismatch
+    number: int
+
+
+class _Outcome(Enum):
+    """What came of a proposal."""
+
+    LEFT = auto()
+    """It was not tried: it was before, or the trials are used up, or it leaves nothing to prune."""
+    STUCK = auto()
+    """The trial fails where it failed, or before."""
+    FURTHER = auto()
+    """The trial gets further: it succeeds, or fails at a later operator."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """One proposal for a failure.
+
+    Attributes:
+        outcome: what came of it.
+        coupling: with the proposal; if it was not tried, without.
+        mismatch: where the trial still fails, None if it succeeds; if it was not tried, the failure that it was for.
+    """
+
+    outcome: _Outcome
+    coupling: Coupling
+    mismatch: Mismatch | None
 
 
 @dataclass
@@ -105,7 +144,7 @@ class _Trials:
     count: int = 0
     accepted: bool = False
     gave_up: bool = False
-    tried: list[tuple[Decisions, Move]] = field(default_factory=list)
+    tried: list[tuple[Decisions, Decisions]] = field(default_factory=list)
     propagated: Propagated | None = None
     # What the trial networks are made from: without values, unless the forward needs them.
     _template: nn.Module | None = None
@@ -114,7 +153,7 @@ class _Trials:
     _plans: dict[int, Plan] = field(default_factory=dict)
     # The coupling that was tried last, and what came of its trials.
     last: Coupling | None = None
-    outcomes: dict[int, RewriteError | None] = field(default_factory=dict)
+    outcomes: dict[int, Mismatch | None] = field(default_factory=dict)
 
     def couple(self, decisions: Decisions) -> Coupling:
         if self.propagated is None or not self.propagated.follows(decisions.choices):
@@ -138,14 +177,14 @@ class _Trials:
         if self.further:
             self.propagated = None
 
-    def first_failure(self, coupling: Coupling) -> tuple[RewriteError, int] | None:
-        """The error of the first trial that fails, and which one that was."""
+    def first_failure(self, coupling: Coupling) -> _Failure | None:
+        """The first trial that fails."""
         numbers = self._numbers(coupling)
         for number in numbers:
             # Couplings are compared once, in the last trial.
-            error = self.run(coupling, number, couplings=number == numbers[-1])
-            if error is not None:
-                return error, number
+            mismatch = self.run(coupling, number, couplings=number == numbers[-1])
+            if mismatch is not None:
+                return _Failure(mismatch, number)
         return None
 
     def _numbers(self, coupling: Coupling) -> list[int]:
@@ -163,7 +202,7 @@ class _Trials:
             self._plans[number] = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
         return self._plans[number]
 
-    def run(self, coupling: Coupling, number: int, couplings: bool) -> RewriteError | None:
+    def run(self, coupling: Coupling, number: int, couplings: bool) -> Mismatch | None:
         """One trial, unless it is known what comes of it; None if it succeeds."""
         if self.last is not coupling:
             self.last, self.outcomes = coupling, {}
@@ -173,88 +212,96 @@ class _Trials:
                 gc.collect()  # Graphs are cycles, and networks that freeze place by place need hundreds of trials.
             plan = self._plan(coupling, number)
             tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
-            try:
-                self._verify(plan, tried, couplings)
-                self.outcomes[number] = None
-            except RewriteError as error:
-                self.outcomes[number] = error
+            self.outcomes[number] = self._verified(plan, tried, couplings)
         return self.outcomes[number]
 
-    def _verify(self, plan: Plan, coupling: Coupling, couplings: bool) -> None:
+    def _verified(self, plan: Plan, coupling: Coupling, couplings: bool) -> Mismatch | None:
         """Build the small network and run it with tagged numbers; without values, unless the forward needs them."""
         if self._template is None:
             self._template = hollowed(self.model, floating=True) if self.traced.on_meta else self.model
         small = shrink(self._template, plan, coupling)
         with tagging(small):
-            verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
+            return verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
 
-    def mended(self, coupling: Coupling, error: RewriteError, number: int) -> Coupling | None:
-        """With the first proposal that lets the trial get further; None if there is none."""
-        if self.gave_up:
-            return None
-        begun = self.count
-        for move in moves(self.model, coupling.views()[error.view], error):
-            if self.count - begun >= MAX_TRIALS_AT_PLACE:
-                return None
-            tried, further = self._tied(coupling, move, error, number)
-            if tried is None or further is not None:
-                tried, further = self._with(coupling, move, error, number)
-            if tried is not None and further is not None and not move.mends:
-                view = tried.views()[further.view]
-                found = (self._with(tried, edit, error, number) for edit in edits(self.model, view, further))
-                tried, further = next((pair for pair in found if pair[0] and not pair[1]), (None, further))
-            if tried is not None and further is None:
+    def after(self, coupling: Coupling, failure: _Failure) -> Coupling:
+        """What to go on with after a failure: with a proposal that helps; when the trials are used up, from the start
+        and without any, for half of a mended network helps nobody; or with groups frozen."""
+        if not self.gave_up:
+            trial = self._mended(coupling, failure)
+            if trial.outcome is _Outcome.FURTHER:
                 self.accepted = True
-                return tried
-        return None
+                return trial.coupling
+            if self.count >= MAX_TRIALS:
+                return self._unmended()
+        return self._frozen(coupling, failure.mismatch)
 
-    def _tied(
-        self, coupling: Coupling, move: Move, error: RewriteError, number: int
-    ) -> tuple[Coupling | None, RewriteError | None]:
+    def _mended(self, coupling: Coupling, failure: _Failure) -> _Trial:
+        """The first proposal that lets the trial get further, or the last one."""
+        trial = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
+        begun = self.count
+        for move in moves(self.model, coupling.views()[failure.mismatch.view], failure.mismatch):
+            if self.count - begun >= MAX_TRIALS_AT_PLACE:
+                break
+            trial = self._proposed(coupling, move, failure)
+            if trial.outcome is _Outcome.FURTHER:
+                break
+        return trial
+
+    def _proposed(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
+        """A proposal: with an attribute that most likely has to change, too; as it is; or with another attribute."""
+        trial = self._tied(coupling, move, failure)
+        if trial.outcome is not _Outcome.FURTHER:
+            trial = self._with(coupling, move, failure)
+        if trial.outcome is not _Outcome.STUCK or move.mends or trial.mismatch is None:
+            return trial
+        for edit in edits(self.model, trial.coupling.views()[trial.mismatch.view], trial.mismatch):
+            edited = self._with(trial.coupling, edit, failure)
+            if edited.outcome is _Outcome.FURTHER:
+                return edited
+        return trial
+
+    def _tied(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
         """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
-        given = any(isinstance(s, FromAttribute) for s in error.sources)
+        left = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
+        given = any(isinstance(s, FromAttribute) for s in failure.mismatch.sources)
         if self.count >= MAX_TRIALS or not move.ties or move.mends or not given:
-            return None, None
-        tied = self.couple(move.applied(coupling.decisions))
-        edit = next(edits(self.model, tied.views()[error.view], error), None)
-        return (None, None) if edit is None else self._with(tied, edit, error, number)
+            return left
+        tied = self.couple(coupling.decisions | move)
+        edit = next(edits(self.model, tied.views()[failure.mismatch.view], failure.mismatch), None)
+        return left if edit is None else self._with(tied, edit, failure)
 
-    def _with(
-        self, coupling: Coupling, move: Move, error: RewriteError, number: int
-    ) -> tuple[Coupling | None, RewriteError | None]:
-        """The coupling with a proposal (None if it is not to be tried), and where its trial still fails: None if it
-        gets further than `error`."""
+    def _with(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
+        """The coupling with a proposal, and whether its trial gets further than the failure."""
+        left = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
         if self.count >= MAX_TRIALS or (coupling.decisions, move) in self.tried:
-            return None, None
+            return left
         self.tried.append((coupling.decisions, move))
-        decisions = move.applied(coupling.decisions)
+        decisions = coupling.decisions | move
         tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
         if not tried.prunable or len(tried.mended) < len(decisions.mends):
-            return None, None
-        last = number == self._numbers(tried)[-1]
-        further = self.run(tried, number, couplings=last or not (error.node or tried.further))
-        passed = further is None or self._position(further) > self._position(error)
-        if move.choices and further is not None and further.by_value:
+            return left
+        last = failure.number == self._numbers(tried)[-1]
+        found = self.run(tried, failure.number, couplings=last or not (failure.mismatch.node or tried.further))
+        passed = found is None or self._position(found) > self._position(failure.mismatch)
+        if move.choices and found is not None and found.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
-        return tried, None if passed else further
+        return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)
 
-    def unmended(self) -> Coupling | None:
-        """The coupling to start over from when the trials are used up: half of a mended network helps nobody."""
-        if self.gave_up or self.count < MAX_TRIALS:
-            return None
+    def _unmended(self) -> Coupling:
+        """The coupling to start over from when the trials are used up."""
         self.gave_up, self.accepted = True, False
         self.reasons.clear()
         return self.couple(Decisions())
 
-    def frozen(self, coupling: Coupling, error: RewriteError) -> Coupling:
+    def _frozen(self, coupling: Coupling, mismatch: Mismatch) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
-        names = groups_at(error, coupling.views()[error.view]) | set(error.groups)
+        names = groups_at(mismatch, coupling.views()[mismatch.view]) | set(mismatch.groups)
         names &= {g.name for g in coupling.prunable}
-        what = "{} at {}".format(*error.place) if error.place[0] else str(error).splitlines()[0][:200]
+        what = "{} at {}".format(*mismatch.place) if mismatch.place[0] else mismatch.short
         reason = f"{CONSTANT}: {what}"
         if not names:
             names = {g.name for g in coupling.prunable}
-            reason = f"a trial with narrower layers failed: {str(error).splitlines()[0][:200]}"
+            reason = f"a trial with narrower layers failed: {mismatch.short}"
         groups = [g for g in coupling.groups if g.name in names]
         axes = {m.axis for g in groups for m in g.members}
         decisions = coupling.decisions
@@ -270,10 +317,10 @@ class _Trials:
             self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
         return self.couple(coupling.decisions)
 
-    def _position(self, error: RewriteError) -> tuple[int, int]:
+    def _position(self, mismatch: Mismatch) -> tuple[int, int]:
         """How far a trial got: in which forward, and its failing operator's place there."""
-        order = self._orders[error.view]
-        return error.view, order.get(error.node, len(order))
+        order = self._orders[mismatch.view]
+        return mismatch.view, order.get(mismatch.node, len(order))
 
     @cached_property
     def _orders(self) -> list[dict[str, int]]:

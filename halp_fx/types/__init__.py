@@ -1,7 +1,9 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
 from .dependencies import CONCAT, LAYER, Dependency, DependencyGraph, in_runs
+from .mismatches import Mismatch
 from .plans import Plan
+from .records import RECORD, Record, TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
     CONSTANT,
@@ -20,7 +22,6 @@ from .values import (
     Member,
     Mend,
     Step,
-    TensorSpec,
     Tie,
     Traced,
     WeightPart,
@@ -31,6 +32,7 @@ __all__ = [
     "CONCAT",
     "CONSTANT",
     "LAYER",
+    "RECORD",
     "SCORED",
     "AttributeEdit",
     "Axis",
@@ -47,8 +49,10 @@ __all__ = [
     "Links",
     "Member",
     "Mend",
+    "Mismatch",
     "ModuleCall",
     "Plan",
+    "Record",
     "Run",
     "Step",
     "TensorSpec",

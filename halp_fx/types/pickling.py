@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from ..internals import OpOverload
-
-# Of a trial's tagged numbers; they mean nothing outside of it.
-_FLEETING = ("sources",)
+from .records import RECORD, Record
 
 
 def packed(graph: fx.Graph) -> list[Any]:
@@ -19,10 +18,7 @@ def packed(graph: fx.Graph) -> list[Any]:
     rows = []
     for node in graph.nodes:
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), lambda n: _Reference(n.name))
-        meta = {k: v for k, v in node.meta.items() if k not in _FLEETING}
-        if "layer" in meta:
-            meta["layer"] = importable(meta["layer"])
-        rows.append((node.op, node.name, _named(node.target), args, kwargs, meta))
+        rows.append((node.op, node.name, _named(node.target), args, kwargs, _lasting(node.meta[RECORD])))
     return rows
 
 
@@ -30,14 +26,14 @@ def unpacked(rows: list[Any]) -> fx.Graph:
     """Inverse of `packed`; names of nodes stay."""
     graph = fx.Graph()
     nodes: dict[str, fx.Node] = {}
-    for op, name, target, args, kwargs, meta in rows:
+    for op, name, target, args, kwargs, record in rows:
         args, kwargs = _dereferenced((args, kwargs), nodes)
         if op == "output":
             node = graph.output(args[0])
         else:
             node = graph.create_node(op, _found(target), args, kwargs, name=name)
         assert node.name == name
-        node.meta.update(meta)
+        node.meta[RECORD] = record
         nodes[name] = node
     return graph
 
@@ -52,6 +48,11 @@ def _is_found(kind: type) -> bool:
     for part in kind.__qualname__.split("."):
         found = getattr(found, part, None)
     return found is kind and kind.__module__ != "__main__"
+
+
+def _lasting(record: Record) -> Record:
+    """Without the sources of a trial's tagged numbers, which mean nothing outside of it."""
+    return replace(record, layer=importable(record.layer), sources=frozenset())
 
 
 class _Reference(str):

@@ -14,30 +14,16 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
-import torch
 from torch import fx
 
 from .dependencies import DependencyGraph
 from .pickling import importable, packed, unpacked
 from .plans import Plan
+from .records import TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 
 CONSTANT = "a constant in the forward repeats its width"
 """How the reason begins for which a trial freezes a group."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """Shape, strides (in elements), dtype and device of a tensor that was seen while tracing."""
-
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: torch.Tensor) -> TensorSpec:
-        return cls(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +32,8 @@ class Traced:
 
     Attributes:
         graph: an `fx.Graph` of `call_function` nodes on `torch.ops.aten` overloads. `get_attr` nodes are
-            parameters and buffers by their `state_dict` name, `placeholder` nodes the input tensors. Each node's
-            `meta` holds `spec` (a `TensorSpec`, or None for a node with several results), `module` (qualified
-            name of the innermost module), `layer` (its class), `function` (the Python function that led to it, e.g.
-            "chunk") and `source` ("file.py:123"); of a node with several results, `results` holds a spec for each.
+            parameters and buffers by their `state_dict` name, `placeholder` nodes the input tensors. Each node has a
+            `Record`, which `tracing.graph.of` returns.
         tensors: shape and dtype of every parameter and buffer, by `state_dict` name (tied names: the first).
         unused: parameters that this forward did not reach.
         calls: every run of a named module, in the order in which they began.
@@ -214,6 +198,12 @@ class Decisions:
     choices: Mapping[str, str] = field(default_factory=dict)
     ties: tuple[Tie, ...] = ()
     mends: tuple[Mend, ...] = ()
+
+    def __or__(self, other: Decisions) -> Decisions:
+        """Both, the other's where they differ."""
+        ties = tuple(dict.fromkeys((*self.ties, *other.ties)))
+        mends = {(m.module, m.attribute, m.index): m for m in (*self.mends, *other.mends)}
+        return Decisions({**self.choices, **other.choices}, ties, tuple(mends.values()))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -14,6 +14,8 @@ import halp_fx
 import halp_fx.types
 from halp_fx import ModelError
 from halp_fx.coupling.algebra import Algebra, Call
+from halp_fx.tracing.graph import keep
+from halp_fx.types import Record
 
 
 def conv(inputs, outputs, kernel=1, **kwargs):
@@ -296,7 +298,7 @@ def test_all_against_all_couples_as_pair_by_pair(lasting, zeros):
         ids[2, 7] = 0
     a, b = ids[:, None, :].expand(5, 40, 40), ids[:, :, None].expand(5, 40, 40)
     call = Call(fx.Graph().call_function(torch.ops.aten.sub.Tensor), (), {}, ())
-    call.node.meta.update(module="", source="")
+    keep(call.node, Record())
     algebra.couple(a, b, call, "elementwise")
     graph = nx.Graph()
     graph.add_nodes_from(range(641))

@@ -15,6 +15,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
+from halp_fx.tracing.graph import of
 from halp_fx.tracing.leaks import emptied
 
 TABLE: dict[object, torch.Tensor] = {}
@@ -342,7 +343,7 @@ def test_an_exception_that_the_forward_catches():
                 return self.b(x).tanh()
 
     traced = halp_fx.trace(Catching().double(), image())
-    assert {n.meta["module"] for n in traced.graph.nodes if str(n.target).startswith("aten.tanh")} == {""}
+    assert {of(n).module for n in traced.graph.nodes if str(n.target).startswith("aten.tanh")} == {""}
     assert [call.module for call in traced.calls] == ["", "a", "fast", "b", "c"]
 
 

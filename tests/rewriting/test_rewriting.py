@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import halp_fx
-from halp_fx import Plan, PlanError, RewriteError
+from halp_fx import Plan, PlanError, RewriteError, TraceError
+from halp_fx.rewriting.verification import verify
+from halp_fx.tracing.forward import all_traces
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -180,6 +183,48 @@ def test_constant_in_the_forward_is_never_a_wrong_network(inner, parts):
     coupling = halp_fx.channel_groups(randomized(model), inputs.double())
     assert [str(edit) for edit in coupling.mended] == ["inner"]
     assert_equals_twin(model, Plan({"a": [0, 2]}), inputs.double(), coupling)
+
+
+def test_what_verify_finds_is_what_rewrite_raises():
+    inputs = torch.randn(1, 3, 4, 4)
+    for parts in (-1, 2):
+        model = Constant(4, parts)
+        free = halp_fx.couple(halp_fx.trace(model, inputs))
+        plan = Plan({"a": [0, 2]})
+        small = halp_fx.rewrite(model, plan, inputs, coupling=free, check=False)
+        found = verify(small, plan, free, inputs)
+        with pytest.raises(RewriteError) as caught:
+            halp_fx.rewrite(model, plan, inputs, coupling=free)
+        fields = {
+            f.name: getattr(found, f.name) for f in dataclasses.fields(found) if f.name not in ("message", "cause")
+        }
+        assert fields == {name: getattr(caught.value, name) for name in fields}
+        assert str(caught.value) == found.message
+        assert found.message.startswith(found.short)
+        assert type(caught.value.__cause__) is type(found.cause)
+        assert (found.groups, found.view) == (("a",), 0)
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            found.view = 1
+    assert verify(halp_fx.rewrite(model, {}, inputs, coupling=free), Plan(), free, inputs) is None
+
+
+def test_a_mismatch_says_which_forward_differs():
+    class Training(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x.reshape(2, 8, 4, 4) if self.training else x)
+
+    model, inputs = Training(), torch.randn(2, 3, 4, 4)
+    traces = all_traces(model, inputs)
+    free = halp_fx.couple(traces.first, further=traces.further)
+    with pytest.raises(RewriteError, match="does not run") as caught:
+        halp_fx.rewrite(model, {"a": [0, 2]}, inputs, coupling=free)
+    assert caught.value.view == 1
+    assert isinstance(caught.value.__cause__, TraceError)
 
 
 def test_shape_that_follows_the_width():

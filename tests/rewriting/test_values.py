@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.functional import cosine_similarity
 
 import halp_fx
-from halp_fx import RewriteError
 from halp_fx.rewriting.verification import verify
 
 
@@ -123,8 +122,7 @@ def test_what_stands_beside_values_is_compared(kind):
     free = halp_fx.couple(halp_fx.trace(model, inputs))
     plan = half_plan(free)
     small = halp_fx.rewrite(model, plan, inputs, coupling=free, check=False)
-    with pytest.raises(RewriteError, match="view"):
-        verify(small, plan, free, inputs)
+    assert "view" in verify(small, plan, free, inputs).message
 
 
 @pytest.mark.parametrize("kind", BESIDE)

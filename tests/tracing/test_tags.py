@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from halp_fx.tracing.forward import trace
+from halp_fx.tracing.graph import of
 from halp_fx.tracing.tags import FromAttribute, FromSize, active, sources_of
 from halp_fx.trials.tagging import tagging
 
@@ -63,6 +64,6 @@ def test_a_recording_knows_what_its_operators_were_given():
         nodes = list(trace(model, inputs).graph.nodes)
     flat, cut = (n for n in nodes if n.op == "call_function")
     attribute = FromAttribute("", "parts")
-    assert cut.meta["sources"] == {attribute, FromSize(flat.name, 0), FromSize(flat.name, 1)}
-    assert flat.meta["sizes_read"] == {0, 1}
-    assert not any(n.meta.get("sources") for n in trace(Net(), inputs).graph.nodes)
+    assert of(cut).sources == {attribute, FromSize(flat.name, 0), FromSize(flat.name, 1)}
+    assert of(flat).sizes_read == {0, 1}
+    assert not any(of(n).sources for n in trace(Net(), inputs).graph.nodes)

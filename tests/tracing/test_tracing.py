@@ -14,6 +14,7 @@ from torch import nn
 import halp_fx
 from halp_fx import ModelError, TraceError
 from halp_fx.tracing.forward import all_traces
+from halp_fx.tracing.graph import of
 
 
 def targets(traced):
@@ -27,10 +28,10 @@ def test_records_operators_with_shapes_and_sources():
     convolutions = [n for n in traced.graph.nodes if str(n.target) == "aten.convolution.default"]
     assert len(convolutions) == 20
     first = convolutions[0]
-    assert first.meta["spec"].shape == (2, 64, 32, 32)
-    assert first.meta["module"] == "conv1"
-    assert first.meta["function"] == "conv2d"
-    assert first.meta["source"].startswith("models/resnet.py:")
+    assert of(first).one.shape == (2, 64, 32, 32)
+    assert of(first).module == "conv1"
+    assert of(first).function == "conv2d"
+    assert of(first).source.startswith("models/resnet.py:")
     assert [a.target for a in first.args[:2]] == ["input_0", "conv1.weight"]
     assert traced.unused == ()
 
@@ -114,7 +115,7 @@ def test_model_is_as_before(fail):
 def test_input_is_inferred_for_images(caplog):
     caplog.set_level("INFO", logger="halp_fx")
     traced = halp_fx.trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()))
-    assert next(iter(traced.graph.nodes)).meta["spec"].shape == (1, 1, 224, 224)
+    assert of(next(iter(traced.graph.nodes))).one.shape == (1, 1, 224, 224)
     assert "(1, 1, 224, 224)" in caplog.text
     with pytest.raises(ModelError, match="example_inputs"):
         halp_fx.trace(nn.Linear(3, 4))

@@ -17,7 +17,9 @@ from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 import halp_fx
+from halp_fx.coupling.checking import check_coupling
 from halp_fx.model.inputs import normalize_inputs
+from halp_fx.tracing.graph import of, op
 
 from .libraries import LIBRARIES
 
@@ -47,6 +49,7 @@ def check(library: str, name: str, min_params: float = 0.0, max_params: float = 
     began = time.perf_counter()
     coupling = halp_fx.channel_groups(model, inputs)
     row.update(trace_couple_s=round(time.perf_counter() - began, 2), kind=kind(coupling, row["convs"]))
+    check_coupling(coupling)
     row.update(groups=len(coupling.prunable), frozen=len(coupling.frozen))
     reasons = "; ".join(sorted(set(coupling.frozen.values()) - {"reaches the model's output"}))[:300]
     if not coupling.prunable:
@@ -86,7 +89,7 @@ def _without_memory(library: str, name: str) -> nn.Module:
 def kind(coupling: Any, convolutions: int) -> str:
     """Whether it is a "cnn": at least 8 convolutions and no product of two activations (attention)."""
     products = {"bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"}
-    ops = {getattr(n.target, "_opname", "") for n in coupling.traced.graph.nodes}
+    ops = {op(n) for n in coupling.traced.graph.nodes}
     return "attention" if ops & products else "cnn" if convolutions >= 8 else "other"
 
 
@@ -253,7 +256,7 @@ def moving(coupling: Any, plan: Any) -> list[bool]:
         own = node.op == "get_attr" and str(node.target) in cut
         reached[node] = own or any(reached[n] for n in node.all_input_nodes)
     (result,) = node.args
-    specs = [(n, n.meta["spec"]) for n in result]
+    specs = [(n, of(n).one) for n in result]
     return [reached[n] for n, spec in specs if spec.dtype.is_floating_point and 0 not in spec.shape]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...tracing.graph import operator
 from ..algebra import Algebra, Call, Planes
 
 Rule = Callable[[Call, Algebra], "Planes | list[Planes]"]
@@ -60,7 +61,7 @@ def _searched(target: Any) -> Rule | None:
 
 def _functional(target: Any) -> Any:
     """For an in-place operator (`relu_`) the packet of the one it is made from (`relu`)."""
-    name = getattr(target, "_opname", "")
+    name = operator(target)
     if not name.endswith("_") or name.startswith("__"):
         return None
     return getattr(getattr(torch.ops, target.namespace), name[:-1], None)

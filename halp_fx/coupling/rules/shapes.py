@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ...tracing.graph import of
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying, vector
 from .channels import beside
 from .elementwise import join
@@ -225,7 +226,7 @@ def _ends(node: fx.Node, size: int, dim: int) -> tuple[int, ...]:
     """Where a `slice(x, dim, start, end)` begins and ends, if it is along `dim`."""
     given: list[Any] = [*node.args[1:4], *(0, None, None)[len(node.args[1:4]) :]]
     at, start, end = given
-    if at % len(node.meta["spec"].shape) != dim:
+    if at % len(of(node).one.shape) != dim:
         return ()
     return tuple(min(v + size if v < 0 else v, size) for v in (start or 0, size if end is None else end))
 

@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import fx
 
+from ...tracing.graph import getitem, of, op
+
 # They move elements, or take each by itself and leave a zero zero.
 _MOVES = frozenset(
     (
         *("view", "_unsafe_view", "reshape", "permute", "transpose", "t", "expand", "squeeze", "unsqueeze", "clone"),
-        *("select", "slice", "split", "split_with_sizes", "unbind", "detach", "alias", "_to_copy", "getitem"),
+        *("select", "slice", "split", "split_with_sizes", "unbind", "detach", "alias", "_to_copy"),
         *("relu", "relu_", "neg", "tanh", "contiguous"),
     )
 )
@@ -24,17 +26,13 @@ def zero_where_removed(node: Any) -> bool:
     with its parameters as they are, seen through views and scaled by numbers."""
     seen_layer = False
     while isinstance(node, fx.Node):
-        op = _name(node)
         if node.op == "get_attr":
-            return not node.meta.get("constant")
-        if op in _LAYERS and not seen_layer:
-            node, seen_layer = node.args[_LAYERS[op]], True
-        elif op in _MOVES or (op in _SCALES and isinstance(node.args[1], int | float)):
+            return not of(node).constant
+        name = op(node)
+        if name in _LAYERS and not seen_layer:
+            node, seen_layer = node.args[_LAYERS[name]], True
+        elif name in _MOVES or node.target is getitem or (name in _SCALES and isinstance(node.args[1], int | float)):
             node = node.args[0]
         else:
             return False
     return False
-
-
-def _name(node: fx.Node) -> str:
-    return str(getattr(node.target, "_opname", None) or getattr(node.target, "__name__", ""))

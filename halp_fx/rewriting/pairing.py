@@ -1,0 +1,112 @@
+"""The operators of a network and of its pruned copy, one beside the other, and which of them are not compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+
+import torch
+from torch import fx, nn
+
+from ..coupling.sizes import FACTORIES, takes_size
+from ..tracing.graph import getitem, is_view, of, op, sized_by_values
+from ..types import Extent
+from .standins import Silent
+
+# What else may be given a number of boxes.
+_TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
+
+
+class Loose:
+    """Nodes of a network, before and after pruning, whose sizes depend on how many elements values picked; and, if
+    `making`, calls that may be made up of other operators than before (`remade`: some were)."""
+
+    def __init__(self, before: fx.Graph, after: fx.Graph | None, making: bool) -> None:
+        self._making, self.remade = making, False
+        self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
+        self._first = next((n for n in before.nodes if n in self._nodes and of(n).sizes_read), None)
+
+    def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """The nodes without these."""
+        return [n for n in nodes if n not in self._nodes]
+
+    def pairs(
+        self, before: Sequence[fx.Node], after: Sequence[fx.Node], failed: bool
+    ) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
+        """The operators one beside the other. Where the program has read such a size it may go on in another way (no
+        box was found): from there on, the operators that both ran."""
+        i = j = 0
+        while i < len(before) or j < len(after):
+            old, new = before[i] if i < len(before) else None, after[j] if j < len(after) else None
+            differ = old is None or new is None or does(old) != does(new)
+            call = _call(before[i:]) if differ and self._making else None
+            if call is not None and call == _call(after[j:]):
+                i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
+                continue
+            loose = not failed and self._first is not None and (old is None or self._first < old)
+            if loose and (differ or _spot(old) != _spot(new)):
+                yield from _ran_in_both(before[i:], after[j:])
+                return
+            yield old, new
+            i, j = i + 1, j + 1
+
+    def follows(self, old: fx.Node, new: fx.Node, extents: Sequence[Extent], expected: Sequence[int]) -> bool:
+        """Whether a result may differ as it does because the program read such a size before and handed it on, or
+        because what it is computed from differs so; all sizes that depend on widths must be right."""
+        given = takes_size(old) or op(old) in _TAKES_COUNTS or not old.all_input_nodes
+        led = any(n in self._nodes for n in old.all_input_nodes)
+        shape = of(new).one.shape
+        if not led and not (given and self._first is not None and self._first < old):
+            return False
+        if len(shape) != len(expected):
+            return False
+        if any(e.terms and n != right for e, n, right in zip(extents, shape, expected, strict=True)):
+            return False
+        self._nodes |= {old, new}
+        return True
+
+
+def _ran_in_both(before: Sequence[fx.Node], after: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:
+    ours, theirs = (list(map(_spot, nodes)) for nodes in (before, after))
+    for a, b, count in SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks():
+        yield from zip(before[a : a + count], after[b : b + count], strict=True)
+
+
+def _spot(node: fx.Node | None) -> tuple[object, ...]:
+    return () if node is None else (does(node), of(node).module, of(node).source)
+
+
+def _call(nodes: Sequence[fx.Node]) -> tuple[str, ...] | None:
+    """The Python function that runs the first operator of these, and from where it was called."""
+    node = next((n for n in nodes if n.op == "call_function" and n.target is not getitem), None)
+    return None if node is None else (of(node).module, of(node).function, of(node).source)
+
+
+def _length(nodes: Sequence[fx.Node], call: tuple[str, ...]) -> int:
+    """How many of them a call runs, and what they read that is read the first time."""
+    return next((k for k in range(len(nodes)) if _call(nodes[k : k + 1]) not in (None, call)), len(nodes))
+
+
+def does(node: fx.Node) -> object:
+    """What a node does. Constants are numbered by where they appear, and after a dropped branch nothing is written
+    in place."""
+    if of(node).constant:
+        return "constant"
+    functional = getattr(torch.ops.aten, op(node).rstrip("_"), None) if op(node).endswith("_") else None
+    return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
+
+
+def silent_modules(model: nn.Module) -> set[str]:
+    """Modules that stand for dropped ones: what they return is no part of the network's structure."""
+    return {name for name, module in model.named_modules() if isinstance(module, Silent)}
+
+
+def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
+    """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
+    own = [n for n in graph.nodes if not is_view(n) and of(n).module not in silent and not _idle(n)]
+    return [n for n in own if of(n).function != "einsum"] if narrow else own
+
+
+def _idle(node: fx.Node) -> bool:
+    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
+    return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
