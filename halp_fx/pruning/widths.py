@@ -19,8 +19,8 @@ MAX_OPTIONS = 32
 """Widths offered per group: finer steps than a 32nd of a group hardly change the optimum."""
 
 STEPS = 16
-"""At least so many widths lie between nothing and all of a group, before multiples of 8 are left for smaller ones. With 6
-networks of groups of 16 to 64 channels lost 2 to 8 points at 10 % of the MACs, evenly pruned (docs/benchmarks_accuracy.md)."""
+"""At least so many widths lie between nothing and all of a group before they are multiples of 8. With 6, even widths of
+groups of 16 to 64 channels lost 2 to 8 points at 10 % of the MACs (docs/benchmarks_accuracy.md)."""
 
 
 def width_options(

@@ -1,6 +1,6 @@
 """Recorder: writes the operators of a running forward into an fx graph.
 
-Tensors are known by identity while they are held; what runs above the operators is seen by `calls`.
+Which node a tensor is, `memory` knows; what runs above the operators is seen by `calls`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
 from .graph import getitem, keep, of, operator, written_through_alias
 from .leaks import Watch
+from .memory import Held, Memory, Result, Write, same_elements, storage_of
 from .tags import active, with_sizes
 
 # Arguments that are written down as they are; most are of these types.
@@ -36,7 +37,7 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
 class Recorder(TorchDispatchMode):
-    """Writes operators into an fx graph. Tensors are known by identity while their recording is alive."""
+    """Writes operators into an fx graph."""
 
     def __init__(self, used: nn.Module, live: Members, watch: Watch | None, run: Run) -> None:
         super().__init__()
@@ -49,7 +50,8 @@ class Recorder(TorchDispatchMode):
         self.missing = ""
         self._watch = watch
         self._constants = Constants(on_meta=watch is not None)
-        self._log = CallLog(self.graph, self._known)
+        self._memory = Memory()
+        self._log = CallLog(self.graph, self._memory.known)
         self._layer: type = type(used)
         self._stack: list[tuple[str, type]] = []
         # The last exception that a module was left by, and the innermost module.
@@ -61,20 +63,13 @@ class Recorder(TorchDispatchMode):
         tensors = self._members.tensors
         self._attributes = {id(t): name for found in (self._originals, tensors) for name, t in found.items()}
         parameters = self._members.parameters
-        self._parameters = {} if run.training else {_storage(p): name for name, p in parameters.items()}
-        self._homes = {_storage(t): (name, t) for name, t in tensors.items()}
+        self._parameters = {} if run.training else {storage_of(p): name for name, p in parameters.items()}
+        self._homes = {storage_of(t): (name, t) for name, t in tensors.items()}
         if watch is not None:
             for tensor in tensors.values():
                 watch.see(tensor)
         # Of parameters that have no node yet.
         self._sizes_read: dict[int, frozenset[int]] = {}
-        # id(tensor) -> (tensor, node, writes to its memory that the node knows of, its memory). The tensor is held so
-        # that its id is not used again.
-        self._nodes: dict[int, tuple[torch.Tensor, fx.Node, int, int]] = {}
-        self._writes: dict[int, list[tuple[int, fx.Node]]] = {}
-        # The tensor that was last seen in each piece of memory.
-        self._newest: dict[int, torch.Tensor] = {}
-        self._pending: dict[int, tuple[torch.Tensor, fx.Node, int]] = {}
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
 
@@ -113,7 +108,7 @@ class Recorder(TorchDispatchMode):
             return value
         # A fresh tensor per input: the same one may be passed twice, and the forward may write to it.
         seen = meta_twin(value) if self._constants.on_meta else value.detach().clone()
-        node = self.graph.placeholder(f"input_{len(self._nodes)}")
+        node = self.graph.placeholder(f"input_{len(self._memory)}")
         self._describe(node, seen)
         self._constants.seen(node, value)
         self._remember(seen, node)
@@ -128,7 +123,7 @@ class Recorder(TorchDispatchMode):
         places = _written(func)
         written = _tensors_at(places, args, kwargs) if places else []
         for tensor in written:
-            name = self._parameters.get(_storage(tensor))
+            name = self._parameters.get(storage_of(tensor))
             if name is not None:
                 raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
         if torch.Tag.data_dependent_output in func.tags:
@@ -183,7 +178,7 @@ class Recorder(TorchDispatchMode):
         parameter of which nothing else is read gets no node."""
         dims = (args[1] % args[0].dim(),) if len(args) > 1 and args[1] is not None else range(args[0].dim())
         part = slice(part, part + 1 or None) if isinstance(part, int) else part
-        known = self._known(args[0])
+        known = self._memory.known(args[0])
         if known is None:
             self._sizes_read[id(args[0])] = self._sizes_read.get(id(args[0]), _NO_DIMS).union(dims[part])
             return result
@@ -204,10 +199,7 @@ class Recorder(TorchDispatchMode):
         if isinstance(result, torch.Tensor):
             self._remember(result, node)
         else:
-            for index, item in enumerate(result):
-                if isinstance(item, torch.Tensor):
-                    self._pending[id(item)] = (item, node, index)
-                    self._nodes.pop(id(item), None)
+            self._memory.hold_results(result, node)
         return node
 
     def finish(self, result: Any) -> None:
@@ -216,8 +208,8 @@ class Recorder(TorchDispatchMode):
 
     def release(self) -> None:
         """Let go of all tensors, and of the copy that was run: the two hold each other."""
-        for held in (self._nodes, self._pending, self._newest, self._homes):
-            held.clear()
+        self._memory.release()
+        self._homes.clear()
         for module in self._members.modules.values():
             vars(module).clear()
         self._members = Members({}, {}, {})
@@ -233,81 +225,85 @@ class Recorder(TorchDispatchMode):
             return {k: self._lookup(v) for k, v in value.items()}
         return value
 
-    def _known(self, tensor: torch.Tensor) -> tuple[fx.Node, int] | fx.Node | None:
-        """What a tensor is known as: a node, or a node with several results and which of them."""
-        known = self._nodes.get(id(tensor))
-        if known is not None:
-            return known[1]
-        pending = self._pending.get(id(tensor))
-        return None if pending is None else pending[1:]
-
     def _node_of(self, tensor: torch.Tensor) -> fx.Node:
-        known = self._nodes.get(id(tensor))
-        if known is not None:
-            writes = self._writes.get(known[3], ())
-            return known[1] if known[2] == len(writes) else self._after_writes(tensor, known[1], writes[known[2] :])
-        pending = self._pending.pop(id(tensor), None)
-        if pending is not None:
-            _, source, index = pending
-            node = self.graph.call_function(getitem, (source, index))
-            made = of(source)
-            keep(node, Record(self._spec(tensor), (), made.module, made.layer, source=made.source))
-            self._constants.follow(node, tensor)
+        held = self._memory.held(tensor)
+        if held is not None:
+            missed = self._memory.missed(held)
+            return self._after_writes(held, missed) if missed else held.node
+        result = self._memory.take(tensor)
+        if result is not None:
+            node = self._taken(result)
         elif (name := self._attribute(tensor)) is not None:
-            self.reached.add(name)
-            # Not given, fx makes the same name of it in more steps.
-            node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
-            record = self._describe(node, tensor)
-            record.sizes_read = self._sizes_read.pop(id(tensor), _NO_DIMS)
-            record.trained = name in self._members.parameters
-            self._constants.seen(node, self._originals[name])
+            node = self._attribute_node(name, tensor)
         elif (alias := self._alias(tensor)) is not None:
             node = alias
         else:
-            # Made before the forward, or by code that no operator shows (numpy): it has no labels.
-            node = self.graph.create_node("get_attr", f"constant_{len(self._nodes)}")
-            self._describe(node, tensor).constant = True
-            self._constants.given(node, tensor)
+            node = self._constant_node(tensor)
         self._remember(tensor, node)
+        return node
+
+    def _taken(self, result: Result) -> fx.Node:
+        """The node of one of the results of an operator."""
+        node = self.graph.call_function(getitem, (result.node, result.position))
+        made = of(result.node)
+        keep(node, Record(self._spec(result.tensor), (), made.module, made.layer, source=made.source))
+        self._constants.follow(node, result.tensor)
+        return node
+
+    def _attribute_node(self, name: str, tensor: torch.Tensor) -> fx.Node:
+        """The node of a parameter or buffer."""
+        self.reached.add(name)
+        # Not given, fx makes the same name of it in more steps.
+        node = self.graph.create_node("get_attr", name, name=name if name.islower() else None)
+        record = self._describe(node, tensor)
+        record.sizes_read = self._sizes_read.pop(id(tensor), _NO_DIMS)
+        record.trained = name in self._members.parameters
+        self._constants.seen(node, self._originals[name])
+        return node
+
+    def _constant_node(self, tensor: torch.Tensor) -> fx.Node:
+        """Of a tensor that was made before the forward, or by code that no operator shows (numpy): it has no labels."""
+        node = self.graph.create_node("get_attr", f"constant_{len(self._memory)}")
+        self._describe(node, tensor).constant = True
+        self._constants.given(node, tensor)
         return node
 
     def _attribute(self, tensor: torch.Tensor) -> str | None:
         """The parameter or buffer that a tensor is, or has all elements of (`.data`)."""
         name = self._attributes.get(id(tensor))
-        if name is not None or _storage(tensor) in self._newest:
+        if name is not None or self._memory.newest(tensor) is not None:
             return name
-        home, whole = self._homes.get(_storage(tensor), (None, tensor))
-        return home if _same_elements(tensor, whole) else None
+        home, whole = self._homes.get(storage_of(tensor), (None, tensor))
+        return home if same_elements(tensor, whole) else None
 
     def _alias(self, tensor: torch.Tensor) -> fx.Node | None:
         """The node of the same elements under another Python object (`as_subclass`)."""
-        known = self._newest.get(_storage(tensor))
-        return self._node_of(known) if known is not None and _same_elements(known, tensor) else None
+        known = self._memory.newest(tensor)
+        return self._node_of(known) if known is not None and same_elements(known, tensor) else None
 
     def _remember(self, tensor: torch.Tensor, node: fx.Node) -> None:
         if self._watch is not None:
             self._watch.see(tensor)
-        storage = _storage(tensor)
-        self._newest[storage] = tensor
-        self._nodes[id(tensor)] = (tensor, node, len(self._writes.get(storage, ())), storage)
+        self._memory.hold(tensor, node)
 
     def _after_write(self, tensor: torch.Tensor, node: fx.Node) -> None:
         """Later readers of `tensor` see `node`; readers of other views of its memory will see that it was written."""
-        known = self._nodes.get(id(tensor))
-        if known is None and id(tensor) in self._attributes:
+        held = self._memory.held(tensor)
+        if held is None and id(tensor) in self._attributes:
             return  # Running statistics of a train-mode BatchNorm; their slots are labelled by the rule.
-        if known is not None and of(node).spec is None:
-            node = known[1]  # Running ranges, written on the way by an operator with results of its own.
-        self._writes.setdefault(_storage(tensor), []).append((id(tensor), node))
-        self._remember(tensor, node if known is None or known[1] is not node else known[1])
-
-    def _after_writes(self, tensor: torch.Tensor, node: fx.Node, writes: Any) -> fx.Node:
-        """What a view holds after its memory was written through others."""
-        for writer, written in writes:
-            if writer != id(tensor):
-                node = self.graph.call_function(written_through_alias, (node, written))
-                self._describe(node, tensor)
+        if held is not None and of(node).spec is None:
+            node = held.node  # Running ranges, written on the way by an operator with results of its own.
+        self._memory.write(tensor, node)
         self._remember(tensor, node)
+
+    def _after_writes(self, held: Held, missed: Sequence[Write]) -> fx.Node:
+        """What a view holds after its memory was written through others."""
+        node = held.node
+        for write in missed:
+            if write.tensor != id(held.tensor):
+                node = self.graph.call_function(written_through_alias, (node, write.node))
+                self._describe(node, held.tensor)
+        self._remember(held.tensor, node)
         return node
 
     def _describe(self, node: fx.Node, value: Any) -> Record:
@@ -359,19 +355,8 @@ def _has_tensor(result: Any) -> bool:
     return isinstance(result, list | tuple) and any(isinstance(r, torch.Tensor) for r in result)
 
 
-def _same_elements(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Of tensors in one memory."""
-    if a.layout != torch.strided or b.layout != torch.strided:
-        return False
-    return a.shape == b.shape and bool(a.storage_offset() == b.storage_offset()) and a.stride() == b.stride()
-
-
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()) if tensor.layout == torch.strided else ()
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata if tensor.layout == torch.strided else id(tensor)
 
 
 def _plain(result: Any) -> Any:
