@@ -37,6 +37,9 @@ AGREES = 1e-2
 """Rows of a batch and of a sample run alone differ by rounding, which sums over many places amplify: below this share
 of the largest derivative of the row."""
 
+TOGETHER = 1024
+"""Samples that are scored at most: their rows are kept until the end (100 MB for ResNet-50)."""
+
 ALONE = 256
 """Samples that are run one by one, where batches do not show them: more cost more than they tell."""
 
@@ -105,7 +108,7 @@ class Gates:
         way, used, skipped = "", 0, 0
         with uncached_autocast():
             for batch in data:
-                if used + skipped >= most or (way == "samples" and sum(map(len, found)) >= ALONE):
+                if used + skipped >= most or sum(map(len, found)) >= (ALONE if way == "samples" else TOGETHER):
                     break
                 batch = moved(batch, self.device)
                 number = used + skipped

@@ -14,6 +14,7 @@ from halp_fx.kernels import VARIANTS, Segment, SegmentLayout, TableStack
 
 ELEMENTS = {
     "taylor": lambda w, g: w * g,
+    "taylor_signed": lambda w, g: w * g,
     "taylor_abs": lambda w, g: abs(w * g),
     "taylor_squared": lambda w, g: (w * g) ** 2,
     "taylor_sum_squared": lambda w, g: w * g,
