@@ -157,7 +157,7 @@ def both_scores(model, plain, group="b", plain_group="b"):
             for g in coupling.prunable
             if any(m.role == "producer" and m.axis.tensor.startswith(name) for m in g.members)
         )
-        scores = halp_fx.score(net, coupling), halp_fx.score(net, coupling, batches(), F.cross_entropy)
+        scores = halp_fx.score(net, coupling), halp_fx.score(net, coupling, batches(), F.cross_entropy, "taylor")
         rows.append([s.scores[own] for s in scores])
     return zip(*rows, strict=True)
 
@@ -244,7 +244,7 @@ def test_transposed_masked_weight(copy):
     model = Functional(copy).double()
     x, y = torch.randn(8, 5).double(), torch.randint(4, (8,))
     coupling = halp_fx.channel_groups(model, x)
-    taylor = halp_fx.score(model, coupling, [(x, y)], F.cross_entropy).scores["w"]
+    taylor = halp_fx.score(model, coupling, [(x, y)], F.cross_entropy, "taylor").scores["w"]
     F.cross_entropy(model(x), y).backward()
     np.testing.assert_allclose(taylor, (model.w * model.w.grad).sum(1).abs().detach().numpy(), rtol=1e-5)
     norms = (model.mask * model.w).norm(dim=1).detach().numpy()
@@ -267,7 +267,7 @@ class CentredGamma(nn.Module):
 def test_scale_of_a_norm_that_is_computed():
     model = CentredGamma().double()
     x, y = torch.randn(8, 5).double(), torch.randint(4, (8,))
-    got = halp_fx.score(model, halp_fx.channel_groups(model, x), [(x, y)], F.cross_entropy).scores["a"]
+    got = halp_fx.score(model, halp_fx.channel_groups(model, x), [(x, y)], F.cross_entropy, "taylor").scores["a"]
     F.cross_entropy(model(x), y).backward()
     np.testing.assert_allclose(got, model.gamma.grad.abs().numpy(), rtol=1e-5)
     assert got.min() > 0
@@ -288,7 +288,7 @@ def test_a_layer_that_runs_twice_counts_both_times():
         (model.a.weight, 1.0), (model.a.bias, 1.0), (model.b.weight, model.b.mask), (model.b.bias, 1.0)
     ]  # fmt: skip
     want = sum((w * m * w.grad).flatten(1).sum(1) if w.dim() > 1 else w * w.grad for w, m in rows)
-    got = halp_fx.score(model, coupling, [(x, y)], F.cross_entropy).scores[name]
+    got = halp_fx.score(model, coupling, [(x, y)], F.cross_entropy, "taylor").scores[name]
     np.testing.assert_allclose(got, want.detach().abs().numpy(), rtol=1e-5)
 
 

@@ -1,0 +1,50 @@
+"""What scoring and choosing cost, beside one epoch over the same images.
+
+    python tools/bench_scoring.py --network resnet50 --images 64 --budget 0.5
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+
+import torch
+import torchvision
+from torch import nn
+
+import halp_fx
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="resnet50")
+    parser.add_argument("--images", type=int, default=512)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--budget", type=float, default=0.5)
+    given = parser.parse_args()
+    logging.getLogger("halp_fx").setLevel(logging.ERROR)
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, given.network)(num_classes=100).to(memory_format=torch.channels_last)
+    sizes = [given.batch] * (given.images // given.batch)
+    data = [(torch.randn(n, 3, 224, 224), torch.randint(100, (n,))) for n in sizes]
+    loss_fn = nn.CrossEntropyLoss()
+
+    start = time.perf_counter()
+    for x, y in data:
+        loss_fn(model(x), y).backward()
+    epoch = time.perf_counter() - start
+    model.zero_grad()
+    print(f"{given.network}, {len(data) * given.batch} images: one epoch {epoch:.1f} s")
+    for importance in ("fisher", "taylor", "magnitude"):
+        small = halp_fx.prune(
+            model, given.budget, torch.randn(1, 3, 224, 224), data=data, loss_fn=loss_fn, importance=importance,
+            latency="macs", progress=False,
+        )  # fmt: skip
+        parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in small.halp.seconds.items())
+        whole = sum(small.halp.seconds.values())
+        print(f"  {importance}: {whole:.1f} s, {whole / epoch:.1f} epochs ({parts})")
+
+
+if __name__ == "__main__":
+    main()
