@@ -1,6 +1,6 @@
 """What scoring and choosing cost, beside one epoch over the same images.
 
-    python tools/bench_scoring.py --network resnet50 --images 64 --budget 0.5
+python tools/bench_scoring.py --network resnet50 --images 64 --budget 0.5
 """
 
 from __future__ import annotations
