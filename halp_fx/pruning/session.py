@@ -27,7 +27,7 @@ from ..types import Coupling, Plan
 from .goals import EXACT
 from .outcome import out_of_reach
 from .request import Request
-from .widths import build_problem, compose, plan_from, width_options
+from .widths import COARSE, FINE, build_problem, compose, plan_from, width_options
 from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
@@ -365,10 +365,11 @@ def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 
     """Widths per group, none wider than what is left of it."""
     left = coupling.widths(plan)
     options = {}
+    steps = COARSE if request.goals.measured else FINE
     for group in coupling.prunable:
         now = left[group.name]
         least = math.ceil(now * floor)
-        widths = width_options(group, request.round_to, request.min_keep, floor=least)
+        widths = width_options(group, request.round_to, request.min_keep, floor=least, steps=steps)
         options[group.name] = tuple(sorted({w for w in widths if w <= now} | {now}))
     return options
 

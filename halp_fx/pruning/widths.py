@@ -18,13 +18,14 @@ from .evenness import even_values, uniform_values
 MAX_OPTIONS = 32
 """Widths offered per group: finer steps than a 32nd of a group hardly change the optimum."""
 
-STEPS = 16
-"""At least so many widths lie between nothing and all of a group before they are multiples of 8. With 6, even widths of
-groups of 16 to 64 channels lost 2 to 8 points at 10 % of the MACs (docs/benchmarks_accuracy.md)."""
+COARSE, FINE = 6, 16
+"""At least so many widths lie between nothing and all of a group before they are multiples of 8, where time is measured
+and where it is not. With 6, even widths of groups of 16 to 64 channels lost 2 to 8 points at 10 % of the MACs
+(docs/benchmarks_accuracy.md); with 16, measuring a small network took 75 s instead of 4."""
 
 
 def width_options(
-    group: ChannelGroup, round_to: int | None = None, min_keep: float | int = 0.1, floor: int = 1
+    group: ChannelGroup, round_to: int | None = None, min_keep: float | int = 0.1, floor: int = 1, steps: int = COARSE
 ) -> tuple[int, ...]:
     """The widths that a group may take, ascending; its present size is always one of them.
 
@@ -34,6 +35,7 @@ def width_options(
             takes 8, or less for groups so small that few widths would be left.
         min_keep: smallest width: a fraction of the group (a float), or a number of channels (an int).
         floor: a further smallest width.
+        steps: with `round_to` None, `COARSE` or `FINE`.
 
     Raises:
         BudgetError: `round_to` or `min_keep` out of range.
@@ -44,7 +46,7 @@ def width_options(
         raise BudgetError(f"min_keep={min_keep!r} must be a fraction in (0, 1] or a number of channels")
     slots = min((m.slots.shape[1] for m in group.members if m.role == "producer"), default=1)
     if round_to is None:
-        round_to = next(r for r in (8, 4, 2, 1) if group.size * slots >= STEPS * r or r == 1)
+        round_to = next(r for r in (8, 4, 2, 1) if group.size * slots >= steps * r or r == 1)
     step = round_to // math.gcd(round_to, slots)
     share = isinstance(min_keep, float)
     if share and min_keep > 1:

@@ -43,9 +43,9 @@ from test_allocator import EFFORT, Wide
 from halp_fx.latency import interleaved
 
 torch.set_num_threads(1)
-x = torch.zeros(10_000_000)
-for keep in (False, True, False):
-    (timing,) = interleaved((Wide(),), x, keep_memory=keep, **EFFORT)
+# The last takes more than any hole that the one before may have left in the heap.
+for keep, elements in ((False, 10_000_000), (True, 10_000_000), (False, 40_000_000)):
+    (timing,) = interleaved((Wide(),), torch.zeros(elements), keep_memory=keep, **EFFORT)
     print(timing.faults)
 """
 

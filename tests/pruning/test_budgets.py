@@ -11,7 +11,7 @@ from halp_fx import BudgetError, Plan
 from halp_fx.latency import MeasuredLatency
 from halp_fx.pruning.budgets import parse_budget
 from halp_fx.pruning.goals import make_goals
-from halp_fx.pruning.widths import compose, width_options
+from halp_fx.pruning.widths import FINE, compose, width_options
 
 
 @pytest.mark.parametrize(
@@ -123,9 +123,10 @@ def group(size, slots=1):
 
 
 def test_widths_suit_the_hardware():
-    assert width_options(group(128)) == (16, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128)
-    assert width_options(group(64), min_keep=0.5) == (32, 36, 40, 44, 48, 52, 56, 60, 64)
-    assert width_options(group(128), min_keep=70) == (72, 80, 88, 96, 104, 112, 120, 128)
+    assert width_options(group(64)) == (8, 16, 24, 32, 40, 48, 56, 64)
+    assert width_options(group(64), min_keep=0.5) == (32, 40, 48, 56, 64)
+    assert width_options(group(64), min_keep=0.5, steps=FINE) == (32, 36, 40, 44, 48, 52, 56, 60, 64)
+    assert width_options(group(64), min_keep=17) == (24, 32, 40, 48, 56, 64)
     assert width_options(group(20), round_to=8) == (8, 16, 20)
     assert width_options(group(4)) == (1, 2, 3, 4)
     # Two slots a channel: 4 channels are 8 slots.
