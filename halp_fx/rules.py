@@ -1,43 +1,4 @@
 """The rules of operators under the name that is documented: they are at home in `coupling.rules`."""
 
-from .coupling.rules import (
-    Algebra,
-    Call,
-    Rule,
-    batch_norm,
-    contraction,
-    convolution,
-    embedding,
-    find_rule,
-    like,
-    matrices,
-    pointwise,
-    quantization,
-    recurrent,
-    reduction,
-    register_rule,
-    scattering,
-    shape_only,
-    spatial,
-)
-
-__all__ = [
-    "Algebra",
-    "Call",
-    "Rule",
-    "batch_norm",
-    "contraction",
-    "convolution",
-    "embedding",
-    "find_rule",
-    "like",
-    "matrices",
-    "pointwise",
-    "quantization",
-    "recurrent",
-    "reduction",
-    "register_rule",
-    "scattering",
-    "shape_only",
-    "spatial",
-]
+from .coupling.rules import *  # noqa: F403
+from .coupling.rules import __all__ as __all__

@@ -93,11 +93,9 @@ def build_problem(
     idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
     quiet = [name for name in silent if name not in idle]
     loud = {name: v for name, v in values.items() if name in groups and name not in (*quiet, *idle)}
-    neutral = even_values(groups, loud, quiet, tables, budgets)
+    even = even_values(groups, loud, [*quiet, *(loud if evenness > 0 else ())], tables, budgets)
+    neutral = {name: groups[name].value + evenness * v if name in loud else v for name, v in even.items()}
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
-    if evenness > 0:
-        even = even_values(groups, loud, tuple(loud), tables, budgets)
-        neutral |= {name: groups[name].value + evenness * even[name] for name in loud}
     if uniform:
         neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, tables, budgets)
     for name, value in neutral.items():

@@ -31,13 +31,12 @@ def fisher_values(
     gates = Gates.of(model, coupling, loss)
     with preserved(model):
         found = gates.rows(data, batches)
-    for group, gone in zip(coupling.prunable, masked(gates.weights, coupling.prunable).values(), strict=True):
-        start = gates.starts[group.name]
-        found.rows[:, start : start + group.size][:, torch.from_numpy(gone)] = 0
+    gone = masked(gates.weights, coupling.prunable)
     values = {}
     for group in coupling.prunable:
         start = gates.starts[group.name]
         own = found.rows[:, start : start + group.size]
+        own[:, torch.from_numpy(gone[group.name])] = 0
         gram = (own.T @ own / len(own)).double().cpu().numpy()
         values[group.name] = WidthValues.of_losses(*elimination(gram))
     return values, found

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
@@ -60,7 +61,7 @@ class Rows:
     way: str
 
 
-@dataclass(slots=True)
+@dataclass
 class Gates:
     """Runs batches on aliases of the parameters: `.grad` and `requires_grad` stay."""
 
@@ -88,7 +89,7 @@ class Gates:
     def device(self) -> torch.device:
         return next((p.device for p in self.parameters.values()), torch.device("cpu"))
 
-    @property
+    @cached_property
     def starts(self) -> dict[str, int]:
         """The column of each group's first channel."""
         ends = accumulate((g.size for g in self.groups), initial=0)
@@ -122,8 +123,7 @@ class Gates:
                 else:
                     skipped += 1
         if not found:
-            detail = f"all {skipped} batches had a non-finite loss or gradient" if skipped else "data has no batches"
-            raise SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
+            raise none_counted(skipped)
         return Rows(torch.cat(found), used, skipped, way)
 
     def _batch(self, batch: Any, number: int, way: str) -> torch.Tensor:
@@ -188,13 +188,7 @@ class Gates:
         count = samples_in(batch)
         if count is None or self.weights.computed:
             return None
-        places: dict[str, list[tuple[int, torch.Tensor]]] = {}
-        for group in self.groups:
-            for place in places_of(group, self.weights, frozenset(), self.parameters):
-                row = torch.from_numpy(place.channels)
-                numbered = torch.where(row >= 0, row + self.starts[group.name], -1)
-                places.setdefault(place.key[1], []).append((place.dim, numbered))
-        _, taps, loss = self._run(batch, number, lambda known, _: Taps(known, places))
+        _, taps, loss = self._run(batch, number, lambda known, _: Taps(known, self.places))
         if taps.missed:
             logger.debug("run one by one: %s", ", ".join(sorted(taps.missed)))
             return None
@@ -217,6 +211,17 @@ class Gates:
                 rows.index_add_(1, row[own].to(self.device), sums[:, own.to(self.device)])
         return rows
 
+    @cached_property
+    def places(self) -> dict[str, list[tuple[int, torch.Tensor]]]:
+        """By parameter: the dimensions along which channels of groups lie, and the columns of these."""
+        found: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for group in self.groups:
+            start = self.starts[group.name]
+            for place in places_of(group, self.weights, frozenset(), self.parameters):
+                row = torch.from_numpy(place.channels)
+                found.setdefault(place.key[1], []).append((place.dim, torch.where(row >= 0, row + start, -1)))
+        return found
+
     def layout(self, nodes: frozenset[str]) -> tuple[list[Key], SegmentLayout]:
         """Where the channels lie in the tensors that are scored, given which computed weights were met."""
         if nodes not in self._layouts:
@@ -224,6 +229,12 @@ class Gates:
                 self.groups, lambda g: places_of(g, self.weights, nodes, self.parameters)
             )
         return self._layouts[nodes]
+
+
+def none_counted(skipped: int) -> SaliencyError:
+    """The error where no batch had finite gradients."""
+    detail = f"all {skipped} batches had a non-finite loss or gradient" if skipped else "data has no batches"
+    return SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -299,7 +310,7 @@ class Taps(TorchFunctionMode):
         if not names or not isinstance(result, torch.Tensor) or id(result) in self._names:
             return result
         layer = _LAYERS.get(getattr(func, "__name__", ""))
-        channels = self._channels(names, layer, result, args, kwargs)
+        channels = self._channels(names, layer, result)
         if layer is None or channels is None:
             self.missed |= names
             return result
@@ -310,7 +321,7 @@ class Taps(TorchFunctionMode):
         return result.clone()
 
     def _channels(
-        self, names: set[str], layer: tuple[int, int, int | None] | None, result: torch.Tensor, args: Any, kwargs: Any
+        self, names: set[str], layer: tuple[int, int, int | None] | None, result: torch.Tensor
     ) -> tuple[torch.Tensor, ...] | None:
         """Which channel each of the output's channels is; None where a weight says it in another way."""
         if layer is None or result.ndim < 2 or layer[2] not in (None, result.ndim):

@@ -45,11 +45,16 @@ def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
 
     def of_pair(model: nn.Module, batch: Any) -> torch.Tensor:
         inputs, target = pair_of(batch)
-        if isinstance(inputs, Mapping):
-            return loss_fn(model(**inputs), target)
-        return loss_fn(model(*(inputs if isinstance(inputs, tuple | list) else (inputs,))), target)
+        return loss_fn(called(model, inputs), target)
 
     return of_pair
+
+
+def called(model: nn.Module, inputs: Any) -> Any:
+    """The model's output: a tuple or list is positional, a dict keyword arguments."""
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
 
 def batch_loss(

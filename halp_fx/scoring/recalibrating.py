@@ -16,8 +16,8 @@ from torch import nn
 from ..errors import SaliencyError
 from ..internals import NormBase
 from ..model.preserving import random_kept
-from .losses import Loss, moved
-from .sampled import called, inputs_of
+from .losses import Loss, called, moved
+from .sampled import inputs_of
 
 
 def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, loss: Loss | None = None) -> nn.Module:

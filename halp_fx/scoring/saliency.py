@@ -25,7 +25,7 @@ from ..model.preserving import preserved, uncached_autocast
 from ..types import Coupling, scored_name
 from .callables import Importance, asked, check_importance, scores_of
 from .fisher import fisher_values
-from .gates import Gates
+from .gates import Gates, none_counted
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
 from .magnitude import magnitudes, masked, split
 from .sampled import Sampled
@@ -185,8 +185,7 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
             total = step.double() if total is None else total + step
             used += 1
     if total is None:
-        detail = f"all {skipped} batches had a non-finite loss or gradient" if skipped else "data has no batches"
-        raise SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
+        raise none_counted(skipped)
     if skipped:
         logger.warning("saliency: skipped %d of %d batches (non-finite loss or gradient)", skipped, used + skipped)
     scores = split(total / used, coupling.prunable)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
-from .losses import Loss, LossFn, batch_loss, pair_of, total
+from .losses import Loss, LossFn, batch_loss, called, pair_of, total
 
 
 @dataclass(slots=True)
@@ -114,13 +114,6 @@ def _summed(loss: Loss) -> Loss:
         return value * count
 
     return of
-
-
-def called(model: nn.Module, inputs: Any) -> Any:
-    """The model's output: a tuple or list is positional, a dict keyword arguments."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
 
 
 def inputs_of(batch: Any) -> Any:

@@ -21,9 +21,8 @@ def elimination(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         The channels, the last removed first, and the loss at each width, of shape (size + 1,): 0 at the full width.
     """
     size = len(gram)
-    own = np.diagonal(gram) / 2
-    # Of each channel left: what its removal adds. Removing r adds gram[:, r] to the others.
-    adds = own.copy()
+    # Of each channel left: what its removal adds. Removing r adds gram[:, r] to the others; what is gone is infinite.
+    adds = np.diagonal(gram) / 2
     order = np.empty(size, np.int64)
     loss = np.zeros(size + 1)
     total = 0.0
@@ -33,5 +32,4 @@ def elimination(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         order[width], loss[width] = channel, total
         adds += gram[channel]
         adds[channel] = np.inf
-        adds[order[width:]] = np.inf
     return order, loss
