@@ -5,15 +5,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from .coupling.branches import Branches
-from .model.checks import check_finite, check_model, check_prunable
+from .model.checks import check_finite, check_model
 from .model.inputs import normalize_examples
 from .model.naming import Ignored, ignored_names
 from .model.preserving import as_modes_of, preserved
@@ -22,8 +20,7 @@ from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, follow
 from .pruning.goals import make_goals
 from .pruning.request import Request, rereadable
-from .pruning.session import Clock, Network, best_of, close, options_of, schedule, settle, step
-from .pruning.yardstick import Yardstick
+from .pruning.session import Session
 from .reporting.making import report_on
 from .reporting.report import report_of
 from .rewriting import applying, twin
@@ -31,7 +28,6 @@ from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .scoring.recalibrating import statistics
 from .solver import Method
-from .trials.branches import tried
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
 
@@ -132,17 +128,15 @@ def prune(
             branches=branches,
             recalibrate=recalibrate,
         )
-        kept = ignored_names(model, ignore)
+        stays = ignored_names(model, ignore)
         team = Team.here()
-        if team is not None:
-            team.check(model, f"budget={budget!r}, steps={steps!r}, {'a' if train_between else 'no'} train_between")
-        if team is None or team.leads:
-            with team.leading() if team is not None else nullcontext():
-                small = _pruned(model, request, kept, branches, team)
-            if team is not None:
-                team.tell("done", report_of(small).plan, report_of(small), statistics(small))
+        team.check(model, f"budget={budget!r}, steps={steps!r}, {'a' if train_between else 'no'} train_between")
+        if team.leads:
+            with team.leading():
+                small = _pruned(model, request, stays, team)
+            team.tell("done", report_of(small).plan, report_of(small), statistics(small))
         else:
-            small = follow(team, model, request, kept)
+            small = follow(team, model, request, stays)
     as_modes_of(small, model)
     report = report_of(small)
     if not (report.met and report.trusted):
@@ -195,34 +189,18 @@ def zero(
     return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
 
 
-def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], branches: bool, team: Team | None) -> nn.Module:
+def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], team: Team) -> nn.Module:
     """The stages in order."""
-    clock = Clock()
     with preserved(model):
-        with clock("trace + couple"):
-            coupling = channel_groups(model, request.examples, ignore)
-        check_prunable(coupling)
-        known = Branches()
-        if branches:
-            with clock("try branches"):
-                known = tried(model, coupling, request.examples, ignore)
-        network = Network(model, Plan())
-        with clock("time layers"):
-            options = options_of(coupling, network.plan, request)
-            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, known.removable)
-        *early, _ = schedule(request, yardstick)
-        with tqdm(total=len(early) + 1, desc="halp_fx", unit="step", disable=not request.progress) as bar:
-            for way in early:
-                network = step(network, request, yardstick, way, clock)
-                if request.train_between is not None:
-                    with clock("train_between"), team.training(network.plan) if team else nullcontext():
-                        request.train_between(network.model)
+        session = Session.start(model, request, ignore)
+        ways = session.ways
+        with tqdm(total=len(ways), desc="halp_fx", unit="step", disable=not request.progress) as bar:
+            for way in ways[:-1]:
+                session.step(way)
+                session.train(team)
                 bar.update()
-            candidates = close(network, request, yardstick, clock)
+            session.close()
             bar.update()
-    report = report_on(candidates, request, yardstick, clock, known)
-    best = best_of(candidates, yardstick.fraction, yardstick.goals.slack(request.tolerance)).network
-    settle(best, request, clock)
-    small = best.model
-    small.halp = report  # type: ignore[assignment]
+    small = session.best.network.model
+    small.halp = report_on(session)  # type: ignore[assignment]
     return small

@@ -14,13 +14,13 @@ from math import isfinite
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from torch import fx
+from torch import fx, nn
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import LatencyError
 from ..solver import CostTable, Term
 from ..tracing.graph import of
-from ..types import Coupling, Extent
+from ..types import Coupling, Extent, Inputs
 from .grids import Grid, Range, adaptive_grid
 from .layers import Layer, layers
 
@@ -32,6 +32,25 @@ Options = Mapping[str, Sequence[int]]
 _MOST_LINES = 17
 
 
+Sized = tuple[nn.Module, Coupling, Mapping[str, int] | None]
+"""A network, its coupling, and the widths of its groups (None: all channels)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """End-to-end costs of networks, and how quiet the machine was.
+
+    Attributes:
+        costs: of each network.
+        scatter: quartile distance of the first network's times, relative to their median; 0 for a counted cost.
+        waited: as in `NetworkTiming`.
+    """
+
+    costs: tuple[float, ...]
+    scatter: float = 0.0
+    waited: float = 0.0
+
+
 @runtime_checkable
 class Cost(Protocol):
     """A resource that a network uses, additive over tables.
@@ -39,6 +58,7 @@ class Cost(Protocol):
     Attributes:
         resource: name of the budget it counts towards ("latency", "macs", "params", "memory", or any other).
         unit: of its figures, for display.
+        timed: whether networks must be timed to know their cost, of which the tables' total is an estimate then.
     """
 
     @property
@@ -46,6 +66,9 @@ class Cost(Protocol):
 
     @property
     def unit(self) -> str: ...
+
+    @property
+    def timed(self) -> bool: ...
 
     def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
         """What each layer costs at the widths that the groups may have."""
@@ -55,12 +78,21 @@ class Cost(Protocol):
         """The predicted total at given widths (None: dense), in `unit`."""
         ...
 
+    def limits(self, coupling: Coupling, amount: float) -> dict[str, float]:
+        """The resources of `tables` that have to stay within an amount of this cost, each with its limit."""
+        ...
+
+    def measure(self, networks: Sequence[Sized], inputs: Inputs) -> Measured:
+        """End-to-end cost of each network."""
+        ...
+
 
 class CountedCost:
     """A cost that does not depend on the machine: equal networks cost the same, so nothing needs calibrating."""
 
     resource = ""
     unit = ""
+    timed = False
 
     def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
         """See `Cost`."""
@@ -69,6 +101,14 @@ class CountedCost:
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
         """See `Cost`."""
         raise NotImplementedError
+
+    def limits(self, coupling: Coupling, amount: float) -> dict[str, float]:
+        """See `Cost`."""
+        return {self.resource: amount}
+
+    def measure(self, networks: Sequence[Sized], inputs: Inputs) -> Measured:
+        """See `Cost`."""
+        return Measured(tuple(self.total(coupling, widths) for _, coupling, widths in networks))
 
 
 class LayerCost(CountedCost):

@@ -11,18 +11,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..solver import CostTable
 from ..tracing.graph import of
-from ..types import Coupling
-from .costs import Options, cost_table
+from ..types import Coupling, Inputs
+from .costs import Measured, Options, Sized, cost_table
 from .errors import LatencyError
 from .fingerprint import RUNTIMES, Fingerprint
 from .grids import Grid, Range, adaptive_grid
+from .interleaving import NetworkTiming, interleaved
 from .layers import Layer
+from .prediction import LayerError
 from .recheck import suspects
 from .runtimes import units
 from .sampler import Sampler
@@ -36,6 +40,9 @@ EFFORT = Effort(min_blocks=5, min_time_s=0.004, max_time_s=0.04, precision=0.01)
 _SETTLING_ROUNDS = 4
 
 _MATTERS = 0.0025
+
+_LONGEST_S = 3.0
+"""For each network that is timed in turn."""
 
 GridKey = tuple[str, Point]
 """Signature and dense widths of a layer: layers that share both have one grid."""
@@ -77,6 +84,10 @@ class MeasuredLatency:
     @property
     def unit(self) -> str:
         return "ms"
+
+    @property
+    def timed(self) -> bool:
+        return True
 
     def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
         """A table for each layer; what is not known yet is measured now.
@@ -127,6 +138,38 @@ class MeasuredLatency:
                 covered = grid is not None and grid.covers(*point)
                 result[layer.name] = grid.at(*point) if grid and covered else sampler.times(layer, [point])[0]
         return result
+
+    def limits(self, coupling: Coupling, amount: float) -> dict[str, float]:
+        """See `Cost`."""
+        return {self.resource: amount}
+
+    def measure(self, networks: Sequence[Sized], inputs: Inputs) -> Measured:
+        """Time the networks in turn: the first one's median, and the others' by their shares of it."""
+        timings = interleaved(
+            [model for model, _, _ in networks],
+            inputs,
+            runtime=self.runtime,
+            threads=self.threads,
+            max_time_s=_LONGEST_S,
+        )
+        costs = tuple(timing.share * timings[0].median_ms for timing in timings)
+        return Measured(costs, timings[0].spread, max(timing.waited for timing in timings))
+
+    def as_found(self, model: nn.Module, inputs: Inputs) -> NetworkTiming:
+        """A short look at a network while the process handles memory as it is set (`allocator`)."""
+        effort: dict[str, Any] = {"min_time_s": 0.1, "max_time_s": 0.5, "repeats": 5}
+        (timing,) = interleaved(
+            [model], inputs, runtime=self.runtime, threads=self.threads, keep_memory=False, **effort
+        )
+        return timing
+
+    def errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
+        """Each layer as the tables predict it and as it is timed now, at these widths."""
+        predicted, timed = (self.by_layer(coupling, widths, exact) for exact in (False, True))
+        return tuple(
+            LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
+            for layer in self.layers(coupling)
+        )
 
     def layers(self, coupling: Coupling) -> tuple[Layer, ...]:
         """The units that this runtime executes: operators, or fused runs of them."""

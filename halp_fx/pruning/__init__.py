@@ -1,5 +1,5 @@
-"""Takes a `Request` and a `Coupling`, returns candidates: networks near their budgets, measured."""
+"""pruning: takes a request, returns a session: the steps, and the candidates that were measured against the budget."""
 
-from .session import Candidate, close, step
+from .session import Session
 
-__all__ = ["Candidate", "close", "step"]
+__all__ = ["Session"]

@@ -28,17 +28,18 @@ logger = logging.getLogger("halp_fx")
 
 @dataclass(slots=True)
 class Team:
-    """The processes of the default group; `listening` while the others wait for what the first tells them."""
+    """The processes of the default group, or this one alone; `listening` while the others wait for what the first tells
+    them."""
 
-    rank: int
-    size: int
+    rank: int = 0
+    size: int = 1
     listening: bool = True
 
     @classmethod
-    def here(cls) -> Team | None:
-        """None unless a process group of several is initialised."""
-        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() < 2:
-            return None
+    def here(cls) -> Team:
+        """All processes of an initialised group."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -51,6 +52,8 @@ class Team:
         Raises:
             ModelError: they do not; raised in all of them.
         """
+        if self.size == 1:
+            return
         if self.leads:
             logger.info("pruning in %d processes: the first decides, all must take part", self.size)
         shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
@@ -68,7 +71,8 @@ class Team:
 
     def tell(self, *message: Any) -> None:
         """From the first process to all others."""
-        dist.broadcast_object_list([message], src=0)
+        if self.size > 1:
+            dist.broadcast_object_list([message], src=0)
 
     @contextmanager
     def leading(self) -> Iterator[None]:

@@ -10,16 +10,13 @@ from typing import Any
 from torch import nn
 
 from ..errors import BudgetError
-from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost, interleaved
+from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost
 from ..latency.allocator import untouched
 from ..latency.fingerprint import RUNTIMES
 from ..latency.prediction import LayerError
 from ..solver import CostTable
 from ..types import Coupling, Inputs
 from .budgets import Budget, BudgetLike, parse_budget
-
-_LONGEST_S = 3.0
-"""For each network that is timed in turn."""
 
 _DETERMINISTIC = {"macs": MacsCost, "params": ParamsCost, "memory": MemoryCost}
 
@@ -30,21 +27,6 @@ _NAMES = ", ".join(f'"{name}"' for name in (*_DETERMINISTIC, _FLOPS))
 
 EXACT = 1e-9
 """Slack of a counted budget: sums of the same numbers in another order differ by rounding."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """End-to-end costs of networks, and how quiet the machine was.
-
-    Attributes:
-        costs: of each network.
-        scatter: quartile distance of the first network's times, relative to their median; 0 for a counted cost.
-        waited: as in `NetworkTiming`.
-    """
-
-    costs: tuple[float, ...]
-    scatter: float = 0.0
-    waited: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +45,7 @@ class Goals:
     @property
     def measured(self) -> bool:
         """Whether the steering cost is a time that must be measured."""
-        return isinstance(self.cost, MeasuredLatency)
+        return self.cost.timed
 
     def tables(self, coupling: Coupling, options: Mapping[str, Sequence[int]]) -> list[CostTable]:
         """Cost tables of all resources."""
@@ -73,30 +55,15 @@ class Goals:
     def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
         """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
         stops at `share` (0: dense, 1: the end) of the way."""
-        limits = _limits(self.cost, coupling, steering)
+        limits = self.cost.limits(coupling, steering)
         for cost, budget in self.further:
             dense = cost.total(coupling)
-            limits |= _limits(cost, coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
+            limits |= cost.limits(coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
         return limits
 
     def steering(self, coupling: Coupling) -> frozenset[str]:
         """Resources of the solver's problem that stand for the steering cost."""
-        return frozenset(_limits(self.cost, coupling, 1.0))
-
-    def measure(
-        self, networks: Sequence[tuple[nn.Module, Coupling, Mapping[str, int] | None]], inputs: Inputs
-    ) -> Measured:
-        """End-to-end cost of each network, timed in turn: the first one's, and the others' by their shares of it.
-
-        Args:
-            networks: each with its coupling and its widths (None: all channels).
-        """
-        if not isinstance(self.cost, MeasuredLatency):
-            return Measured(tuple(self.cost.total(coupling, widths) for _, coupling, widths in networks))
-        models = [model for model, _, _ in networks]
-        timings = _timed(self.cost, models, inputs, max_time_s=_LONGEST_S)
-        costs = tuple(timing.share * timings[0].median_ms for timing in timings)
-        return Measured(costs, timings[0].spread, max(timing.waited for timing in timings))
+        return frozenset(self.cost.limits(coupling, 1.0))
 
     def met_by(self, cost: float, coupling: Coupling) -> bool:
         """Whether a network with this end-to-end steering cost, at its dense widths, meets every budget."""
@@ -113,32 +80,11 @@ class Goals:
         on_cpu = all(p.device.type == "cpu" for p in model.parameters())
         if not (isinstance(self.cost, MeasuredLatency) and on_cpu and untouched()):
             return None
-        effort = {"min_time_s": 0.1, "max_time_s": 0.5, "repeats": 5}
-        (timing,) = _timed(self.cost, [model], inputs, keep_memory=False, **effort)
-        return timing
+        return self.cost.as_found(model, inputs)
 
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
-        """Each layer as the tables predict it and as it is timed now, at these widths; empty unless times are
-        measured."""
-        if not isinstance(self.cost, MeasuredLatency):
-            return ()
-        predicted, timed = (self.cost.by_layer(coupling, widths, exact) for exact in (False, True))
-        return tuple(
-            LayerError(layer.name, layer.op, layer.widths(widths), predicted[layer.name], timed[layer.name])
-            for layer in self.cost.layers(coupling)
-        )
-
-
-def _timed(
-    cost: MeasuredLatency, models: Sequence[nn.Module], inputs: Inputs, **settings: Any
-) -> tuple[NetworkTiming, ...]:
-    """Networks timed in turn, executed as the cost says; `settings` as `interleaved` has them."""
-    return interleaved(models, inputs, runtime=cost.runtime, threads=cost.threads, **settings)
-
-
-def _limits(cost: Cost, coupling: Coupling, amount: float) -> dict[str, float]:
-    """The solver's budgets for one cost: a peak of memory has one for each moment."""
-    return cost.limits(coupling, amount) if isinstance(cost, MemoryCost) else {cost.resource: amount}
+        """How the tables err for each layer at these widths; empty unless times are measured."""
+        return self.cost.errors(coupling, widths) if isinstance(self.cost, MeasuredLatency) else ()
 
 
 def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:

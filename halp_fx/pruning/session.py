@@ -1,4 +1,4 @@
-"""The steps that shrink a network, and the closing loop that meets the budget when measured.
+"""A session of pruning: the steps that shrink a network, and the closing loop that meets the budget when measured.
 
 The solver always works on the channel groups of the *original* network, with options no wider than what earlier
 steps left: so one set of latency tables serves every step. Saliency is scored on the network as it stands.
@@ -15,19 +15,24 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..coupling.branches import output_groups
+from ..coupling.branches import Branches, output_groups
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
+from ..model.checks import check_prunable
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import recalibrate
 from ..scoring.saliency import Saliency, score
-from ..solver import Solution, WidthProblem, solve
+from ..solver import Solution
+from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
+from .choosing import Question, options_of
+from .distributed import Team
 from .goals import EXACT
+from .networks import Candidate, Choice, Network, best_of
 from .outcome import out_of_reach
 from .request import Request
-from .widths import COARSE, FINE, build_problem, compose, plan_from, width_options
+from .widths import compose, plan_from
 from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
@@ -59,326 +64,268 @@ class Clock:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A network on its way: the model, and the plan that leads to it from the original; when it has been scored,
-    its own coupling and saliency."""
+@dataclass(slots=True)
+class Session:
+    """One network on its way to its budget: `start`, then for each of `ways` but the last a `step`, then `close`.
 
-    model: nn.Module
-    plan: Plan
-    coupling: Coupling | None = None
-    saliency: Saliency | None = None
+    A step scores the network as it stands (or takes a saliency from elsewhere), solves, and rewrites.
 
+    Attributes:
+        request: what was asked for.
+        yardstick: measures and predicts; it holds the dense network and its coupling.
+        branches: that may be dropped, and why others may not.
+        network: as it stands.
+        candidates: that `close` made.
+        clock: seconds per stage.
+    """
 
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What the solver chose. If by the prediction no network meets the budget that is the smallest, and `refused` says
-    why."""
-
-    solution: Solution
-    refused: InfeasibleError | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
-    sum of its layers' costs in the unit of the cost. `busy` and `scatter` are of its measurement (`Yardstick`)."""
-
+    request: Request
+    yardstick: Yardstick
+    branches: Branches
     network: Network
-    total: float
-    predicted: float
-    measured: float
-    choice: Choice
-    busy: str = ""
-    scatter: float = 0.0
+    candidates: list[Candidate] = field(default_factory=list)
+    clock: Clock = field(default_factory=Clock)
+
+    @classmethod
+    def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
+        """Trace and couple the network, try its branches, and time its layers.
+
+        Args:
+            ignore: tensors and groups that stay (`ignored_names`).
+
+        Raises:
+            ModelError: nothing in the network can shrink.
+        """
+        clock = Clock()
+        with clock("trace + couple"):
+            coupling = channel_groups(model, request.examples, ignore)
+        check_prunable(coupling)
+        branches = Branches()
+        if request.branches:
+            with clock("try branches"):
+                branches = tried(model, coupling, request.examples, ignore)
+        with clock("time layers"):
+            options = options_of(coupling, Plan(), request)
+            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, branches.removable)
+        return cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
 
     @property
-    def smallest(self) -> bool:
-        """Whether it is the smallest network because by the prediction none meets the budget."""
-        return self.choice.refused is not None
+    def ways(self) -> list[float]:
+        """Shares of the way (in the logarithm of the cost) at which the steps stop; the last is 1."""
+        steps = 1 if self.yardstick.met_already else self.request.steps
+        if steps is None:
+            renewed = self.request.data is not None or self.request.train_between is not None
+            wanted = math.ceil(math.log(min(self.yardstick.fraction, 1.0)) / math.log(STEP_FACTOR))
+            steps = max(1, wanted) if renewed else 1
+        return [(i + 1) / steps for i in range(steps)]
 
-    def deviation(self, fraction: float) -> float:
-        """From a budget that is this share of dense, relative to it; positive: over it."""
-        return self.measured / fraction - 1
+    @property
+    def slack(self) -> float:
+        """Relative deviation from the budget at which it counts as met."""
+        return self.yardstick.goals.slack(self.request.tolerance)
 
-    def keeps(self, fraction: float, slack: float) -> bool:
-        """Whether it meets a budget that is this share of dense; what is slower than the dense network never does."""
-        return self.deviation(fraction) <= slack and self.measured <= 1.0
+    @property
+    def best(self) -> Candidate:
+        """Of those that `close` made."""
+        return best_of(self.candidates, self.yardstick.fraction, self.slack)
 
+    def step(self, way: float, saliency: Saliency | None = None) -> None:
+        """One step of several: stop at `way` of the way.
 
-def step(network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock) -> Network:
-    """One step of several: stop at `way` of the way."""
-    network = _scored(network, yardstick, request, clock)
-    smaller, _ = _within_reach(network, request, yardstick, way, clock, floor=STEP_FLOOR)
-    return smaller
+        Args:
+            saliency: of `stands`; None: score it as was asked for.
 
+        Raises:
+            InfeasibleError: the smallest network is above the budget.
+        """
+        self._score(saliency)
+        self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
 
-def close(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> list[Candidate]:
-    """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed.
+    def train(self, team: Team) -> None:
+        """Let the caller train the network as it stands."""
+        if self.request.train_between is not None:
+            with self.clock("train_between"), team.training(self.network.plan):
+                self.request.train_between(self.network.model)
 
-    Raises:
-        InfeasibleError: the smallest network is above the budget.
-    """
-    if yardstick.met_already and not network.plan:
-        return [_unchanged(network, request, yardstick, clock)]
-    network = _scored(network, yardstick, request, clock)
-    candidates: list[Candidate] = []
-    while len(candidates) < MAX_ROUNDS:
+    def close(self, saliency: Saliency | None = None) -> None:
+        """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed.
+
+        Args:
+            saliency: as for `step`.
+
+        Raises:
+            InfeasibleError: the smallest network is above the budget.
+        """
+        if not self._met_as_it_is:
+            self._score(saliency)
+            while len(self.candidates) < MAX_ROUNDS and self._round():
+                pass
+        if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
+            self.candidates = [self._unchanged()]
+        self._check_reach()
+        self.settle(self.best.network.model, bool(self.best.network.plan))
+
+    def settle(self, model: nn.Module, cut: bool = True) -> None:
+        """Re-estimate the batch norms of a network that was cut, where there is data."""
+        if cut and self.request.data is not None and self.request.recalibrate:
+            with self.clock("recalibrate"):
+                recalibrate(model, self.request.data, loss=self.request.loss)
+
+    def stands(self) -> Coupling:
+        """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink
+        (ignored by the caller), or that a dropped branch held together and are other groups now."""
+        left, _, _ = self.yardstick.left(self.network.plan)
+        if not self.network.plan:
+            return left
+        now = channel_groups(self.network.model, self.request.examples, like=left)
+        widths = left.widths(self.network.plan)
+        known = {(g.name, widths[g.name]) for g in left.prunable}
+        groups = tuple(
+            g if g.frozen or (g.name, g.size) in known else replace(g, frozen="frozen in the original network")
+            for g in now.groups
+        )
+        return replace(now, groups=groups)
+
+    @property
+    def _met_as_it_is(self) -> bool:
+        """Whether the dense network meets the budget and nothing was removed yet."""
+        return self.yardstick.met_already and not self.network.plan
+
+    def _score(self, saliency: Saliency | None) -> None:
+        """Score the network as it stands: its groups, and the channels that its removable branches add."""
+        request, network = self.request, self.network
+        self.settle(network.model, bool(network.plan))
+        with self.clock("score"):
+            scored = now = self.stands()
+            if saliency is None:
+                _, _, branches = self.yardstick.left(network.plan)
+                if branches:
+                    here = find_branches(now).named(b.name for b in branches)
+                    scored = replace(now, groups=(*now.groups, *output_groups(here)))
+                saliency = score(
+                    network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss
+                )
+            # Where nothing was asked for and there is no data, magnitudes say which channels go, and not how many.
+            saliency = replace(saliency, uniform=True) if request.blind else saliency
+        self.network = replace(network, coupling=now, saliency=saliency)
+
+    def _round(self) -> bool:
+        """One candidate more; whether another may be better."""
         try:
-            shrink = _solve_and_rewrite if candidates else _within_reach
-            smaller, choice = shrink(network, request, yardstick, 1.0, clock)
+            smaller, choice = self._within_reach(1.0) if not self.candidates else self._solve_and_rewrite(1.0)
         except InfeasibleError:
-            if candidates:  # Several budgets, within reach by the first calibration: keep what was found.
-                break
+            if self.candidates:  # Several budgets, within reach by the first calibration: keep what was found.
+                return False
             raise
-        if any(smaller.plan == known.network.plan for known in candidates):
-            break  # No finer choice of widths.
-        total = _predicted_total(smaller.plan, choice, yardstick)
-        with clock("measure"):
+        if any(smaller.plan == known.network.plan for known in self.candidates):
+            return False  # No finer choice of widths.
+        yardstick, total = self.yardstick, self._predicted_total(smaller.plan, choice)
+        with self.clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
-        if yardstick.met_already and not network.plan:
-            # It was disturbed when it was first timed.
-            return [_unchanged(network, request, yardstick, clock)]
         predicted = yardstick.predict(total)
         candidate = Candidate(smaller, total, predicted, measured, choice, yardstick.busy, yardstick.scatter)
-        candidates.append(candidate)
+        self.candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
-            *(100 * share for share in (yardstick.fraction, candidate.predicted, measured)),
+            *(100 * share for share in (yardstick.fraction, predicted, measured)),
         )
-        if _settled(candidate, request, yardstick):
-            break
+        if self._met_as_it_is or self._closed_in(candidate):
+            return False
         yardstick.learn(total, measured)
-    _check_reach(candidates, request, yardstick)
-    return candidates
+        return True
 
+    def _closed_in(self, candidate: Candidate) -> bool:
+        """Whether another round would be in vain."""
+        deviation = candidate.deviation(self.yardstick.fraction)
+        if self.yardstick.goals.measured:
+            return abs(deviation) <= self.request.tolerance
+        # Where the tables add up to the cost, what the solver leaves of the budget is less than its next step.
+        exact = abs(candidate.predicted / candidate.measured - 1) <= EXACT
+        return deviation <= EXACT and (exact or deviation >= -self.request.tolerance)
 
-def best_of(candidates: Sequence[Candidate], fraction: float, slack: float) -> Candidate:
-    """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
-    return min(candidates, key=lambda c: (not c.keeps(fraction, slack), abs(c.deviation(fraction))))
+    def _predicted_total(self, plan: Plan, choice: Choice) -> float:
+        """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""
+        cost = self.yardstick.goals.cost
+        if self.yardstick.goals.measured or cost.resource not in choice.solution.costs:
+            return self.yardstick.total(plan)
+        return choice.solution.costs[cost.resource]
 
+    def _unchanged(self) -> Candidate:
+        """A copy of the dense network, which meets the budget as it is."""
+        yardstick = self.yardstick
+        with self.clock("rewrite"):
+            copy = rewrite(self.network.model, Plan(), self.request.examples, coupling=yardstick.coupling)
+        widths = yardstick.coupling.widths()
+        solution = Solution(widths, 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
+        yardstick.tables = None
+        network, choice = Network(copy, Plan()), Choice(solution)
+        return Candidate(network, yardstick.dense, 1.0, 1.0, choice, yardstick.busy, yardstick.scatter)
 
-def _settled(candidate: Candidate, request: Request, yardstick: Yardstick) -> bool:
-    """Whether another round would be in vain."""
-    deviation = candidate.deviation(yardstick.fraction)
-    if yardstick.goals.measured:
-        return abs(deviation) <= request.tolerance
-    # Where the tables add up to the cost, what the solver leaves of the budget is less than its next step.
-    exact = abs(candidate.predicted / candidate.measured - 1) <= EXACT
-    return deviation <= EXACT and (exact or deviation >= -request.tolerance)
+    def _check_reach(self) -> None:
+        """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
+        least = min(self.candidates, key=lambda c: c.measured)
+        refused = next((c.choice.refused for c in self.candidates if c.choice.refused is not None), None)
+        if refused is not None and not any(c.keeps(self.yardstick.fraction, self.slack) for c in self.candidates):
+            raise self._refusal(least.network, refused, least.measured) from refused
 
+    def _refusal(self, network: Network, refused: InfeasibleError, share: float) -> InfeasibleError:
+        """The error for a budget below what the smallest network takes, with that network."""
+        error = out_of_reach(refused, self.yardstick, self.request, share)
+        error.network, error.plan = network.model, network.plan
+        return error
 
-def _predicted_total(plan: Plan, choice: Choice, yardstick: Yardstick) -> float:
-    """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""
-    cost = yardstick.goals.cost
-    if yardstick.goals.measured or cost.resource not in choice.solution.costs:
-        return yardstick.total(plan)
-    return choice.solution.costs[cost.resource]
+    def _within_reach(self, way: float, floor: float = 0.0) -> tuple[Network, Choice]:
+        """As `_solve_and_rewrite`; where the tables say that no network meets the budget, the smallest is measured
+        first: the calibration learns from it, and whoever trains between steps hears in time that the budget is out of
+        reach.
 
+        Raises:
+            InfeasibleError: the smallest network is above the budget.
+        """
+        smaller, choice = self._solve_and_rewrite(way, floor)
+        if choice.refused is None:
+            return smaller, choice
+        with self.clock("measure"):
+            measured = self.yardstick.measure(smaller.plan, smaller.model)
+        if measured > self.yardstick.fraction * (1 + self.slack):
+            raise self._refusal(smaller, choice.refused, measured) from choice.refused
+        self.yardstick.learn(self._predicted_total(smaller.plan, choice), measured)
+        return self._solve_and_rewrite(way, floor)
 
-def _unchanged(network: Network, request: Request, yardstick: Yardstick, clock: Clock) -> Candidate:
-    """A copy of the dense network, which meets the budget as it is."""
-    with clock("rewrite"):
-        copy = rewrite(network.model, Plan(), request.examples, coupling=yardstick.coupling)
-    solution = Solution(yardstick.coupling.widths(), 0.0, {}, 0.0, 0.0, 0.0, request.solver, (), "optimal")
-    yardstick.tables = None
-    dense, busy, scatter = yardstick.dense, yardstick.busy, yardstick.scatter
-    return Candidate(Network(copy, Plan()), dense, 1.0, 1.0, Choice(solution), busy, scatter)
+    def _solve_and_rewrite(self, way: float, floor: float = 0.0) -> tuple[Network, Choice]:
+        """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows
+        only at these widths that they cannot shrink so keep theirs from then on.
 
+        Args:
+            floor: no group loses more than this share of its present channels, as long as that can be met.
+        """
+        network = self.network
+        assert network.saliency is not None
+        assert network.coupling is not None
+        while True:
+            with self.clock("solve"):
+                choice = Question(self.request, self.yardstick, network, way).choose(floor)
+            with self.clock("rewrite"):
+                solution = choice.solution
+                step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
+                try:
+                    small = rewrite(network.model, step, self.request.examples, coupling=network.coupling)
+                except RewriteError as error:
+                    self._hold(error, network.coupling, step)
+                    continue
+            return Network(small, compose(network.plan, step), saliency=network.saliency), choice
 
-def _check_reach(candidates: Sequence[Candidate], request: Request, yardstick: Yardstick) -> None:
-    """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
-    fraction, slack = yardstick.fraction, yardstick.goals.slack(request.tolerance)
-    least = min(candidates, key=lambda c: c.measured)
-    refused = next((c.choice.refused for c in candidates if c.choice.refused is not None), None)
-    if refused is not None and not any(c.keeps(fraction, slack) for c in candidates):
-        raise _refusal(least.network, refused, yardstick, request, least.measured) from refused
+    def _hold(self, error: RewriteError, coupling: Coupling, step: Plan) -> None:
+        """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it
+        makes.
 
-
-def _refusal(
-    network: Network, refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float
-) -> InfeasibleError:
-    """The error for a budget below what the smallest network takes, with that network."""
-    error = out_of_reach(refused, yardstick, request, share)
-    error.network, error.plan = network.model, network.plan
-    return error
-
-
-def _scored(network: Network, yardstick: Yardstick, request: Request, clock: Clock) -> Network:
-    """Score the network as it stands: its groups, and the channels that its removable branches add."""
-    settle(network, request, clock)
-    with clock("score"):
-        left, _, branches = yardstick.left(network.plan)
-        scored = now = _present(network, left, request)
-        if branches:
-            here = find_branches(now).named(b.name for b in branches)
-            scored = replace(now, groups=(*now.groups, *output_groups(here)))
-        saliency = _score(network.model, scored, request)
-    return replace(network, coupling=now, saliency=saliency)
-
-
-def _score(model: nn.Module, coupling: Coupling, request: Request) -> Saliency:
-    """As asked for. Where nothing was and there is no data, magnitudes say which channels go, and not how many."""
-    saliency = score(model, coupling, request.data, request.loss_fn, request.importance, loss=request.loss)
-    return replace(saliency, uniform=True) if request.blind else saliency
-
-
-def settle(network: Network, request: Request, clock: Clock) -> None:
-    """Re-estimate the batch norms of a network that was cut, where there is data."""
-    if network.plan and request.data is not None and request.recalibrate:
-        with clock("recalibrate"):
-            recalibrate(network.model, request.data, loss=request.loss)
-
-
-def _present(network: Network, left: Coupling, request: Request) -> Coupling:
-    """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink
-    (ignored by the caller), or that a dropped branch held together and are other groups now."""
-    if not network.plan:
-        return left
-    now = channel_groups(network.model, request.examples, like=left)
-    widths = left.widths(network.plan)
-    known = {(g.name, widths[g.name]) for g in left.prunable}
-    groups = tuple(
-        g if g.frozen or (g.name, g.size) in known else replace(g, frozen="frozen in the original network")
-        for g in now.groups
-    )
-    return replace(now, groups=groups)
-
-
-def _within_reach(
-    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
-) -> tuple[Network, Choice]:
-    """As `_solve_and_rewrite`; where the tables say that no network meets the budget, the smallest is measured first:
-    the calibration learns from it, and whoever trains between steps hears in time that the budget is out of reach.
-
-    Raises:
-        InfeasibleError: the smallest network is above the budget.
-    """
-    smaller, choice = _solve_and_rewrite(network, request, yardstick, way, clock, floor)
-    if choice.refused is None:
-        return smaller, choice
-    with clock("measure"):
-        measured = yardstick.measure(smaller.plan, smaller.model)
-    if measured > yardstick.fraction * (1 + yardstick.goals.slack(request.tolerance)):
-        raise _refusal(smaller, choice.refused, yardstick, request, measured) from choice.refused
-    yardstick.learn(_predicted_total(smaller.plan, choice, yardstick), measured)
-    return _solve_and_rewrite(network, request, yardstick, way, clock, floor)
-
-
-def _solve_and_rewrite(
-    network: Network, request: Request, yardstick: Yardstick, way: float, clock: Clock, floor: float = 0.0
-) -> tuple[Network, Choice]:
-    """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows only
-    at these widths that they cannot shrink so keep theirs from then on.
-
-    Args:
-        floor: no group loses more than this share of its present channels, as long as that can be met.
-    """
-    assert network.saliency is not None
-    assert network.coupling is not None
-    while True:
-        with clock("solve"):
-            choice = _choose(network, request, yardstick, way, floor)
-        with clock("rewrite"):
-            solution = choice.solution
-            step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
-            try:
-                small = rewrite(network.model, step, request.examples, coupling=network.coupling)
-            except RewriteError as error:
-                _hold(error, network.coupling, step, yardstick)
-                continue
-        return Network(small, compose(network.plan, step), saliency=network.saliency), choice
-
-
-def _hold(error: RewriteError, coupling: Coupling, step: Plan, yardstick: Yardstick) -> None:
-    """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it makes.
-
-    Raises:
-        RewriteError: the step takes nothing from any of them.
-    """
-    sizes = {g.name: g.size for g in coupling.prunable if g.name not in yardstick.held}
-    found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
-    if not found:
-        raise error
-    yardstick.held.add(found[-1])
-    yardstick.notes = (*yardstick.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")
-
-
-def _choose(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> Choice:
-    """The best widths within the budget, each at least `floor` of what is there if that can be.
-
-    What layers add up to is not the network's cost, so nothing is said to be out of reach before the smallest network
-    was tried: that is then the choice.
-
-    Raises:
-        InfeasibleError: several budgets, each of which can be met, but not together, or one of the further ones.
-    """
-    for share in dict.fromkeys((floor, 0.0)):
-        problem = _problem(network, request, yardstick, way, share)
-        try:
-            return Choice(solve(problem, method=request.solver))
-        except InfeasibleError as error:
-            refused = error
-    return Choice(_smallest(problem, refused, yardstick, request), refused)
-
-
-def _smallest(problem: WidthProblem, refused: InfeasibleError, yardstick: Yardstick, request: Request) -> Solution:
-    """The widths that cost least of the steering resource, whatever the other budgets.
-
-    Raises:
-        InfeasibleError: it is another budget that cannot be met, or several together.
-    """
-    steering = {r: b for r, b in problem.budgets.items() if r in yardstick.steering}
-    alone = replace(problem, budgets=steering)
-    try:
-        solve(alone, "lagrangian")
-    except InfeasibleError as error:
-        least = error.minimum
-    else:
-        raise out_of_reach(refused, yardstick, request) from refused
-    if len(steering) == 1:
-        try:
-            return solve(replace(alone, budgets=dict.fromkeys(steering, least)))
-        except InfeasibleError:
-            pass  # A hair below what can be reached: the bound of a relaxed problem.
-    # A peak of memory, the largest of several moments, is smallest where every width is.
-    widths = {name: int(group.widths[0]) for name, group in problem.groups.items()}
-    value, costs = problem.evaluate(widths)
-    return Solution(widths, value, costs, value, 0.0, 0.0, request.solver)
-
-
-def _problem(network: Network, request: Request, yardstick: Yardstick, way: float, floor: float) -> WidthProblem:
-    """What the solver is asked; a group without scores keeps its width, and so does one that is held."""
-    assert network.saliency is not None
-    values = network.saliency.known
-    left, tables, branches = yardstick.left(network.plan)
-    options = options_of(left, network.plan, request, floor)
-    options |= {name: widths[-1:] for name, widths in options.items() if name not in values or name in yardstick.held}
-    unit = yardstick.goals.cost.unit
-    return build_problem(
-        left, values, options, tables, yardstick.spend(way), unit, branches,
-        silent=network.saliency.silent, evenness=network.saliency.evenness, uniform=network.saliency.uniform,
-    )  # fmt: skip
-
-
-def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
-    """Widths per group, none wider than what is left of it."""
-    left = coupling.widths(plan)
-    options = {}
-    steps = COARSE if request.goals.measured else FINE
-    for group in coupling.prunable:
-        now = left[group.name]
-        least = math.ceil(now * floor)
-        widths = width_options(group, request.round_to, request.min_keep, floor=least, steps=steps)
-        options[group.name] = tuple(sorted({w for w in widths if w <= now} | {now}))
-    return options
-
-
-def schedule(request: Request, yardstick: Yardstick) -> list[float]:
-    """Shares of the way (in the logarithm of the cost) at which the steps stop; the last is 1."""
-    steps = 1 if yardstick.met_already else request.steps
-    if steps is None:
-        renewed = request.data is not None or request.train_between is not None
-        wanted = math.ceil(math.log(min(yardstick.fraction, 1.0)) / math.log(STEP_FACTOR))
-        steps = max(1, wanted) if renewed else 1
-    return [(i + 1) / steps for i in range(steps)]
+        Raises:
+            RewriteError: the step takes nothing from any of them.
+        """
+        yardstick = self.yardstick
+        sizes = {g.name: g.size for g in coupling.prunable if g.name not in yardstick.held}
+        found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
+        if not found:
+            raise error
+        yardstick.held.add(found[-1])
+        yardstick.notes = (*yardstick.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")

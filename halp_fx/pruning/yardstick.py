@@ -142,7 +142,7 @@ class Yardstick:
         machine, and if that does not end, the median of the tries, and `busy` says so."""
         tries = []
         for _ in range(MAX_TRIES):
-            found = self.goals.measure(networks, self.inputs)
+            found = self.goals.cost.measure(networks, self.inputs)
             dense, share = found.costs[0], found.costs[-1] / found.costs[0]
             self.dense = min(self.dense, dense)
             self.waited = max(self.waited, found.waited)

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import nn
 
-from ..coupling.branches import Branches
 from ..pruning.outcome import load_notes, verdict
-from ..pruning.request import Request
-from ..pruning.session import MAX_ROUNDS, Candidate, Clock, best_of
-from ..pruning.yardstick import Yardstick
+from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
 from .report import GroupReport, Report, RewriteKind, Round
 
 
-def report_on(
-    candidates: Sequence[Candidate], request: Request, yardstick: Yardstick, clock: Clock, known: Branches
-) -> Report:
-    """What is to be said of the best candidate, and of how it was found."""
+def report_on(session: Session) -> Report:
+    """What is to be said of a closed session's best candidate, and of how it was found."""
+    request, yardstick, candidates = session.request, session.yardstick, session.candidates
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
-    slack = yardstick.goals.slack(request.tolerance)
-    best = best_of(candidates, yardstick.fraction, slack)
+    best, known = session.best, session.branches
     saliency = best.network.saliency
     plan = best.network.plan
     left, _, _ = yardstick.left(plan)
     widths = left.widths(plan)
-    with clock("check layers"):
+    with session.clock("check layers"):
         layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     notes = [*coupling.notes, *yardstick.notes]
     if saliency is not None and request.blind:
@@ -55,7 +50,7 @@ def report_on(
         frozen=coupling.frozen,
         rewrite_kind=RewriteKind.of(coupling),
         saliency=saliency.kind if saliency is not None else "not scored",
-        tolerance=slack,
+        tolerance=session.slack,
         parameters=(_count(yardstick.model), _count(best.network.model)),
         rounds=tuple(
             Round(
@@ -72,7 +67,7 @@ def report_on(
         scatter=best.scatter,
         busy=best.busy,
         notes=tuple(notes),
-        seconds=dict(clock.seconds),
+        seconds=dict(session.clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
         | dict(known.refused),
         extra={

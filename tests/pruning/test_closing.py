@@ -38,7 +38,7 @@ class Machine:
         self.faults = 0.0
         self.found = 1.0
         self.scatter, self.waited = 0.001, 0.0
-        monkeypatch.setattr("halp_fx.pruning.goals.interleaved", self)
+        monkeypatch.setattr("halp_fx.latency.measured.interleaved", self)
         monkeypatch.setattr("halp_fx.pruning.goals.untouched", lambda: True)
 
     def __call__(self, models, inputs, keep_memory=True, **_):
@@ -178,7 +178,7 @@ def test_a_network_first_timed_while_disturbed_turns_out_to_meet_the_budget(monk
         first.append(1)
         return (NetworkTiming(20.0, 0.02, 9),)
 
-    monkeypatch.setattr("halp_fx.pruning.goals.interleaved", disturbed_once)
+    monkeypatch.setattr("halp_fx.latency.measured.interleaved", disturbed_once)
     monkeypatch.setattr("halp_fx.pruning.goals.untouched", lambda: False)
     small = halp_fx.prune(model, "15ms", INPUTS, latency=latency(Clock()), progress=False)
     assert same(small, model)

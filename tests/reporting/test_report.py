@@ -46,7 +46,7 @@ def test_report_has_every_layer_predicted_and_timed(monkeypatch):
     def interleaved(models, inputs, **_):
         return tuple(NetworkTiming(ms, 0.01, 9, share=ms / 10.0) for ms in (10.0, 6.0)[: len(models)])
 
-    monkeypatch.setattr("halp_fx.pruning.goals.interleaved", interleaved)
+    monkeypatch.setattr("halp_fx.latency.measured.interleaved", interleaved)
     small = halp_fx.prune(Small().eval(), 0.6, torch.rand(2, 3, 8, 8), latency=latency(Clock()), progress=False)
     report = small.halp
     operators = halp_fx.channel_groups(small, torch.rand(2, 3, 8, 8)).traced.graph.nodes

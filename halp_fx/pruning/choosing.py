@@ -1,0 +1,94 @@
+"""What a step asks the solver, and what the solver chose."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from ..errors import InfeasibleError
+from ..solver import Solution, WidthProblem, solve
+from ..types import Coupling, Plan
+from .networks import Choice, Network
+from .outcome import out_of_reach
+from .request import Request
+from .widths import COARSE, FINE, build_problem, width_options
+from .yardstick import Yardstick
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Which widths a scored network gets in a step that stops at `way` of the way."""
+
+    request: Request
+    yardstick: Yardstick
+    network: Network
+    way: float
+
+    def choose(self, floor: float) -> Choice:
+        """The best widths within the budget, each at least `floor` of what is there if that can be.
+
+        What layers add up to is not the network's cost, so nothing is said to be out of reach before the smallest
+        network was tried: that is then the choice.
+
+        Raises:
+            InfeasibleError: several budgets, each of which can be met, but not together, or one of the further ones.
+        """
+        for share in dict.fromkeys((floor, 0.0)):
+            problem = self.problem(share)
+            try:
+                return Choice(solve(problem, method=self.request.solver))
+            except InfeasibleError as error:
+                refused = error
+        return Choice(self._smallest(problem, refused), refused)
+
+    def _smallest(self, problem: WidthProblem, refused: InfeasibleError) -> Solution:
+        """The widths that cost least of the steering resource, whatever the other budgets.
+
+        Raises:
+            InfeasibleError: it is another budget that cannot be met, or several together.
+        """
+        steering = {r: b for r, b in problem.budgets.items() if r in self.yardstick.steering}
+        alone = replace(problem, budgets=steering)
+        try:
+            solve(alone, "lagrangian")
+        except InfeasibleError as error:
+            least = error.minimum
+        else:
+            raise out_of_reach(refused, self.yardstick, self.request) from refused
+        if len(steering) == 1:
+            try:
+                return solve(replace(alone, budgets=dict.fromkeys(steering, least)))
+            except InfeasibleError:
+                pass  # A hair below what can be reached: the bound of a relaxed problem.
+        # A peak of memory, the largest of several moments, is smallest where every width is.
+        widths = {name: int(group.widths[0]) for name, group in problem.groups.items()}
+        value, costs = problem.evaluate(widths)
+        return Solution(widths, value, costs, value, 0.0, 0.0, self.request.solver)
+
+    def problem(self, floor: float) -> WidthProblem:
+        """What the solver is asked; a group without scores keeps its width, and so does one that is held."""
+        yardstick, saliency = self.yardstick, self.network.saliency
+        assert saliency is not None
+        values = saliency.known
+        left, tables, branches = yardstick.left(self.network.plan)
+        options = options_of(left, self.network.plan, self.request, floor)
+        held = {name for name in options if name not in values or name in yardstick.held}
+        options |= {name: options[name][-1:] for name in held}
+        unit = yardstick.goals.cost.unit
+        return build_problem(
+            left, values, options, tables, yardstick.spend(self.way), unit, branches,
+            silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
+        )  # fmt: skip
+
+
+def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:
+    """Widths per group, none wider than what is left of it."""
+    left = coupling.widths(plan)
+    options = {}
+    steps = COARSE if request.goals.measured else FINE
+    for group in coupling.prunable:
+        now = left[group.name]
+        least = math.ceil(now * floor)
+        widths = width_options(group, request.round_to, request.min_keep, floor=least, steps=steps)
+        options[group.name] = tuple(sorted({w for w in widths if w <= now} | {now}))
+    return options

@@ -1,0 +1,65 @@
+"""Networks on their way to a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import InfeasibleError
+from ..scoring.saliency import Saliency
+from ..solver import Solution
+from ..types import Coupling, Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A network on its way: the model, and the plan that leads to it from the original; when it has been scored,
+    its own coupling and saliency."""
+
+    model: nn.Module
+    plan: Plan
+    coupling: Coupling | None = None
+    saliency: Saliency | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What the solver chose. If by the prediction no network meets the budget that is the smallest, and `refused` says
+    why."""
+
+    solution: Solution
+    refused: InfeasibleError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A rewritten network; predicted and measured are shares of the dense network's end-to-end cost, `total` is the
+    sum of its layers' costs in the unit of the cost. `busy` and `scatter` are of its measurement (`Yardstick`)."""
+
+    network: Network
+    total: float
+    predicted: float
+    measured: float
+    choice: Choice
+    busy: str = ""
+    scatter: float = 0.0
+
+    @property
+    def smallest(self) -> bool:
+        """Whether it is the smallest network because by the prediction none meets the budget."""
+        return self.choice.refused is not None
+
+    def deviation(self, fraction: float) -> float:
+        """From a budget that is this share of dense, relative to it; positive: over it."""
+        return self.measured / fraction - 1
+
+    def keeps(self, fraction: float, slack: float) -> bool:
+        """Whether it meets a budget that is this share of dense; what is slower than the dense network never does."""
+        return self.deviation(fraction) <= slack and self.measured <= 1.0
+
+
+def best_of(candidates: Sequence[Candidate], fraction: float, slack: float) -> Candidate:
+    """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
+    return min(candidates, key=lambda c: (not c.keeps(fraction, slack), abs(c.deviation(fraction))))
