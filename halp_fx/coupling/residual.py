@@ -330,7 +330,10 @@ def _zero_if(node: fx.Node) -> list[fx.Node]:
 
 # Without one of these, a block that does it to the result of a module before the add (in its own forward, beside other
 # branches) keeps the branch. Of 79 networks of torchvision and timm none does: what they move, a child module moves.
-_MOVING = ("view", "_unsafe_view", "alias", "reshape", "permute", "transpose", "unsqueeze", "squeeze", "clone", "roll", "neg")
+_MOVING = (
+    *("view", "_unsafe_view", "alias", "reshape", "permute", "transpose", "unsqueeze", "squeeze"),
+    *("clone", "roll", "neg"),
+)
 
 
 def _maps(run: ModuleCall, value: fx.Node) -> bool:

@@ -104,6 +104,7 @@ class MeasuredLatency:
             ranges[_grid_key(layer)] = (first, pair[0].union(known_in), pair[1].union(known_out))
         sampler = self._open(coupling)
         with sampler.store.saving(), sampler.memory():
+            sampler.check_stored(found)
             sampler.limits.update(_limits(found, sampler))
             self._measure_grids(ranges, sampler)
         sampler.warn()

@@ -29,6 +29,9 @@ DRIFT_LIMIT = 0.1
 
 _LEAST_DRIFT_SAMPLES = 8
 
+CHECKED = 12
+"""Layers of a stored table that are timed again when it is opened: the heaviest."""
+
 MOST_RUNS = 3
 """Separate measurements after which a suspicious point is believed."""
 
@@ -72,6 +75,23 @@ class Sampler:
                 timing = self._measure(layer, point)
             result.append(0.0 if timing is None else timing.median_ms)
         return result
+
+    def check_stored(self, layers: Sequence[Layer]) -> None:
+        """Time the heaviest layers that another process timed again, once. Interference only adds, so where they are
+        faster now, that process was disturbed: the times of all `layers` that it left are forgotten."""
+        if not self.store.unchecked:
+            return
+        stored = {layer.key: layer for layer in layers if self.store.table.get(layer.key, layer.dense) is not None}
+        before = {key: self.store.table.entries[key][layer.dense] for key, layer in stored.items()}
+        heaviest = sorted(stored, key=lambda key: -before[key].median_ms)[:CHECKED]
+        ratios = [self.afresh(stored[key], stored[key].dense) / before[key].median_ms for key in heaviest]
+        self.store.unchecked = False
+        if ratios and float(np.median(ratios)) < 1 - DRIFT_LIMIT:
+            logger.warning(
+                "%s holds times of a busier machine (layers take %+.0f %% now): %d layers are timed again",
+                *(self.store.path, 100 * (float(np.median(ratios)) - 1), len(stored)),
+            )
+            self.store.forget(stored)
 
     def settle(self, layer: Layer, point: Point, most_runs: int = MOST_RUNS, later: bool = True) -> bool:
         """Measure a suspicious point again, unless that was done often enough; the lower time stays, for

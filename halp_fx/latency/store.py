@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
@@ -43,13 +43,16 @@ class TableStore:
     Attributes:
         table: all that is known.
         path: None: in memory only.
+        unchecked: whether the table is as another process left it, and may hold times of a busy machine.
     """
 
     table: LatencyTable
     path: Path | None = None
+    unchecked: bool = False
     _unsaved: LatencyTable = field(init=False, repr=False)
     _saved_at: float = field(default=0.0, init=False, repr=False)
     _depth: int = field(default=0, init=False, repr=False)
+    _forgotten: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._unsaved = LatencyTable(self.table.fingerprint)
@@ -61,6 +64,13 @@ class TableStore:
         self._unsaved.put(key, point, timing)
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self.save()
+
+    def forget(self, keys: Iterable[str]) -> None:
+        """Take all times of these signatures for unknown, also in the file once new ones are saved."""
+        for key in keys:
+            self.table.drop(key)
+            self._unsaved.drop(key)
+            self._forgotten.add(key)
 
     @contextmanager
     def saving(self) -> Iterator[None]:
@@ -82,6 +92,8 @@ class TableStore:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self.path}.lock", timeout=_LOCK_TIMEOUT_S):
                 there = self._read_again()
+                for key in self._forgotten:
+                    there.drop(key)
                 # Replaced on purpose, so no question of who has more samples.
                 for key, point, timing in self._unsaved:
                     there.put(key, point, timing)
@@ -95,6 +107,7 @@ class TableStore:
             self.path = None
             return
         self._unsaved = LatencyTable(self.table.fingerprint)
+        self._forgotten.clear()
         self.table.merge(there)
 
     def _read_again(self) -> LatencyTable:
@@ -142,7 +155,7 @@ def open_store(
             return TableStore(LatencyTable(here), path)
         logger.warning("measuring afresh, in memory: %s", error)
         return TableStore(LatencyTable(here))
-    return TableStore(found, path)
+    return TableStore(found, path, unchecked=True)
 
 
 def _set_aside(path: Path) -> Path | None:

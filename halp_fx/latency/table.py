@@ -32,6 +32,10 @@ class LatencyTable:
     def put(self, key: str, point: Point, timing: Timing) -> None:
         self.entries.setdefault(key, {})[point] = timing
 
+    def drop(self, key: str) -> None:
+        self.entries.pop(key, None)
+        self.notes.pop(key, None)
+
     def merge(self, other: LatencyTable) -> int:
         """Take in what `other` has; of a point that both have, the time from more measurements stays. Returns how many
         points were taken. Whether the fingerprints agree is the caller's business."""

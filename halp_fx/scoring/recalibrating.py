@@ -53,8 +53,10 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
                     break
                 _forward(model, moved(batch, device), loss)
                 used += 1
-        except Exception as error:
+        except BaseException as error:
             _put_back(norms, before)
+            if not isinstance(error, Exception):
+                raise
             raise SaliencyError(
                 f"batch norms cannot be re-estimated: the forward of batch {used} of data failed with "
                 f"{type(error).__name__}: {error}"

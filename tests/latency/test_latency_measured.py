@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
+import numpy
 import pytest
 import torch
 from test_latency_layers import couple
@@ -15,6 +16,7 @@ from halp_fx.errors import LatencyError
 from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, TimingError, read_table
 from halp_fx.latency.lookup import cost_at
 from halp_fx.latency.recheck import slower_when_narrower
+from halp_fx.latency.sampler import CHECKED
 from halp_fx.latency.timing import Timing
 from halp_fx.trials.trials import channel_groups
 
@@ -80,13 +82,30 @@ def test_nothing_is_measured_twice_and_a_warm_table_is_enough(tmp_path):
     tables = first.tables(coupling, all_options(coupling))
     assert first.path == path
 
-    def forbidden(*_):
-        raise AssertionError("measured again")
-
-    second = MeasuredLatency(table=path, timer=forbidden)
+    timer = FakeTimer()
+    second = MeasuredLatency(table=path, timer=timer)
     again = second.tables(coupling, all_options(coupling))
+    assert len(timer.calls) == min(CHECKED, len({x.key for x in second.layers(coupling)}))
     assert all((a.table == b.table).all() for a, b in zip(tables, again, strict=True))
     assert second.total(coupling) == first.total(coupling)
+
+
+@pytest.mark.parametrize("slowdown", [1.05, 3.0, 0.5])
+def test_times_that_a_busy_machine_left_are_measured_again(tmp_path, slowdown, caplog):
+    """Interference only adds: what is faster now was disturbed then; what is slower now is disturbed now."""
+    coupling, path = couple(), tmp_path / "table.json"
+    busy = FakeTimer(lambda n, ms: ms * slowdown)
+    MeasuredLatency(table=path, timer=busy).tables(coupling, all_options(coupling))
+    cost, quiet = MeasuredLatency(table=path, timer=FakeTimer()), measured()
+    tables, expected = (c.tables(coupling, all_options(coupling)) for c in (cost, quiet))
+    true = 1.0 if slowdown == 3.0 else slowdown
+    for table, right in zip(tables, expected, strict=True):
+        numpy.testing.assert_allclose(table.table, true * right.table)
+    assert ("busier machine" in caplog.text) == (slowdown == 3.0)
+    # The file has been put right as well, and all of it.
+    left = {(key, point): t.median_ms for key, point, t in read_table(path)}
+    now = {(key, point): t.median_ms for key, point, t in quiet.measured}
+    assert left == pytest.approx({place: true * ms for place, ms in now.items()})
 
 
 def test_narrower_options_of_a_later_step_use_the_same_lines():
@@ -218,7 +237,7 @@ def test_interrupted_build_resumes(tmp_path):
     full, rest = FakeTimer(), FakeTimer()
     measured(full).tables(coupling, all_options(coupling))
     MeasuredLatency(table=path, timer=rest).tables(coupling, all_options(coupling))
-    assert len(rest.calls) == len(full.calls) - 39
+    assert len(rest.calls) == len(full.calls) - 39 + CHECKED
 
 
 def test_times_on_this_machine():
