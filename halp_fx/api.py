@@ -53,6 +53,8 @@ def prune(
     tolerance: float = 0.02,
     train_between: Callable[[nn.Module], Any] | None = None,
     recalibrate: bool = True,
+    score_fn: Callable[[nn.Module], float] | None = None,
+    max_drop: float | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -95,6 +97,10 @@ def prune(
             numbers that it draws stay drawn.
         recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) after every step and
             at the end. Without, the result equals the zeroed twin.
+        score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
+            or any number that is larger for a better network. The report has what it returned (`halp.scores`).
+        max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
+            network of the step before is returned, with a note.
         progress: show a progress bar.
 
     Returns:
@@ -127,6 +133,8 @@ def prune(
             progress=progress,
             branches=branches,
             recalibrate=recalibrate,
+            score_fn=stream.given(score_fn),
+            max_drop=max_drop,
         )
         stays = ignored_names(model, ignore)
         team = Team.here()
@@ -199,6 +207,8 @@ def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], team: Tea
                 session.step(way)
                 session.train(team)
                 bar.update()
+                if not session.judge():
+                    break
             session.close()
             bar.update()
     small = session.best.network.model

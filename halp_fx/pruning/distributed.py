@@ -112,14 +112,17 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
     Raises:
         HalpError: the first process gave up.
     """
-    network, plan = model, Plan()
+    before, now_at = (model, Plan()), (model, Plan())
     with preserved(model):
         coupling = channel_groups(model, request.examples, ignore)
         while True:
             order, reached, *report = team.hear()
-            now = channel_groups(network, request.examples, like=coupling) if plan else coupling
-            network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
-            plan = reached
+            # The first process may go back by one step, where the caller's score fell by too much.
+            network, plan = now_at if _leads_on(now_at[1], reached) else before
+            if plan != reached or network is model:
+                now = channel_groups(network, request.examples, like=coupling) if plan else coupling
+                network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
+            before, now_at = now_at, (network, reached)
             if order == "done":
                 network.halp, re_estimated = report
                 buffers = dict(network.named_buffers(remove_duplicate=False))
@@ -128,6 +131,12 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
                 return network
             if request.train_between is not None:
                 request.train_between(network)
+
+
+def _leads_on(done: Plan, reached: Plan) -> bool:
+    """Whether a plan takes nothing back that another took."""
+    kept = all(set(reached.get(name, ())) <= set(rows) for name, rows in done.items() if name in reached)
+    return kept and done.kept.keys() <= reached.kept.keys() and set(done.dropped) <= set(reached.dropped)
 
 
 def _next(done: Plan, reached: Plan) -> Plan:

@@ -45,6 +45,8 @@ class Request:
     progress: bool
     branches: bool = False
     recalibrate: bool = True
+    score_fn: Callable[[nn.Module], float] | None = None
+    max_drop: float | None = None
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
@@ -53,6 +55,10 @@ class Request:
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
         if self.solver not in get_args(Method):
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(get_args(Method))}")
+        if self.max_drop is not None and self.score_fn is None:
+            raise BudgetError("max_drop is a drop of what score_fn returns: pass score_fn as well")
+        if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            raise BudgetError(f"max_drop={self.max_drop!r} must be a number of at least 0, in the unit of score_fn")
         check_loss(self.data, self.loss_fn, self.loss)
         check_importance(self.importance)
 

@@ -29,7 +29,8 @@ from ..types import Coupling, Plan
 from .choosing import Question, options_of
 from .distributed import Team
 from .goals import EXACT
-from .networks import Candidate, Choice, Network, best_of
+from .judging import scored_by
+from .networks import Candidate, Choice, Network, Scored, best_of
 from .outcome import out_of_reach
 from .request import Request
 from .widths import compose, plan_from
@@ -76,6 +77,9 @@ class Session:
         branches: that may be dropped, and why others may not.
         network: as it stands.
         candidates: that `close` made.
+        scores: by the caller's `score_fn`, the dense network first.
+        sound: the last network that lost no more of its score than it may.
+        stopped: why the budget was given up for the score; "" if it was not.
         clock: seconds per stage.
     """
 
@@ -84,6 +88,9 @@ class Session:
     branches: Branches
     network: Network
     candidates: list[Candidate] = field(default_factory=list)
+    scores: list[Scored] = field(default_factory=list)
+    sound: Network | None = None
+    stopped: str = ""
     clock: Clock = field(default_factory=Clock)
 
     @classmethod
@@ -107,7 +114,10 @@ class Session:
         with clock("time layers"):
             options = options_of(coupling, Plan(), request)
             yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, branches.removable)
-        return cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
+        session = cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
+        if not yardstick.met_already:
+            session._judged(session.network, 1.0)
+        return session
 
     @property
     def ways(self) -> list[float]:
@@ -147,8 +157,17 @@ class Session:
             with self.clock("train_between"), team.training(self.network.plan):
                 self.request.train_between(self.network.model)
 
+    def judge(self) -> bool:
+        """Ask the caller's `score_fn` what the network as it stands is worth; whether it lost no more than it may.
+
+        Raises:
+            SaliencyError: it did not return a number.
+        """
+        return self._judged(self.network, self.yardstick.predict(self.yardstick.total(self.network.plan)))
+
     def close(self, saliency: Saliency | None = None) -> None:
-        """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed.
+        """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed. Where
+        the score fell by more than it may, the last network before that is measured instead.
 
         Args:
             saliency: as for `step`.
@@ -156,20 +175,25 @@ class Session:
         Raises:
             InfeasibleError: the smallest network is above the budget.
         """
-        if not self._met_as_it_is:
+        if not (self._met_as_it_is or self.stopped):
             self._score(saliency)
             while len(self.candidates) < MAX_ROUNDS and self._round():
                 pass
+            if not self._met_as_it_is:
+                self._check_reach()
+                self.settle(self.best.network)
+                self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
-            self.candidates = [self._unchanged()]
-        self._check_reach()
-        self.settle(self.best.network.model, bool(self.best.network.plan))
+            self.candidates = [self._as_it_is(self.network)]
+        elif self.stopped:
+            assert self.sound is not None
+            self.candidates = [self._as_it_is(self.sound)]
 
-    def settle(self, model: nn.Module, cut: bool = True) -> None:
+    def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
-        if cut and self.request.data is not None and self.request.recalibrate:
+        if network.plan and self.request.data is not None and self.request.recalibrate:
             with self.clock("recalibrate"):
-                recalibrate(model, self.request.data, loss=self.request.loss)
+                recalibrate(network.model, self.request.data, loss=self.request.loss)
 
     def stands(self) -> Coupling:
         """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink
@@ -194,7 +218,8 @@ class Session:
     def _score(self, saliency: Saliency | None) -> None:
         """Score the network as it stands: its groups, and the channels that its removable branches add."""
         request, network = self.request, self.network
-        self.settle(network.model, bool(network.plan))
+        if self.sound is not network:  # Else it was settled to be judged.
+            self.settle(network)
         with self.clock("score"):
             scored = now = self.stands()
             if saliency is None:
@@ -250,16 +275,41 @@ class Session:
             return self.yardstick.total(plan)
         return choice.solution.costs[cost.resource]
 
-    def _unchanged(self) -> Candidate:
-        """A copy of the dense network, which meets the budget as it is."""
+    def _judged(self, network: Network, share: float) -> bool:
+        """Whether a network of this share of the dense cost lost no more of its score than it may."""
+        score_fn = self.request.score_fn
+        if score_fn is None:
+            return True
+        self.settle(network)
+        with self.clock("score_fn"):
+            self.scores.append(Scored(share, scored_by(score_fn, network.model, share)))
+        dense, now, most = self.scores[0].score, self.scores[-1].score, self.request.max_drop
+        if most is not None and now < dense - most:
+            self.stopped = (
+                f"stopped before the budget: at {share:.1%} of dense the score is {now:.4g}, {dense - now:.4g} below "
+                f"the dense network's, and max_drop is {most:.4g}; this is the network of the step before. More steps "
+                "(steps), training between them (train_between), or a larger max_drop may help"
+            )
+            return False
+        self.sound = network
+        return True
+
+    def _as_it_is(self, network: Network) -> Candidate:
+        """A candidate without another step: the dense network (its copy), or one that a step left."""
         yardstick = self.yardstick
-        with self.clock("rewrite"):
-            copy = rewrite(self.network.model, Plan(), self.request.examples, coupling=yardstick.coupling)
-        widths = yardstick.coupling.widths()
-        solution = Solution(widths, 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
-        yardstick.tables = None
-        network, choice = Network(copy, Plan()), Choice(solution)
-        return Candidate(network, yardstick.dense, 1.0, 1.0, choice, yardstick.busy, yardstick.scatter)
+        left, _, _ = yardstick.left(network.plan)
+        solution = Solution(left.widths(network.plan), 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
+        if not network.plan:
+            with self.clock("rewrite"):
+                copy = rewrite(network.model, Plan(), self.request.examples, coupling=yardstick.coupling)
+            yardstick.tables = None
+            made = (Network(copy, Plan()), yardstick.dense, 1.0, 1.0)
+        else:
+            total = yardstick.total(network.plan)
+            with self.clock("measure"):
+                measured = yardstick.measure(network.plan, network.model)
+            made = (network, total, yardstick.predict(total), measured)
+        return Candidate(*made, Choice(solution), yardstick.busy, yardstick.scatter)
 
     def _check_reach(self) -> None:
         """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""

@@ -33,7 +33,9 @@ def report_on(session: Session) -> Report:
         notes.append(_silence(saliency))
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
-    said = verdict(best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request)
+    said = session.stopped or verdict(
+        best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request
+    )
     notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,
@@ -67,6 +69,7 @@ def report_on(session: Session) -> Report:
         scatter=best.scatter,
         busy=best.busy,
         notes=tuple(notes),
+        scores=tuple((s.share * dense, s.score) for s in session.scores),
         seconds=dict(session.clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
         | dict(known.refused),

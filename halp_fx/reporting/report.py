@@ -88,6 +88,8 @@ class Report:
         rewrite_kind: which constants in the forward were mended, and which groups they froze.
         scatter: quartile distance of the dense network's times relative to their median; 0 for a counted cost.
         busy: what disturbed the measurement in all its tries; "" if nothing did.
+        scores: predicted cost and the caller's `score_fn` of the dense network and after each step; the last cost is
+            measured.
     """
 
     unit: str
@@ -111,6 +113,7 @@ class Report:
     rewrite_kind: RewriteKind = field(default_factory=RewriteKind)
     scatter: float = 0.0
     busy: str = ""
+    scores: tuple[tuple[float, float], ...] = ()
 
     @property
     def dense_ms(self) -> float:
@@ -194,6 +197,9 @@ class Report:
             dropped = ", ".join(self.dropped) or "none"
             offered = sum(state in ("dropped", "kept") for state in self.branches.values())
             parts.append(f"branches dropped: {dropped} ({len(self.dropped)} of {offered} that may be)")
+        if self.scores:
+            steps = [[cost, cost / self.dense, score] for cost, score in self.scores]
+            parts.append(tabulate(steps, headers=[self.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
         if groups:
             rows = [[g.name, g.size, g.kept, g.kept / g.size, len(g.axes)] for g in self.groups]
             headers = ["group", "channels", "kept", "share", "axes"]

@@ -28,7 +28,7 @@ def shard(rank):
     return [(X[rank::2] * (1 + rank), Y[rank::2])]
 
 
-def pruned(rank, seen, budget=0.4):
+def pruned(rank, seen, budget=0.4, **more):
     def train(model):
         """A step of gradients that are averaged: all processes must be here, with networks of one shape."""
         F.cross_entropy(model(X[rank::2]), Y[rank::2]).backward()
@@ -39,7 +39,7 @@ def pruned(rank, seen, budget=0.4):
         seen.append(model[0].out_channels)
 
     call = {"data": shard(rank), "loss_fn": F.cross_entropy, "latency": MacsCost(), "round_to": 1, "progress": False}
-    return halp_fx.prune(network(), budget, X[:1], steps=3, train_between=train, **call)
+    return halp_fx.prune(network(), budget, X[:1], steps=3, train_between=train, **call, **more)
 
 
 def work(rank, folder):
@@ -49,6 +49,9 @@ def work(rank, folder):
     small = pruned(rank, seen)
     result["plan"], result["seen"] = small.halp.plan.to_json(), seen
     result["parameters"] = [p.detach().clone() for n, p in small.named_parameters()]
+    scores = iter([1.0, 1.0, 0.0])
+    back = pruned(rank, result.setdefault("seen before the drop", []), score_fn=lambda _: next(scores), max_drop=0.5)
+    result["back"] = [p.detach().clone() for p in back.parameters()]
     coupling = halp_fx.channel_groups(network(), X[:1])
     result["kept"] = halp_fx.score(network(), coupling, shard(rank), F.cross_entropy).scores
     result["errors"] = []
@@ -80,6 +83,14 @@ def test_one_network_in_all_processes(results):
     assert first["seen"] == second["seen"]
     assert len(first["seen"]) == 2
     for a, b in zip(first["parameters"], second["parameters"], strict=True):
+        assert torch.equal(a, b)
+
+
+def test_all_processes_go_back_where_the_score_fell(results):
+    first, second = results
+    assert len(first["seen before the drop"]) == 2
+    assert len(first["back"][0]) == first["seen before the drop"][0] > first["seen before the drop"][1]
+    for a, b in zip(first["back"], second["back"], strict=True):
         assert torch.equal(a, b)
 
 
