@@ -15,9 +15,11 @@ Scores = dict[str, np.ndarray]
 
 
 def magnitudes(weights: Weights, groups: Sequence[ChannelGroup]) -> Scores:
-    """Norms relative to their group's mean, since norms of different layers do not compare."""
+    """Norms relative to their group's mean, since norms of different layers do not compare; times the slots that a
+    channel has in the layers that produce it, for a head of 64 slots is not one neuron."""
     scores = norms(weights, groups, weights.computed)
-    return {name: s / s.mean() if s.mean() > 0 else s for name, s in scores.items()}
+    slots = {g.name: max((m.slots.shape[1] for m in g.members if m.role == "producer"), default=1) for g in groups}
+    return {name: slots[name] * (s / s.mean() if s.mean() > 0 else s) for name, s in scores.items()}
 
 
 def norms(weights: Weights, groups: Sequence[ChannelGroup], nodes: Iterable[str]) -> Scores:

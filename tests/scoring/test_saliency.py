@@ -78,6 +78,23 @@ def test_magnitude_without_data(setting):
     np.testing.assert_allclose(got.scores["a"], norms / norms.mean(), rtol=1e-6)
 
 
+def test_a_head_is_worth_as_many_neurons_as_it_has_slots():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.heads, self.qkv, self.out = 4, nn.Linear(16, 96), nn.Linear(32, 16)
+            self.mlp = nn.Sequential(nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 16))
+
+        def forward(self, x):
+            q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+            return self.mlp(self.out(y))
+
+    coupling = halp_fx.channel_groups(Attention(), torch.rand(1, 5, 16))
+    got = halp_fx.score(Attention(), coupling).scores
+    assert {name: round(float(s.mean())) for name, s in got.items()} == {"qkv": 24, "out": 1, "mlp.0": 1}
+
+
 def test_custom_importance(setting):
     model, coupling, _ = setting
     got = halp_fx.score(model, coupling, importance=lambda g: torch.arange(g.size))
