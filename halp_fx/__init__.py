@@ -18,6 +18,7 @@ from .errors import (
     SaliencyError,
     TraceError,
 )
+from .exporting import Export, export
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
 from .reporting.explaining import dependency_graph, explain
@@ -43,6 +44,7 @@ __all__ = [
     "CheckpointError",
     "Coupling",
     "DependencyGraph",
+    "Export",
     "ExportError",
     "HalpError",
     "InfeasibleError",
@@ -68,6 +70,7 @@ __all__ = [
     "couple",
     "dependency_graph",
     "explain",
+    "export",
     "find_branches",
     "keep_memory",
     "load",
