@@ -21,20 +21,30 @@ REQUIRES = [
 EXTRAS = {
     "demo": ["scikit-learn>=1.4"],
     "plots": ["matplotlib>=3.8"],
+    "save": ["safetensors>=0.4.3"],
+    "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "triton": ["triton>=3.6; platform_system == 'Linux'"],
     "test": [
         "pytest>=8",
         "hypothesis>=6.100",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
+        "safetensors>=0.4.3",
+        "onnx>=1.16",
+        "onnxscript>=0.5",
+        "onnxruntime>=1.20",
+        "timm>=1.0.9",
         "triton>=3.6; platform_system == 'Linux'",
     ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
 }
 
+VERSION: dict[str, str] = {}
+exec((HERE / "halp_fx" / "version.py").read_text(encoding="utf-8"), VERSION)
+
 setup(
     name="halp-fx",
-    version="0.1.0",
+    version=VERSION["__version__"],
     description="Hardware-aware latency pruning: shrink a vision network until it meets a measured budget.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

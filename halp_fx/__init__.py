@@ -6,6 +6,8 @@ from .coupling.propagation import couple
 from .coupling.residual import find_branches
 from .errors import (
     BudgetError,
+    CheckpointError,
+    ExportError,
     HalpError,
     InfeasibleError,
     LatencyError,
@@ -16,12 +18,14 @@ from .errors import (
     SaliencyError,
     TraceError,
 )
+from .exporting import Export, export
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
 from .reporting.explaining import dependency_graph, explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
 from .rules import register_rule
+from .saving import load, save
 from .scoring.recalibrating import recalibrate
 from .scoring.saliency import Saliency, score
 from .scoring.values import WidthValues
@@ -29,8 +33,7 @@ from .solver import WidthProblem, solve
 from .tracing.forward import trace
 from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, DependencyGraph, Plan
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 __all__ = [
     "Branch",
@@ -38,8 +41,11 @@ __all__ = [
     "BudgetError",
     "CallableCost",
     "ChannelGroup",
+    "CheckpointError",
     "Coupling",
     "DependencyGraph",
+    "Export",
+    "ExportError",
     "HalpError",
     "InfeasibleError",
     "LatencyError",
@@ -64,13 +70,16 @@ __all__ = [
     "couple",
     "dependency_graph",
     "explain",
+    "export",
     "find_branches",
     "keep_memory",
+    "load",
     "profile",
     "prune",
     "recalibrate",
     "register_rule",
     "rewrite",
+    "save",
     "score",
     "solve",
     "trace",

@@ -24,6 +24,7 @@ from .pruning.session import Session
 from .reporting.making import report_on
 from .reporting.report import report_of
 from .rewriting import applying, twin
+from .rewriting.descent import descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .scoring.recalibrating import statistics
@@ -147,6 +148,7 @@ def prune(
             small = follow(team, model, request, stays)
     as_modes_of(small, model)
     report = report_of(small)
+    descend(small, model, report.plan, request.examples)  # At once, whatever steps it took.
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small

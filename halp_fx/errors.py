@@ -86,6 +86,19 @@ class LatencyError(HalpError):
     """A latency could not be measured, or a latency table does not fit."""
 
 
+class CheckpointError(HalpError):
+    """A network cannot be saved, or a saved one cannot be loaded: see `saving.errors` for the kinds."""
+
+
+class DenseWeightsError(CheckpointError, RuntimeError):
+    """A pruned network was given the weights of the dense one (`load_state_dict`, which raises RuntimeError for weights
+    that do not fit). None were taken."""
+
+
+class ExportError(HalpError):
+    """A network could not be exported, or the file does not compute what the network does."""
+
+
 class RewriteError(HalpError):
     """A rewritten network does not do what its plan asks for, e.g. because of a constant in its forward.
 

@@ -24,7 +24,7 @@ NAMES = {
 
 OPERATOR = ("_schema", "_opname", "_overloadname")
 MODULE = (
-    *("_modules", "_parameters", "_buffers"),
+    *("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"),
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
 STORAGE = ("_cdata",)

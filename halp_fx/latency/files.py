@@ -10,12 +10,11 @@ A point is [n_in, n_out, median_ms, iqr_ms, count, runs]. Files are data: nothin
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ..files import replacing
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .fingerprint import Fingerprint
 from .table import LatencyTable
@@ -105,17 +104,8 @@ def write_table(table: LatencyTable, path: Path) -> None:
     Raises:
         OSError: disk full, directory not writable …; the old file is then as before.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            file.write(dumps(table))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_text(dumps(table), encoding="utf-8")
 
 
 def require_same(table: LatencyTable, here: Fingerprint, name: str) -> None:

@@ -71,3 +71,55 @@ def infer_image(model: nn.Module) -> torch.Tensor:
         f"{type(model).__name__} has no nn.Conv2d to infer an input shape from: pass example_inputs, "
         "a tensor, tuple or dict with which the model's forward runs"
     )
+
+
+def described(example_inputs: Any) -> Any:
+    """What JSON can hold of example inputs, in any of their forms: of tensors the shape and dtype. None where they are
+    None, or hold something that has no such form."""
+    if example_inputs is None:
+        return None
+    try:
+        return _described(example_inputs)
+    except TypeError:
+        return None
+
+
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, tuple | list):
+        kind = "examples" if isinstance(value, Examples) else "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_described(v) for v in value]}
+    if isinstance(value, dict):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("only names have a form in JSON")
+        return {"dict": {key: _described(v) for key, v in value.items()}}
+    if value is None or isinstance(value, str | int | float):
+        return {"plain": value}
+    raise TypeError(f"a {type(value).__name__} has no form in JSON")
+
+
+def imagined(description: Any, device: torch.device) -> Any:
+    """Inputs of the form that `described` wrote down: random numbers in [0, 1), zeros for whole ones (which index
+    any table), and True.
+
+    Raises:
+        ValueError: it is no such description.
+    """
+    match description:
+        case {"tensor": [*shape], "dtype": str(name)} if isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            if dtype.is_floating_point or dtype.is_complex:
+                generator = torch.Generator().manual_seed(0)
+                return torch.rand(shape, generator=generator).to(device, dtype)
+            return torch.full(shape, int(dtype == torch.bool), dtype=dtype, device=device)
+        case {"examples": [*values]}:
+            return Examples(imagined(v, device) for v in values)
+        case {"tuple": [*values]}:
+            return tuple(imagined(v, device) for v in values)
+        case {"list": [*values]}:
+            return [imagined(v, device) for v in values]
+        case {"dict": dict(values)}:
+            return {key: imagined(v, device) for key, v in values.items()}
+        case {"plain": value}:
+            return value
+    raise ValueError(f"{description!r:.80} describes no example inputs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field
 from tabulate import tabulate
 from torch import nn
 
-from ..errors import HalpError
+from ..errors import HalpError, PlanError
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
+from ..types.plain import from_plain, to_plain
+
+_FORMAT = "halp_fx.report/1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +179,27 @@ class Report:
     def dropped(self) -> tuple[str, ...]:
         """Names of the residual branches that were dropped."""
         return self.plan.dropped
+
+    def to_json(self) -> str:
+        """The report as a JSON object, in which "format" says how it is written."""
+        return json.dumps({"format": _FORMAT, **to_plain(self)}, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Report:
+        """Inverse of `to_json`. Fields that this version does not know are left out.
+
+        Raises:
+            HalpError: the text is not a report.
+        """
+        try:
+            data = json.loads(text)
+            form = data["format"] if isinstance(data, dict) else None
+            found = from_plain(cls, data)
+        except (ValueError, KeyError, PlanError) as error:
+            raise HalpError(f"this is not a report in JSON: {error}") from error
+        if form != _FORMAT:
+            raise HalpError(f"report format {form!r:.60} is not known here (expected {_FORMAT!r})")
+        return found
 
     def summary(self, groups: bool = True) -> str:
         """The report as text: a table of costs, a table of groups, what is frozen, notes."""

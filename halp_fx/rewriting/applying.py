@@ -17,6 +17,7 @@ from ..coupling.residual import find_branches
 from ..errors import RewriteError
 from ..model.naming import by_group
 from ..types import Coupling, Mismatch, Plan
+from .descent import descend
 from .dropping import drop
 from .slicing import shrink
 from .verification import verify
@@ -43,6 +44,8 @@ def rewrite(
     found = verify(small, plan, coupling, example_inputs) if check else None
     if found is not None:
         raise _error(found) from found.cause
+    vars(small).pop("halp", None)  # The report of the network that was copied.
+    descend(small, model, plan, example_inputs)
     return small
 
 

@@ -2,6 +2,7 @@
 
 from .dependencies import CONCAT, LAYER, Dependency, DependencyGraph, in_runs
 from .mismatches import Mismatch
+from .origins import Origin, Signature
 from .plans import Plan
 from .records import RECORD, Record, TensorSpec
 from .runs import ModuleCall, Run, ValueRead
@@ -51,9 +52,11 @@ __all__ = [
     "Mend",
     "Mismatch",
     "ModuleCall",
+    "Origin",
     "Plan",
     "Record",
     "Run",
+    "Signature",
     "Step",
     "TensorSpec",
     "Tie",

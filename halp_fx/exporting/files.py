@@ -1,0 +1,99 @@
+"""Exported files as networks: what is in them runs, and is named by what made it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import ExportError
+from ..reporting.report import Report
+from ..rewriting.descent import origin_of
+from ..types.plain import to_plain
+from ..version import __version__
+from .examples import names_of, tensors
+
+_PT2_ENTRY = "halp_fx.json"
+
+
+class OnnxNetwork(nn.Module):
+    """An ONNX file, run by onnxruntime on the CPU, with as many threads as PyTorch has.
+
+    Takes what the network takes, and returns a tuple of tensors.
+    """
+
+    def __init__(self, path: Path, names: Sequence[str]) -> None:
+        """`names`: of the tensors among the arguments, in order; an exporter leaves out those that are not used."""
+        super().__init__()
+        onnxruntime = needed("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.names = tuple(names)
+        self.used = tuple(i.name for i in self.session.get_inputs())
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        given = dict(zip(self.names, tensors(args), strict=False))
+        given |= dict(zip(names_of(kwargs), tensors(kwargs), strict=True))
+        feed = {name: given[name].detach().cpu().numpy() for name in self.used}
+        return tuple(torch.from_numpy(value) for value in self.session.run(None, feed))
+
+
+class ExportedNetwork(nn.Module):
+    """A `.pt2` file. What is in it knows no modes, and refuses to be put into one."""
+
+    def __init__(self, path: Path, _names: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.held = (torch.export.load(path).module(),)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.held[0](*args, **kwargs)
+
+
+def needed(module: str) -> Any:
+    """An optional package.
+
+    Raises:
+        ExportError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ExportError(f"export needs {module}: python -m pip install 'halp-fx[export]' ({error})") from error
+
+
+def provenance(model: nn.Module) -> dict[str, str]:
+    """What a file says of the network in it: the plans that made it, and the report."""
+    found = {"halp_fx.version": __version__}
+    origin, report = origin_of(model), getattr(model, "halp", None)
+    if origin is not None:
+        found["halp_fx.plans"] = json.dumps(to_plain(origin.plans))
+    if isinstance(report, Report):
+        found["halp_fx.report"] = report.to_json()
+    return found
+
+
+def label_onnx(path: Path, entries: Mapping[str, str]) -> None:
+    """Put entries into the metadata of an ONNX file."""
+    onnx = needed("onnx")
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **entries})
+    onnx.save(model, str(path))
+
+
+def write_pt2(program: Any, path: Path, entries: Mapping[str, str]) -> None:
+    """Save an `ExportedProgram`, with entries in its archive under `halp_fx.json`."""
+    torch.export.save(program, path, extra_files={_PT2_ENTRY: json.dumps(dict(entries))})
+
+
+def pt2_entries(path: str | Path) -> dict[str, str]:
+    """What `write_pt2` put into a file beside the program; nothing where another wrote it."""
+    found = {_PT2_ENTRY: ""}
+    torch.export.load(path, extra_files=found)
+    return json.loads(found[_PT2_ENTRY]) if found[_PT2_ENTRY] else {}

@@ -1,0 +1,46 @@
+"""What came of an export."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """A file that computes what the network does.
+
+    Attributes:
+        path: the file.
+        exporter: "torch.onnx, dynamo", "torch.onnx, TorchScript", "torch.export", or "onnxruntime, static int8".
+        dynamic: whether it takes any batch size; otherwise that of the example inputs alone.
+        batches: batch sizes at which the file's outputs were compared with the network's; none where the inputs have no
+            such dimension, as a detector's list of images.
+        deviation: the largest difference of an output relative to that output's largest value.
+        size: bytes.
+        notes: why an earlier choice of exporter, or a dynamic batch, did not work.
+        file_ms, dense_ms: times of the file and of the dense network's, in turn, for the example inputs; None where no
+            dense network was given.
+        share: `file_ms` of `dense_ms`, the median over the turns.
+    """
+
+    path: Path
+    exporter: str
+    dynamic: bool
+    batches: tuple[int, ...]
+    deviation: float
+    size: int
+    notes: tuple[str, ...] = ()
+    file_ms: float | None = None
+    dense_ms: float | None = None
+    share: float | None = None
+
+    def __str__(self) -> str:
+        sizes = f" at batch sizes {' and '.join(map(str, self.batches))}" if self.batches else ""
+        parts = [
+            f"{self.path}: {self.size / 1e6:.2f} MB by {self.exporter}, {'any' if self.dynamic else 'one'} batch size",
+            f"compared{sizes}: {self.deviation:.1e} apart",
+        ]
+        if self.share is not None:
+            parts.append(f"{self.file_ms:.3g} ms, {self.share:.1%} of the {self.dense_ms:.3g} ms of the dense file")
+        return "\n".join((*parts, *(f"note: {note}" for note in self.notes)))

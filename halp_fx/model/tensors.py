@@ -1,0 +1,41 @@
+"""The tensors of a model under all their names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..types import Signature
+
+
+def every_tensor(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Every name of every parameter and buffer, with the tensor, and whether it is in the `state_dict`."""
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        passing = getattr(module, "_non_persistent_buffers_set", ())
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is not None:
+                    yield f"{prefix}.{name}" if prefix else name, tensor, name not in passing
+
+
+def first_names(model: nn.Module) -> dict[str, str]:
+    """For every further name of a tensor that has several, the first one."""
+    first: dict[int, tuple[str, torch.Tensor]] = {}  # With the tensor: scripted modules make one at every look.
+    names = ((name, first.setdefault(id(tensor), (name, tensor))[0]) for name, tensor, _ in every_tensor(model))
+    return {name: one for name, one in names if name != one}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def signature(model: nn.Module) -> Signature:
+    """Names, shapes and dtypes of what is in the `state_dict` of a model."""
+    kept = {name: tensor for name, tensor, stays in every_tensor(model) if stays}
+    return Signature(
+        {name: tuple(tensor.shape) for name, tensor in kept.items()},
+        {name: dtype_name(tensor.dtype) for name, tensor in kept.items()},
+        first_names(model),
+    )

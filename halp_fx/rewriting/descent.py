@@ -1,0 +1,61 @@
+"""A rewritten network remembers where it comes from, and says so when it is given the weights of the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import DenseWeightsError
+from ..model.inputs import described
+from ..model.tensors import signature
+from ..types import Origin, Plan
+
+
+def descend(small: nn.Module, model: nn.Module, plan: Plan, example_inputs: Any = None) -> None:
+    """Write down in `small.halp_origin` that `plan` made it of `model`.
+
+    Args:
+        small: what came out.
+        model: the dense network, or one that was pruned before.
+        plan: leads from `model` to `small`.
+        example_inputs: as for `trace`.
+    """
+    before = origin_of(model)
+    inputs = described(example_inputs)
+    if before is None:
+        origin = Origin(signature(model), (plan,), signature(small), inputs)
+    else:
+        origin = Origin(before.dense, (*before.plans, plan), signature(small), inputs or before.inputs)
+    if origin_of(small) is None:  # Otherwise it was copied with the hook, or had its steps written down.
+        small.register_load_state_dict_pre_hook(_explain)
+    small.halp_origin = origin  # type: ignore[assignment]
+
+
+def origin_of(model: nn.Module) -> Origin | None:
+    """Where a network comes from; None if nothing was pruned."""
+    origin = getattr(model, "halp_origin", None)
+    return origin if isinstance(origin, Origin) else None
+
+
+def _explain(module: nn.Module, state: Mapping[str, Any], prefix: str, *_: Any) -> None:
+    """Before `load_state_dict`, whose own message would be a page of shapes, and which takes what fits.
+
+    Raises:
+        DenseWeightsError: whatever does not fit is as it was before pruning.
+    """
+    origin = origin_of(module)
+    if origin is None:
+        return
+    before, now = origin.dense.shapes, origin.made.shapes
+    given = {n: tuple(t.shape) for n in now if isinstance(t := state.get(prefix + n), torch.Tensor)}
+    wrong = [name for name, shape in given.items() if shape != now[name]]
+    if wrong and all(given[name] == before.get(name) for name in wrong):
+        raise DenseWeightsError(
+            f"these are weights of the network before it was pruned: {wrong[0]} has shape {given[wrong[0]]} there, and "
+            f"{now[wrong[0]]} here. To restore a pruned network, save it with halp_fx.save(small, path) and use "
+            "halp_fx.load(path, dense_or_factory). To prune these weights the same way, load them into the dense "
+            "network and use halp_fx.rewrite(dense, small.halp.plan)"
+        )
