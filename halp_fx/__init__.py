@@ -1,6 +1,6 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
-from .api import prune, rewrite, zero
+from .api import compensate, prune, rewrite, zero
 from .coupling.branches import Branch, Branches
 from .coupling.propagation import couple
 from .coupling.residual import find_branches
@@ -24,6 +24,7 @@ from .latency.allocator import keep_memory
 from .reporting.explaining import dependency_graph, explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report
+from .rewriting.compensating import Compensation
 from .rules import register_rule
 from .saving import load, save
 from .scoring.recalibrating import recalibrate
@@ -42,6 +43,7 @@ __all__ = [
     "CallableCost",
     "ChannelGroup",
     "CheckpointError",
+    "Compensation",
     "Coupling",
     "DependencyGraph",
     "Export",
@@ -67,6 +69,7 @@ __all__ = [
     "WidthProblem",
     "WidthValues",
     "channel_groups",
+    "compensate",
     "couple",
     "dependency_graph",
     "explain",

@@ -17,17 +17,17 @@ from .model.naming import Ignored, ignored_names
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
 from .pruning.budgets import BudgetLike
-from .pruning.distributed import Team, follow
+from .pruning.distributed import Team, changed, follow
 from .pruning.goals import make_goals
 from .pruning.request import Request, rereadable
 from .pruning.session import Session
 from .reporting.making import report_on
 from .reporting.report import report_of
-from .rewriting import applying, twin
+from .rewriting import applying, compensating, twin
+from .rewriting.compensating import Compensation
 from .rewriting.descent import descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
-from .scoring.recalibrating import statistics
 from .solver import Method
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
@@ -56,6 +56,7 @@ def prune(
     recalibrate: bool = True,
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
+    compensate: bool = False,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -97,11 +98,13 @@ def prune(
         train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
             numbers that it draws stay drawn.
         recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) after every step and
-            at the end. Without, the result equals the zeroed twin.
+            at the end. Without (and without `compensate`), the result equals the zeroed twin.
         score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
             or any number that is larger for a better network. The report has what it returned (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
             network of the step before is returned, with a note.
+        compensate: fit the layers whose inputs were cut to what they put out in the dense network
+            (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
         progress: show a progress bar.
 
     Returns:
@@ -136,14 +139,16 @@ def prune(
             recalibrate=recalibrate,
             score_fn=stream.given(score_fn),
             max_drop=max_drop,
+            compensate=compensate,
         )
         stays = ignored_names(model, ignore)
         team = Team.here()
-        team.check(model, f"budget={budget!r}, steps={steps!r}, {'a' if train_between else 'no'} train_between")
+        way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"
+        team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
         if team.leads:
             with team.leading():
                 small = _pruned(model, request, stays, team)
-            team.tell("done", report_of(small).plan, report_of(small), statistics(small))
+            team.tell("done", report_of(small).plan, changed(small, request), report_of(small))
         else:
             small = follow(team, model, request, stays)
     as_modes_of(small, model)
@@ -179,6 +184,50 @@ def rewrite(
     """
     coupling = coupling or channel_groups(model, example_inputs)
     return applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+
+
+def compensate(
+    small: nn.Module,
+    model: nn.Module,
+    data: Iterable[Any],
+    plan: Plan | Mapping[str, Any] | None = None,
+    example_inputs: Any = None,
+    *,
+    coupling: Coupling | None = None,
+    loss: Loss | None = None,
+    samples: int = 1024,
+    recalibrate: bool = True,
+) -> Compensation:
+    """Let the layers of a rewritten network make up for the inputs that they lost, in place, without training.
+
+    Every convolution and linear layer whose inputs were cut is fitted, in the order of the forward, to put out what it
+    does in the dense network, by regularised least squares on what it gets in the narrow one. Samples that are left out
+    choose the regularisation of each layer. All samples go through the network together.
+
+    Args:
+        small: the rewritten network; modes, gradients and random states are given back.
+        model: the network that it was made of; it is not changed.
+        data: batches as for `recalibrate`.
+        plan: that `small` was rewritten with. None: of the report that `prune` leaves.
+        example_inputs: as for `trace`.
+        coupling: of `model`, if at hand; otherwise found afresh.
+        loss: (model, batch) -> anything, for batches of another kind: it calls the model, with the first batch alone.
+        samples: used at most; fewer where activations are large (2**28 elements).
+        recalibrate: re-estimate the statistics of batch norms on the way.
+
+    Returns:
+        Which layers were fitted, how well, and which could not be, and why.
+
+    Raises:
+        PlanError: the plan does not fit the model, or is not the one that `small` was made with.
+        SaliencyError: data has no batch, or the forward fails; `small` is as it was.
+    """
+    plan = report_of(small).plan if plan is None else plan
+    with torch.inference_mode(False):
+        coupling = coupling or channel_groups(model, example_inputs)
+        return compensating.compensate(
+            small, model, plan, data, coupling=coupling, loss=loss, samples=samples, recalibrate=recalibrate
+        )
 
 
 def zero(

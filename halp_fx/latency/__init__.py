@@ -9,6 +9,7 @@ from .interleaving import NetworkTiming, interleaved
 from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
+from .pricing import PriceList, price
 from .store import cache_directory
 from .table import LatencyTable
 from .timing import Timing
@@ -27,6 +28,7 @@ __all__ = [
     "MemoryCost",
     "NetworkTiming",
     "ParamsCost",
+    "PriceList",
     "RooflineCost",
     "TableFileError",
     "TableVersionError",
@@ -35,6 +37,7 @@ __all__ = [
     "cache_directory",
     "interleaved",
     "layers",
+    "price",
     "read_table",
     "write_table",
 ]

@@ -8,20 +8,23 @@ the network, and when to train in between, which all do together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 
 from ..errors import HalpError, ModelError
-from ..model.preserving import preserved
+from ..model.preserving import named_tensors, preserved
 from ..rewriting.applying import rewrite
+from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
 from ..types import Plan
 from .request import Request
+from .widths import remaining
 
 logger = logging.getLogger("halp_fx")
 
@@ -85,9 +88,13 @@ class Team:
             raise
 
     @contextmanager
-    def training(self, plan: Plan) -> Iterator[None]:
-        """All processes train the network that a plan leads to."""
-        self.tell("train", plan)
+    def training(self, plan: Plan, tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+        """All processes train the network that a plan leads to.
+
+        Args:
+            tensors: of it that are not those of the wider network, by name.
+        """
+        self.tell("train", plan, tensors)
         self.listening = False
         yield
         self.listening = True
@@ -106,6 +113,13 @@ class Team:
         return message
 
 
+def changed(model: nn.Module, request: Request) -> dict[str, torch.Tensor]:
+    """The tensors of a network that a plan alone does not lead to, on the CPU, by name."""
+    if not request.compensate:
+        return statistics(model)
+    return {name: tensor.detach().cpu() for name, tensor in named_tensors(model)}
+
+
 def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]) -> nn.Module:
     """Do what the first process decides, on this process's copy of the network.
 
@@ -116,18 +130,19 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
     with preserved(model):
         coupling = channel_groups(model, request.examples, ignore)
         while True:
-            order, reached, *report = team.hear()
+            order, reached, tensors, *report = team.hear()
             # The first process may go back by one step, where the caller's score fell by too much.
             network, plan = now_at if _leads_on(now_at[1], reached) else before
             if plan != reached or network is model:
                 now = channel_groups(network, request.examples, like=coupling) if plan else coupling
-                network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
+                network = rewrite(network, remaining(plan, reached), request.examples, coupling=now)
             before, now_at = now_at, (network, reached)
+            own = dict(named_tensors(network))
+            with torch.no_grad():
+                for name, value in tensors.items():
+                    own[name].copy_(value)
             if order == "done":
-                network.halp, re_estimated = report
-                buffers = dict(network.named_buffers(remove_duplicate=False))
-                for name, value in re_estimated.items():
-                    buffers[name].copy_(value)
+                (network.halp,) = report
                 return network
             if request.train_between is not None:
                 request.train_between(network)
@@ -137,15 +152,6 @@ def _leads_on(done: Plan, reached: Plan) -> bool:
     """Whether a plan takes nothing back that another took."""
     kept = all(set(reached.get(name, ())) <= set(rows) for name, rows in done.items() if name in reached)
     return kept and done.kept.keys() <= reached.kept.keys() and set(done.dropped) <= set(reached.dropped)
-
-
-def _next(done: Plan, reached: Plan) -> Plan:
-    """The plan that leads from the network that `done` made to the one that `reached` makes of the original."""
-    kept = {}
-    for name, rows in reached.items():
-        place = {channel: i for i, channel in enumerate(done[name])} if name in done else None
-        kept[name] = rows if place is None else tuple(place[channel] for channel in rows)
-    return Plan(kept, tuple(set(reached.dropped) - set(done.dropped)))
 
 
 def _paired(a: list[Any], b: list[Any]) -> list[tuple[Any, Any]]:

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from ..errors import BudgetError
+from ..errors import BudgetError, SaliencyError
 from ..model.inputs import Examples
 from ..scoring.callables import Importance, check_importance
 from ..scoring.losses import Loss, LossFn, check_loss
@@ -47,6 +47,7 @@ class Request:
     recalibrate: bool = True
     score_fn: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
+    compensate: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
@@ -59,6 +60,8 @@ class Request:
             raise BudgetError("max_drop is a drop of what score_fn returns: pass score_fn as well")
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise BudgetError(f"max_drop={self.max_drop!r} must be a number of at least 0, in the unit of score_fn")
+        if self.compensate and self.data is None:
+            raise SaliencyError("compensate=True needs data: pass data, batches of inputs (128 samples or more)")
         check_loss(self.data, self.loss_fn, self.loss)
         check_importance(self.importance)
 

@@ -20,6 +20,7 @@ from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
 from ..model.checks import check_prunable
 from ..rewriting.applying import rewrite
+from ..rewriting.compensating import Compensation
 from ..scoring.recalibrating import recalibrate
 from ..scoring.saliency import Saliency, score
 from ..solver import Solution
@@ -27,12 +28,13 @@ from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .choosing import Question, options_of
-from .distributed import Team
+from .distributed import Team, changed
 from .goals import EXACT
 from .judging import scored_by
 from .networks import Candidate, Choice, Network, Scored, best_of
 from .outcome import out_of_reach
 from .request import Request
+from .restoring import compensated
 from .widths import compose, plan_from
 from .yardstick import Yardstick
 
@@ -81,6 +83,7 @@ class Session:
         sound: the last network that lost no more of its score than it may.
         stopped: why the budget was given up for the score; "" if it was not.
         clock: seconds per stage.
+        compensation: the last one, if it was asked for.
     """
 
     request: Request
@@ -92,6 +95,7 @@ class Session:
     sound: Network | None = None
     stopped: str = ""
     clock: Clock = field(default_factory=Clock)
+    compensation: Compensation | None = None
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
@@ -149,12 +153,17 @@ class Session:
             InfeasibleError: the smallest network is above the budget.
         """
         self._score(saliency)
+        whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
+        if self.request.train_between is not None or self.request.score_fn is not None:
+            # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
+            self._compensate(self.network, whole)
 
     def train(self, team: Team) -> None:
         """Let the caller train the network as it stands."""
         if self.request.train_between is not None:
-            with self.clock("train_between"), team.training(self.network.plan):
+            tensors = changed(self.network.model, self.request) if self.request.compensate else {}
+            with self.clock("train_between"), team.training(self.network.plan, tensors):
                 self.request.train_between(self.network.model)
 
     def judge(self) -> bool:
@@ -181,6 +190,7 @@ class Session:
                 pass
             if not self._met_as_it_is:
                 self._check_reach()
+                self._compensate(self.best.network, self.network)
                 self.settle(self.best.network)
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
@@ -194,6 +204,12 @@ class Session:
         if network.plan and self.request.data is not None and self.request.recalibrate:
             with self.clock("recalibrate"):
                 recalibrate(network.model, self.request.data, loss=self.request.loss)
+
+    def _compensate(self, cut: Network, whole: Network) -> None:
+        """Let a network that was cut out of another make up for it, where that was asked for."""
+        if self.request.compensate and cut.plan:
+            with self.clock("compensate"):
+                self.compensation = compensated(cut, whole, self.request, self.yardstick)
 
     def stands(self) -> Coupling:
         """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink

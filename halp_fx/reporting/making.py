@@ -31,6 +31,8 @@ def report_on(session: Session) -> Report:
         )
     if saliency is not None and saliency.silent:
         notes.append(_silence(saliency))
+    if session.compensation is not None:
+        notes += session.compensation.notes
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
     said = session.stopped or verdict(

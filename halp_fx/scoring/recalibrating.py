@@ -40,13 +40,13 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     Raises:
         SaliencyError: data has no batch, or the forward fails on one; the statistics are as they were.
     """
-    norms = _norms(model)
+    norms = norms_of(model)
     if not norms:
         return model
     device = next(iter(model.parameters())).device
-    before = [{n: b.clone() for n, b in norm.named_buffers(recurse=False)} for norm in norms]
+    before = kept_statistics(norms)
     used = 0
-    with _measuring(model, norms), random_kept(), torch.no_grad():
+    with measuring(model, norms), random_kept(), torch.no_grad():
         try:
             for batch in data:
                 if used >= batches:
@@ -54,7 +54,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
                 _forward(model, moved(batch, device), loss)
                 used += 1
         except BaseException as error:
-            _put_back(norms, before)
+            put_back(norms, before)
             if not isinstance(error, Exception):
                 raise
             raise SaliencyError(
@@ -62,7 +62,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
                 f"{type(error).__name__}: {error}"
             ) from error
     if not used:
-        _put_back(norms, before)
+        put_back(norms, before)
         raise SaliencyError("batch norms cannot be re-estimated: data has no batches")
     return model
 
@@ -70,11 +70,11 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
 def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
     """What `recalibrate` estimates, on the CPU, by the names of the buffers."""
     named = {id(b): name for name, b in model.named_buffers(remove_duplicate=False)}
-    found = (b for norm in _norms(model) for b in norm.buffers(recurse=False))
+    found = (b for norm in norms_of(model) for b in norm.buffers(recurse=False))
     return {named[id(b)]: b.detach().cpu() for b in found}
 
 
-def _norms(model: nn.Module) -> list[NormBase]:
+def norms_of(model: nn.Module) -> list[NormBase]:
     """Norms that keep statistics."""
     return [m for m in model.modules() if isinstance(m, NormBase) and m.running_mean is not None]
 
@@ -87,8 +87,8 @@ def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
 
 
 @contextmanager
-def _measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
-    """In eval mode but for the norms, which take the mean over all batches."""
+def measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
+    """A network in eval mode but for the norms, which take the mean over all batches."""
     modes = [(m, m.training) for m in model.modules()]
     momenta = [norm.momentum for norm in norms]
     model.eval()
@@ -105,7 +105,12 @@ def _measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
             module.training = training
 
 
-def _put_back(norms: list[NormBase], before: list[dict[str, torch.Tensor]]) -> None:
+def kept_statistics(norms: list[NormBase]) -> list[dict[str, torch.Tensor]]:
+    """A copy of what `recalibrate` estimates, for `put_back`."""
+    return [{n: b.clone() for n, b in norm.named_buffers(recurse=False)} for norm in norms]
+
+
+def put_back(norms: list[NormBase], before: list[dict[str, torch.Tensor]]) -> None:
     with torch.no_grad():
         for norm, buffers in zip(norms, before, strict=True):
             for name, kept in buffers.items():

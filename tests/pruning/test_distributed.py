@@ -28,7 +28,7 @@ def shard(rank):
     return [(X[rank::2] * (1 + rank), Y[rank::2])]
 
 
-def pruned(rank, seen, budget=0.4, **more):
+def pruned(rank, seen, budget=0.4, **options):
     def train(model):
         """A step of gradients that are averaged: all processes must be here, with networks of one shape."""
         F.cross_entropy(model(X[rank::2]), Y[rank::2]).backward()
@@ -38,8 +38,9 @@ def pruned(rank, seen, budget=0.4, **more):
             parameter.grad = None
         seen.append(model[0].out_channels)
 
+    options = {"train_between": train} | options
     call = {"data": shard(rank), "loss_fn": F.cross_entropy, "latency": MacsCost(), "round_to": 1, "progress": False}
-    return halp_fx.prune(network(), budget, X[:1], steps=3, train_between=train, **call, **more)
+    return halp_fx.prune(network(), budget, X[:1], steps=3, **call, **options)
 
 
 def work(rank, folder):
@@ -47,11 +48,14 @@ def work(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     seen, result = [], {}
     small = pruned(rank, seen)
-    result["plan"], result["seen"] = small.halp.plan.to_json(), seen
+    result["plan"], result["seen"] = small.halp.plan.to_json(), list(seen)
     result["parameters"] = [p.detach().clone() for n, p in small.named_parameters()]
     scores = iter([1.0, 1.0, 0.0])
     back = pruned(rank, result.setdefault("seen before the drop", []), score_fn=lambda _: next(scores), max_drop=0.5)
     result["back"] = [p.detach().clone() for p in back.parameters()]
+    for way, train in (("compensated", {}), ("untrained", {"train_between": None})):
+        small = pruned(rank, seen, compensate=True, **train)
+        result[way] = {n: t.clone() for n, t in small.state_dict().items()}
     coupling = halp_fx.channel_groups(network(), X[:1])
     result["kept"] = halp_fx.score(network(), coupling, shard(rank), F.cross_entropy).scores
     result["errors"] = []
@@ -92,6 +96,14 @@ def test_all_processes_go_back_where_the_score_fell(results):
     assert len(first["back"][0]) == first["seen before the drop"][0] > first["seen before the drop"][1]
     for a, b in zip(first["back"], second["back"], strict=True):
         assert torch.equal(a, b)
+@pytest.mark.parametrize("way", ["compensated", "untrained"])
+def test_compensated_weights_reach_all_processes(results, way):
+    """Each would fit them to its own shard."""
+    first, second = (r[way] for r in results)
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+    plain = results[0]["parameters"]
+    assert not torch.equal(first["3.weight"], plain[4])
 
 
 def test_errors_reach_all_processes(results):

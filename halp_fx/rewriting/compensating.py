@@ -1,0 +1,319 @@
+"""compensate: a rewritten network, the dense one and batches -> layers that make up for the inputs that they lost.
+
+A layer whose inputs were cut is fitted to put out what it did in the dense network, by least squares on what it gets in
+the narrow one (the layer-wise reconstruction of He et al., arXiv 1707.06168). In the order of the forward: what earlier
+layers could not make up for, later ones see. What is fitted are all taps of a convolution at once, so padding needs no
+rule, and whatever lies between the layers that lost channels (norms, activations, depthwise convolutions, residual
+sums, concatenations) is as the narrow network has it. Batch norms are re-estimated in the same forward.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..errors import HalpError, PlanError, SaliencyError
+from ..internals import tree_leaves
+from ..model.naming import by_group
+from ..model.preserving import preserved, random_kept
+from ..scoring.joining import joined
+from ..scoring.losses import Loss, called, described, moved
+from ..scoring.recalibrating import kept_statistics, measuring, norms_of, put_back
+from ..scoring.regression import Fit, fitted
+from ..scoring.sampled import samples_in
+from ..tracing.graph import of, op
+from ..types import Axis, Coupling, Plan
+from .layers import LayerCall, layer_call
+from .slicing import removed_slots
+
+logger = logging.getLogger("halp_fx")
+
+ROWS, ROWS_PER_INPUT = 8192, 4
+"""Outputs of a layer that are fitted, at least: more of them change little (16,384: 0.1 points), and cost time."""
+
+LARGEST = 2**28
+"""Elements of the largest activation: all samples go through the network together (1 GiB in float32)."""
+
+FEW = 128
+"""Samples below which it is said that more would do better (docs/compensation.md)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refit:
+    """One layer.
+
+    Attributes:
+        weight: its name.
+        inputs: input channels (of one convolution group) that were, and that are left.
+        ridge: chosen by the samples that were left out; infinite where none helped and the weight stayed.
+        before, after: mean square of what misses of the dense outputs, on those samples.
+    """
+
+    weight: str
+    inputs: tuple[int, int]
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Compensation:
+    """What `compensate` did.
+
+    Attributes:
+        layers: in the order of the forward.
+        left: weight -> why it stayed as it was.
+        samples: that the layers were fitted to.
+    """
+
+    layers: tuple[Refit, ...]
+    left: Mapping[str, str]
+    samples: int
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of a report should know."""
+        found = []
+        if self.layers and self.samples < FEW:
+            found.append(
+                f"layers were compensated with {self.samples} samples: strong regularisation held them near what they "
+                f"were; {FEW} or more do better"
+            )
+        still = [layer.weight for layer in self.layers if layer.ridge == float("inf")]
+        if still:
+            found.append(f"{len(still)} layers were not compensated, samples left out were not helped: {_few(still)}")
+        if self.left:
+            named = [f"{name} ({why})" for name, why in self.left.items()]
+            found.append(f"{len(named)} layers could not be compensated: {_few(named)}")
+        return tuple(found)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def compensate(
+    small: nn.Module,
+    model: nn.Module,
+    plan: Plan | Mapping[str, Any],
+    data: Iterable[Any],
+    *,
+    coupling: Coupling,
+    loss: Loss | None = None,
+    samples: int = 1024,
+    recalibrate: bool = True,
+) -> Compensation:
+    """As `halp_fx.compensate`, for a coupling at hand."""
+    plan = by_group(plan, coupling)
+    cut = _cut(small, model, plan, coupling)
+    if not cut:
+        return Compensation((), {}, 0)
+    _check(small, model, plan, coupling)
+    run, count = _runner(data, loss, _most(coupling, samples), next(model.parameters()).device)
+    norms = norms_of(small) if recalibrate else []
+    dense = _Dense({id(model.get_parameter(name)): name for name in cut}, cut)
+    with torch.no_grad(), random_kept():
+        with preserved(model), random_kept(seed=0):
+            model.eval()
+            with dense:
+                run(model)
+        narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)
+        weights = [(p, p.detach().clone()) for p in small.parameters()]
+        statistics = kept_statistics(norms)
+        try:
+            with measuring(small, norms), random_kept(seed=0), narrow:
+                run(small)
+        except BaseException:
+            put_back(norms, statistics)
+            for parameter, value in weights:
+                parameter.copy_(value)
+            raise
+    left = {**dense.left, **narrow.left}
+    done = {layer.weight for layer in narrow.layers}
+    left |= {n: "the forward computes its weight, or did not run it" for n in cut if n not in left and n not in done}
+    return Compensation(tuple(narrow.layers), left, count)
+
+
+def _check(small: nn.Module, model: nn.Module, plan: Plan, coupling: Coupling) -> None:
+    """Raises PlanError unless the weights of the network are as narrow as the plan has them."""
+    known, there = dict(model.named_parameters()), dict(small.named_parameters())
+    for axis, slots in removed_slots(coupling, plan).items():
+        if axis.tensor in known and axis.tensor in there:
+            want, got = known[axis.tensor].shape[axis.dim] - len(slots), there[axis.tensor].shape[axis.dim]
+            if want != got:
+                raise PlanError(
+                    f"the network was made by another plan: {axis} has {got} slots, the plan leaves {want}. Pass the "
+                    "plan that it was rewritten with"
+                )
+
+
+def _cut(small: nn.Module, model: nn.Module, plan: Plan, coupling: Coupling) -> dict[str, np.ndarray]:
+    """Weights that lost inputs, in the order of the forward, and the output channels that they keep."""
+    gone = removed_slots(coupling, plan)
+    there, known = dict(small.named_parameters()), dict(model.named_parameters())
+    found: dict[str, np.ndarray] = {}
+    for member in (m for group in coupling.groups for m in group.members):
+        name = member.axis.tensor
+        if member.role == "consumer" and member.axis in gone and name in there and name in known:
+            stays = np.ones(known[name].shape[0], bool)
+            stays[gone.get(Axis(name, 0), np.empty(0, np.int64))] = False
+            found[name] = np.flatnonzero(stays)
+    return found
+
+
+def _most(coupling: Coupling, samples: int) -> int:
+    """Samples that may go through the network together."""
+    graph = coupling.traced.graph
+    batch = next((of(n).one.shape[0] for n in graph.nodes if n.op == "placeholder" and of(n).one.shape), 1)
+    sizes = [prod(of(n).one.shape) for n in graph.nodes if n.op == "call_function" and of(n).spec is not None]
+    return max(1, min(samples, LARGEST * batch // max(sizes, default=1)))
+
+
+def _runner(
+    data: Iterable[Any], loss: Loss | None, most: int, device: torch.device
+) -> tuple[Callable[[nn.Module], Any], int]:
+    """What runs a network on the samples, and how many they are. With a loss of the caller's, that is one batch."""
+    try:
+        if loss is None:
+            inputs, count = joined(data, most, device)
+        else:
+            inputs, count = moved(next(iter(data)), device), 1
+    except StopIteration as error:
+        raise SaliencyError("layers cannot be compensated: data has no batches") from error
+
+    def run(network: nn.Module) -> None:
+        try:
+            called(network, inputs) if loss is None else loss(network, inputs)
+        except (HalpError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise SaliencyError(
+                f"layers cannot be compensated: the forward of {described(inputs)} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    return run, count if loss is None else samples_in(inputs) or 1
+
+
+def _normalised(coupling: Coupling) -> set[str]:
+    """Weights of layers behind which a batch norm takes any constant away."""
+    found = set()
+    for node in coupling.traced.graph.nodes:
+        behind = [op(user) for user in node.users]
+        if op(node) == "convolution" and behind and all("batch_norm" in name for name in behind):
+            found.add(str(node.args[1].target))
+    return found
+
+
+class _Layers(TorchFunctionMode):
+    """Follows the layers that get certain weights.
+
+    Attributes:
+        left: weights that stay as they are, and why.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self.left: dict[str, str] = {}
+        self._names = names
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        names = {self._names[id(v)] for v in tree_leaves((args, kwargs)) if id(v) in self._names}
+        # Properties of a weight (its shape, its device) are read through functions, too.
+        calls = {n: layer_call(func, args, kwargs) for n in names if not getattr(func, "__name__", "").startswith("__")}
+        for name, call in calls.items():
+            if call is not None:
+                self.before(name, call)
+        result = func(*args, **kwargs)
+        for name, call in calls.items():
+            if call is not None:
+                self.after(name, call, result)
+            elif isinstance(result, torch.Tensor):
+                self.left.setdefault(name, f"{getattr(func, '__name__', func)} takes its weight")
+        return result
+
+    def before(self, name: str, call: LayerCall) -> None:
+        """A layer is about to run."""
+
+    def after(self, name: str, call: LayerCall, result: torch.Tensor) -> None:
+        """A layer has run."""
+
+
+class _Dense(_Layers):
+    """Keeps what layers put out in the dense network, at some places.
+
+    Attributes:
+        outputs: (rows, kept outputs) by weight.
+        rows: which rows these are, and of how many.
+        widths: input channels by weight.
+    """
+
+    def __init__(self, names: Mapping[int, str], kept: Mapping[str, np.ndarray]) -> None:
+        super().__init__(names)
+        self.outputs: dict[str, torch.Tensor] = {}
+        self.rows: dict[str, tuple[torch.Tensor, int]] = {}
+        self.widths: dict[str, int] = {}
+        self._kept = kept
+        self._draw = torch.Generator().manual_seed(0)
+
+    def after(self, name: str, call: LayerCall, result: torch.Tensor) -> None:
+        if name in self.rows:
+            self.left[name] = "it runs several times"
+            return
+        total, most = call.rows(result), max(ROWS, ROWS_PER_INPUT * call.weight[0].numel())
+        rows = torch.arange(total)
+        if total > most:
+            rows = torch.randperm(total, generator=self._draw)[:most].sort().values
+        rows = rows.to(result.device)
+        self.rows[name] = rows, total
+        self.widths[name] = call.weight.shape[1]
+        self.outputs[name] = call.outputs(result, rows)[:, torch.as_tensor(self._kept[name], device=result.device)]
+
+
+class _Narrow(_Layers):
+    """Fits layers of the narrow network before they run.
+
+    Attributes:
+        layers: what was done.
+    """
+
+    def __init__(self, dense: _Dense, small: nn.Module, normalised: set[str], judged: bool) -> None:
+        wanted = [name for name in dense.outputs if name not in dense.left]
+        super().__init__({id(small.get_parameter(name)): name for name in wanted})
+        self.layers: list[Refit] = []
+        self._dense = dense
+        self._normalised = normalised
+        self._judged = judged
+
+    def before(self, name: str, call: LayerCall) -> None:
+        rows, total = self._dense.rows[name]
+        wanted = self._dense.outputs.pop(name)
+        result = call.result()
+        if call.rows(result) != total:
+            self.left[name] = "it puts out another number of places than in the dense network"
+            return
+        missing = wanted.double() - call.outputs(result, rows).double()
+        inputs = call.inputs(rows).double()
+        if not bool(torch.isfinite(missing).all() and torch.isfinite(inputs).all()):
+            self.left[name] = "what it gets or puts out is not finite"
+            return
+        centred = call.bias is not None or name in self._normalised
+        groups = zip(inputs.chunk(call.groups, 1), missing.chunk(call.groups, 1), strict=True)
+        fits = [fitted(x, y, centred, self._judged) for x, y in groups]
+        call.change(torch.cat([f.change for f in fits], 1), torch.cat([f.shift for f in fits]))
+        self.layers.append(_refit(name, (self._dense.widths[name], call.weight.shape[1]), fits))
+
+
+def _refit(name: str, inputs: tuple[int, int], fits: Sequence[Fit]) -> Refit:
+    count = len(fits)
+    ridge = min(f.ridge for f in fits)
+    return Refit(name, inputs, ridge, sum(f.before for f in fits) / count, sum(f.after for f in fits) / count)

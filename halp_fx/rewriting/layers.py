@@ -1,0 +1,115 @@
+"""layers: a call of a convolution or a linear layer -> its rows, as a plain matrix product has them.
+
+A row is one place of the output (a sample and a position), its inputs are what the kernel lies on there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+_CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerCall:
+    """Arguments of a call.
+
+    Attributes:
+        x: (*, inputs), or of a convolution (samples, channels, *space).
+        weight: (outputs, inputs / groups, *kernel).
+        bias: (outputs,) or None.
+        stride, padding, dilation: for each dimension of space; the padding before and behind.
+    """
+
+    x: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+
+    def result(self) -> torch.Tensor:
+        """What the layer puts out as it is now."""
+        if not self.stride:
+            return F.linear(self.x, self.weight, self.bias)
+        function = {n: getattr(F, name) for name, n in _CONVOLUTIONS.items()}[len(self.stride)]
+        out: torch.Tensor = function(self._padded(), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return out
+
+    def rows(self, result: torch.Tensor) -> int:
+        """How many places the output has."""
+        return result.numel() // self.weight.shape[0]
+
+    def outputs(self, result: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, outputs)."""
+        last = result.movedim(1, -1) if self.stride else result
+        return last[torch.unravel_index(rows, last.shape[:-1])]
+
+    def inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        """(rows, groups x inputs of a group x kernel), the weight's order."""
+        if not self.stride:
+            return self.x[torch.unravel_index(rows, self.x.shape[:-1])]
+        x, space = self._padded(), len(self.stride)
+        for d in range(space):
+            reach = self.dilation[d] * (self.weight.shape[2 + d] - 1) + 1
+            x = x.unfold(2 + d, reach, self.stride[d])[..., :: self.dilation[d]]
+        x = x.movedim(1, 1 + space)
+        return x[torch.unravel_index(rows, x.shape[: 1 + space])].flatten(1)
+
+    def change(self, by: torch.Tensor, shift: torch.Tensor) -> None:
+        """Add to the weight and the bias, in place.
+
+        Args:
+            by: (inputs of a group x kernel, outputs).
+            shift: (outputs,); lost where there is no bias.
+        """
+        self.weight.add_(by.T.reshape(self.weight.shape).to(self.weight))
+        if self.bias is not None:
+            self.bias.add_(shift.to(self.bias))
+
+    def _padded(self) -> torch.Tensor:
+        return F.pad(self.x, [side for both in reversed(self.padding) for side in both])
+
+
+def layer_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
+    """What was called, if it is a linear layer, or a convolution (not transposed) of a batch."""
+    name = getattr(func, "__name__", "")
+    if name == "linear":
+        return LayerCall(*_LINEAR.bind(*args, **kwargs).args)
+    if name not in _CONVOLUTIONS:
+        return None
+    bound = _CONVOLUTION.bind(*args, **kwargs)
+    bound.apply_defaults()
+    x, weight, bias, stride, padding, dilation, groups = bound.args
+    space = _CONVOLUTIONS[name]
+    if x.ndim != space + 2:
+        return None
+    dilation = _each(dilation, space)
+    spare = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if padding == "same":
+        sides = tuple((s // 2, s - s // 2) for s in spare)
+    else:
+        sides = tuple((p, p) for p in (_each(padding, space) if padding != "valid" else (0,) * space))
+    return LayerCall(x, weight, bias, _each(stride, space), sides, dilation, groups)
+
+
+def _convolution(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
+) -> None: ...
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> None: ...
+
+
+_CONVOLUTION, _LINEAR = inspect.signature(_convolution), inspect.signature(_linear)
+
+
+def _each(value: Any, space: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * space if len(values) == 1 else values

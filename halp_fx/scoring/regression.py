@@ -1,0 +1,111 @@
+"""regression: what a layer gets and what it should put out -> the change of its weights, by ridge regression.
+
+The ridge pulls towards the weights as they are, and not towards zero: with few samples a layer stays as it is. How
+strong it is, samples decide that were left out of the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+FINEST, COARSEST = -9, 1
+"""Powers of ten of a ridge, relative to the mean variance of what goes in; above, the layer stays as it is."""
+
+FIRST = -2
+
+LEFT_OUT = 0.25
+"""Share of the rows, the first ones, that judge a ridge."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fit:
+    """A change of weights.
+
+    Attributes:
+        change: (inputs, outputs) float64.
+        shift: (outputs,): what is to be added to the bias.
+        ridge: relative to the mean variance of the inputs; infinite: nothing changes.
+        before, after: mean square of what is missing on the rows that were left out, without the change and with it.
+    """
+
+    change: torch.Tensor
+    shift: torch.Tensor
+    ridge: float
+    before: float
+    after: float
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Of centred rows: their products, to be solved for any ridge."""
+
+    mean_in: torch.Tensor
+    mean_out: torch.Tensor
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, missing: torch.Tensor, centred: bool) -> _Sums:
+        count = max(len(inputs), 1)
+        mean_in, mean_out = inputs.sum(0) / count * centred, missing.sum(0) / count * centred
+        gram = inputs.T @ inputs / count - torch.outer(mean_in, mean_in)
+        return cls(mean_in, mean_out, gram, inputs.T @ missing / count - torch.outer(mean_in, mean_out))
+
+    def solved(self, ridge: float) -> torch.Tensor:
+        """(inputs, outputs): zero for an infinite ridge, and where nothing goes in."""
+        diagonal = self.gram.diagonal()
+        scale = float(diagonal.mean())
+        if ridge == float("inf") or not scale > 0:
+            return torch.zeros_like(self.cross)
+        gram = self.gram.clone()
+        gram.diagonal().add_(ridge * scale)
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if bool(failed):  # Rounding, with the finest ridges.
+            return torch.zeros_like(self.cross)
+        return torch.cholesky_solve(self.cross, factor)
+
+
+def fitted(inputs: torch.Tensor, missing: torch.Tensor, centred: bool = True, judged: bool = True) -> Fit:
+    """The change D that makes the least of |missing - inputs D|^2 + ridge |D|^2.
+
+    Args:
+        inputs: (rows, inputs) float64, in the order of the samples.
+        missing: (rows, outputs): what the layer should put out, less what it does.
+        centred: whether a constant may be added to the outputs (`Fit.shift`, or a normalisation that follows and takes
+            it away).
+        judged: whether rows are of several samples, so that some can be left out to choose the ridge; else it is 1.
+    """
+    whole = _Sums.of(inputs, missing, centred)
+    if not judged:
+        return _fit(whole, 1.0, inputs, missing)
+    out = max(1, int(LEFT_OUT * len(inputs)))
+    part = _Sums.of(inputs[out:], missing[out:], centred)
+    judge_in, judge_out = inputs[:out] - part.mean_in, missing[:out] - part.mean_out
+
+    def error(power: float) -> float:
+        return float((judge_out - judge_in @ part.solved(10.0**power)).square().mean())
+
+    best, errors = FIRST, {FIRST: error(FIRST)}
+    # The error has one valley in practice: downhill from the middle.
+    for way in (-1, 1):
+        while FINEST <= best + way <= COARSEST:
+            errors[best + way] = error(best + way)
+            if not errors[best + way] < errors[best]:
+                break
+            best += way
+        if best != FIRST:
+            break
+    before = float(judge_out.square().mean())
+    if not errors[best] < before:
+        return Fit(torch.zeros_like(whole.cross), whole.mean_out, float("inf"), before, before)
+    change = whole.solved(10.0**best)
+    return Fit(change, whole.mean_out - whole.mean_in @ change, 10.0**best, before, errors[best])
+
+
+def _fit(sums: _Sums, ridge: float, inputs: torch.Tensor, missing: torch.Tensor) -> Fit:
+    change = sums.solved(ridge)
+    shift = sums.mean_out - sums.mean_in @ change
+    after = missing - inputs @ change - shift
+    return Fit(change, shift, ridge, float((missing - sums.mean_out).square().mean()), float(after.square().mean()))
