@@ -15,6 +15,7 @@ from .errors import (
     RewriteError,
     SaliencyError,
     TraceError,
+    TrainingError,
 )
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
@@ -27,6 +28,7 @@ from .scoring.saliency import Saliency, score
 from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
+from .training.optimizer import rebind
 from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, DependencyGraph, Plan
 
@@ -58,6 +60,7 @@ __all__ = [
     "Saliency",
     "SaliencyError",
     "TraceError",
+    "TrainingError",
     "WidthProblem",
     "WidthValues",
     "channel_groups",
@@ -68,6 +71,7 @@ __all__ = [
     "keep_memory",
     "profile",
     "prune",
+    "rebind",
     "recalibrate",
     "register_rule",
     "rewrite",

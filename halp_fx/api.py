@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from .model.checks import check_finite, check_model
@@ -28,6 +29,7 @@ from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .scoring.recalibrating import statistics
 from .solver import Method
+from .training.optimizer import check_bound, rebind
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
 
@@ -55,6 +57,7 @@ def prune(
     recalibrate: bool = True,
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
+    optimizer: Optimizer | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -101,6 +104,7 @@ def prune(
             or any number that is larger for a better network. The report has what it returned (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
             network of the step before is returned, with a note.
+        optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
         progress: show a progress bar.
 
     Returns:
@@ -111,8 +115,11 @@ def prune(
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink; `ignore`
             names what it does not have; processes of a job do not agree.
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
+        TrainingError: the optimizer cannot follow; said before anything runs.
     """
     check_model(model)
+    if optimizer is not None:
+        check_bound(optimizer, model)
     check_finite(model)
     stream = Stream()
     # What is made here can be trained, also where the caller is in inference mode.
@@ -147,6 +154,8 @@ def prune(
             small = follow(team, model, request, stays)
     as_modes_of(small, model)
     report = report_of(small)
+    if optimizer is not None:
+        rebind(optimizer, model, small, report.plan, request.examples)
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small
@@ -159,6 +168,7 @@ def rewrite(
     *,
     coupling: Coupling | None = None,
     check: bool = True,
+    optimizer: Optimizer | None = None,
 ) -> nn.Module:
     """A copy of `model` without the channels and branches that `plan` drops.
 
@@ -170,13 +180,20 @@ def rewrite(
         coupling: of this model, if at hand; otherwise found afresh.
         check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
             with what the plan asks for.
+        optimizer: of the model; it gets the copy's parameters, and its state is cut as they were (`rebind`).
 
     Raises:
         PlanError: the plan does not fit the model.
         RewriteError: the copy does not do what the plan asks for.
+        TrainingError: the optimizer cannot follow.
     """
+    if optimizer is not None:
+        check_bound(optimizer, model)
     coupling = coupling or channel_groups(model, example_inputs)
-    return applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+    small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+    if optimizer is not None:
+        rebind(optimizer, model, small, plan, example_inputs, coupling=coupling)
+    return small
 
 
 def zero(
