@@ -29,6 +29,7 @@ from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
 from .training.optimizer import rebind
+from .training.pruner import Pruner
 from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, DependencyGraph, Plan
 
@@ -54,6 +55,7 @@ __all__ = [
     "PlanError",
     "ProblemError",
     "Profile",
+    "Pruner",
     "Report",
     "RewriteError",
     "RooflineCost",

@@ -22,7 +22,7 @@ KERNELS = sorted((HOUSE / "kernels").glob("*.py"))
 # From the bottom to the top. A file imports from its own room, and from those before it.
 ROOMS = (
     *("errors", "internals", "types", "kernels", "solver", "model", "tracing", "scoring", "latency", "coupling"),
-    *("rules", "rewriting", "trials", "compiling", "pruning", "training", "reporting", "api", "__init__", "cli"),
+    *("rules", "rewriting", "trials", "compiling", "pruning", "reporting", "training", "api", "__init__", "cli"),
     "__main__",
 )
 LONGEST = 400

@@ -22,6 +22,7 @@ from ..rewriting.applying import rewrite
 from ..trials.trials import channel_groups
 from ..types import Plan
 from .request import Request
+from .widths import between
 
 logger = logging.getLogger("halp_fx")
 
@@ -57,8 +58,7 @@ class Team:
         if self.leads:
             logger.info("pruning in %d processes: the first decides, all must take part", self.size)
         shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, (type(model).__qualname__, shapes, asked))
+        everyone = self.gather((type(model).__qualname__, shapes, asked))
         for rank, (kind, theirs, words) in enumerate(everyone):
             first = everyone[0]
             if (kind, theirs, words) == first:
@@ -73,6 +73,14 @@ class Team:
         """From the first process to all others."""
         if self.size > 1:
             dist.broadcast_object_list([message], src=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, in all of them."""
+        everyone: list[Any] = [value]
+        if self.size > 1:
+            everyone = [None] * self.size
+            dist.all_gather_object(everyone, value)
+        return everyone
 
     @contextmanager
     def leading(self) -> Iterator[None]:
@@ -121,7 +129,7 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
             network, plan = now_at if _leads_on(now_at[1], reached) else before
             if plan != reached or network is model:
                 now = channel_groups(network, request.examples, like=coupling) if plan else coupling
-                network = rewrite(network, _next(plan, reached), request.examples, coupling=now)
+                network = rewrite(network, between(plan, reached), request.examples, coupling=now)
             before, now_at = now_at, (network, reached)
             if order == "done":
                 network.halp, re_estimated = report
@@ -137,15 +145,6 @@ def _leads_on(done: Plan, reached: Plan) -> bool:
     """Whether a plan takes nothing back that another took."""
     kept = all(set(reached.get(name, ())) <= set(rows) for name, rows in done.items() if name in reached)
     return kept and done.kept.keys() <= reached.kept.keys() and set(done.dropped) <= set(reached.dropped)
-
-
-def _next(done: Plan, reached: Plan) -> Plan:
-    """The plan that leads from the network that `done` made to the one that `reached` makes of the original."""
-    kept = {}
-    for name, rows in reached.items():
-        place = {channel: i for i, channel in enumerate(done[name])} if name in done else None
-        kept[name] = rows if place is None else tuple(place[channel] for channel in rows)
-    return Plan(kept, tuple(set(reached.dropped) - set(done.dropped)))
 
 
 def _paired(a: list[Any], b: list[Any]) -> list[tuple[Any, Any]]:

@@ -137,3 +137,13 @@ def compose(first: Plan, second: Plan) -> Plan:
     for name, rows in second.items():
         kept[name] = tuple(kept[name][i] for i in rows) if name in kept else rows
     return Plan(kept, (*first.dropped, *second.dropped))
+
+
+def between(done: Plan, reached: Plan) -> Plan:
+    """The plan that leads from the network that `done` made to the one that `reached` makes of the original: `compose`
+    undone."""
+    kept = {}
+    for name, rows in reached.items():
+        place = {channel: i for i, channel in enumerate(done[name])} if name in done else None
+        kept[name] = rows if place is None else tuple(place[channel] for channel in rows)
+    return Plan(kept, tuple(set(reached.dropped) - set(done.dropped)))
