@@ -117,11 +117,10 @@ def masked_slots(model, plan):
     places = copy.deepcopy(model)
     for parameter in places.parameters():
         parameter.data = torch.arange(parameter.numel(), dtype=torch.float64).reshape(parameter.shape)
-    small = halp_fx.rewrite(places, plan, X)
-    return {
-        name: torch.ones(p.numel(), dtype=torch.bool).index_fill(0, dict(small.named_parameters())[name].long().reshape(-1), 0)
-        for name, p in model.named_parameters()
-    }  # fmt: skip
+    gone = {name: torch.ones(p.numel(), dtype=torch.bool) for name, p in model.named_parameters()}
+    for name, left in halp_fx.rewrite(places, plan, X).named_parameters():
+        gone[name][left.long().reshape(-1)] = False
+    return gone
 
 
 @pytest.mark.parametrize("make", [sgd, adam, lambda m: torch.optim.Adamax(m.parameters(), 0.01)])
@@ -386,7 +385,7 @@ def test_a_loss_that_diverged_is_said():
     model = network().train()
     optimizer = sgd(model)
     pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
-    train(model, optimizer, pruner, batches(5))
+    train(model, optimizer, pruner, batches(4))
     nn.init.constant_(model[8].bias, torch.nan)
     shapes = [p.shape for p in model.parameters()]
     with pytest.raises(TrainingError, match="no gradient was finite in the last 4 batches: the loss has diverged"):
@@ -396,9 +395,9 @@ def test_a_loss_that_diverged_is_said():
 
 def test_a_step_without_gradients_is_said():
     pruner = halp_fx.Pruner(network(), 0.4, X[:1], **CALL)
-    with pytest.raises(TrainingError, match="call pruner.step\\(\\) after loss.backward"):
+    with pytest.raises(TrainingError, match=r"call pruner\.step\(\) after loss\.backward"):
         pruner.step()
-    with pytest.raises(TrainingError, match="pruner.step\\(\\) was never called"):
+    with pytest.raises(TrainingError, match=r"pruner\.step\(\) was never called"):
         pruner.finish()
 
 
