@@ -28,7 +28,9 @@ from .scoring.saliency import Saliency, score
 from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
+from .training.distilling import distill, distill_features
 from .training.optimizer import rebind
+from .training.penalty import SparsityPenalty
 from .training.pruner import Pruner
 from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, DependencyGraph, Plan
@@ -61,6 +63,7 @@ __all__ = [
     "RooflineCost",
     "Saliency",
     "SaliencyError",
+    "SparsityPenalty",
     "TraceError",
     "TrainingError",
     "WidthProblem",
@@ -68,6 +71,8 @@ __all__ = [
     "channel_groups",
     "couple",
     "dependency_graph",
+    "distill",
+    "distill_features",
     "explain",
     "find_branches",
     "keep_memory",
