@@ -17,6 +17,7 @@ from .errors import (
     RewriteError,
     SaliencyError,
     TraceError,
+    TrainingError,
 )
 from .exporting import Export, export
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
@@ -32,6 +33,10 @@ from .scoring.saliency import Saliency, score
 from .scoring.values import WidthValues
 from .solver import WidthProblem, solve
 from .tracing.forward import trace
+from .training.distilling import distill, distill_features
+from .training.optimizer import rebind
+from .training.penalty import SparsityPenalty
+from .training.pruner import Pruner
 from .trials.trials import channel_groups
 from .types import ChannelGroup, Coupling, DependencyGraph, Plan
 from .version import __version__ as __version__
@@ -60,18 +65,23 @@ __all__ = [
     "PlanError",
     "ProblemError",
     "Profile",
+    "Pruner",
     "Report",
     "RewriteError",
     "RooflineCost",
     "Saliency",
     "SaliencyError",
+    "SparsityPenalty",
     "TraceError",
+    "TrainingError",
     "WidthProblem",
     "WidthValues",
     "channel_groups",
     "compensate",
     "couple",
     "dependency_graph",
+    "distill",
+    "distill_features",
     "explain",
     "export",
     "find_branches",
@@ -79,6 +89,7 @@ __all__ = [
     "load",
     "profile",
     "prune",
+    "rebind",
     "recalibrate",
     "register_rule",
     "rewrite",

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from tqdm.auto import tqdm
 
 from .model.checks import check_finite, check_model
@@ -29,6 +30,7 @@ from .rewriting.descent import descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .solver import Method
+from .training.optimizer import check_bound, rebind
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
 
@@ -57,6 +59,7 @@ def prune(
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     compensate: bool = False,
+    optimizer: Optimizer | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -105,6 +108,7 @@ def prune(
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
             (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
+        optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
         progress: show a progress bar.
 
     Returns:
@@ -115,8 +119,11 @@ def prune(
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink; `ignore`
             names what it does not have; processes of a job do not agree.
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
+        TrainingError: the optimizer cannot follow; said before anything runs.
     """
     check_model(model)
+    if optimizer is not None:
+        check_bound(optimizer, model)
     check_finite(model)
     stream = Stream()
     # What is made here can be trained, also where the caller is in inference mode.
@@ -153,6 +160,8 @@ def prune(
             small = follow(team, model, request, stays)
     as_modes_of(small, model)
     report = report_of(small)
+    if optimizer is not None:
+        rebind(optimizer, model, small, report.plan, request.examples)
     descend(small, model, report.plan, request.examples)  # At once, whatever steps it took.
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
@@ -166,6 +175,7 @@ def rewrite(
     *,
     coupling: Coupling | None = None,
     check: bool = True,
+    optimizer: Optimizer | None = None,
 ) -> nn.Module:
     """A copy of `model` without the channels and branches that `plan` drops.
 
@@ -177,13 +187,20 @@ def rewrite(
         coupling: of this model, if at hand; otherwise found afresh.
         check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
             with what the plan asks for.
+        optimizer: of the model; it gets the copy's parameters, and its state is cut as they were (`rebind`).
 
     Raises:
         PlanError: the plan does not fit the model.
         RewriteError: the copy does not do what the plan asks for.
+        TrainingError: the optimizer cannot follow.
     """
+    if optimizer is not None:
+        check_bound(optimizer, model)
     coupling = coupling or channel_groups(model, example_inputs)
-    return applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+    small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+    if optimizer is not None:
+        rebind(optimizer, model, small, plan, example_inputs, coupling=coupling)
+    return small
 
 
 def compensate(

@@ -128,3 +128,8 @@ class RewriteError(HalpError):
         self.node = node
         self.by_value = by_value
         self.sources = sources
+
+
+class TrainingError(HalpError):
+    """Pruning does not fit the training around it: an optimizer of other parameters, no gradients, a checkpoint of
+    another run, …"""

@@ -23,7 +23,7 @@ KERNELS = sorted((HOUSE / "kernels").glob("*.py"))
 ROOMS = (
     *("errors", "version", "files", "internals", "types", "kernels", "solver"),
     *("model", "tracing", "scoring", "latency", "coupling", "rules", "rewriting", "trials"),
-    *("compiling", "pruning", "training", "reporting", "saving", "exporting", "api", "__init__", "cli"),
+    *("compiling", "pruning", "reporting", "training", "saving", "exporting", "api", "__init__", "cli"),
     "__main__",
 )
 LONGEST = 400

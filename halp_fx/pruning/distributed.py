@@ -60,8 +60,7 @@ class Team:
         if self.leads:
             logger.info("pruning in %d processes: the first decides, all must take part", self.size)
         shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, (type(model).__qualname__, shapes, asked))
+        everyone = self.gather((type(model).__qualname__, shapes, asked))
         for rank, (kind, theirs, words) in enumerate(everyone):
             first = everyone[0]
             if (kind, theirs, words) == first:
@@ -76,6 +75,14 @@ class Team:
         """From the first process to all others."""
         if self.size > 1:
             dist.broadcast_object_list([message], src=0)
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every process has, in all of them."""
+        everyone: list[Any] = [value]
+        if self.size > 1:
+            everyone = [None] * self.size
+            dist.all_gather_object(everyone, value)
+        return everyone
 
     @contextmanager
     def leading(self) -> Iterator[None]:

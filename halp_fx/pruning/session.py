@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -39,6 +39,8 @@ from .widths import compose, plan_from
 from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
+
+Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 
 MAX_ROUNDS = 4
 """Candidates that are measured while closing in on the budget."""
@@ -143,16 +145,16 @@ class Session:
         """Of those that `close` made."""
         return best_of(self.candidates, self.yardstick.fraction, self.slack)
 
-    def step(self, way: float, saliency: Saliency | None = None) -> None:
+    def step(self, way: float, scorer: Scorer = None) -> None:
         """One step of several: stop at `way` of the way.
 
         Args:
-            saliency: of `stands`; None: score it as was asked for.
+            scorer: what the network as it stands is worth, given it and its coupling; None: score it as was asked for.
 
         Raises:
             InfeasibleError: the smallest network is above the budget.
         """
-        self._score(saliency)
+        self._score(scorer)
         whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
         if self.request.train_between is not None or self.request.score_fn is not None:
@@ -174,18 +176,18 @@ class Session:
         """
         return self._judged(self.network, self.yardstick.predict(self.yardstick.total(self.network.plan)))
 
-    def close(self, saliency: Saliency | None = None) -> None:
+    def close(self, scorer: Scorer = None) -> None:
         """The last step: solve, rewrite, measure; correct the calibration and repeat while the budget is missed. Where
         the score fell by more than it may, the last network before that is measured instead.
 
         Args:
-            saliency: as for `step`.
+            scorer: as for `step`.
 
         Raises:
             InfeasibleError: the smallest network is above the budget.
         """
         if not (self._met_as_it_is or self.stopped):
-            self._score(saliency)
+            self._score(scorer)
             while len(self.candidates) < MAX_ROUNDS and self._round():
                 pass
             if not self._met_as_it_is:
@@ -194,10 +196,10 @@ class Session:
                 self.settle(self.best.network)
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
-            self.candidates = [self._as_it_is(self.network)]
+            self.candidates = [self.as_it_is(self.network)]
         elif self.stopped:
             assert self.sound is not None
-            self.candidates = [self._as_it_is(self.sound)]
+            self.candidates = [self.as_it_is(self.sound)]
 
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
@@ -231,18 +233,20 @@ class Session:
         """Whether the dense network meets the budget and nothing was removed yet."""
         return self.yardstick.met_already and not self.network.plan
 
-    def _score(self, saliency: Saliency | None) -> None:
+    def _score(self, scorer: Scorer) -> None:
         """Score the network as it stands: its groups, and the channels that its removable branches add."""
         request, network = self.request, self.network
         if self.sound is not network:  # Else it was settled to be judged.
             self.settle(network)
         with self.clock("score"):
             scored = now = self.stands()
-            if saliency is None:
-                _, _, branches = self.yardstick.left(network.plan)
-                if branches:
-                    here = find_branches(now).named(b.name for b in branches)
-                    scored = replace(now, groups=(*now.groups, *output_groups(here)))
+            _, _, branches = self.yardstick.left(network.plan)
+            if branches:
+                here = find_branches(now).named(b.name for b in branches)
+                scored = replace(now, groups=(*now.groups, *output_groups(here)))
+            if scorer is not None:
+                saliency = scorer(network.model, scored)
+            else:
                 saliency = score(
                     network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss
                 )
@@ -310,7 +314,7 @@ class Session:
         self.sound = network
         return True
 
-    def _as_it_is(self, network: Network) -> Candidate:
+    def as_it_is(self, network: Network) -> Candidate:
         """A candidate without another step: the dense network (its copy), or one that a step left."""
         yardstick = self.yardstick
         left, _, _ = yardstick.left(network.plan)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import nn
 
+from ..coupling.residual import find_branches
 from ..errors import PlanError
 from ..model.copying import copied
 from ..model.preserving import named_tensors
-from ..types import Axis, Coupling, Plan
+from ..types import Axis, Coupling, Cuts, Plan
 from .attributes import sync_attributes
 
 
@@ -19,19 +22,17 @@ def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
     Raises:
         PlanError: the plan does not fit the model.
     """
-    cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
-    for axis, slots in removed_slots(coupling, plan).items():
-        cuts.setdefault(axis.tensor, []).append((axis.dim, slots))
+    cuts = cuts_of(coupling, plan)
     # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
     with torch.no_grad():
-        memo = {id(t): _shrunk(t, cuts[name]) for name, t in named_tensors(model) if name in cuts}
+        memo = {id(t): _shrunk(t, cuts.of(name)) for name, t in named_tensors(model) if name in cuts.kept}
     small = copied(model, memo)
-    _empty(small, coupling)
+    empty_caches(small, coupling)
     sync_attributes(small, model, coupling, plan)
     return small
 
 
-def _empty(small: nn.Module, coupling: Coupling) -> None:
+def empty_caches(small: nn.Module, coupling: Coupling) -> None:
     """Take tensors out of the caches of a copy: they were made at the original's widths, and will be made again."""
     modules = dict(small.named_modules())
     for module, attribute in coupling.traced.caches:
@@ -73,16 +74,34 @@ def index_of(slots: np.ndarray, tensor: torch.Tensor) -> torch.Tensor:
     return torch.as_tensor(slots, dtype=torch.int64, device=tensor.device)
 
 
-def _shrunk(tensor: torch.Tensor, cuts: list[tuple[int, np.ndarray]]) -> torch.Tensor:
-    """A parameter or buffer without some of its slots; type, `requires_grad` and memory format stay."""
+def cuts_of(coupling: Coupling, plan: Plan) -> Cuts:
+    """What a plan leaves of each tensor.
+
+    Raises:
+        PlanError: as `removed_slots`; a branch that may not go.
+    """
+    kept: dict[str, dict[int, np.ndarray]] = {}
+    for axis, slots in sorted(removed_slots(coupling, plan).items()):
+        stays = np.ones(coupling.traced.tensors[axis.tensor].shape[axis.dim], dtype=bool)
+        stays[slots] = False
+        kept.setdefault(axis.tensor, {})[axis.dim] = stays.nonzero()[0]
+    gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
+    return Cuts(kept, frozenset(name for branch in gone for name in branch.tensors))
+
+
+def sliced(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
+    """The numbers of a tensor that stay, detached; its memory format stays."""
     data = tensor.detach()
     channels_last = data.dim() == 4 and not data.is_contiguous()
     channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
-    for dim, slots in sorted(cuts, key=lambda cut: cut[0]):
-        stays = np.ones(data.shape[dim], dtype=bool)
-        stays[slots] = False
-        data = data.index_select(dim, index_of(stays.nonzero()[0], data))
-    data = data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    for dim, slots in kept.items():
+        data = data.index_select(dim, index_of(slots, data))
+    return data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def _shrunk(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
+    """A parameter or buffer without some of its slots; type, `requires_grad` and memory format stay."""
+    data = sliced(tensor, kept)
     if isinstance(tensor, nn.Parameter):
         return type(tensor)(data, requires_grad=tensor.requires_grad)
     return data

@@ -115,21 +115,22 @@ def score(
             answers = {g.name: ask(g) for g in groups}
             scores = {g.name: scores_of(g, answers[g.name]) for g in groups}
             values = {name: answer for name, answer in answers.items() if isinstance(answer, WidthValues)}
-            return _heard(Saliency(scores, "custom", values=values), model, coupling)
+            return heard(Saliency(scores, "custom", values=values), model, coupling)
         kind = importance if importance not in (None, "auto") else "magnitude" if data is None else "fisher"
         if kind == "magnitude":
-            return _heard(Saliency(magnitudes(Weights.of(model, coupling), groups), kind), model, coupling)
+            return heard(Saliency(magnitudes(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
             raise SaliencyError(f"importance={kind!r} needs data")
         if kind == "fisher":
-            return _heard(_fisher(model, coupling, data, Sampled(loss_fn, loss)), model, coupling)
+            return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss)), model, coupling)
         if loss_fn is None and loss is None:
             raise SaliencyError("importance='taylor' needs loss_fn (or loss); 'fisher' needs none")
-        return _heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
+        return heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
 
 
-def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
-    """With the groups named that have no signal: scores of zero, or, if they are the same everywhere, all of them.
+def heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
+    """What was found, with the groups named that have no signal: scores of zero, or, if they are the same everywhere,
+    all of them.
 
     Raises:
         SaliencyError: all scores are zero.
@@ -148,11 +149,11 @@ def _heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
         silent = tuple(name for name in scores if name not in added)
     if not silent:
         return found
-    heard = [float(s.mean()) for name, s in scores.items() if name not in silent] or [highest]
+    loud = [float(s.mean()) for name, s in scores.items() if name not in silent] or [highest]
     groups = [g for g in coupling.prunable if g.name in silent]
     ranked = magnitudes(Weights.of(model, coupling), groups)
     # Where the magnitudes are zero, too, a channel is as good as the next.
-    neutral = {name: float(np.mean(heard)) * (s if s.max() > 0 else np.ones_like(s)) for name, s in ranked.items()}
+    neutral = {name: float(np.mean(loud)) * (s if s.max() > 0 else np.ones_like(s)) for name, s in ranked.items()}
     values = {name: v for name, v in found.values.items() if name not in silent}
     return replace(found, scores={**scores, **neutral}, silent=silent, values=values)
 

@@ -1,5 +1,6 @@
 """The values that the stages pass to each other: frozen, and free of torch modules. Everything may import them."""
 
+from .cuts import Cuts
 from .dependencies import CONCAT, LAYER, Dependency, DependencyGraph, in_runs
 from .mismatches import Mismatch
 from .origins import Origin, Signature
@@ -41,6 +42,7 @@ __all__ = [
     "ChannelMap",
     "ComputedWeight",
     "Coupling",
+    "Cuts",
     "Decisions",
     "Dependency",
     "DependencyGraph",

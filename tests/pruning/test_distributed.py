@@ -96,6 +96,8 @@ def test_all_processes_go_back_where_the_score_fell(results):
     assert len(first["back"][0]) == first["seen before the drop"][0] > first["seen before the drop"][1]
     for a, b in zip(first["back"], second["back"], strict=True):
         assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("way", ["compensated", "untrained"])
 def test_compensated_weights_reach_all_processes(results, way):
     """Each would fit them to its own shard."""

@@ -1,0 +1,45 @@
+"""Moving averages of a network that is pruned: the averaged network is cut as the network is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+
+from torch import nn
+
+from ..errors import TrainingError
+from ..rewriting.inplace import Undo, narrow
+from ..types import Coupling, Plan
+
+
+def averages_checked(averages: Iterable[nn.Module], model: nn.Module) -> list[nn.Module]:
+    """The averaged networks.
+
+    Raises:
+        TrainingError: one is not of this model.
+    """
+    found = []
+    wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    for average in averages:
+        inner = getattr(average, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise TrainingError(
+                f"{type(average).__name__} is no moving average: its attribute `module` should be the averaged network"
+            )
+        shapes = {name: tuple(t.shape) for name, t in inner.state_dict().items()}
+        if shapes != wanted:
+            off = next(name for name in (*wanted, *shapes) if shapes.get(name) != wanted.get(name))
+            raise TrainingError(
+                f"the network in {type(average).__name__} is another than the model: {off} is "
+                f"{shapes.get(off, 'missing')} there and {wanted.get(off, 'missing')} here"
+            )
+        found.append(inner)
+    return found
+
+
+def narrow_averages(networks: Sequence[nn.Module], plan: Plan, coupling: Coupling) -> Undo:
+    """Cut averaged networks in place, all or none; returns a function that puts them back."""
+    with ExitStack() as undone:
+        for network in networks:
+            undone.callback(narrow(network, plan, coupling=coupling)[1])
+        return undone.pop_all().close

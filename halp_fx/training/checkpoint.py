@@ -1,0 +1,57 @@
+"""checkpoint: whether a saved state of a Pruner is one of this Pruner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import TrainingError
+
+FORMAT = "halp_fx.pruner/1"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a state and the pruner that loads it must have in common.
+
+    Attributes:
+        network: names and shapes of the dense network's parameters and buffers.
+        asked: arguments of the pruner.
+        processes: of the job.
+    """
+
+    network: dict[str, tuple[int, ...]]
+    asked: dict[str, Any]
+    processes: int
+
+    @classmethod
+    def of(cls, model: nn.Module, asked: Mapping[str, Any], processes: int) -> Origin:
+        return cls({name: tuple(t.shape) for name, t in model.state_dict().items()}, dict(asked), processes)
+
+    def to_state(self) -> dict[str, Any]:
+        return {"format": FORMAT, "network": self.network, "asked": self.asked, "processes": self.processes}
+
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises TrainingError for the state of another pruner."""
+        if state.get("format") != FORMAT:
+            raise TrainingError(f"this is no state of a Pruner: its format is {state.get('format')!r}, not {FORMAT!r}")
+        theirs = {name: tuple(shape) for name, shape in state["network"].items()}
+        if theirs != self.network:
+            off = next(n for n in (*theirs, *self.network) if theirs.get(n) != self.network.get(n))
+            raise TrainingError(
+                f"the checkpoint is of another network: {off} is {theirs.get(off, 'missing')} there and "
+                f"{self.network.get(off, 'missing')} here. Make the Pruner of the original, dense network, then load"
+            )
+        for name, value in self.asked.items():
+            if state["asked"].get(name) != value:
+                raise TrainingError(
+                    f"the checkpoint was written with {name}={state['asked'].get(name)}, this Pruner has {name}={value}"
+                )
+        if state["processes"] != self.processes:
+            raise TrainingError(
+                f"the checkpoint was written by {state['processes']} processes, and there are {self.processes}: resume "
+                "with as many, or finish pruning first"
+            )

@@ -1,0 +1,133 @@
+"""gathering: gradients of a training step -> what the channels of every group are worth, without a second forward.
+
+After `backward()`, weight times gradient summed over a channel's norms (or over what produces it) is the derivative of
+the batch's loss by a gate on the channel: a row with one number a channel and batch. Rows of many batches are what the
+Fisher information of sets of channels is made of (`scoring.sets`), at the grain of batches instead of samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..coupling.branches import output_groups
+from ..coupling.residual import find_branches
+from ..kernels import SegmentLayout, channel_scores
+from ..scoring.gates import places_of
+from ..scoring.scored import Key, Place, Weights
+from ..types import ChannelGroup, Coupling, Plan
+
+KEPT = 160
+"""Rows that are kept, of the last batches; more, where more lie between two steps of pruning."""
+
+
+@dataclass(slots=True, eq=False)
+class Gathered:
+    """Rows of one network at its present widths.
+
+    Attributes:
+        groups: whose channels are the columns, one group after the other.
+        keys, layout: the tensors that rows are made of, and which of their slots are of which channel.
+        parameters: of the model, by name.
+        most: how many rows are kept.
+        rows: float32, of shape (channels,), the last ones.
+    """
+
+    groups: tuple[ChannelGroup, ...]
+    keys: list[Key]
+    layout: SegmentLayout
+    parameters: Mapping[str, nn.Parameter]
+    most: int = KEPT
+    rows: list[torch.Tensor] = field(default_factory=list)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        coupling: Coupling,
+        branches: Sequence[str] = (),
+        readers: bool = False,
+        most: int = KEPT,
+    ) -> Gathered:
+        """None yet, of a network.
+
+        Args:
+            coupling: of the model.
+            branches: that may go: what they add is scored, too.
+            readers: score the weights that read a channel, and not those that make it: these have a gradient also while
+                the channel is masked.
+            most: how many are kept.
+        """
+        groups = (*coupling.prunable, *output_groups(find_branches(coupling).named(branches) if branches else ()))
+        weights, parameters = Weights.of(model, coupling), dict(model.named_parameters())
+
+        def chosen(group: ChannelGroup) -> list[Place]:
+            read = _read(group, parameters) if readers else []
+            return read or places_of(group, weights, frozenset(), parameters)
+
+        keys, layout = weights.layout(groups, chosen)
+        return cls(groups, keys, layout, parameters, most)
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        ends = list(accumulate((g.size for g in self.groups), initial=0))
+        return {g.name: slice(ends[i], ends[i + 1]) for i, g in enumerate(self.groups)}
+
+    @property
+    def has_gradients(self) -> bool:
+        return any(p.grad is not None for p in self.parameters.values())
+
+    def add(self, scale: float) -> None:
+        """Take in the gradients that are there, `scale` times too large."""
+        tensors = [self.parameters.get(name) for _, name in self.keys]
+        weights = [
+            torch.empty(s) if t is None else t.detach() for t, s in zip(tensors, self.layout.shapes, strict=True)
+        ]
+        grads = [None if t is None else t.grad for t in tensors]
+        row = channel_scores(self.layout, weights, grads, "taylor_signed").float()
+        self.rows = [*self.rows[1 - self.most :], row / scale if scale != 1.0 else row]
+
+    def drop_broken(self) -> int:
+        """Take out rows that are not finite; how many."""
+        rows = self.stacked()
+        good = torch.isfinite(rows).all(1)
+        self.rows = list(rows[good])
+        return int((~good).sum())
+
+    def stacked(self) -> torch.Tensor:
+        """All rows, on the CPU: (rows, channels)."""
+        rows = [row.cpu() for row in self.rows]
+        return torch.stack(rows) if rows else torch.zeros(0, self.layout.num_channels)
+
+    def by_group(self, rows: torch.Tensor, plan: Plan) -> dict[str, torch.Tensor]:
+        """Columns of rows by group, of the channels that a plan keeps."""
+        found = {}
+        for name, columns in self.columns.items():
+            own = rows[:, columns]
+            found[name] = own[:, list(plan[name])] if name in plan else own
+        return found
+
+    def follow(self, before: Gathered, plan: Plan) -> None:
+        """Take over the rows of the network that `plan` made this one of, where its groups are still the same."""
+        rows = before.by_group(before.stacked(), plan)
+        own = [rows.get(g.name) for g in self.groups]
+        if own and all(r is not None and r.shape[1] == g.size for r, g in zip(own, self.groups, strict=True)):
+            self.rows = list(torch.cat([r for r in own if r is not None], 1))
+
+
+def _read(group: ChannelGroup, parameters: Mapping[str, Any]) -> list[Place]:
+    """The slots of weights that read a group's channels."""
+    found = []
+    for member in group.members:
+        name, dim = member.axis.tensor, member.axis.dim
+        if member.role == "consumer" and name in parameters:
+            row = np.full(parameters[name].shape[dim], -1, np.int64)
+            row[member.slots] = np.arange(group.size)[:, None]
+            found.append(Place(("parameter", name), dim, member.role, row))
+    return found

@@ -1,0 +1,350 @@
+"""Pruner: pruning inside a training loop, in steps, on a schedule (HALP, arXiv 2110.10811).
+
+One `step()` after each `backward()` gathers what channels are worth from the gradients that are there; every so many of
+them a step of the session is decided, and the model is masked or cut in place.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, get_args
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..errors import BudgetError, TrainingError
+from ..latency import Calibration
+from ..model.checks import check_finite, check_model
+from ..model.copying import copied
+from ..model.inputs import normalize_examples
+from ..model.naming import Ignored, ignored_names
+from ..model.preserving import preserved
+from ..pruning.budgets import BudgetLike
+from ..pruning.distributed import Team
+from ..pruning.goals import make_goals
+from ..pruning.networks import Network
+from ..pruning.request import Request
+from ..pruning.session import Session
+from ..pruning.widths import remaining
+from ..reporting.making import report_on
+from ..reporting.report import Report
+from ..rewriting.applying import rewrite
+from ..scoring.callables import Importance
+from ..scoring.saliency import Saliency
+from ..solver import Method
+from ..trials.trials import channel_groups
+from ..types import Coupling, Plan
+from .averages import averages_checked
+from .checkpoint import Origin
+from .gathering import KEPT, Gathered
+from .leading import Lead
+from .masks import Masks
+from .optimizer import check_bound
+from .schedule import Schedule, ways_of
+from .shrinking import shrink
+from .valuing import saliency_of
+from .wrapping import Rewrapped
+
+logger = logging.getLogger("halp_fx")
+
+Mode = Literal["shrink", "mask"]
+
+
+class Pruner:
+    """Prunes a model while it is trained.
+
+        pruner = halp_fx.Pruner(model, 0.5, images[:1], optimizer=optimizer)
+        for images, labels in loader:
+            optimizer.zero_grad()
+            loss_fn(model(images), labels).backward()
+            pruner.step()  # before clipping, and before optimizer.step()
+            optimizer.step()
+        pruner.finish()
+
+    Call `step` once for each step of the optimizer, when the gradients are complete: added up over micro-batches, and
+    averaged over processes. In a job of several processes all must do the same: the first decides, all cut alike.
+
+    Attributes:
+        model: the caller's own object: smaller after each step of pruning ("shrink"), or at the end ("mask").
+        plan: what has been removed so far, in channels of the original network.
+        done: whether the last step of pruning was taken.
+        decisions: steps of pruning that were taken.
+        skipped: batches whose gradients were not finite.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        budget: BudgetLike,
+        example_inputs: Any = None,
+        *,
+        optimizer: Optimizer | None = None,
+        averages: Iterable[nn.Module] = (),
+        steps: int = 30,
+        interval: int = 40,
+        schedule: Schedule = "exponential",
+        mode: Mode = "shrink",
+        regrow: bool = False,
+        importance: Importance | None = None,
+        latency: Any = None,
+        ignore: Ignored | Iterable[Ignored] = (),
+        round_to: int | None = None,
+        min_keep: float | int = 0.1,
+        branches: bool = False,
+        solver: Method = "auto",
+        tolerance: float = 0.02,
+    ) -> None:
+        """Nothing is changed yet; layers are timed, if the budget is a time.
+
+        Args:
+            model, budget, example_inputs, latency, ignore, round_to, min_keep, branches, solver, tolerance: as for
+                `prune`. The model is the bare one; `wrap` it for several processes.
+            optimizer: of the model; its state is cut with the parameters. None if it has none (plain SGD), or will be
+                made later.
+            averages: moving averages of the model, as for `rebind`.
+            steps, interval: steps of pruning, and calls of `step` before each.
+            schedule: how the cost falls over the steps: "exponential", "linear", or a rising function from the share of
+                the steps to the share of the way, in the logarithm of the cost.
+            mode: "shrink" cuts the model at every step; "mask" holds removed channels at zero and cuts in `finish`.
+            regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
+            importance: "fisher" (None; of sets of channels, at the grain of batches), "taylor" (the published mean of
+                absolute values), "magnitude", or a callable as for `prune`.
+
+        Raises:
+            BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
+            TrainingError: the optimizer or an average is not of this model, the model is sharded, or what was asked for
+                does not go together.
+        """
+        _check_whole(model)
+        check_model(model)
+        check_finite(model)
+        _check_asked(steps, interval, mode, regrow, branches, optimizer)
+        if optimizer is not None:
+            check_bound(optimizer, model)
+        self.model = model
+        self.plan = Plan()
+        self.decisions = self.skipped = self._calls = self._fresh = 0
+        self._optimizer, self._averages = optimizer, averages_checked(averages, model)
+        self._steps, self._interval, self._regrow = steps, interval, regrow
+        self._importance: Importance = "fisher" if importance is None or importance == "auto" else importance
+        self._wrapped: list[Rewrapped] = []
+        self._examples = normalize_examples(model, example_inputs)
+        request = Request(
+            goals=make_goals(budget, latency), examples=self._examples, data=None, loss_fn=None, loss=None,
+            importance=self._importance, round_to=round_to, min_keep=min_keep, steps=steps, solver=solver,
+            tolerance=tolerance, train_between=None, progress=False, branches=branches,
+        )  # fmt: skip
+        names = ignored_names(model, ignore)
+        asked = {"budget": repr(budget), "steps": steps, "interval": interval, "mode": mode, "regrow": regrow}
+        team = Team.here()
+        team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
+        self._origin = Origin.of(model, asked, team.size)
+        with preserved(model):
+            # What is timed beside the smaller networks is the dense one: a copy of it.
+            self._lead = Lead.start(team, lambda: Session.start(copied(model), request, names))
+            self._ways = self._lead.ask(lambda s: ways_of(schedule, steps, min(s.yardstick.fraction, 1.0)))
+            self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
+            self.done = self._lead.ask(lambda s: s.yardstick.met_already)
+            session = self._lead.session
+            self._dense = session.yardstick.coupling if session else channel_groups(model, self._examples, names)
+        self._here = self._dense
+        self._masks = Masks(optimizer, regrow) if mode == "mask" and optimizer is not None else None
+        self._gathered = self._gather()
+
+    def step(self, scale: float = 1.0) -> bool:
+        """Take in the gradients that are there; every `interval` calls, prune.
+
+        Args:
+            scale: what the gradients are multiplied by: `scaler.get_scale()` of a `GradScaler`, unless
+                `scaler.unscale_(optimizer)` was called before.
+
+        Returns:
+            Whether other channels are there than before.
+
+        Raises:
+            TrainingError: there are no gradients, or none was finite since the last step of pruning.
+            InfeasibleError: the budget is out of reach.
+        """
+        if not self._gathered.has_gradients:
+            raise TrainingError(
+                "no parameter has a gradient: call pruner.step() after loss.backward(), and before "
+                "optimizer.zero_grad()"
+            )
+        if self.done:
+            self._still()
+            return False
+        with self._lifted():
+            self._gathered.add(scale)
+        self._still()
+        self._calls += 1
+        self._fresh += 1
+        return self._calls % self._interval == 0 and self._prune(last=self.decisions + 1 >= self._steps)
+
+    def finish(self) -> nn.Module:
+        """Take the last step of pruning if it has not been, cut what is masked, and measure.
+
+        Returns:
+            The model; its attribute `halp` is the `Report`, as of `prune`.
+
+        Raises:
+            TrainingError, InfeasibleError: as `step`.
+        """
+        if not self.done:
+            logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
+            self._prune(last=True)
+        if self._masks is not None:
+            self._masks.close()
+            self._masks = None
+            self._cut(self.plan, self._dense)
+        with preserved(self.model):
+            report = self._lead.ask(self._report)
+        self.model.halp = report  # type: ignore[assignment]
+        return self.model
+
+    def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """The model in a wrapper (`DistributedDataParallel`) that is made anew whenever the model is cut.
+
+        Build the optimizer of the bare model's parameters, then the pruner, then wrap; train what this returns.
+        """
+        self._wrapped.append(Rewrapped(self.model, wrapper))
+        return self._wrapped[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint needs beside the states of the model and the optimizer. In a job of several processes, that
+        of the first process is enough."""
+        state = self._origin.to_state() | {"plan": self.plan.to_json(), "done": self.done}
+        state["counts"] = (self._calls, self._fresh, self.decisions, self.skipped)
+        state["rows"] = self._gathered.stacked()
+        state["hidden"] = [h.clone() for h in self._masks.hidden] if self._masks is not None else []
+        if self._lead.session is not None:
+            y = self._lead.session.yardstick
+            state["measured"] = (y.dense, y.scale, y.calibration.points, sorted(y.held))
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint, in a pruner that has just been made of the original network.
+
+        It cuts or masks the model: load the model's and the optimizer's own states after it.
+
+        Raises:
+            TrainingError: of another network, or another call of `Pruner`, or by another number of processes, or this
+                one has been used. Nothing is changed.
+        """
+        self._origin.check(state)
+        if self._calls or self.plan:
+            raise TrainingError("this Pruner has been used: make a new one of the original network, then load")
+        plan = Plan.from_json(state["plan"])
+        self._take(plan)
+        if self._masks is not None:
+            places = zip(state["hidden"], self._masks.places, strict=False)
+            self._masks.hidden = [hidden.to(parameter.device) for hidden, (parameter, _, _) in places]
+        self.done = bool(state["done"])
+        self._calls, self._fresh, self.decisions, self.skipped = state["counts"]
+        self._gathered.rows = list(state["rows"])
+        if self._lead.session is not None:
+            y = self._lead.session.yardstick
+            y.dense, y.scale, points, held = state["measured"]
+            y.calibration, y.held = Calibration(tuple(points)), set(held)
+
+    def _prune(self, last: bool) -> bool:
+        """One step of pruning; whether other channels are there than before."""
+        broken = self._gathered.drop_broken()
+        self.skipped += broken
+        found = self._lead.gather((self._gathered.stacked(), self._fresh - broken))
+        rows = torch.cat([own for own, _ in found])
+        if not len(rows) or (self._fresh and not any(fresh for _, fresh in found)):
+            raise TrainingError(
+                f"no gradient was finite in the last {self._fresh} batches: the loss has diverged (lower the learning "
+                "rate), or pruner.step() was never called"
+            )
+        with self._lifted(), preserved(self.model):
+            plan = self._lead.ask(lambda session: self._decided(session, rows, last))
+        changed = plan != self.plan
+        self._take(plan)
+        self._lead.agree(self.model, self.plan)
+        self.decisions, self.done, self._fresh = self.decisions + 1, last, 0
+        return changed
+
+    def _decided(self, session: Session, rows: torch.Tensor, last: bool) -> Plan:
+        """The plan after this step, in the first process."""
+        now = Plan() if self._regrow else self.plan
+        own = self._gathered.by_group(rows, now if self._masks is not None else Plan())
+        standing = self.model
+        if self._masks is not None and now:
+            standing = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
+        session.network = Network(standing, now)
+
+        def scorer(model: nn.Module, coupling: Coupling) -> Saliency:
+            return saliency_of(own, self._importance, model, coupling)
+
+        if last:
+            session.candidates = []
+            session.close(scorer)
+            return session.best.network.plan
+        session.step(self._ways[self.decisions], scorer)
+        return session.network.plan
+
+    def _take(self, plan: Plan) -> None:
+        """Mask or cut what a plan removes beyond what is gone."""
+        if self._masks is not None:
+            self._masks.set(self.model, self._dense, plan)
+        elif plan != self.plan:
+            step, before = remaining(self.plan, plan), self._gathered
+            self._cut(step, self._here)
+            self.plan = plan
+            self._gathered = self._gather()
+            self._gathered.follow(before, step)
+        self.plan = plan
+
+    def _cut(self, step: Plan, coupling: Coupling) -> None:
+        shrink(self.model, step, coupling, None, self._optimizer, self._averages)
+        self._here = channel_groups(self.model, self._examples, like=self._dense)
+        for wrapped in self._wrapped:
+            wrapped.renew()
+
+    def _report(self, session: Session) -> Report:
+        known = session.network.saliency or Saliency({}, str(self._importance))
+        session.candidates = [session.as_it_is(Network(self.model, self.plan, self._here, known))]
+        return report_on(session)
+
+    def _gather(self) -> Gathered:
+        left = tuple(name for name in self._removable if name not in self.plan.dropped)
+        most = max(self._interval, KEPT)
+        return Gathered.of(self.model, self._here, left, readers=self._regrow, most=most)
+
+    def _still(self) -> None:
+        if self._masks is not None:
+            self._masks.still()
+
+    def _lifted(self) -> AbstractContextManager[None]:
+        """With the weights that soft masks hide."""
+        return self._masks.lifted() if self._masks is not None and self._regrow else nullcontext()
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Raises TrainingError for a model whose parameters are spread over processes."""
+    spread = any(type(p).__name__ == "DTensor" for p in model.parameters())
+    if spread or type(model).__name__ == "FullyShardedDataParallel":
+        raise TrainingError(
+            "the model is sharded (fully_shard, FSDP): prune before it is. Let a Pruner in shrink mode finish, or call "
+            "prune, on the whole model; then shard what is left and build the optimizer"
+        )
+
+
+def _check_asked(
+    steps: int, interval: int, mode: str, regrow: bool, branches: bool, optimizer: Optimizer | None
+) -> None:
+    for name, value in (("steps", steps), ("interval", interval)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
+    if mode not in get_args(Mode):
+        raise TrainingError(f"mode={mode!r} is not one of {', '.join(get_args(Mode))}")
+    if mode == "shrink" and regrow:
+        raise TrainingError("regrow=True needs mode='mask': what is cut cannot return")
+    if mode == "mask" and optimizer is None:
+        raise TrainingError("mode='mask' needs the optimizer: masks are held around its steps")
+    if mode == "mask" and branches:
+        raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")

@@ -1,0 +1,57 @@
+"""shrink: a model, its optimizer and its averages -> the same objects, smaller; all of them, or none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..model.inputs import Examples
+from ..rewriting.applying import rewrite
+from ..rewriting.inplace import Undo, narrow
+from ..types import Coupling, Plan
+from .averages import narrow_averages
+from .optimizer import Heir, check_bound, hand_over
+
+
+def shrink(
+    model: nn.Module,
+    plan: Plan,
+    coupling: Coupling,
+    examples: Examples | None = None,
+    optimizer: Optimizer | None = None,
+    averages: Sequence[nn.Module] = (),
+) -> Undo:
+    """Take from a model what a plan removes, in place: modules, parameters and buffers stay the objects that they are.
+
+    Args:
+        coupling: of this model.
+        examples: a copy is rewritten and verified on them first; None for a plan that has been tried.
+        optimizer: of this model.
+        averages: averaged networks (`averages_checked`).
+
+    Returns:
+        A function that puts everything back.
+
+    Raises:
+        PlanError, RewriteError: as `rewrite`; everything is as it was.
+        TrainingError: the optimizer cannot follow; likewise.
+    """
+    if optimizer is not None:
+        check_bound(optimizer, model)
+    if examples is not None:
+        rewrite(model, plan, examples, coupling=coupling)
+    shapes = {name: (p, p.shape) for name, p in model.named_parameters()}
+    with ExitStack() as undone:
+        cuts, undo = narrow(model, plan, coupling=coupling)
+        undone.callback(undo)
+        heirs = {
+            id(p): Heir(name, shape, None if name in cuts.gone else p, cuts.of(name))
+            for name, (p, shape) in shapes.items()
+        }
+        if optimizer is not None:
+            undone.callback(hand_over(optimizer, heirs))
+        undone.callback(narrow_averages(averages, plan, coupling))
+        return undone.pop_all().close

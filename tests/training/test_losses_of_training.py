@@ -1,0 +1,86 @@
+"""Losses beside the task's own: the teacher's, and the penalty on what will go."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import half_plan
+from test_rebind import X, network
+from torch.nn import functional as F
+
+import halp_fx
+from halp_fx import Plan, TrainingError
+
+
+def test_logits_of_the_teacher_are_the_optimum():
+    torch.manual_seed(0)
+    teacher, student = torch.randn(6, 5, 3, dtype=torch.float64), torch.randn(6, 5, 3, dtype=torch.float64)
+    want = F.kl_div(
+        F.log_softmax(student / 3, 1), F.log_softmax(teacher / 3, 1), log_target=True, reduction="sum"
+    ) / 18 * 9  # fmt: skip
+    torch.testing.assert_close(halp_fx.distill(student, teacher, 3.0).double(), want, rtol=1e-5, atol=0)
+    assert halp_fx.distill(teacher, teacher).abs() < 1e-6
+    student.requires_grad_()
+    teacher.requires_grad_()
+    halp_fx.distill(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad.abs().sum() > 0
+
+
+def test_features_are_compared_on_the_channels_that_were_kept():
+    """The teacher's own features on these channels cost nothing."""
+    teacher = torch.randn(2, 8, 4, 4)
+    kept = [1, 2, 6]
+    assert halp_fx.distill_features(teacher[:, kept], teacher, kept) == 0
+    want = ((2 * teacher[:, kept] - teacher[:, kept]) ** 2).mean() / teacher[:, kept].square().mean()
+    torch.testing.assert_close(halp_fx.distill_features(2 * teacher[:, kept], teacher, kept), want)
+    torch.testing.assert_close(halp_fx.distill_features(1000 * teacher, 1000 * teacher + 1000).sqrt(),
+                               halp_fx.distill_features(teacher, teacher + 1).sqrt())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda a, b: halp_fx.distill(a, b), r"student have shape \(2, 3\), of the teacher \(2, 4\)"),
+        (lambda a, b: halp_fx.distill(a, a, 0.0), "temperature=0.0"),
+        (lambda a, b: halp_fx.distill_features(a, b), "pass kept=plan"),
+        (lambda a, b: halp_fx.distill_features(a, b, [0]), r"of the teacher \(2, 1\) with the channels kept"),
+    ],
+)
+def test_what_does_not_fit_is_said(call, message):
+    with pytest.raises(TrainingError, match=message):
+        call(torch.zeros(2, 3), torch.zeros(2, 4))
+
+
+def test_a_penalty_shrinks_what_goes_and_leaves_the_rest():
+    model = network().eval()
+    coupling = halp_fx.channel_groups(model, X)
+    plan = half_plan(coupling)
+    penalty = halp_fx.SparsityPenalty(model, plan, coupling=coupling, steps=4, most=2.0)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    strengths = []
+    for _ in range(6):
+        strengths.append(penalty.strength)
+        penalty().backward()
+    assert strengths == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
+    twin = dict(halp_fx.zero(model, plan, coupling=coupling).named_parameters())
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        # What makes a removed channel, not what reads it, nor the slope of what comes behind.
+        rows = (
+            torch.zeros(len(parameter), dtype=torch.bool)
+            if name == "5.weight"
+            else twin[name].reshape(len(parameter), -1).abs().sum(1) == 0
+        )
+        want = torch.zeros_like(parameter)
+        want[rows] = 7.0 * before[name][rows]
+        torch.testing.assert_close(grad, want)
+    assert sum(int(p.grad is not None and p.grad.any()) for p in model.parameters()) >= 6
+
+
+def test_a_penalty_on_nothing_is_refused():
+    model = network()
+    with pytest.raises(TrainingError, match="removes no channels"):
+        halp_fx.SparsityPenalty(model, Plan(), X, steps=3)
+    with pytest.raises(TrainingError, match="steps=0"):
+        halp_fx.SparsityPenalty(model, Plan(), X, steps=0)

@@ -1,0 +1,144 @@
+"""Two processes with their own shards of every batch prune one network."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from test_pruner import CALL, batches, sgd
+from test_rebind import X
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+import halp_fx
+from halp_fx import TrainingError
+
+
+def network():
+    """Without batch norms, whose statistics would be of a shard."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.ReLU(), nn.Conv2d(8, 12, 3), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(12, 5)).double()
+
+
+def run(rank=0, size=1, wrapped=False, together=True):
+    """Batches of 4 in all; `together`: gradients are averaged by the wrapper."""
+    model = network()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    trained = pruner.wrap(DistributedDataParallel) if wrapped else model
+    for x, y in batches(14):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(trained(x[rank::size]), y[rank::size])
+        if together:
+            loss.backward()
+        else:
+            with trained.no_sync():
+                loss.backward()
+        pruner.step()
+        if not together:
+            optimizer.zero_grad()
+        optimizer.step()
+    return pruner, pruner.finish()
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    pruner, small = run(rank, 2, wrapped=True)
+    result = {"plan": pruner.plan.to_json(), "report": small.halp.measured, "state": small.state_dict()}
+    result["apart"] = run(rank, 2, wrapped=True, together=False)[0].plan.to_json()
+    try:
+        halp_fx.Pruner(network(), 0.4 + rank / 10, X[:1], **CALL)
+    except halp_fx.HalpError as error:
+        result["differing"] = f"{type(error).__name__}: {error}"
+    model = network().train()
+    late = halp_fx.Pruner(model, 0.001, X[:1], **CALL | {"interval": 1, "steps": 1})
+    F.cross_entropy(model(X), torch.arange(4)).backward()
+    try:
+        late.step()
+    except halp_fx.HalpError as error:
+        result["out of reach"] = f"{type(error).__name__}: {error}"
+    sharded = network()
+    fully_shard(sharded, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
+    try:
+        halp_fx.Pruner(sharded, 0.4, X[:1], **CALL)
+    except halp_fx.HalpError as error:
+        result["sharded"] = f"{type(error).__name__}: {error}"
+    torch.save(result, f"{folder}/{rank}.pt")
+    # The second process is gone before the first decides.
+    last = halp_fx.Pruner(model, 0.5, X[:1], **CALL | {"interval": 1, "steps": 1})
+    if rank == 0:
+        try:
+            last.step()
+        except halp_fx.HalpError as error:
+            result["alone"] = f"{type(error).__name__}: {error}"
+        torch.save(result, f"{folder}/{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
+
+
+def test_two_processes_and_one_prune_alike(results):
+    alone, _ = run()
+    assert results[0]["plan"] == results[1]["plan"] == alone.plan.to_json()
+    assert results[0]["report"] == results[1]["report"]
+    assert all(torch.equal(t, results[1]["state"][n]) for n, t in results[0]["state"].items())
+
+
+def test_what_each_process_saw_counts_where_gradients_are_not_averaged(results):
+    assert results[0]["apart"] == results[1]["apart"]
+
+
+def test_errors_reach_all(results):
+    for result in results:
+        assert "ModelError: the processes of this job prune different networks" in result["differing"]
+        assert "cannot be reached" in result["out of reach"]
+        assert "TrainingError: the model is sharded" in result["sharded"]
+
+
+def test_a_process_that_is_gone_is_said(results):
+    assert "TrainingError: process 0 of 2 waited in a step of pruning for another" in results[0]["alone"]
+
+
+def test_what_wraps_a_model_is_made_anew():
+    model, made = network(), []
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL | {"interval": 1, "steps": 2})
+
+    def wrapper(module):
+        made.append([tuple(p.shape) for p in module.parameters()])
+        return nn.Sequential(module)
+
+    trained = pruner.wrap(wrapper)
+    assert list(trained.state_dict()) == [f"module.{name}" for name in model.state_dict()]
+    assert len(list(trained.parameters())) == len(list(model.parameters()))
+    for x, y in batches(2):
+        model.zero_grad()
+        F.cross_entropy(trained(x), y).backward()
+        pruner.step()
+    assert len(made) == 3
+    assert made[0] != made[1] != made[2]
+    trained.eval()
+    assert not model.training
+    torch.testing.assert_close(trained(X), model(X))
+    assert copy.deepcopy(trained.module)(X).shape == (4, 5)
+
+
+def test_processes_that_disagree_are_told():
+    from halp_fx.pruning.distributed import Team
+    from halp_fx.training.leading import Lead
+
+    class Odd(Team):
+        def gather(self, value):
+            return [value, "another"]
+
+    with pytest.raises(TrainingError, match="process 1 has another network than process 0"):
+        Lead(Odd(0, 2), None).agree(network(), halp_fx.Plan())
