@@ -17,7 +17,7 @@ from torch import fx
 
 from ..errors import HalpError
 from ..tracing.graph import getitem, of, op, written_through_alias
-from ..types import AttributeEdit, Axis, Coupling, Decisions, Links, TensorSpec, Tie, Traced
+from ..types import AttributeEdit, Axis, ChannelMap, Coupling, Decisions, Further, Links, TensorSpec, Tie, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
 from .computed import computed_weights, spread_roles
 from .groups import Outline, Partition, free_dimension
@@ -103,37 +103,43 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    shapes, *others = (
-        {node.name: partition.extents(found.outlines[node]) for node in graph.graph.nodes}
-        for graph in (traced, *(t for t in further if t.run.repeatable))
+    first, *others = (
+        Further(
+            forward,
+            {node.name: partition.extents(found.outlines[node]) for node in forward.graph.nodes},
+            {} if forward.run.training else _restricted(forward, algebra, partition),
+        )
+        for forward in (traced, *(t for t in further if t.run.repeatable))
     )
     edits = dict.fromkeys(
         AttributeEdit(e.module, e.attribute, partition.extents(found.outlines[e.node])[e.dim], e.divisor)
         for e in algebra.edits
     )
-    restricted = {
-        node.name: tuple(partition.channel_map(v, r.along(i)) for i, v in enumerate(r.call.tensors()))
-        for node, r in algebra.restricted.items()
-        if node.graph is traced.graph
-    }
     unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
     for name in sorted(unseen):
         algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
     roles = tuple(algebra.roles.get(i, "other") for i in range(len(algebra.axes)))
     links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links), roles)
-    repeatable = zip((t for t in further if t.run.repeatable), others, strict=True)
     coupling = Coupling(
         traced,
         partition.groups,
         links,
-        shapes,
+        first.shapes,
         tuple(edits),
         tuple(algebra.notes),
-        restricted=restricted,
+        restricted=first.restricted,
         computed=computed_weights(traced.graph, planes, algebra, partition),
-        further=tuple(repeatable),
+        further=tuple(others),
     )
     return with_mends(coupling, replace(decisions, choices=algebra.choices))
+
+
+def _restricted(traced: Traced, algebra: Algebra, partition: Partition) -> dict[str, tuple[ChannelMap, ...]]:
+    return {
+        node.name: tuple(partition.channel_map(v, r.along(i)) for i, v in enumerate(r.call.tensors()))
+        for node, r in algebra.restricted.items()
+        if node.graph is traced.graph
+    }
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:

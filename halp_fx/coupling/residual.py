@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ..tracing.graph import getitem, of, op, written
 from ..types import Axis, Coupling, Member, ModuleCall, Step
-from .branches import Branch, Branches, Replacement
+from .branches import Branch, Branches, Place, Replacement, forwards
 from .flow import Flow, Runs
 
 
@@ -25,8 +25,19 @@ class _Unclear(Exception):
 
 
 def find_branches(coupling: Coupling) -> Branches:
-    """Residual branches of a network that was traced here (not read from elsewhere: the runs of modules are needed)."""
-    network = _Network(coupling)
+    """Residual branches of a network that was traced here (not read from elsewhere: the runs of modules are needed).
+
+    What another of its `forwards` runs of a branch must be the same branch there.
+    """
+    first, *others = forwards(coupling)
+    found = _found_in(first)
+    for view in others:
+        found = _found_as_well(found, first, view) if found.removable else found
+    return found
+
+
+def _found_in(view: Coupling) -> Branches:
+    network = _Network(view)
     found: dict[str, Branch] = {}
     refused: dict[str, str] = {}
     for add in network.flow.reads:  # An add that nothing reads keeps no branch.
@@ -40,11 +51,33 @@ def find_branches(coupling: Coupling) -> Branches:
         if branch is not None:
             found[branch.name] = branch
     for name, branch in list(found.items()):
-        inner = [b.name for b in found.values() if b is not branch and b.add in branch.nodes]
+        inner = [b.name for b in found.values() if b is not branch and b.first.add in branch.first.nodes]
         if inner:
             refused[name] = f"contains the branch {inner[0]!r}, which may go by itself"
             del found[name]
     return Branches(tuple(found.values()), refused)
+
+
+def _found_as_well(known: Branches, first: Coupling, view: Coupling) -> Branches:
+    """Branches of the first forward, each with its place in another one."""
+    here = _found_in(view)
+    same = {b.name: b for b in here.removable}
+    home = {node.name: of(node).module for node in first.traced.graph.nodes}
+    run = {call.module for call in view.traced.calls}
+    read = [str(node.target) for node in view.traced.graph.nodes if _is_parameter(node)]
+    found, refused = [], {}
+    for branch in known.removable:
+        other = same.get(branch.name)
+        foreign = [name for name in read if name in branch.tensors]
+        if other is not None and other.replacements == branch.replacements and other.tensors == branch.tensors:
+            found.append(replace(branch, places=(*branch.places, other.first)))
+        elif run.isdisjoint(branch.modules) and not foreign:
+            found.append(replace(branch, places=(*branch.places, None)))
+        else:
+            why = (w for add, w in here.refused.items() if add.rpartition("/")[0] == home[branch.first.add])
+            what = f"reads {foreign[0]} otherwise" if run.isdisjoint(branch.modules) else "runs something else of it"
+            refused[branch.name] = f"the forward of example {view.traced.run.example + 1}: {next(why, what)}"
+    return Branches(tuple(found), {**known.refused, **refused})
 
 
 def _adds(node: fx.Node) -> bool:
@@ -107,7 +140,8 @@ class _Network:
                 raise _Unclear(f"{first}; {second}") from second
         self._check_owned(way)
         tensors = way.tensors
-        branch = Branch(way.name, add.name, side, shortcut.name, way.replacements, way.nodes, tensors)
+        place = Place(add.name, side, shortcut.name, way.nodes)
+        branch = Branch(way.name, (place,), way.replacements, tensors)
         groups = tuple(g.name for g in self.coupling.groups if {m.axis.tensor for m in g.members} <= tensors)
         return replace(branch, groups=groups, output=self._output(tensors, groups))
 

@@ -105,7 +105,7 @@ def build_problem(
 
 def in_branch(table: CostTable, branch: Branch) -> bool:
     """Whether a cost vanishes with a branch: tables are named after a parameter, a node, or "module/node"."""
-    return table.name in branch.tensors or table.name.rpartition("/")[2] in branch.nodes
+    return table.name in branch.tensors or table.name.rpartition("/")[2] in branch.first.nodes
 
 
 def _choice(

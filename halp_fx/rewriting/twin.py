@@ -4,38 +4,69 @@ The twin has the original architecture. Every slot of every removed channel is z
 where it is consumed, so that an activation with f(0) != 0 in between does no harm. Where a statistic runs over
 channels (LayerNorm, GroupNorm, a mean or softmax over channels) zeroing is not removing: the twin computes such
 operators over the kept channels only. A dropped branch is computed and multiplied by zero where it would be added.
+
+Where that is depends on the path that the forward takes: of several recorded ones (`example_inputs` may be a list), the
+twin follows all that fit what has run so far.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 
-from ..coupling.branches import Branch
+from ..coupling.branches import Place, forwards
 from ..coupling.residual import find_branches
-from ..internals import TorchDispatchMode, tree_flatten, tree_unflatten
+from ..errors import TraceError
+from ..internals import TorchDispatchMode, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
-from ..tracing.graph import operator
+from ..tracing.graph import getitem, of, operator, written_through_alias
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
 
-Keep = dict[int, np.ndarray]
+Keep = dict[int, tuple[int, ...]]
 """Dimension -> sorted indices that stay."""
 
-Steps = dict[tuple[str, int], list[Keep]]
-"""(operator, how many times it has run in the forward) -> what stays of each of its tensors. Counted per operator,
-because others may come and go with the dtype."""
 
-Silences = dict[tuple[str, int], int]
-"""(operator, how many times it has run in the forward) -> the argument that counts for nothing."""
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What the twin does otherwise at one operator.
+
+    Attributes:
+        keeps: what stays of each of its tensors; empty for all.
+        silent: the argument that counts for nothing, None if none does.
+    """
+
+    keeps: tuple[Keep, ...] = ()
+    silent: int | None = None
+
+
+_Spot = tuple[str, int]
+"""An operator, and how many times it has run in the forward. Counted per operator, because others may come and go with
+the dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """One recorded forward.
+
+    Attributes:
+        marks: the modules whose parameters are read, and the operators at which any path has a step, in order.
+        steps: what is done otherwise, and where.
+        example: the number of the example that takes it.
+    """
+
+    marks: tuple[str, ...]
+    steps: Mapping[_Spot, _Step]
+    example: int
 
 
 def zero(model: nn.Module, plan: Plan | Mapping[str, Any], *, coupling: Coupling) -> nn.Module:
@@ -47,75 +78,124 @@ def zero(model: nn.Module, plan: Plan | Mapping[str, Any], *, coupling: Coupling
     with torch.no_grad():
         for axis, slots in dead.items():
             tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
-    steps = _restrictions(coupling, plan)
-    silences = _silences(coupling, find_branches(coupling).named(plan.dropped)) if plan.dropped else {}
-    if steps or silences:
-        twin.forward = partial(_forward, twin, steps, silences)
+    gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
+    views = forwards(coupling)
+    rows = [_steps(view, plan, [b.places[i] for b in gone]) for i, view in enumerate(views)]
+    if any(rows):
+        stepped = {name for steps in rows for name, _ in steps}
+        paths = [
+            _Path(tuple(_marks(_read_in(view.traced.graph), stepped)), steps, view.traced.run.example)
+            for view, steps in zip(views, rows, strict=True)
+        ]
+        twin.forward = partial(_forward, twin, paths, stepped)
     return twin
 
 
-def _silences(coupling: Coupling, branches: Sequence[Branch]) -> Silences:
-    """At the adds of dropped branches, which summand is multiplied by zero."""
-    sides = {b.add: b.side for b in branches}
-    found: Silences = {}
+def _steps(view: Coupling, plan: Plan, dropped: Sequence[Place | None]) -> dict[_Spot, _Step]:
+    """What one forward's twin does otherwise: at operators with a statistic over channels, and at the adds of dropped
+    branches."""
+    kept = [np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in view.groups]
+    sides = {place.add: place.side for place in dropped if place is not None}
+    steps: dict[_Spot, _Step] = {}
     seen: Counter[str] = Counter()
-    for node in coupling.traced.graph.nodes:
+    for node in view.traced.graph.nodes:
         seen[str(node.target)] += 1
-        if node.name in sides:
-            found[str(node.target), seen[str(node.target)]] = sides[node.name]
-    return found
-
-
-def _restrictions(coupling: Coupling, plan: Plan) -> Steps:
-    """For operators with a statistic over channels, what stays of each of their tensors."""
-    kept = [
-        np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in coupling.groups
-    ]
-    steps: Steps = {}
-    seen: Counter[str] = Counter()
-    for node in coupling.traced.graph.nodes:
-        seen[str(node.target)] += 1
-        keeps: list[Keep] = []
-        for channel_map in coupling.restricted.get(node.name, ()):
-            keep: Keep = {}
-            for dim, (groups, channels) in channel_map.dims.items():
-                stays = np.array([g < 0 or kept[g][c] for g, c in zip(groups, channels, strict=True)])
-                if not stays.all():
-                    keep[dim] = np.flatnonzero(stays)
-            keeps.append(keep)
-        if any(keeps):
-            steps[str(node.target), seen[str(node.target)]] = keeps
+        keeps = tuple(_keep(maps.dims, kept) for maps in view.restricted.get(node.name, ()))
+        if any(keeps) or node.name in sides:
+            steps[str(node.target), seen[str(node.target)]] = _Step(keeps if any(keeps) else (), sides.get(node.name))
     return steps
 
 
-def _forward(twin: nn.Module, steps: Steps, silences: Silences, *args: Any, **kwargs: Any) -> Any:
-    with torch.no_grad(), decomposed(), _Restrict(steps, silences):
+def _keep(dims: Mapping[int, tuple[np.ndarray, np.ndarray]], kept: Sequence[np.ndarray]) -> Keep:
+    found: Keep = {}
+    for dim, (groups, channels) in dims.items():
+        stays = np.array([g < 0 or kept[g][c] for g, c in zip(groups, channels, strict=True)])
+        if not stays.all():
+            found[dim] = tuple(np.flatnonzero(stays).tolist())
+    return found
+
+
+def _read_in(graph: fx.Graph) -> Iterator[tuple[str, list[str]]]:
+    """Every operator of a trace, with the parameters and buffers that it reads."""
+    for node in graph.nodes:
+        if node.op == "call_function" and node.target not in (getitem, written_through_alias):
+            read = (n for n in node.all_input_nodes if n.op == "get_attr" and not of(n).constant)
+            yield str(node.target), [str(n.target) for n in read]
+
+
+def _marks(operators: Iterable[tuple[str, Iterable[str]]], stepped: set[str], last: str = "") -> Iterator[str]:
+    """What tells paths apart (see `_Path`), behind the mark `last`.
+
+    Of a module several parameters in a row are one mark: how many operators it takes, and what they read first, may be
+    another matter with values than without.
+    """
+    for name, read in operators:
+        for mark in (f"{tensor.rpartition('.')[0]}." for tensor in read):
+            if mark != last:
+                yield mark
+            last = mark
+        if name in stepped:
+            yield name
+            last = name
+
+
+def _forward(twin: nn.Module, paths: Sequence[_Path], stepped: set[str], *args: Any, **kwargs: Any) -> Any:
+    names = {id(tensor): name for name, tensor in named_tensors(twin)}
+    with torch.no_grad(), decomposed(), _Restrict(paths, stepped, names):
         return type(twin).forward(twin, *args, **kwargs)
 
 
 class _Restrict(TorchDispatchMode):
     """Runs some operators of the forward over a part of their channels, and adds nothing in others."""
 
-    def __init__(self, steps: Steps, silences: Silences) -> None:
+    def __init__(self, paths: Sequence[_Path], stepped: set[str], names: Mapping[int, str]) -> None:
         super().__init__()
-        self.steps = steps
-        self.silences = silences
+        self.paths = list(paths)
+        self.stepped = stepped
+        self.names = names
         self.seen: Counter[str] = Counter()
+        self.several = len(paths) > 1
+        self.passed, self.last = 0, ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.seen[str(func)] += 1
-        place = (str(func), self.seen[str(func)])
-        silent = self.silences.get(place)
-        if silent == 0 and func._schema.is_mutable:
+        if self.several:
+            self._follow(str(func), (args, kwargs))
+        step = self._step((str(func), self.seen[str(func)]))
+        if step.silent == 0 and func._schema.is_mutable:
             args[0].mul_(0)
-        elif silent is not None:
-            args = tuple(a * 0 if i == silent else a for i, a in enumerate(args))
-        keeps = self.steps.get(place)
-        return func(*args, **kwargs) if keeps is None else _over_kept(func, args, kwargs, keeps)
+        elif step.silent is not None:
+            args = tuple(a * 0 if i == step.silent else a for i, a in enumerate(args))
+        return _over_kept(func, args, kwargs, step.keeps) if step.keeps else func(*args, **kwargs)
+
+    def _follow(self, name: str, given: Any) -> None:
+        """Leave the paths that go on in another way."""
+        read = [self.names[id(v)] for v in tree_leaves(given) if id(v) in self.names]
+        new = tuple(_marks([(name, read)], self.stepped, self.last))
+        if not new:
+            return
+        end = self.passed + len(new)
+        fitting = [path for path in self.paths if path.marks[self.passed : end] == new]
+        if not fitting:
+            raise TraceError(
+                f"the zeroed twin takes a path that none of the examples takes (at {new[0].rstrip('.')!r}): pass an "
+                "example that does in example_inputs=[...], and make coupling and plan from these"
+            )
+        self.paths, self.passed, self.last = fitting, end, new[-1]
+
+    def _step(self, spot: _Spot) -> _Step:
+        steps = [path.steps.get(spot, _Step()) for path in self.paths]
+        if any(step != steps[0] for step in steps):
+            examples = " and ".join(str(path.example + 1) for path in self.paths)
+            raise TraceError(
+                f"up to {spot[0]} the forwards of examples {examples} read the same parameters, but go on with other "
+                "channels: the zeroed twin cannot tell which of them this is. Pass one example at a time"
+            )
+        return steps[0]
 
 
-def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep]) -> Any:
+def _over_kept(func: Any, args: Any, kwargs: Any, keeps: Sequence[Keep]) -> Any:
     """The operator over what is kept, its results put back among zeros."""
     leaves, tree = tree_flatten((args, kwargs))
     writes = func._schema.is_mutable
@@ -140,7 +220,7 @@ def _over_kept(func: Any, args: Any, kwargs: Any, keeps: list[Keep]) -> Any:
 
 def _narrow(tensor: torch.Tensor, keep: Keep) -> torch.Tensor:
     for dim, indices in keep.items():
-        tensor = tensor.index_select(dim, index_of(indices, tensor))
+        tensor = tensor.index_select(dim, index_of(np.array(indices), tensor))
     return tensor
 
 
@@ -172,5 +252,5 @@ def _widen(small: torch.Tensor, full: torch.Tensor, keep: Keep) -> torch.Tensor:
         if result.shape[dim] != full.shape[dim]:
             shape = list(result.shape)
             shape[dim] = full.shape[dim]
-            result = result.new_zeros(shape).index_copy_(dim, index_of(indices, result), result)
+            result = result.new_zeros(shape).index_copy_(dim, index_of(np.array(indices), result), result)
     return result

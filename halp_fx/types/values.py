@@ -271,6 +271,15 @@ class ComputedWeight:
     parts: tuple[WeightPart, ...]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Further:
+    """Another forward of a network; `shapes` and `restricted` as in `Coupling`. None is restricted in train mode."""
+
+    traced: Traced
+    shapes: Mapping[str, tuple[Extent, ...]]
+    restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Coupling:
     """The channel groups of a traced network.
@@ -287,8 +296,7 @@ class Coupling:
         mended: further attributes that follow a width, as trials have shown: the `mends` that were decided.
         restricted: for operators with a statistic over channels (by node name): where the channels of each tensor
             argument lie. The zeroed twin needs them.
-        further: other forwards that a pruned network must repeat (other examples, train mode), each with the shapes of
-            its nodes.
+        further: other forwards that a pruned network must repeat: other examples, train mode.
         computed: weights that the forward computes from parameters: channels are scored on these.
     """
 
@@ -302,11 +310,11 @@ class Coupling:
     mended: tuple[AttributeEdit, ...] = ()
     restricted: Mapping[str, tuple[ChannelMap, ...]] = field(default_factory=dict)
     computed: tuple[ComputedWeight, ...] = ()
-    further: tuple[tuple[Traced, Mapping[str, tuple[Extent, ...]]], ...] = ()
+    further: tuple[Further, ...] = ()
 
     def views(self) -> tuple[Coupling, ...]:
         """This coupling as each of its forwards shows it, the first one's first."""
-        return (self, *(replace(self, traced=traced, shapes=shapes) for traced, shapes in self.further))
+        return (self, *(replace(self, traced=f.traced, shapes=f.shapes, restricted=f.restricted) for f in self.further))
 
     @cached_property
     def dependencies(self) -> DependencyGraph:
