@@ -20,7 +20,8 @@ from .model.randomness import Stream
 from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, changed, follow
 from .pruning.goals import make_goals
-from .pruning.request import Request, rereadable
+from .pruning.published import as_published
+from .pruning.request import Request, Solver, rereadable
 from .pruning.session import Session
 from .reporting.making import report_on
 from .reporting.report import report_of
@@ -29,7 +30,6 @@ from .rewriting.compensating import Compensation
 from .rewriting.descent import descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
-from .solver import Method
 from .training.optimizer import check_bound, rebind
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
@@ -52,10 +52,10 @@ def prune(
     min_keep: float | int = 0.1,
     branches: bool = False,
     steps: int | None = None,
-    solver: Method = "auto",
+    solver: Solver = "auto",
     tolerance: float = 0.02,
     train_between: Callable[[nn.Module], Any] | None = None,
-    recalibrate: bool = True,
+    recalibrate: bool | None = None,
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     compensate: bool = False,
@@ -96,12 +96,14 @@ def prune(
         min_keep: smallest width of a group: fraction (float) or channels (int).
         branches: whether residual branches may be dropped whole (see `find_branches`).
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
-        solver: method of `halp_fx.solve`.
+        solver: method of `halp_fx.solve`; "halp" and "mdp" are the published methods as their authors released them:
+            Taylor scores, blocks of channels, HALP in 30 steps, MDP in one with branches as choices (docs/solver.md).
         tolerance: relative deviation from a measured budget at which the closing loop stops.
         train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
             numbers that it draws stay drawn.
         recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) after every step and
-            at the end. Without (and without `compensate`), the result equals the zeroed twin.
+            at the end. Without (and without `compensate`), the result equals the zeroed twin. None: yes, but not for a
+            published method.
         score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
             or any number that is larger for a better network. The report has what it returned (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
@@ -128,7 +130,7 @@ def prune(
     stream = Stream()
     # What is made here can be trained, also where the caller is in inference mode.
     with torch.inference_mode(False), stream.aside():
-        request = Request(
+        asked = Request(
             goals=make_goals(budget, latency),
             examples=normalize_examples(model, example_inputs),
             data=rereadable(data),
@@ -148,6 +150,7 @@ def prune(
             max_drop=max_drop,
             compensate=compensate,
         )
+        request = as_published(asked)
         stays = ignored_names(model, ignore)
         team = Team.here()
         way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"

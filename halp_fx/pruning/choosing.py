@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import cast
 
 from ..errors import InfeasibleError
-from ..solver import Solution, WidthProblem, solve
+from ..solver import Method, Solution, WidthProblem, solve
 from ..types import Coupling, Plan
 from .networks import Choice, Network
 from .outcome import out_of_reach
+from .published import RECIPES, in_blocks, published_problem, stem
 from .request import Request
 from .widths import COARSE, FINE, build_problem, width_options
 from .yardstick import Yardstick
@@ -33,10 +35,12 @@ class Question:
         Raises:
             InfeasibleError: several budgets, each of which can be met, but not together, or one of the further ones.
         """
-        for share in dict.fromkeys((floor, 0.0)):
+        recipe = RECIPES.get(self.request.solver)
+        method = cast(Method, self.request.solver) if recipe is None else recipe.method
+        for share in dict.fromkeys((floor, 0.0) if recipe is None else (0.0,)):
             problem = self.problem(share)
             try:
-                return Choice(solve(problem, method=self.request.solver))
+                return Choice(solve(problem, method))
             except InfeasibleError as error:
                 refused = error
         return Choice(self._smallest(problem, refused), refused)
@@ -69,14 +73,23 @@ class Question:
         """What the solver is asked; a group without scores keeps its width, and so does one that is held."""
         yardstick, saliency = self.yardstick, self.network.saliency
         assert saliency is not None
-        values = saliency.known
+        values, recipe = saliency.known, RECIPES.get(self.request.solver)
         left, tables, branches = yardstick.left(self.network.plan)
         options = options_of(left, self.network.plan, self.request, floor)
         held = {name for name in options if name not in values or name in yardstick.held}
+        if recipe is not None:
+            first = stem(yardstick.coupling)
+            held |= {first} if recipe.stem_stays and first in options else set()
+            if self.request.round_to is None:
+                dense = options_of(yardstick.coupling, Plan(), self.request)
+                steering = [t for t in yardstick.tables or () if t.resource in yardstick.steering]
+                options = in_blocks(options, dense, steering)
         options |= {name: options[name][-1:] for name in held}
-        unit = yardstick.goals.cost.unit
+        unit, spend = yardstick.goals.cost.unit, yardstick.spend(self.way)
+        if recipe is not None:
+            return published_problem(left, saliency, options, tables, spend, unit, branches)
         return build_problem(
-            left, values, options, tables, yardstick.spend(self.way), unit, branches,
+            left, values, options, tables, spend, unit, branches,
             silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
         )  # fmt: skip
 

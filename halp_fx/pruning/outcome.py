@@ -6,11 +6,9 @@ import math
 
 from ..errors import InfeasibleError
 from ..latency import MeasuredLatency
+from ..solver.solution import BASELINES
 from .request import Request
 from .yardstick import Yardstick
-
-PUBLISHED = ("uniform", "greedy", "halp")
-"""Methods that answer as published, whatever they leave of a budget."""
 
 WAITED = 0.1
 """Share of the time in which other programs ran, from which on it is said."""
@@ -103,7 +101,7 @@ def verdict(
         return f"{target} is missed by {deviation:.1%} after {rounds} rounds; this is the closest network"
     if deviation >= -request.tolerance:
         return ""
-    if request.solver in PUBLISHED:
+    if request.solver in BASELINES:
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from torch import nn
 
@@ -19,6 +19,11 @@ from ..solver import Method
 from ..types import Inputs
 from .goals import Goals
 
+Solver = Method | Literal["mdp"]
+"""A method of `solve`, or a published method that is more than one (`published`)."""
+
+SOLVERS = (*get_args(Method), "mdp")
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -27,7 +32,8 @@ class Request:
     Attributes:
         goals: budgets and costs.
         examples: arguments of the forward for each example. The first is timed.
-        data: batches that can be read again for every step. The other attributes are as `prune` documents them.
+        data: batches that can be read again for every step.
+        batches: of the data, that a scoring uses at most. The other attributes are as `prune` documents them.
     """
 
     goals: Goals
@@ -39,12 +45,13 @@ class Request:
     round_to: int | None
     min_keep: float | int
     steps: int | None
-    solver: Method
+    solver: Solver
     tolerance: float
     train_between: Callable[[nn.Module], Any] | None
     progress: bool
     branches: bool = False
-    recalibrate: bool = True
+    recalibrate: bool | None = None
+    batches: int = MAX_BATCHES
     score_fn: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
     compensate: bool = False
@@ -54,8 +61,8 @@ class Request:
             raise BudgetError(f"steps={self.steps!r} must be a whole number of at least 1, or None")
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
-        if self.solver not in get_args(Method):
-            raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(get_args(Method))}")
+        if self.solver not in SOLVERS:
+            raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(SOLVERS)}")
         if self.max_drop is not None and self.score_fn is None:
             raise BudgetError("max_drop is a drop of what score_fn returns: pass score_fn as well")
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):

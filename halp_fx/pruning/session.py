@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from ..coupling.branches import Branches, output_groups
+from ..coupling.branches import Branches
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
 from ..model.checks import check_prunable
@@ -33,6 +33,7 @@ from .goals import EXACT
 from .judging import scored_by
 from .networks import Candidate, Choice, Network, Scored, best_of
 from .outcome import out_of_reach
+from .published import RECIPES, stand_ins
 from .request import Request
 from .restoring import compensated
 from .widths import compose, plan_from
@@ -243,15 +244,19 @@ class Session:
             _, _, branches = self.yardstick.left(network.plan)
             if branches:
                 here = find_branches(now).named(b.name for b in branches)
-                scored = replace(now, groups=(*now.groups, *output_groups(here)))
+                scored = replace(now, groups=(*now.groups, *stand_ins(request, now, here)))
             if scorer is not None:
                 saliency = scorer(network.model, scored)
             else:
                 saliency = score(
-                    network.model, scored, request.data, request.loss_fn, request.importance, loss=request.loss
+                    *(network.model, scored, request.data, request.loss_fn, request.importance),
+                    loss=request.loss,
+                    batches=request.batches,
                 )
             # Where nothing was asked for and there is no data, magnitudes say which channels go, and not how many.
             saliency = replace(saliency, uniform=True) if request.blind else saliency
+            # Published methods add up scores, whatever they are.
+            saliency = replace(saliency, values={}) if request.solver in RECIPES else saliency
         self.network = replace(network, coupling=now, saliency=saliency)
 
     def _round(self) -> bool:

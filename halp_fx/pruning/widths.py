@@ -86,7 +86,7 @@ def build_problem(
         widths = np.asarray(options[group.name])
         groups[group.name] = WidthGroup(widths, value[widths])
     removable = [
-        _choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches
+        branch_choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches
     ]
     choices = tuple(c for c in removable if c)
     # A branch that adds nothing can go without a loss, and so can what is in it.
@@ -108,7 +108,7 @@ def in_branch(table: CostTable, branch: Branch) -> bool:
     return table.name in branch.tensors or table.name.rpartition("/")[2] in branch.first.nodes
 
 
-def _choice(
+def branch_choice(
     branch: Branch, tables: Sequence[CostTable], groups: Mapping[str, WidthGroup], value: float
 ) -> BranchChoice | None:
     """The branch in the solver's terms; None if a cost that stays follows the width of one of its groups, as that of

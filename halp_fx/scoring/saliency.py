@@ -86,13 +86,14 @@ def score(
     importance: Importance | None = None,
     *,
     loss: Loss | None = None,
+    batches: int = MAX_BATCHES,
 ) -> Saliency:
     """Saliency per channel of every group that may shrink. The model, its gradients included, stays as it is.
 
     Args:
         model: the network that `coupling` describes; it is run in eval mode (a `loss` may set another).
         coupling: from `couple`.
-        data: batches; at most `MAX_BATCHES` are used. They are moved to the model's device.
+        data: batches, which are moved to the model's device.
         loss_fn: (output, target) -> scalar loss, for batches of (input, target). The input may be a tensor, a tuple or
             list (positional arguments), or a dict (keyword arguments). "fisher" works without any loss: batches are
             then inputs, or pairs of which the first is the input.
@@ -101,6 +102,7 @@ def score(
             or to `WidthValues`.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> scalar, or a dict of losses that are
             added up (detectors). It may call `model.train()`: modes and statistics are given back.
+        batches: how many are used at most.
 
     Raises:
         SaliencyError: a loss without data, "taylor" without a loss, a batch that does not fit, no batch with finite
@@ -122,10 +124,10 @@ def score(
         if data is None:
             raise SaliencyError(f"importance={kind!r} needs data")
         if kind == "fisher":
-            return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss)), model, coupling)
+            return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss), batches), model, coupling)
         if loss_fn is None and loss is None:
             raise SaliencyError("importance='taylor' needs loss_fn (or loss); 'fisher' needs none")
-        return heard(_taylor(model, coupling, data, loss_of(loss_fn, loss)), model, coupling)
+        return heard(_taylor(model, coupling, data, loss_of(loss_fn, loss), batches), model, coupling)
 
 
 def heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
@@ -171,13 +173,13 @@ def _no_signal(found: Saliency, coupling: Coupling) -> str:
     )
 
 
-def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss) -> Saliency:
+def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss, batches: int) -> Saliency:
     gates = Gates.of(model, coupling, partial(batch_loss, loss=loss))
     total: torch.Tensor | None = None
     used = skipped = 0
     with preserved(model), uncached_autocast():
         for batch in data:
-            if used + skipped >= MAX_BATCHES:
+            if used + skipped >= batches:
                 break
             step = gates.by_weights(moved(batch, gates.device), used + skipped, "taylor")
             if not bool(torch.isfinite(step).all()):
@@ -195,8 +197,8 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
     return Saliency(scores, "taylor", used, skipped)
 
 
-def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled) -> Saliency:
-    values, found = fisher_values(model, coupling, data, loss, MAX_BATCHES)
+def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled, batches: int) -> Saliency:
+    values, found = fisher_values(model, coupling, data, loss, batches)
     # What each channel is worth alone, for those who look at channels.
     scores = split(found.rows.double().square().mean(0) / 2, coupling.prunable)
     return Saliency(scores, "fisher", found.batches, found.skipped, values=values, evenness=EVENNESS)

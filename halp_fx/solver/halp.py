@@ -111,16 +111,16 @@ def _items(problem: WidthProblem, options: Ints, resource: str, cell: float) -> 
     items: Items = []
     base = _cost(problem, options, resource)
     for (name, group), top in zip(problem.groups.items(), options, strict=True):
-        produced = _produced(problem, name, group.widths[: top + 1], widths, resource)
+        cost = produced(problem, name, group.widths[: top + 1], widths, resource)
         # Non-monotone tables: an item that costs nothing more has weight 0.
-        produced = np.maximum.accumulate(produced)
-        cells = np.ceil((produced - produced[0]) / cell - 1e-9).astype(int)
+        cost = np.maximum.accumulate(cost)
+        cells = np.ceil((cost - cost[0]) / cell - 1e-9).astype(int)
         items.append((np.diff(group.value[: top + 1]).tolist(), np.diff(cells).tolist()))
-        base -= float(produced[-1] - produced[0])
+        base -= float(cost[-1] - cost[0])
     return items, base
 
 
-def _produced(problem: WidthProblem, name: str, options: Ints, widths: dict[str, int], resource: str) -> Floats:
+def produced(problem: WidthProblem, name: str, options: Ints, widths: dict[str, int], resource: str) -> Floats:
     """(K,) cost of the layers that produce a group (or that only pass it on: norm, activation) at its options."""
     total = np.zeros(len(options))
     for cost in problem.costs:

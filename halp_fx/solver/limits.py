@@ -34,7 +34,7 @@ def restrict(
     for name in {key for limit in (minimum, maximum, multiple) if isinstance(limit, Mapping) for key in limit}:
         if name not in problem.groups:
             raise ProblemError(f"a limit is given for group {name!r}, which the problem does not have")
-    groups = {}
+    groups, kept = {}, {}
     for name, group in problem.groups.items():
         low, high, step = (_of(limit, name) for limit in (minimum, maximum, multiple))
         keep = np.ones(len(group.widths), bool)
@@ -51,8 +51,12 @@ def restrict(
                 f"group {name!r} has widths {group.widths[0]} to {group.widths[-1]}, none of which is within "
                 f"minimum {low}, maximum {high}, multiple {step}"
             )
-        groups[name] = WidthGroup(group.widths[keep], group.value[keep])
-    return replace(problem, groups=groups)
+        groups[name], kept[name] = WidthGroup(group.widths[keep], group.value[keep]), keep
+    branches = tuple(
+        replace(b, adds={g: np.asarray(value)[kept[g]].tolist() for g, value in b.adds.items()})
+        for b in problem.branches
+    )
+    return replace(problem, groups=groups, branches=branches)
 
 
 def _of(limit: Limit | None, name: str) -> int | None:

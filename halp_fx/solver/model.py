@@ -224,6 +224,9 @@ class _Compiler:
         for b in self.problem.branches:
             tie = np.array([0.0, ties[self.branch[b.name]]])
             rows.append(((self.branch[b.name],), np.array([0.0, b.value]), tie))
+            for name, added in b.adds.items():
+                value = _or_nothing(np.asarray(added))
+                rows.append(((self.number[name], self.branch[b.name]), value, np.zeros_like(value)))
         least = float(sum(value.min() for _, value, _ in rows))
         span = float(sum(value.max() - value.min() for _, value, _ in rows))
         unit, weight = (1 / span, TIE) if span > 0 else (0.0, 1.0)

@@ -77,6 +77,18 @@ class WidthProblem:
                 if group in owner:
                     raise ProblemError(f"group {group!r} is in branches {owner[group]!r} and {branch.name!r}")
                 owner[group] = branch.name
+            for group, value in branch.adds.items():
+                if group not in self.groups or group in branch.groups:
+                    raise ProblemError(f"{where} adds to group {group!r}, which is in it, or not in the problem")
+                if len(value) != len(self.groups[group].widths):
+                    raise ProblemError(
+                        f"{where} adds {len(value)} values to group {group!r}, which has "
+                        f"{len(self.groups[group].widths)} widths: give one value a width"
+                    )
+        for branch in self.branches:
+            other = next((group for group in branch.adds if group in owner), None)
+            if other is not None:
+                raise ProblemError(f"branch {branch.name!r} adds to group {other!r} of branch {owner[other]!r}")
         dropped_with = self.branch_of_cost()
         for index, cost in enumerate(self.costs):
             for term in (*cost.inputs, *cost.output):
@@ -131,6 +143,8 @@ class WidthProblem:
             if name not in lost:
                 (option,) = np.flatnonzero(group.widths == widths[name])
                 value += float(group.value[option])
+                stay = (b for b in self.branches if b.name not in gone and name in b.adds)
+                value += sum(b.adds[name][int(option)] for b in stay)
         home = self.branch_of_cost()
         costs = dict.fromkeys([*self.budgets, *(cost.resource for cost in self.costs)], 0.0)
         for index, cost in enumerate(self.costs):

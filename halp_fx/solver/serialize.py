@@ -45,6 +45,7 @@ def write_problem(problem: WidthProblem) -> str:
     if problem.branches:
         data["branches"] = [
             {"name": b.name, "groups": list(b.groups), "costs": list(b.costs), "value": b.value}
+            | ({"adds": {name: list(value) for name, value in b.adds.items()}} if b.adds else {})
             for b in problem.branches
         ]
     return json.dumps(data)
@@ -93,7 +94,9 @@ def _branch(entry: Any) -> Branch:
     groups = _get(entry, "groups", where)
     if not isinstance(groups, list):
         raise ProblemError(f"{where}: groups must be a list of names, found {groups!r}")
-    return Branch(name, tuple(map(str, groups)), tuple(costs), _number(_get(entry, "value", where, 0.0), where))
+    value = _number(_get(entry, "value", where, 0.0), where)
+    adds = _mapping(entry, "adds", where) if "adds" in entry else {}
+    return Branch(name, tuple(map(str, groups)), tuple(costs), value, adds)
 
 
 def _terms(entry: Any, where: str) -> tuple[Term, ...]:

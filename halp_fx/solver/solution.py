@@ -16,8 +16,12 @@ from .lagrangian import Bounded, bound_and_search
 from .local import Incumbent, widen
 from .model import Model, compile_problem, relative_gap
 from .problem import Solution, WidthProblem
+from .released import solve_released
 
-Method = Literal["auto", "exact", "lagrangian", "halp", "uniform", "greedy"]
+Method = Literal["auto", "exact", "lagrangian", "halp", "released", "uniform", "greedy"]
+
+BASELINES = ("halp", "released", "uniform", "greedy")
+"""Methods that answer as published, whatever they leave of a budget."""
 
 OPTIMAL = 1e-6
 """Relative gap called optimal: what HiGHS and sums of rounded numbers can tell apart."""
@@ -39,7 +43,8 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
         problem: see `WidthProblem`.
         method: "lagrangian" (bound, local search), "exact" (that, then a MILP to the end), "auto" (the MILP where it
             is small, or the gap is above `gap` and it can be expected to help), or a baseline: "halp" (the published
-            dynamic program), "uniform", "greedy". Baselines report the Lagrangian bound too.
+            dynamic program in 30 steps), "released" (one step of it, as its authors' code takes it), "uniform",
+            "greedy". Baselines report the Lagrangian bound too.
         time_limit: seconds; the best choice found by then is returned with its gap. It is looked at between
             steps, the longest of which (one elimination) takes about a second.
         gap: at which "auto" and "lagrangian" are content, relative as `Solution.gap` is.
@@ -50,8 +55,8 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
 
     Raises:
         InfeasibleError: no choice meets the budgets (or, if the message says so, none was found in time).
-        ProblemError: unknown method, unusable time limit or gap, or several budgets with "halp". Malformed
-            problems are refused on construction.
+        ProblemError: unknown method, unusable time limit or gap, or several budgets with "halp" or "released".
+            Malformed problems are refused on construction.
     """
     if method not in get_args(Method):
         raise ProblemError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
@@ -61,7 +66,7 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
     model = compile_problem(problem)
     free = len(problem.groups) + len(problem.branches)
     incumbent = Incumbent(model, start + time_limit)
-    if method in ("uniform", "greedy", "halp"):
+    if method in BASELINES:
         _baseline(problem, model, method, incumbent)
         # The bound is searched for apart, or it would improve the baseline's answer.
         searched = Incumbent(model, incumbent.stop_at)
@@ -100,8 +105,10 @@ def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: In
         solve_uniform(model, [group.widths for group in problem.groups.values()], incumbent)
     elif method == "greedy":
         solve_greedy(model, len(problem.groups), incumbent)
-    else:
+    elif method == "halp":
         solve_halp(problem, model, incumbent)
+    else:
+        solve_released(problem, model, incumbent)
 
 
 def _solution(

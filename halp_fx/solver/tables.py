@@ -5,6 +5,7 @@ Construction validates; a `ProblemError` names the entry that is wrong.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -124,19 +125,27 @@ class CostTable:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A residual branch that may be dropped whole: its groups' value, its costs and `value` go with it.
+    """A residual branch that may be dropped whole: its groups' value, its costs, `value` and `adds` go with it.
 
     Attributes:
         name: unique.
         groups: groups that exist only inside the branch. Every cost that uses one must be listed.
         costs: names, or positions in `WidthProblem.costs`, of the costs that vanish.
         value: what keeping the branch is worth beyond the value of its groups.
+        adds: group that is not in the branch -> one number for each of its widths: what the group is worth at that
+            width as long as the branch is kept, beside its own value.
     """
 
     name: str
     groups: tuple[str, ...]
     costs: tuple[int | str, ...]
     value: float = 0.0
+    adds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = f"branch {self.name!r}: adds to"
+        adds = {n: tuple(_floats(value, f"{where} {n!r}", ndim=1).tolist()) for n, value in self.adds.items()}
+        object.__setattr__(self, "adds", adds)
 
 
 def _floats(values: Any, where: str, ndim: int) -> Floats:

@@ -401,3 +401,34 @@ def test_equal_values_go_to_the_wider_network():
     assert all(s.widths[f"g{g}"] == 64 for g in range(4))
     assert s.costs["latency"] > 0.6 * dense
     assert min(s.widths[f"g{g}"] for g in range(4, 8)) >= 16
+
+
+def shared(adds):
+    widths = np.array([1, 2])
+    groups = {"inner": WidthGroup(widths, [1.0, 2.0]), "stream": WidthGroup(widths, [3.0, 4.0])}
+    costs = (CostTable("c", (), (Term("inner"),), out_widths=widths, table=[[1.0], [2.0]]),)
+    return WidthProblem("shared", groups, costs, {"latency": 2.0}, (Branch("b", ("inner",), (0,), 0.5, adds),))
+
+
+def test_what_a_branch_adds_to_other_groups_goes_with_it():
+    whole = shared({"stream": [0.25, 0.75]})
+    widths = {"inner": 2, "stream": 2}
+    assert whole.evaluate(widths)[0] == 2.0 + 4.0 + 0.5 + 0.75
+    assert whole.evaluate(widths | {"stream": 1})[0] == 2.0 + 3.0 + 0.5 + 0.25
+    assert whole.evaluate(widths, ["b"])[0] == 4.0
+    assert WidthProblem.from_json(whole.to_json()).branches == whole.branches
+    assert restrict(whole, minimum={"stream": 2}).branches[0].adds == {"stream": (0.75,)}
+
+
+@pytest.mark.parametrize(
+    ("adds", "said"),
+    [
+        ({"inner": [0.0, 1.0]}, "adds to group 'inner', which is in it"),
+        ({"other": [0.0, 1.0]}, "adds to group 'other', which is in it, or not in the problem"),
+        ({"stream": [1.0]}, "adds 1 values to group 'stream', which has 2 widths"),
+        ({"stream": [1.0, np.nan]}, r"adds to 'stream': entry \[1\] is nan"),
+    ],
+)
+def test_what_a_branch_cannot_add(adds, said):
+    with pytest.raises(ProblemError, match=said):
+        shared(adds)

@@ -21,7 +21,7 @@ from halp_fx.solver.model import TIE, compile_problem
 CASES = settings(
     max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
-KINDS = ("pairwise", "concat", "branches", "budgets")
+KINDS = ("pairwise", "concat", "branches", "shared", "budgets")
 
 
 def _grid(rng: np.random.Generator, low: int, high: int) -> np.ndarray:
@@ -51,11 +51,14 @@ def random_problem(kind: str, seed: int, groups: int, whole: bool) -> WidthProbl
         made[f"g{g}"] = WidthGroup(widths, value)
     branches, home = [], {}
     names = list(made)
-    if kind == "branches":
+    if kind in ("branches", "shared"):
         for b in range(int(rng.integers(1, 3))):
             members = [g for g in names if g not in home and rng.random() < 0.4][:2]
             home |= dict.fromkeys(members, b)
-            branches.append([f"b{b}", members, [], float(numbers(-1, 3))])
+            branches.append([f"b{b}", members, [], float(numbers(-1, 3)), {}])
+        for name in names if kind == "shared" else ():
+            if name not in home:
+                branches[int(rng.integers(len(branches)))][4][name] = numbers(-1, 3, len(made[name].widths))
     resources = ["latency", "memory"] if kind == "budgets" else ["latency"]
     costs = []
     for c in range(int(rng.integers(groups, 2 * groups + 2))):
@@ -74,7 +77,7 @@ def random_problem(kind: str, seed: int, groups: int, whole: bool) -> WidthProbl
         if owner is not None:
             branches[owner][2].append(c)
     bare = WidthProblem(
-        "random", made, tuple(costs), {}, tuple(Branch(n, tuple(g), tuple(c), v) for n, g, c, v in branches)
+        "random", made, tuple(costs), {}, tuple(Branch(n, tuple(g), tuple(c), v, a) for n, g, c, v, a in branches)
     )
     _, table = brute_force_table(bare)
     budgets = {}
@@ -101,6 +104,8 @@ def brute_force_table(problem: WidthProblem) -> tuple[np.ndarray, dict[str, np.n
         value += problem.groups[g].value[row] * kept.get(inside.get(g, ""), 1)
     for b in problem.branches:
         value += b.value * kept[b.name]
+        for g, added in b.adds.items():
+            value += np.asarray(added)[every[names.index(g)]] * kept[b.name]
     costs: dict[str, np.ndarray] = {}
     for i, cost in enumerate(problem.costs):
         x = cost.in_offset + sum((t.scale * widths[t.group] for t in cost.inputs), np.zeros(every.shape[1]))
@@ -159,8 +164,11 @@ def wider(problem: WidthProblem, s: Solution) -> list[str]:
     found = []
     gone = {g for b in problem.branches if b.name in s.dropped for g in b.groups}
     for name, group in problem.groups.items():
-        now = dict(zip(group.widths.tolist(), group.value.tolist(), strict=True)).get(s.widths[name])
-        for width, value in zip(group.widths.tolist(), group.value.tolist(), strict=True):
+        worth = group.value + sum(
+            np.asarray(b.adds.get(name, 0.0)) for b in problem.branches if b.name not in s.dropped
+        )
+        now = dict(zip(group.widths.tolist(), worth.tolist(), strict=True)).get(s.widths[name])
+        for width, value in zip(group.widths.tolist(), worth.tolist(), strict=True):
             if name not in gone and width > s.widths[name] and value >= now:
                 _, costs = problem.evaluate(s.widths | {name: width}, s.dropped)
                 found += [f"{name} to {width}"] if problem.fits(costs) else []
