@@ -58,7 +58,7 @@ def test_comments_before_blocks(tmp_path):
         "<!-- needs: surely_not_installed -->\n```python\n1 / 0\n```\n",
         encoding="utf-8",
     )
-    assert run(page) == ["page.md:7: needs a GPU", "page.md:12: not installed: surely_not_installed"]
+    assert run(page) == ["page.md:8: needs a GPU", "page.md:13: not installed: surely_not_installed"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
