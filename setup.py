@@ -37,6 +37,7 @@ EXTRAS = {
         "triton>=3.6; platform_system == 'Linux'",
     ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
+    "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8", "sphinx-copybutton>=0.5"],
 }
 
 VERSION: dict[str, str] = {}
@@ -48,6 +49,20 @@ setup(
     description="Hardware-aware latency pruning: shrink a vision network until it meets a measured budget.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=["pruning", "latency", "compression", "PyTorch", "torch.fx", "HALP"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     # The Triton kernels live in the top-level folder kernels/ and install as halp_fx.kernels: the name
     # `kernels` is taken on PyPI. The tracked symlink halp_fx/kernels makes both work.
