@@ -18,6 +18,7 @@ from ..errors import RewriteError
 from ..model.naming import by_group
 from ..types import Coupling, Mismatch, Plan
 from .dropping import drop
+from .literals import lowered
 from .slicing import shrink
 from .verification import verify
 
@@ -39,6 +40,7 @@ def rewrite(
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)
     drop(small, gone)
+    lowered(small)
     coupling = without(coupling, gone)
     found = verify(small, plan, coupling, example_inputs) if check else None
     if found is not None:

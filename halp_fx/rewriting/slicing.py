@@ -11,14 +11,16 @@ from ..model.copying import copied
 from ..model.preserving import named_tensors
 from ..types import Axis, Coupling, Plan
 from .attributes import sync_attributes
+from .literals import lifted
 
 
 def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
-    """A deep copy of `model` with smaller tensors; nothing is checked but the plan.
+    """A deep copy of `model` with smaller tensors; nothing is checked but the plan. Literals of its graphs are lifted.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
+    model = lifted(model)
     cuts: dict[str, list[tuple[int, np.ndarray]]] = {}
     for axis, slots in removed_slots(coupling, plan).items():
         cuts.setdefault(axis.tensor, []).append((axis.dim, slots))

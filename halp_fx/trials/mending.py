@@ -9,7 +9,7 @@ all modules that run the same line of the program at once; `trials` tries them o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice, product
@@ -69,7 +69,7 @@ def _moves_at(
         if not needed:
             yield from ties
         if len(edits) > 1:
-            yield _union(edits)
+            yield joined(edits)
         yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
     yield from _flip_moves(model, coupling, nodes)
 
@@ -83,6 +83,21 @@ def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
             yield from (*likely, *others)[:MAX_EDITS]
         elif not mismatch.by_value:
             yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+
+
+def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterable[FromAttribute]) -> Decisions:
+    """What elements of attributes most likely follow that an operator was given: the size that each equals there."""
+    widths, sizes = coupling.widths(), _sizes(node, coupling)
+    rows: dict[tuple[str, str], set[int | None]] = {}
+    for source in given:
+        rows.setdefault((source.module, source.attribute), set()).add(source.index)
+    move = Decisions()
+    for (owner, attribute), indices in sorted(rows.items()):
+        whole = getattr(model.get_submodule(owner), attribute)
+        value = tuple(number if i in indices else None for i, number in enumerate(whole))
+        ways = _mends(owner, attribute, value, sizes, coupling, widths, _RATIOS[:1])
+        move = _merged(move, min(ways, key=lambda way: way[0])[1] if ways else ())
+    return move
 
 
 def _given(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[tuple[int, str, str]]:
@@ -137,7 +152,7 @@ def _given_moves(
         for row, move in zip(best, at_once, strict=True):
             (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
         if len(at_once) > 1:
-            (later if k else first).append(_union(at_once))
+            (later if k else first).append(joined(at_once))
     return list(_distinct(first)), list(_distinct(later))
 
 
@@ -230,7 +245,8 @@ def _mends(
         found: dict[Mend, int] = {}
         if isinstance(number, int) and not isinstance(number, bool) and number > 1:
             for (rank, extent), ratio in product(enumerate(among), ratios):
-                if extent.terms and extent.at(widths) * ratio == number:
+                may_shrink = any(widths[group] > 1 for group, _ in extent.terms)
+                if may_shrink and extent.at(widths) * ratio == number:
                     mend = _mend(owner, name, index, extent, ratio, coupling)
                     if mend is not None and mend not in known:
                         found.setdefault(mend, rank)
@@ -279,7 +295,8 @@ def _merged(move: Decisions, mends: tuple[Mend, ...]) -> Decisions:
     return replace(move, ties=tuple(dict.fromkeys(ties)), mends=tuple(known.values()))
 
 
-def _union(found: Sequence[Decisions]) -> Decisions:
+def joined(found: Sequence[Decisions]) -> Decisions:
+    """All of these; where they let one attribute follow two widths, these are tied."""
     move = Decisions()
     for other in found:
         move = _merged(replace(move, ties=(*move.ties, *other.ties)), other.mends)
