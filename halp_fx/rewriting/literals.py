@@ -62,7 +62,9 @@ def _lift(module: fx.GraphModule) -> None:
     for node in list(module.graph.nodes):
         if node.op not in ("call_function", "call_method"):
             continue
-        numbers = list(_numbers((node.args[1:], node.kwargs)))
+        # The positions of the others are those of the result's sizes, where an operator takes these.
+        first = 1 if node.args and isinstance(node.args[0], fx.Node) else 0
+        numbers = list(_numbers((node.args[first:], node.kwargs)))
         if not any(map(_may_be_a_width, numbers)) or len(numbers) > MAX_ELEMENTS:
             continue
         name = f"{PREFIX}{node.name}"
@@ -74,8 +76,8 @@ def _lift(module: fx.GraphModule) -> None:
                 for i, number in enumerate(numbers)
                 if _may_be_a_width(number)
             }
-        args, kwargs = _with((node.args[1:], node.kwargs), read)
-        node.args, node.kwargs = (*node.args[:1], *args), kwargs
+        args, kwargs = _with((node.args[first:], node.kwargs), read)
+        node.args, node.kwargs = (*node.args[:first], *args), kwargs
     module.recompile()
 
 

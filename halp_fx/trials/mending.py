@@ -20,7 +20,8 @@ from torch import fx, nn
 
 from ..coupling.sizes import groups_of, own_axis, takes_size
 from ..rewriting.attributes import follows_tensors
-from ..tracing.graph import is_view, of, place_of
+from ..rewriting.literals import is_literal
+from ..tracing.graph import is_view, of, op, place_of
 from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
 from ..types import Coupling, Decisions, Extent, Mend, Mismatch, Tie
 
@@ -49,6 +50,7 @@ def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
 def _moves_at(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
 ) -> Iterator[Decisions]:
+    yield from _constant_moves(coupling, mismatch)
     given = _given(nodes, mismatch)
     if mismatch.by_value and not given:
         # The operator computes with a size: at no other width does it compute the same.
@@ -74,6 +76,27 @@ def _moves_at(
     yield from _flip_moves(model, coupling, nodes)
 
 
+def _is_shape(numbers: Sequence[int | None], node: fx.Node) -> bool:
+    """Whether these are the sizes of an operator's result, one after the other."""
+    spec = of(node).spec
+    fits = spec is not None and len(spec.shape) == len(numbers)
+    return fits and all(n in (None, -1, size) for n, size in zip(numbers, spec.shape, strict=True))  # type: ignore[union-attr]
+
+
+def _constant_moves(coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
+    """Literals that were taken to follow a width, and stay as they are instead."""
+    given = {(s.module, s.attribute, s.index): s for s in mismatch.sources if is_literal(s)}
+    known = [m for m in coupling.decisions.mends if m.terms and (m.module, m.attribute, m.index) in given]
+    axes = coupling.traced.tensors
+    fixed = []
+    for mend in known:
+        value = mend.fixed + sum(factor * axes[axis.tensor].shape[axis.dim] for axis, factor in mend.terms)
+        fixed.append(replace(mend, fixed=int(value), terms=()))
+    if len(fixed) > 1:
+        yield Decisions(mends=tuple(fixed))
+    yield from (Decisions(mends=(mend,)) for mend in fixed)
+
+
 def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
     """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
     for nodes in _places(coupling, mismatch)[:1]:
@@ -88,6 +111,8 @@ def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
 def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterable[FromAttribute]) -> Decisions:
     """What elements of attributes most likely follow that an operator was given: the size that each equals there."""
     widths, sizes = coupling.widths(), _sizes(node, coupling)
+    if op(node) == "slice" and isinstance(node.args[1], int):
+        sizes = [coupling.shapes[n.name][node.args[1]] for n in (node, _source(node))]
     rows: dict[tuple[str, str], set[int | None]] = {}
     for source in given:
         rows.setdefault((source.module, source.attribute), set()).add(source.index)
@@ -96,6 +121,8 @@ def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterabl
         whole = getattr(model.get_submodule(owner), attribute)
         value = tuple(number if i in indices else None for i, number in enumerate(whole))
         ways = _mends(owner, attribute, value, sizes, coupling, widths, _RATIOS[:1])
+        if _is_shape(whole, node):
+            ways = [way for way in ways if way[0] == 0]
         move = _merged(move, min(ways, key=lambda way: way[0])[1] if ways else ())
     return move
 
