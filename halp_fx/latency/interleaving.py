@@ -64,7 +64,7 @@ def interleaved(
         min_time_s, max_time_s: time spent on each network.
         precision: stop when the median's standard error is below this share of it.
         repeats: least number of turns.
-        runtime: "eager", "inductor" or "cudagraph": how the networks are executed.
+        runtime: how the networks are executed, as for `MeasuredLatency`.
         threads: CPU threads; None leaves them as they are.
         keep_memory: time them with freed memory kept in the process (`allocator` says why), or as the process is.
     """
