@@ -31,7 +31,7 @@ LONGEST_FACE = 20
 # Their faces list every public name of a documented package.
 LISTS = ("coupling/rules", "latency", "solver", "types")
 # Importing it takes seconds, so it is imported when something is compiled.
-LAZY = {"torch._dynamo": "latency/compiling.py"}
+LAZY = {"torch._dynamo": "latency/compiling.py", "torch._inductor": "latency/compiling.py"}
 
 
 def place(path: Path) -> str:

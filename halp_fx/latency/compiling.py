@@ -11,8 +11,9 @@ called: it would throw away the caller's compiled code.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
 from typing import Any
 
@@ -25,8 +26,8 @@ BACKEND: str | Callable[..., Any] = "inductor"
 WARM_UP = 3
 """Calls before times are taken: the first compiles, the second may compile again with sizes left open."""
 
-_ISOLATED: dict[str, Any]
-_ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+ISOLATED: dict[str, Any]
+ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 _numbers = count()
 
@@ -35,28 +36,68 @@ class _Backend:
     """Compiles graphs and counts them. Dynamo keeps it with the compiled code, where no garbage collector looks, so it
     knows nothing of the function."""
 
-    def __init__(self) -> None:
-        self.graphs = 0
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        self.graphs, self.seconds = 0, 0.0
+        self._options = {"config_patches": dict(options)} if options else {}
 
-    def __call__(self, graph: torch.fx.GraphModule, example: list[Any], **options: Any) -> Any:
-        from torch._dynamo import lookup_backend
-
+    def __call__(self, graph: torch.fx.GraphModule, example: list[Any]) -> Any:
         self.graphs += 1
-        backend = lookup_backend(BACKEND) if isinstance(BACKEND, str) else BACKEND
-        return backend(graph, example, **options)
+        begun = time.perf_counter()
+        try:
+            return backend_of(BACKEND)(graph, example, **self._options)
+        finally:
+            self.seconds += time.perf_counter() - begun
+
+
+def backend_of(name: str | Callable[..., Any]) -> Callable[..., Any]:
+    """The backend of torch.compile that has this name."""
+    from torch._dynamo import lookup_backend
+
+    return lookup_backend(name) if isinstance(name, str) else name
+
+
+def mode_options(mode: str) -> dict[str, Any]:
+    """What a mode of torch.compile means to inductor; "" is its default.
+
+    Raises:
+        LatencyError: there is no such mode.
+    """
+    if not mode:
+        return {}
+    import torch._inductor as inductor
+
+    try:
+        return dict(inductor.list_mode_options(mode))
+    except (RuntimeError, KeyError) as error:
+        raise LatencyError(f"torch.compile has no mode {mode!r}: {_first_line(error)}") from error
 
 
 class Compiled:
     """A function, compiled; `warm_up` with the arguments that it is going to be timed with."""
 
-    def __init__(self, function: Callable[..., Any], dynamic: bool | None = None) -> None:
+    def __init__(
+        self, function: Callable[..., Any], dynamic: bool | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        """`options` are inductor's."""
+
         def run(*args: Any, **kwargs: Any) -> Any:
             return function(*args, **kwargs)
 
         # Equal code objects count as one.
         run.__code__ = run.__code__.replace(co_name=f"halp_fx_{next(_numbers)}")
-        self._backend = _Backend()
-        self.function = torch.compile(run, backend=self._backend, dynamic=dynamic, **_ISOLATED)
+        self._backend = _Backend(options or {})
+        self._frozen = bool(options and options.get("freezing"))
+        self.function = torch.compile(run, backend=self._backend, dynamic=dynamic, **ISOLATED)
+
+    @property
+    def graphs(self) -> int:
+        """Graphs that were compiled: one for each shape, and one more for each break."""
+        return self._backend.graphs
+
+    @property
+    def seconds(self) -> float:
+        """Spent by the backend so far."""
+        return self._backend.seconds
 
     def warm_up(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments, whatever stance the caller has set.
@@ -64,23 +105,52 @@ class Compiled:
         Raises:
             LatencyError: Dynamo would run eager code instead.
         """
-        import torch._dynamo as dynamo  # Takes a second; torch itself imports it when it first compiles.
-
-        with torch.compiler.set_stance("default"), dynamo.config.patch(fail_on_recompile_limit_hit=True):
-            try:
-                for _ in range(WARM_UP):
-                    self.function(*args, **kwargs)
-            except dynamo.exc.FailOnRecompileLimitHit as error:
-                raise LatencyError(
-                    "torch.compile has as many versions of a function of this network as it makes and would run eager "
-                    "code instead, which is not measured: raise torch._dynamo.config.recompile_limit (and "
-                    f"accumulated_recompile_limit), or measure in a new process ({_first_line(error)})"
-                ) from error
+        warm_up(lambda: self.function(*args, **kwargs), self._frozen)
         if self._backend.graphs == 0:
             raise LatencyError(
                 "torch.compile compiled nothing of this network, so it would be measured eagerly: is compilation "
                 "switched off (TORCHDYNAMO_DISABLE, torch.compiler.disable)?"
             )
+
+
+def warm_up(call: Callable[[], Any], frozen: bool = False) -> None:
+    """Compile what a call runs, whatever stance the caller has set.
+
+    Args:
+        frozen: with weights as constants. As an option alone that has no effect: Dynamo has to know while it traces.
+
+    Raises:
+        LatencyError: Dynamo would run eager code instead, or the compiler does not work here.
+    """
+    import torch._dynamo as dynamo  # Takes a second; torch itself imports it when it first compiles.
+
+    with (
+        torch.compiler.set_stance("default"),
+        dynamo.config.patch(fail_on_recompile_limit_hit=True),
+        _freezing() if frozen else nullcontext(),
+    ):
+        try:
+            for _ in range(WARM_UP):
+                call()
+        except dynamo.exc.FailOnRecompileLimitHit as error:
+            raise LatencyError(
+                "torch.compile has as many versions of a function of this network as it makes and would run eager "
+                "code instead, which is not measured: raise torch._dynamo.config.recompile_limit (and "
+                f"accumulated_recompile_limit), or measure in a new process ({_first_line(error)})"
+            ) from error
+        except dynamo.exc.BackendCompilerFailed as error:
+            raise LatencyError(
+                "torch.compile does not work here, and nothing was measured: inductor needs a C++ compiler (g++ or "
+                "clang++; the variable CXX may name it), and Triton on a GPU; runtime='eager' needs neither "
+                f"({_first_line(error)})"
+            ) from error
+
+
+def _freezing() -> AbstractContextManager[None]:
+    import torch._inductor.config as config
+
+    patched: AbstractContextManager[None] = config.patch(freezing=True)
+    return patched
 
 
 @contextmanager

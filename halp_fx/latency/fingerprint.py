@@ -13,8 +13,24 @@ from typing import Any
 import torch
 
 from .allocator import memory_setting
+from .errors import LatencyError
 
-RUNTIMES = ("eager", "inductor", "cudagraph")
+RUNTIMES = ("eager", "inductor", "inductor-frozen", "cudagraph")
+
+
+def kind_of(runtime: str) -> tuple[str, str]:
+    """What executes a network, and in which mode of `torch.compile` ("": its default): "inductor:max-autotune".
+
+    Raises:
+        LatencyError: it is not known.
+    """
+    kind, _, mode = runtime.partition(":")
+    if kind not in RUNTIMES or (mode and not kind.startswith("inductor")):
+        raise LatencyError(
+            f"runtime {runtime!r} is not known: {', '.join(RUNTIMES)}; those of inductor with a mode of torch.compile "
+            "if need be, such as 'inductor:max-autotune'"
+        )
+    return kind, mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ class Fingerprint:
         device: name of the processor or GPU, with its memory or core count.
         driver: of the GPU; on a CPU the instruction set that torch uses.
         torch_version: with the CUDA version it was built for. cudnn: version, "" on a CPU.
-        runtime: "eager", "inductor" or "cudagraph".
+        runtime: as `kind_of` takes it.
         threads: CPU threads; 0 on a GPU.
         timer: how times were taken.
         settings: switches that change which kernels run (TF32, cuDNN benchmark, deterministic).
@@ -100,7 +116,7 @@ class Fingerprint:
         """A file name of its own for every fingerprint, that still says what it is."""
         digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
         words = "".join(c if c.isalnum() else "-" for c in self.device.split(",")[0])
-        return f"{words[:40].strip('-')}-{self.runtime}-{digest}.json"
+        return f"{words[:40].strip('-')}-{self.runtime.replace(':', '-')}-{digest}.json"
 
 
 def _cpu_timer(threads: int) -> str:

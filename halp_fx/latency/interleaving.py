@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..model.inputs import normalize_inputs
-from ..model.preserving import preserved
+from ..model.preserving import preserved, set_mode
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
 from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
@@ -64,7 +64,7 @@ def interleaved(
         min_time_s, max_time_s: time spent on each network.
         precision: stop when the median's standard error is below this share of it.
         repeats: least number of turns.
-        runtime: "eager", "inductor" or "cudagraph": how the networks are executed.
+        runtime: how the networks are executed, as for `MeasuredLatency`.
         threads: CPU threads; None leaves them as they are.
         keep_memory: time them with freed memory kept in the process (`allocator` says why), or as the process is.
     """
@@ -72,7 +72,7 @@ def interleaved(
     with ExitStack() as stack:
         for model in models:
             stack.enter_context(preserved(model))
-            model.eval()
+            set_mode(model)
         stack.enter_context(torch.no_grad())
         stack.enter_context(cpu_threads(threads))
         if keep_memory:

@@ -22,7 +22,7 @@ from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
 from .errors import LatencyError
-from .fingerprint import RUNTIMES, Fingerprint
+from .fingerprint import Fingerprint, kind_of
 from .grids import Grid, Range, adaptive_grid
 from .interleaving import NetworkTiming, interleaved
 from .layers import Layer
@@ -53,7 +53,8 @@ class MeasuredLatency:
     """The sum of measured layer times, in milliseconds.
 
     Attributes:
-        runtime: "eager", "inductor" or "cudagraph": how the network will be executed.
+        runtime: how the network will be executed: "eager", "inductor", "inductor-frozen" (weights as constants) or
+            "cudagraph"; those of inductor in a mode of torch.compile, too: "inductor:max-autotune".
         device: where to measure; None: where the traced model was.
         table: None: the file for this device and setting in the user's cache; a path; or a `LatencyTable` that is
             used and extended in memory.
@@ -74,8 +75,7 @@ class MeasuredLatency:
     _grids: dict[GridKey, Grid] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise LatencyError(f"runtime {self.runtime!r} is not known: {', '.join(RUNTIMES)}")
+        kind_of(self.runtime)
 
     @property
     def resource(self) -> str:

@@ -3,6 +3,7 @@
 eager: one kernel an operator. cudagraph: the same kernels, replayed without launch overhead. inductor: convolutions
 and matrix products stay calls of the library (without weight freezing it does not fold norms into them), runs of
 elementwise operators and norms between them become one kernel each, everything else is compiled on its own.
+inductor-frozen folds norms and packs weights: its units are timed like inductor's, and the calibration does the rest.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import nn
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Coupling
 from .clocks import Call, captured
-from .compiling import Compiled, nothing_compiled
-from .errors import LatencyError, TimingError
+from .compiling import Compiled, mode_options, nothing_compiled
+from .errors import LatencyError
+from .fingerprint import kind_of
 from .fusion import fused_layers
 from .layers import Layer, layers
 from .timing import Timer, time_call, time_graph
@@ -31,12 +33,12 @@ EXTERN = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
 
 def units(coupling: Coupling, runtime: str) -> tuple[Layer, ...]:
     """What the runtime executes, one `Layer` a unit."""
-    return fused_layers(coupling) if runtime == "inductor" else layers(coupling)
+    return fused_layers(coupling) if _by_inductor(runtime) else layers(coupling)
 
 
 def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
     """A function without arguments that runs the layer as the runtime does."""
-    if runtime == "inductor" and layer.op not in EXTERN and not layer.op.startswith("_scaled_dot_product"):
+    if _by_inductor(runtime) and layer.op not in EXTERN and not layer.op.startswith("_scaled_dot_product"):
         return _compiled_call(layer, args, dict(kwargs))
     return partial(layer.function, *args, **kwargs)
 
@@ -85,28 +87,47 @@ def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     """A function without arguments that runs a network as the runtime does, warm.
 
     Raises:
-        TimingError: the runtime is not known, or the network cannot be captured in a CUDA graph.
-        LatencyError: torch.compile would run eager code.
+        TimingError: the network cannot be captured in a CUDA graph.
+        LatencyError: the runtime is not known; torch.compile would run eager code, or does not work here.
     """
-    if runtime == "inductor":
-        if model not in _NETWORKS:
-            _NETWORKS[model] = Compiled(_applied)
-        compiled = _NETWORKS[model]
+    if _by_inductor(runtime):
+        compiled = compiled_network(model, runtime)
         compiled.warm_up(model, *args, **kwargs)
         return partial(compiled.function, model, *args, **kwargs)
-    if runtime == "cudagraph":
+    if kind_of(runtime)[0] == "cudagraph":
         return captured(partial(model, *args, **kwargs), device_of(args, kwargs))
-    if runtime != "eager":
-        raise TimingError(f"runtime {runtime!r} is not known: eager, inductor or cudagraph")
     return partial(model, *args, **kwargs)
+
+
+def compiled_network(model: nn.Module, runtime: str = "inductor") -> Compiled:
+    """The network's code for a runtime of inductor, which takes the network as its first argument."""
+    known = _NETWORKS.setdefault(model, {})
+    if runtime not in known:
+        known[runtime] = Compiled(_applied, options=compile_options(runtime))
+    return known[runtime]
+
+
+def compile_options(runtime: str) -> dict[str, Any]:
+    """Inductor's options for one of its runtimes.
+
+    Raises:
+        LatencyError: torch.compile has no such mode.
+    """
+    kind, mode = kind_of(runtime)
+    return mode_options(mode) | ({"freezing": True} if kind == "inductor-frozen" else {})
+
+
+def _by_inductor(runtime: str) -> bool:
+    return kind_of(runtime)[0].startswith("inductor")
 
 
 def _applied(model: nn.Module, *args: Any, **kwargs: Any) -> Any:
     return model(*args, **kwargs)
 
 
-_NETWORKS: WeakKeyDictionary[nn.Module, Compiled] = WeakKeyDictionary()
-"""Each network's compiled code, which does not refer to it: it goes with the network. The dense one is timed often."""
+_NETWORKS: WeakKeyDictionary[nn.Module, dict[str, Compiled]] = WeakKeyDictionary()
+"""Each network's compiled code by runtime, which does not refer to it: it goes with the network. The dense one is timed
+often."""
 
 
 def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
@@ -117,12 +138,9 @@ def device_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.device:
 
 def as_asked(runtime: str) -> AbstractContextManager[None]:
     """To be held while warm calls are timed: none of them becomes another runtime's."""
-    return nothing_compiled() if runtime == "inductor" else nullcontext()
+    return nothing_compiled() if _by_inductor(runtime) else nullcontext()
 
 
 def timer_for(runtime: str) -> Timer:
     """The timer that sees what the runtime does."""
-    timers: dict[str, Timer] = {"eager": time_call, "inductor": time_call, "cudagraph": time_graph}
-    if runtime not in timers:
-        raise LatencyError(f"runtime {runtime!r} is not known: {', '.join(timers)}")
-    return timers[runtime]
+    return time_graph if kind_of(runtime)[0] == "cudagraph" else time_call

@@ -13,7 +13,7 @@ from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ..errors import ModelError
 from .preserving import INTERNAL, Members, meta_twin, uncollected
@@ -43,12 +43,22 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     try:
         with uncollected():
             made = copy.deepcopy(model, known)
+            _complete(model, made, known)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ModelError(f"the model cannot be copied (copy.deepcopy): {_culprit(model, memo or {})}{error}") from error
     _rebind(model, made)
     return made
+
+
+def _complete(model: nn.Module, made: nn.Module, known: dict[int, Any]) -> None:
+    """What the copy of an `fx.GraphModule` lacks: hooks, and attributes that its graph does not read."""
+    for old, new in zip(model.modules(), made.modules(), strict=True):
+        if isinstance(old, fx.GraphModule):
+            for name, value in vars(old).items():
+                if name not in vars(new) or "_hooks" in name:
+                    vars(new)[name] = copy.deepcopy(value, known)
 
 
 def hollowed(model: nn.Module, members: Members | None = None, floating: bool = False) -> nn.Module:

@@ -158,6 +158,14 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
                         tensor.copy_(kept)
 
 
+def set_mode(model: nn.Module, training: bool = False) -> None:
+    """`model.train(training)`, also where that refuses: the mode of an exported network is in its graph."""
+    try:
+        model.train(training)
+    except NotImplementedError:
+        nn.Module.train(model, training)
+
+
 def as_modes_of(small: nn.Module, model: nn.Module) -> None:
     """Give each module of a copy the mode of the original's of the same name, or of the module around it."""
     modes = {name: module.training for name, module in model.named_modules()}

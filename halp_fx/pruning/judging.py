@@ -1,13 +1,59 @@
-"""What a caller's own score says of a network."""
+"""What a caller's own score says of networks, and when it stops their shrinking."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from ..errors import SaliencyError
+from .networks import Network
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the caller's `score_fn` says of a network, and its predicted share of the dense network's cost."""
+
+    share: float
+    score: float
+
+
+@dataclass(slots=True)
+class Judgement:
+    """What `score_fn` said so far.
+
+    Attributes:
+        score_fn, max_drop: as `prune` documents them.
+        scores: the dense network's first.
+        sound: the last network that lost no more of its score than it may.
+        stopped: why the budget is given up for the score; "" if it is not.
+    """
+
+    score_fn: Callable[[nn.Module], float]
+    max_drop: float | None
+    scores: list[Scored] = field(default_factory=list)
+    sound: Network | None = None
+    stopped: str = ""
+
+    def holds(self, network: Network, share: float) -> bool:
+        """Whether a network of this share of the dense cost lost no more of its score than it may.
+
+        Raises:
+            SaliencyError: the score is no number.
+        """
+        self.scores.append(Scored(share, scored_by(self.score_fn, network.model, share)))
+        dense, now, most = self.scores[0].score, self.scores[-1].score, self.max_drop
+        if most is not None and now < dense - most:
+            self.stopped = (
+                f"stopped before the budget: at {share:.1%} of dense the score is {now:.4g}, {dense - now:.4g} below "
+                f"the dense network's, and max_drop is {most:.4g}; this is the network of the step before. More steps "
+                "(steps), training between them (train_between), or a larger max_drop may help"
+            )
+            return False
+        self.sound = network
+        return True
 
 
 def scored_by(score_fn: Callable[[nn.Module], float], model: nn.Module, share: float) -> float:

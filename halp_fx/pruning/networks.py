@@ -25,14 +25,6 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """What the caller's `score_fn` says of a network, and its predicted share of the dense network's cost."""
-
-    share: float
-    score: float
-
-
-@dataclass(frozen=True, slots=True)
 class Choice:
     """What the solver chose. If by the prediction no network meets the budget that is the smallest, and `refused` says
     why."""

@@ -23,5 +23,5 @@ def compensated(cut: Network, whole: Network, request: Request, yardstick: Yards
     assert whole.coupling is not None
     return compensate(
         cut.model, whole.model, remaining(whole.plan, cut.plan), request.data,
-        coupling=whole.coupling, loss=request.loss, recalibrate=request.recalibrate,
+        coupling=whole.coupling, loss=request.loss, recalibrate=bool(request.recalibrate),
     )  # fmt: skip

@@ -30,8 +30,8 @@ from ..types import Coupling, Plan
 from .choosing import Question, options_of
 from .distributed import Team, changed
 from .goals import EXACT
-from .judging import scored_by
-from .networks import Candidate, Choice, Network, Scored, best_of
+from .judging import Judgement
+from .networks import Candidate, Choice, Network, best_of
 from .outcome import out_of_reach
 from .published import RECIPES, stand_ins
 from .request import Request
@@ -82,9 +82,7 @@ class Session:
         branches: that may be dropped, and why others may not.
         network: as it stands.
         candidates: that `close` made.
-        scores: by the caller's `score_fn`, the dense network first.
-        sound: the last network that lost no more of its score than it may.
-        stopped: why the budget was given up for the score; "" if it was not.
+        judgement: what the caller's `score_fn` said, if there is one.
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
     """
@@ -94,9 +92,7 @@ class Session:
     branches: Branches
     network: Network
     candidates: list[Candidate] = field(default_factory=list)
-    scores: list[Scored] = field(default_factory=list)
-    sound: Network | None = None
-    stopped: str = ""
+    judgement: Judgement | None = None
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
 
@@ -122,6 +118,8 @@ class Session:
             options = options_of(coupling, Plan(), request)
             yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, branches.removable)
         session = cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
+        if request.score_fn is not None:
+            session.judgement = Judgement(request.score_fn, request.max_drop)
         if not yardstick.met_already:
             session._judged(session.network, 1.0)
         return session
@@ -145,6 +143,11 @@ class Session:
     def best(self) -> Candidate:
         """Of those that `close` made."""
         return best_of(self.candidates, self.yardstick.fraction, self.slack)
+
+    @property
+    def stopped(self) -> str:
+        """Why the budget was given up for the caller's score; "" if it was not."""
+        return self.judgement.stopped if self.judgement is not None else ""
 
     def step(self, way: float, scorer: Scorer = None) -> None:
         """One step of several: stop at `way` of the way.
@@ -198,9 +201,8 @@ class Session:
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
             self.candidates = [self.as_it_is(self.network)]
-        elif self.stopped:
-            assert self.sound is not None
-            self.candidates = [self.as_it_is(self.sound)]
+        elif self.stopped and self.judgement is not None and self.judgement.sound is not None:
+            self.candidates = [self.as_it_is(self.judgement.sound)]
 
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
@@ -237,7 +239,7 @@ class Session:
     def _score(self, scorer: Scorer) -> None:
         """Score the network as it stands: its groups, and the channels that its removable branches add."""
         request, network = self.request, self.network
-        if self.sound is not network:  # Else it was settled to be judged.
+        if self.judgement is None or self.judgement.sound is not network:  # Else it was settled to be judged.
             self.settle(network)
         with self.clock("score"):
             scored = now = self.stands()
@@ -301,23 +303,12 @@ class Session:
         return choice.solution.costs[cost.resource]
 
     def _judged(self, network: Network, share: float) -> bool:
-        """Whether a network of this share of the dense cost lost no more of its score than it may."""
-        score_fn = self.request.score_fn
-        if score_fn is None:
+        """Whether a network of this share of the dense cost lost no more of the caller's score than it may."""
+        if self.judgement is None:
             return True
         self.settle(network)
         with self.clock("score_fn"):
-            self.scores.append(Scored(share, scored_by(score_fn, network.model, share)))
-        dense, now, most = self.scores[0].score, self.scores[-1].score, self.request.max_drop
-        if most is not None and now < dense - most:
-            self.stopped = (
-                f"stopped before the budget: at {share:.1%} of dense the score is {now:.4g}, {dense - now:.4g} below "
-                f"the dense network's, and max_drop is {most:.4g}; this is the network of the step before. More steps "
-                "(steps), training between them (train_between), or a larger max_drop may help"
-            )
-            return False
-        self.sound = network
-        return True
+            return self.judgement.holds(network, share)
 
     def as_it_is(self, network: Network) -> Candidate:
         """A candidate without another step: the dense network (its copy), or one that a step left."""

@@ -71,7 +71,7 @@ def report_on(session: Session) -> Report:
         scatter=best.scatter,
         busy=best.busy,
         notes=tuple(notes),
-        scores=tuple((s.share * dense, s.score) for s in session.scores),
+        scores=tuple((s.share * dense, s.score) for s in (session.judgement.scores if session.judgement else ())),
         seconds=dict(session.clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
         | dict(known.refused),

@@ -19,6 +19,7 @@ from ..model.naming import by_group
 from ..types import Coupling, Mismatch, Plan
 from .descent import descend
 from .dropping import drop
+from .literals import lowered
 from .slicing import shrink
 from .verification import verify
 
@@ -40,6 +41,7 @@ def rewrite(
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     small = shrink(model, plan, coupling)
     drop(small, gone)
+    lowered(small)
     coupling = without(coupling, gone)
     found = verify(small, plan, coupling, example_inputs) if check else None
     if found is not None:

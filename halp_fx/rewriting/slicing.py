@@ -14,14 +14,16 @@ from ..model.copying import copied
 from ..model.preserving import named_tensors
 from ..types import Axis, Coupling, Cuts, Plan
 from .attributes import sync_attributes
+from .literals import lifted
 
 
 def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
-    """A deep copy of `model` with smaller tensors; nothing is checked but the plan.
+    """A deep copy of `model` with smaller tensors; nothing is checked but the plan. Literals of its graphs are lifted.
 
     Raises:
         PlanError: the plan does not fit the model.
     """
+    model = lifted(model)
     cuts = cuts_of(coupling, plan)
     # Tensors that shrink are put in place of their copies, so that no full copy of them is made.
     with torch.no_grad():

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import SaliencyError
 from ..internals import tree_leaves
 from ..kernels import SegmentLayout, channel_scores
-from ..model.preserving import uncached_autocast
+from ..model.preserving import set_mode, uncached_autocast
 from ..types import ChannelGroup, Coupling
 from .losses import moved
 from .sampled import Sampled, samples_in, samples_of
@@ -175,7 +175,7 @@ class Gates:
 
     def _run(self, batch: Any, number: int, follow: Callable[..., Any]) -> tuple[dict[str, torch.Tensor], Any, Any]:
         """Aliases of the parameters, what followed the forward, and the loss."""
-        self.model.eval()
+        set_mode(self.model)
         aliases = {n: alias_of(p) for n, p in self.parameters.items()}
         watch = follow({**aliases, **self.buffers}, self.constants)
         with torch.enable_grad(), watch:

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import SaliencyError
 from ..internals import NormBase
-from ..model.preserving import random_kept
+from ..model.preserving import random_kept, set_mode
 from .losses import Loss, called, moved
 from .sampled import inputs_of
 
@@ -91,7 +91,7 @@ def measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
     """A network in eval mode but for the norms, which take the mean over all batches."""
     modes = [(m, m.training) for m in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    model.eval()
+    set_mode(model)
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None

@@ -7,6 +7,8 @@ A module that does nothing in eval mode (dropout, stochastic depth) leaves no op
 from __future__ import annotations
 
 import dis
+import linecache
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -164,7 +166,8 @@ class PythonNames(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # The mode is off inside this call, so only the outermost function gets here.
-        self.current = getattr(func, "__name__", "")
+        # An operator that is called by itself is named like the function that calls it: "flatten.using_ints".
+        self.current = getattr(func, "__name__", "").partition(".")[0]
         self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
         try:
             if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
@@ -232,7 +235,7 @@ def caller() -> str:
     while frame is not None:
         label = _label(frame.f_code.co_filename)
         if label:
-            return f"{label}:{frame.f_lineno}"
+            return _graph_node(frame.f_code.co_filename, frame.f_lineno) or f"{label}:{frame.f_lineno}"
         frame = frame.f_back
     return ""
 
@@ -246,6 +249,20 @@ def checked_by_torch() -> bool:
             return name.startswith(_TORCH_DIR)
         frame = frame.f_back
     return False
+
+
+_GENERATED = "<eval_with_key>"
+_ASSIGNED = re.compile(r"\s*(\w+)\s*=")
+
+
+@cache
+def _graph_node(filename: str, line: int) -> str:
+    """The node of an `fx.GraphModule` that a line of its forward runs; empty for code that a person wrote. A pruned
+    graph has the same nodes, but other files and lines."""
+    if not filename.startswith(_GENERATED):
+        return ""
+    found = _ASSIGNED.match(linecache.getline(filename, line))
+    return f"graph node {found[1]}" if found else ""
 
 
 # A dozen frames are looked at for every operator, of a few files.

@@ -39,6 +39,12 @@ def keep(node: fx.Node, record: Record) -> None:
     node.meta[RECORD] = record
 
 
+def forget_shapes(node: fx.Node) -> None:
+    """Take from a node of a network's own graph what other tools have noted of its result: sizes before pruning."""
+    for key in ("val", "tensor_meta", "example_value"):
+        node.meta.pop(key, None)
+
+
 def op(node: fx.Node | None) -> str:
     """The name of the operator that a node runs, without namespace and overload ("convolution"); empty for others."""
     return operator(node.target) if node is not None else ""

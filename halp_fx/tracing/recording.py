@@ -24,6 +24,7 @@ from ..model.preserving import (
     gpus,
     hooks_kept,
     random_kept,
+    set_mode,
     uncached_autocast,
     uncollected,
 )
@@ -108,7 +109,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | N
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
     recorder = (ShieldedRecorder if "torch._dynamo" in sys.modules else Recorder)(used, live, watch, run)
     with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), _SEED):
-        used.train(run.training)
+        set_mode(used, run.training)
         closed(used, recorder.whole)
         inputs = tree_map(recorder.placeholder, (args, kwargs))
         recorder.follow_modules()

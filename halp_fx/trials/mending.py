@@ -9,7 +9,7 @@ all modules that run the same line of the program at once; `trials` tries them o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from itertools import islice, product
@@ -20,7 +20,8 @@ from torch import fx, nn
 
 from ..coupling.sizes import groups_of, own_axis, takes_size
 from ..rewriting.attributes import follows_tensors
-from ..tracing.graph import is_view, of, place_of
+from ..rewriting.literals import is_literal
+from ..tracing.graph import is_view, of, op, place_of
 from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
 from ..types import Coupling, Decisions, Extent, Mend, Mismatch, Tie
 
@@ -49,6 +50,7 @@ def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
 def _moves_at(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
 ) -> Iterator[Decisions]:
+    yield from _constant_moves(coupling, mismatch)
     given = _given(nodes, mismatch)
     if mismatch.by_value and not given:
         # The operator computes with a size: at no other width does it compute the same.
@@ -69,9 +71,30 @@ def _moves_at(
         if not needed:
             yield from ties
         if len(edits) > 1:
-            yield _union(edits)
+            yield joined(edits)
         yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
     yield from _flip_moves(model, coupling, nodes)
+
+
+def _is_shape(numbers: Sequence[int | None], node: fx.Node) -> bool:
+    """Whether these are the sizes of an operator's result, one after the other."""
+    spec = of(node).spec
+    fits = spec is not None and len(spec.shape) == len(numbers)
+    return fits and all(n in (None, -1, size) for n, size in zip(numbers, spec.shape, strict=True))  # type: ignore[union-attr]
+
+
+def _constant_moves(coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
+    """Literals that were taken to follow a width, and stay as they are instead."""
+    given = {(s.module, s.attribute, s.index): s for s in mismatch.sources if is_literal(s)}
+    known = [m for m in coupling.decisions.mends if m.terms and (m.module, m.attribute, m.index) in given]
+    axes = coupling.traced.tensors
+    fixed = []
+    for mend in known:
+        value = mend.fixed + sum(factor * axes[axis.tensor].shape[axis.dim] for axis, factor in mend.terms)
+        fixed.append(replace(mend, fixed=int(value), terms=()))
+    if len(fixed) > 1:
+        yield Decisions(mends=tuple(fixed))
+    yield from (Decisions(mends=(mend,)) for mend in fixed)
 
 
 def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
@@ -83,6 +106,25 @@ def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
             yield from (*likely, *others)[:MAX_EDITS]
         elif not mismatch.by_value:
             yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+
+
+def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterable[FromAttribute]) -> Decisions:
+    """What elements of attributes most likely follow that an operator was given: the size that each equals there."""
+    widths, sizes = coupling.widths(), _sizes(node, coupling)
+    if op(node) == "slice" and isinstance(node.args[1], int):
+        sizes = [coupling.shapes[n.name][node.args[1]] for n in (node, _source(node))]
+    rows: dict[tuple[str, str], set[int | None]] = {}
+    for source in given:
+        rows.setdefault((source.module, source.attribute), set()).add(source.index)
+    move = Decisions()
+    for (owner, attribute), indices in sorted(rows.items()):
+        whole = getattr(model.get_submodule(owner), attribute)
+        value = tuple(number if i in indices else None for i, number in enumerate(whole))
+        ways = _mends(owner, attribute, value, sizes, coupling, widths, _RATIOS[:1])
+        if _is_shape(whole, node):
+            ways = [way for way in ways if way[0] == 0]
+        move = _merged(move, min(ways, key=lambda way: way[0])[1] if ways else ())
+    return move
 
 
 def _given(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[tuple[int, str, str]]:
@@ -137,7 +179,7 @@ def _given_moves(
         for row, move in zip(best, at_once, strict=True):
             (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
         if len(at_once) > 1:
-            (later if k else first).append(_union(at_once))
+            (later if k else first).append(joined(at_once))
     return list(_distinct(first)), list(_distinct(later))
 
 
@@ -230,7 +272,8 @@ def _mends(
         found: dict[Mend, int] = {}
         if isinstance(number, int) and not isinstance(number, bool) and number > 1:
             for (rank, extent), ratio in product(enumerate(among), ratios):
-                if extent.terms and extent.at(widths) * ratio == number:
+                may_shrink = any(widths[group] > 1 for group, _ in extent.terms)
+                if may_shrink and extent.at(widths) * ratio == number:
                     mend = _mend(owner, name, index, extent, ratio, coupling)
                     if mend is not None and mend not in known:
                         found.setdefault(mend, rank)
@@ -279,7 +322,8 @@ def _merged(move: Decisions, mends: tuple[Mend, ...]) -> Decisions:
     return replace(move, ties=tuple(dict.fromkeys(ties)), mends=tuple(known.values()))
 
 
-def _union(found: Sequence[Decisions]) -> Decisions:
+def joined(found: Sequence[Decisions]) -> Decisions:
+    """All of these; where they let one attribute follow two widths, these are tied."""
     move = Decisions()
     for other in found:
         move = _merged(replace(move, ties=(*move.ties, *other.ties)), other.mends)

@@ -29,12 +29,14 @@ from ..model.copying import hollowed
 from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
 from ..model.preserving import uncollected
+from ..rewriting.literals import lifted
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
 from ..tracing.forward import all_traces
 from ..tracing.matching import matched
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch, Plan, Traced
+from .literals import literal_decisions
 from .mending import edits, moves
 from .tagging import tagging
 
@@ -75,13 +77,14 @@ def channel_groups(
     check_model(model)
     names = ignored_names(model, ignore)
     examples = normalize_examples(model, example_inputs)
+    model = lifted(model)
     traces = all_traces(model, examples)
     # As for recording: a full pass of the collector takes longer than a trial.
     with uncollected() if traces.first.on_meta else nullcontext():
         decisions = like.decisions if like is not None else Decisions()
         trials = _Trials(model, examples, traces.first, traces.further, names)
         trials.leave_noise_out(decisions)
-        coupling = trials.couple(decisions)
+        coupling = trials.with_literals(trials.couple(decisions))
         if traces.unseen:
             coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
         while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
@@ -146,6 +149,8 @@ class _Trials:
     gave_up: bool = False
     tried: list[tuple[Decisions, Decisions]] = field(default_factory=list)
     propagated: Propagated | None = None
+    # What literals of graphs follow, as far as one look at the whole network tells.
+    literals: Decisions = field(default_factory=Decisions)
     # What the trial networks are made from: without values, unless the forward needs them.
     _template: nn.Module | None = None
     # The plans of the trials with one coupling.
@@ -176,6 +181,13 @@ class _Trials:
         self.further = [traced for traced, match in pairs if match is None or match.touches(channels)]
         if self.further:
             self.propagated = None
+
+    def with_literals(self, coupling: Coupling) -> Coupling:
+        """With all literals of the network's graphs that equal a size where they are used: each node is a place of its
+        own, and one after the other they would use the trials up."""
+        decided = coupling.decisions
+        self.literals = literal_decisions(self.model, coupling, self.examples)
+        return with_mends(coupling, self.literals | decided) if self.literals.mends else coupling
 
     def first_failure(self, coupling: Coupling) -> _Failure | None:
         """The first trial that fails."""
@@ -291,7 +303,7 @@ class _Trials:
         """The coupling to start over from when the trials are used up."""
         self.gave_up, self.accepted = True, False
         self.reasons.clear()
-        return self.couple(Decisions())
+        return self.couple(self.literals)
 
     def _frozen(self, coupling: Coupling, mismatch: Mismatch) -> Coupling:
         """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""

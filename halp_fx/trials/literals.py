@@ -1,0 +1,37 @@
+"""literal_decisions: network -> what the literals of its graphs follow, before any trial.
+
+The network runs once as it is, with tagged literals (`rewriting.literals` has lifted them): so it is known which
+operator was given which. One that equals a size there is taken to follow it; trials then say whether that is so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..coupling.sizes import takes_size
+from ..model.copying import copied, hollowed
+from ..rewriting.literals import has_literals, is_literal
+from ..tracing.forward import run_again
+from ..tracing.graph import of
+from ..types import Coupling, Decisions
+from .mending import followed, joined
+from .tagging import tagging
+
+
+def literal_decisions(model: nn.Module, coupling: Coupling, examples: Any) -> Decisions:
+    """Mends for the literals of all operators that take sizes, and ties where one of them stands for two widths."""
+    if not has_literals(model):
+        return Decisions()
+    found = []
+    for view in coupling.views():
+        before = view.traced
+        used = hollowed(model, floating=True) if before.on_meta else copied(model)
+        with tagging(used):
+            tagged = run_again(used, examples, before.run, before.on_meta, really=not before.on_meta)
+        for node, run in zip(before.graph.nodes, tagged.graph.nodes, strict=True):
+            given = [s for s in of(run).sources if is_literal(s)]
+            if given and takes_size(node):
+                found.append(followed(model, view, node, given))
+    return joined(found)
