@@ -19,7 +19,7 @@ from .errors import (
     TraceError,
     TrainingError,
 )
-from .exporting import Export, export
+from .exporting import Export, export, quantize
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
 from .reporting.explaining import dependency_graph, explain
@@ -89,6 +89,7 @@ __all__ = [
     "load",
     "profile",
     "prune",
+    "quantize",
     "rebind",
     "recalibrate",
     "register_rule",

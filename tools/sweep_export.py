@@ -85,20 +85,21 @@ def row_of(name: str, folder: Path) -> dict[str, Any]:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The page."""
     good = [r for r in rows if "failure" not in r]
-    plain = [r for r in good if r["network"].rpartition("/")[2] not in DETECTORS]
+    images = [r for r in rows if r["network"].rpartition("/")[2] not in DETECTORS]
+    plain = [r for r in images if "failure" not in r]
     any_size = sum(r["dynamic"] for r in plain)
     dynamo = sum("dynamo" in r["exporter"] for r in plain)
     lines = [
         "# Coverage of export",
         "",
-        f"Networks of torchvision and timm pruned to {BUDGET:.0%} of their MACs, written by `halp_fx.export` as ONNX and "
-        "run by onnxruntime beside the network: for the example inputs, for others, and at a second batch size. Deviation "
-        "is the largest difference of an output relative to its largest value. Made by `tools/sweep_export.py` with torch "
-        f"{torch.__version__} on {platform.machine()}, one thread.",
+        f"Networks of torchvision and timm pruned to {BUDGET:.0%} of their MACs, written by `halp_fx.export` as ONNX "
+        "and run by onnxruntime beside the network: for the example inputs, for others, and at a second batch size. "
+        "Deviation is the largest difference of an output relative to its largest value. Made by "
+        f"`tools/sweep_export.py` with torch {torch.__version__} on {platform.machine()}, one thread.",
         "",
         f"{len(good)} of {len(rows)} networks give the same outputs. Of those that take images as one tensor, "
-        f"{len(plain)} of {sum(r['network'].rpartition('/')[2] not in DETECTORS for r in rows)}: {any_size} with any batch "
-        f"size, {dynamo} by the exporter that starts from `torch.export`.",
+        f"{len(plain)} of {len(images)}: {any_size} with any batch size, {dynamo} by the exporter that starts from "
+        "`torch.export`.",
         "",
         "| network | parameters | exporter | batch sizes compared | deviation | MB | note |",
         "|---|---|---|---|---|---|---|",

@@ -4,6 +4,7 @@ Takes any `nn.Module`, pruned or not; returns an `Export`. docs/deploy.md says w
 """
 
 from .exporter import export
+from .quantizing import quantize
 from .record import Export
 
-__all__ = ["Export", "export"]
+__all__ = ["Export", "export", "quantize"]

@@ -137,7 +137,7 @@ def _timed(made: Export, way: Way, job: Job) -> Export:
             first, second = interleaved(files, job.batches.inputs)
         except Exception as error:
             return replace(made, notes=(*made.notes, f"the dense network could not be timed: {_short(error)}"))
-    return replace(made, file_ms=second.median_ms, dense_ms=first.median_ms, share=second.share)
+    return replace(made, file_ms=second.median_ms, reference_ms=first.median_ms, share=second.share)
 
 
 def _short(error: BaseException) -> str:

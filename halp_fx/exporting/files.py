@@ -27,22 +27,31 @@ class OnnxNetwork(nn.Module):
     Takes what the network takes, and returns a tuple of tensors.
     """
 
-    def __init__(self, path: Path, names: Sequence[str]) -> None:
-        """`names`: of the tensors among the arguments, in order; an exporter leaves out those that are not used."""
+    def __init__(self, path: Path, names: Sequence[str] = ()) -> None:
+        """`names`: of the tensors among the positional arguments, where the file does not have all of them: an exporter
+        leaves out what is not used."""
         super().__init__()
         onnxruntime = needed("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.names = tuple(names)
         self.used = tuple(i.name for i in self.session.get_inputs())
+        self.names = tuple(names) or self.used
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+    @property
+    def dynamic(self) -> bool:
+        """Whether the batch size is left open."""
+        return any(isinstance(size, str) for i in self.session.get_inputs() for size in i.shape[:1])
+
+    def feed(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Arguments as onnxruntime takes them."""
         given = dict(zip(self.names, tensors(args), strict=False))
         given |= dict(zip(names_of(kwargs), tensors(kwargs), strict=True))
-        feed = {name: given[name].detach().cpu().numpy() for name in self.used}
-        return tuple(torch.from_numpy(value) for value in self.session.run(None, feed))
+        return {name: given[name].detach().cpu().numpy() for name in self.used}
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, ...]:
+        return tuple(torch.from_numpy(value) for value in self.session.run(None, self.feed(*args, **kwargs)))
 
 
 class ExportedNetwork(nn.Module):
@@ -83,8 +92,13 @@ def label_onnx(path: Path, entries: Mapping[str, str]) -> None:
     """Put entries into the metadata of an ONNX file."""
     onnx = needed("onnx")
     model = onnx.load(str(path))
-    onnx.helper.set_model_props(model, {**{p.key: p.value for p in model.metadata_props}, **entries})
+    onnx.helper.set_model_props(model, {**onnx_entries(path), **entries})
     onnx.save(model, str(path))
+
+
+def onnx_entries(path: str | Path) -> dict[str, str]:
+    """The metadata of an ONNX file."""
+    return {p.key: p.value for p in needed("onnx").load(str(path), load_external_data=False).metadata_props}
 
 
 def write_pt2(program: Any, path: Path, entries: Mapping[str, str]) -> None:

@@ -19,9 +19,9 @@ class Export:
         deviation: the largest difference of an output relative to that output's largest value.
         size: bytes.
         notes: why an earlier choice of exporter, or a dynamic batch, did not work.
-        file_ms, dense_ms: times of the file and of the dense network's, in turn, for the example inputs; None where no
-            dense network was given.
-        share: `file_ms` of `dense_ms`, the median over the turns.
+        file_ms, reference_ms: times of the file and of what it is compared with, in turn: for `export` the file of the
+            dense network on the example inputs (None where that was not given), for `quantize` the file before.
+        share: `file_ms` of `reference_ms`, the median over the turns.
     """
 
     path: Path
@@ -32,7 +32,7 @@ class Export:
     size: int
     notes: tuple[str, ...] = ()
     file_ms: float | None = None
-    dense_ms: float | None = None
+    reference_ms: float | None = None
     share: float | None = None
 
     def __str__(self) -> str:
@@ -42,5 +42,5 @@ class Export:
             f"compared{sizes}: {self.deviation:.1e} apart",
         ]
         if self.share is not None:
-            parts.append(f"{self.file_ms:.3g} ms, {self.share:.1%} of the {self.dense_ms:.3g} ms of the dense file")
+            parts.append(f"{self.file_ms:.3g} ms, {self.share:.1%} of {self.reference_ms:.3g} ms before")
         return "\n".join((*parts, *(f"note: {note}" for note in self.notes)))

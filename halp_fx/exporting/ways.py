@@ -83,7 +83,7 @@ def _dynamo(job: Job, dynamic: bool, path: Path) -> None:
     (args, kwargs), shapes = _traced(job, dynamic)
     torch.onnx.export(
         job.model, args, str(path), kwargs=kwargs, dynamo=True, external_data=False, dynamic_shapes=shapes,
-        input_names=names_of(named(job.model, (args, kwargs))), output_names=job.outputs, verbose=False,
+        input_names=names_of(named(job.model, (args, kwargs))), output_names=list(job.outputs), verbose=False,
     )  # fmt: skip
     label_onnx(path, job.entries)
 
@@ -95,7 +95,7 @@ def _torchscript(job: Job, dynamic: bool, path: Path) -> None:
     rows = Batches.of((args, kwargs))
     varying = [name for name, tensor in zip(names, tensors(given), strict=True) if shapes and rows.holds(tensor)]
     torch.onnx.export(
-        job.model, args, str(path), kwargs=kwargs, dynamo=False, input_names=names, output_names=job.outputs,
+        job.model, args, str(path), kwargs=kwargs, dynamo=False, input_names=names, output_names=list(job.outputs),
         dynamic_axes={name: {0: "batch"} for name in varying}, verbose=False,
     )  # fmt: skip
     label_onnx(path, job.entries)
