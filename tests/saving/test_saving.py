@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 import torchvision
-from oracle import Net, leaves, random_plan
+from oracle import TORCHVISION, Net, leaves, random_plan
 from sweeping.checking import randomize
 from test_prune import Small
 from torch import nn
 
 import halp_fx
-from halp_fx import CheckpointError, HalpError, Plan
+from halp_fx import CheckpointError, HalpError, ModelError, Plan
 from halp_fx.rewriting.descent import origin_of
 from halp_fx.saving import errors
 
@@ -82,8 +83,10 @@ def vit():
 
 
 NETWORKS = {
-    "resnet18": (lambda: torchvision.models.resnet18(num_classes=10), lambda: (image(32),)),
-    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(num_classes=10), lambda: (image(32),)),
+    **{
+        name: (partial(torchvision.models.get_model, name, num_classes=10), lambda: (image(64),))
+        for name in TORCHVISION
+    },
     "vit": (vit, lambda: (image(32),)),
     "swin": (
         lambda: torchvision.models.SwinTransformer([4, 4], 32, [2, 2], [2, 4], [4, 4], num_classes=5),
@@ -270,6 +273,15 @@ def test_a_pruned_network_is_copied_pickled_and_saved_as_any(tmp_path):
         assert_same(small, halp_fx.load(tmp_path / "twin", small_resnet), X)
     torch.save(small.state_dict(), tmp_path / "plain.pt")
     copy.deepcopy(small).load_state_dict(torch.load(tmp_path / "plain.pt", weights_only=True))
+
+
+def test_a_network_that_was_compiled_in_place(tmp_path):
+    small = pruned(small_resnet(), X)
+    small.compile(backend="eager")
+    halp_fx.save(small, tmp_path / "a")
+    assert_same(small, halp_fx.load(tmp_path / "a", small_resnet), X)
+    with pytest.raises(ModelError, match=r"wrapped by torch\.compile"):
+        halp_fx.save(torch.compile(small, backend="eager"), tmp_path / "b")
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path):
