@@ -27,7 +27,7 @@ from .reporting.making import report_on
 from .reporting.report import report_of
 from .rewriting import applying, compensating, twin
 from .rewriting.compensating import Compensation
-from .rewriting.descent import descend
+from .rewriting.descent import ancestry, descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .training.optimizer import check_bound, rebind
@@ -165,7 +165,7 @@ def prune(
     report = report_of(small)
     if optimizer is not None:
         rebind(optimizer, model, small, report.plan, request.examples)
-    descend(small, model, report.plan, request.examples)  # At once, whatever steps it took.
+    descend(small, ancestry(model, request.examples), report.plan)  # At once, whatever steps it took.
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small

@@ -17,7 +17,7 @@ from ..coupling.residual import find_branches
 from ..errors import RewriteError
 from ..model.naming import by_group
 from ..types import Coupling, Mismatch, Plan
-from .descent import descend
+from .descent import ancestry, descend
 from .dropping import drop
 from .literals import lowered
 from .slicing import shrink
@@ -47,7 +47,7 @@ def rewrite(
     if found is not None:
         raise _error(found) from found.cause
     vars(small).pop("halp", None)  # The report of the network that was copied.
-    descend(small, model, plan, example_inputs)
+    descend(small, ancestry(model, example_inputs), plan)
     return small
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,24 +15,24 @@ from ..model.tensors import signature
 from ..types import Origin, Plan
 
 
-def descend(small: nn.Module, model: nn.Module, plan: Plan, example_inputs: Any = None) -> None:
-    """Write down in `small.halp_origin` that `plan` made it of `model`.
+def ancestry(model: nn.Module, example_inputs: Any = None) -> Origin:
+    """Where a network comes from that is about to be pruned: from itself, if it never was. `made` is what it is now.
 
     Args:
-        small: what came out.
         model: the dense network, or one that was pruned before.
-        plan: leads from `model` to `small`.
         example_inputs: as for `trace`.
     """
-    before = origin_of(model)
-    inputs = described(example_inputs)
+    before, now, inputs = origin_of(model), signature(model), described(example_inputs)
     if before is None:
-        origin = Origin(signature(model), (plan,), signature(small), inputs)
-    else:
-        origin = Origin(before.dense, (*before.plans, plan), signature(small), inputs or before.inputs)
+        return Origin(now, (), now, inputs)
+    return replace(before, made=now, inputs=inputs or before.inputs)
+
+
+def descend(small: nn.Module, before: Origin, plan: Plan) -> None:
+    """Write down in `small.halp_origin` that `plan` made it of the network with the ancestry `before`."""
     if origin_of(small) is None:  # Otherwise it was copied with the hook, or had its steps written down.
         small.register_load_state_dict_pre_hook(_explain)
-    small.halp_origin = origin  # type: ignore[assignment]
+    small.halp_origin = replace(before, plans=(*before.plans, plan), made=signature(small))  # type: ignore[assignment]
 
 
 def origin_of(model: nn.Module) -> Origin | None:

@@ -32,6 +32,7 @@ from ..pruning.widths import remaining
 from ..reporting.making import report_on
 from ..reporting.report import Report
 from ..rewriting.applying import rewrite
+from ..rewriting.descent import ancestry, descend
 from ..scoring.callables import Importance
 from ..scoring.saliency import Saliency
 from ..solver import Method
@@ -150,7 +151,7 @@ class Pruner:
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
             session = self._lead.session
             self._dense = session.yardstick.coupling if session else channel_groups(model, self._examples, names)
-        self._here = self._dense
+        self._here, self._ancestry = self._dense, ancestry(model, self._examples)
         self._masks = Masks(optimizer, regrow) if mode == "mask" and optimizer is not None else None
         self._gathered = self._gather()
 
@@ -201,6 +202,7 @@ class Pruner:
             self._cut(self.plan, self._dense)
         with preserved(self.model):
             report = self._lead.ask(self._report)
+        self._remember()
         self.model.halp = report  # type: ignore[assignment]
         return self.model
 
@@ -295,6 +297,7 @@ class Pruner:
             step, before = remaining(self.plan, plan), self._gathered
             self._cut(step, self._here)
             self.plan = plan
+            self._remember()
             self._gathered = self._gather()
             self._gathered.follow(before, step)
         self.plan = plan
@@ -304,6 +307,11 @@ class Pruner:
         self._here = channel_groups(self.model, self._examples, like=self._dense)
         for wrapped in self._wrapped:
             wrapped.renew()
+
+    def _remember(self) -> None:
+        """Let what was cut know where it comes from, so that it can be saved."""
+        for network in (self.model, *self._averages):
+            descend(network, self._ancestry, self.plan)
 
     def _report(self, session: Session) -> Report:
         known = session.network.saliency or Saliency({}, str(self._importance))
