@@ -28,11 +28,12 @@ def machine(monkeypatch):
         return Timing(1e-6 * (1000 + sum(x.numel() for x in arguments)), 0.0, 9)
 
     def networks(models, inputs, **_):
-        counts = [sum(p.numel() for p in model.parameters()) for model in models]
+        counts = [1 + sum(p.numel() for p in model.parameters()) for model in models]
         return tuple(NetworkTiming(10 * n / counts[0], 0.01, 9, share=n / counts[0]) for n in counts)
 
     monkeypatch.setattr("halp_fx.latency.sampler.timer_for", lambda runtime: layer)
-    monkeypatch.setattr("halp_fx.latency.measured.interleaved", networks)
+    for place in ("latency.measured", "exporting.exporter", "exporting.quantizing"):
+        monkeypatch.setattr(f"halp_fx.{place}.interleaved", networks)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if list(blocks(p))], ids=lambda p: str(p.relative_to(ROOT)))
