@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
+import torchvision
 import train_classifier
+import train_detector
 from comparing import networks
 from PIL import Image
 
@@ -73,3 +75,21 @@ def test_folders_that_are_misshapen_are_said(tmp_path, classes, message):
     root = folder(tmp_path / "images", classes)
     with pytest.raises(SystemExit, match=message):
         train_classifier.main(["--data", str(root), "--workers", "0", "--folder", str(tmp_path / "run")])
+
+
+SCENES = ["--images", "8", "4", "--side", "96", "--batch", "4", "--dense-epochs", "1", "--epochs", "1"]
+SCENES += ["--steps", "1", "--interval", "2", "--cost", "macs"]
+
+
+def test_a_detector_is_pruned(tmp_path):
+    found = train_detector.main([*SCENES, "--folder", str(tmp_path)])
+    assert found["share"] <= 0.5
+    assert 0 <= found["precision"]["map"] <= found["precision"]["map_50"] <= 1
+    scenes = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
+    assert len(scenes) == 4
+    assert all(told["annotation"]["object"] for _, told in scenes)
+
+
+def test_a_folder_that_is_no_voc_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="should have VOCdevkit/VOC2007 with JPEGImages"):
+        train_detector.main(["--data", str(tmp_path / "none"), "--folder", str(tmp_path)])
