@@ -54,7 +54,7 @@ def widths(pruner):
         {},
         {"mode": "mask"},
         {"mode": "mask", "regrow": True},
-        {"importance": "taylor", "solver": "halp"},
+        {"solver": "halp"},
         {"importance": lambda group: torch.arange(group.size) + 1.0},
         {"schedule": "linear"},
         {"schedule": lambda share: share**0.5},
@@ -372,6 +372,7 @@ def bad_optimizer(model):
         ({"mode": "hide"}, TrainingError, "mode='hide' is not one of shrink, mask"),
         ({"regrow": True}, TrainingError, "regrow=True needs mode='mask'"),
         ({"mode": "mask"}, TrainingError, "needs the optimizer"),
+        ({"solver": "mdp"}, TrainingError, "solver='mdp' takes one step"),
         (bad_optimizer, TrainingError, "parameter 0 of group 0"),
     ],
 )
