@@ -23,6 +23,7 @@ EXTRAS = {
     "plots": ["matplotlib>=3.8"],
     "save": ["safetensors>=0.4.3"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
+    "recipes": ["torchmetrics>=1.4", "pycocotools>=2.0.8", "matplotlib>=3.8"],
     "triton": ["triton>=3.6; platform_system == 'Linux'"],
     "test": [
         "pytest>=8",
@@ -34,6 +35,8 @@ EXTRAS = {
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
         "timm>=1.0.9",
+        "torchmetrics>=1.4",
+        "pycocotools>=2.0.8",
         "triton>=3.6; platform_system == 'Linux'",
     ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],

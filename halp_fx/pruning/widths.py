@@ -143,6 +143,8 @@ def remaining(done: Plan, reached: Plan) -> Plan:
     """The plan that leads from the network that `done` made to the one that `reached` makes of the original."""
     kept = {}
     for name, rows in reached.items():
+        if len(rows) == len(done.get(name, ())):
+            continue  # Where one channel was left, that network has no such group.
         place = {channel: i for i, channel in enumerate(done[name])} if name in done else None
         kept[name] = rows if place is None else tuple(place[channel] for channel in rows)
     return Plan(kept, tuple(set(reached.dropped) - set(done.dropped)))

@@ -26,7 +26,7 @@ from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
 from ..pruning.networks import Network
-from ..pruning.request import Request
+from ..pruning.request import Request, Solver
 from ..pruning.session import Session
 from ..pruning.widths import remaining
 from ..reporting.making import report_on
@@ -35,7 +35,6 @@ from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
 from ..scoring.callables import Importance
 from ..scoring.saliency import Saliency
-from ..solver import Method
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .averages import averages_checked
@@ -95,7 +94,7 @@ class Pruner:
         round_to: int | None = None,
         min_keep: float | int = 0.1,
         branches: bool = False,
-        solver: Method = "auto",
+        solver: Solver = "auto",
         tolerance: float = 0.02,
     ) -> None:
         """Nothing is changed yet; layers are timed, if the budget is a time.
@@ -112,7 +111,7 @@ class Pruner:
             mode: "shrink" cuts the model at every step; "mask" holds removed channels at zero and cuts in `finish`.
             regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
             importance: "fisher" (None; of sets of channels, at the grain of batches), "taylor" (the published mean of
-                absolute values), "magnitude", or a callable as for `prune`.
+                absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
@@ -122,7 +121,7 @@ class Pruner:
         _check_whole(model)
         check_model(model)
         check_finite(model)
-        _check_asked(steps, interval, mode, regrow, branches, optimizer)
+        _check_asked(steps, interval, mode, regrow, branches, solver, optimizer)
         if optimizer is not None:
             check_bound(optimizer, model)
         self.model = model
@@ -130,7 +129,9 @@ class Pruner:
         self.decisions = self.skipped = self._calls = self._fresh = 0
         self._optimizer, self._averages = optimizer, averages_checked(averages, model)
         self._steps, self._interval, self._regrow = steps, interval, regrow
-        self._importance: Importance = "fisher" if importance is None or importance == "auto" else importance
+        if importance is None or importance == "auto":
+            importance = "taylor" if solver == "halp" else "fisher"
+        self._importance: Importance = importance
         self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
         request = Request(
@@ -343,7 +344,7 @@ def _check_whole(model: nn.Module) -> None:
 
 
 def _check_asked(
-    steps: int, interval: int, mode: str, regrow: bool, branches: bool, optimizer: Optimizer | None
+    steps: int, interval: int, mode: str, regrow: bool, branches: bool, solver: str, optimizer: Optimizer | None
 ) -> None:
     for name, value in (("steps", steps), ("interval", interval)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -356,3 +357,5 @@ def _check_asked(
         raise TrainingError("mode='mask' needs the optimizer: masks are held around its steps")
     if mode == "mask" and branches:
         raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")
+    if solver == "mdp":
+        raise TrainingError("solver='mdp' takes one step with scores of its own: use prune, then train what it returns")

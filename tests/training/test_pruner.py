@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from comparing.networks import SqueezeExcite
 from test_rebind import X, network
 from torch import nn
 from torch.nn import functional as F
@@ -54,7 +55,7 @@ def widths(pruner):
         {},
         {"mode": "mask"},
         {"mode": "mask", "regrow": True},
-        {"importance": "taylor", "solver": "halp"},
+        {"solver": "halp"},
         {"importance": lambda group: torch.arange(group.size) + 1.0},
         {"schedule": "linear"},
         {"schedule": lambda share: share**0.5},
@@ -372,6 +373,7 @@ def bad_optimizer(model):
         ({"mode": "hide"}, TrainingError, "mode='hide' is not one of shrink, mask"),
         ({"regrow": True}, TrainingError, "regrow=True needs mode='mask'"),
         ({"mode": "mask"}, TrainingError, "needs the optimizer"),
+        ({"solver": "mdp"}, TrainingError, "solver='mdp' takes one step"),
         (bad_optimizer, TrainingError, "parameter 0 of group 0"),
     ],
 )
@@ -415,3 +417,21 @@ def test_a_budget_out_of_reach_is_said_and_nothing_is_cut():
 def test_wrapped_and_compiled_models_are_told_from_the_bare_one():
     with pytest.raises(halp_fx.ModelError, match=r"pass model\.module"):
         halp_fx.Pruner(nn.DataParallel(network()), 0.4, X[:1], **CALL)
+
+
+def test_a_group_of_one_channel_stays_while_others_shrink():
+    """It is no group of the cut network any more: the plan still names it."""
+    torch.manual_seed(0)
+    squeeze = [nn.Conv2d(3, 8, 1), SqueezeExcite(8, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = nn.Sequential(*squeeze, nn.Linear(8, 5)).double().train()
+    worth = {"0": torch.arange(8.0) + 1, "1.down": torch.arange(4.0) * 1e-6 + 1e-6}
+    call = CALL | {"steps": 3, "interval": 1, "importance": lambda group: worth[group.name][: group.size]}
+    pruner, seen = halp_fx.Pruner(model, 0.2, X[:1, :, :1, :1], min_keep=1, **call), []
+    for x, y in batches(3):
+        model.zero_grad()
+        F.cross_entropy(model(x[:, :, :1, :1]), y).backward()
+        pruner.step()
+        seen.append(widths(pruner))
+    assert [row["1.down"] for row in seen[1:]] == [1, 1]
+    assert seen[2]["0"] < seen[1]["0"]
+    assert pruner.finish().halp.met

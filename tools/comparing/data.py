@@ -49,7 +49,7 @@ GLYPHS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789abdefghnqrt"[:46]
 
 
 @lru_cache
-def _fonts() -> tuple[list[str], list[str]]:
+def fonts() -> tuple[list[str], list[str]]:
     """Files of fonts to train on and, of other families, to test on."""
     import matplotlib
 
@@ -64,11 +64,11 @@ def _fonts() -> tuple[list[str], list[str]]:
 
 
 @lru_cache(maxsize=512)
-def _font(path: str, size: int) -> ImageFont.FreeTypeFont:
+def font(path: str, size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(path, size)
 
 
-def _colours(draw: np.random.Generator, contrast: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def colours(draw: np.random.Generator, contrast: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Two colours that differ by at least `contrast` (of 255) in brightness."""
     while True:
         a, b = draw.integers(0, 256, 3), draw.integers(0, 256, 3)
@@ -84,14 +84,14 @@ def _clutter(canvas: ImageDraw.ImageDraw, draw: np.random.Generator, count: int)
 
 
 def _glyph(label: int, draw: np.random.Generator, training: bool) -> Image.Image:
-    fonts = _fonts()[0 if training else 1]
-    back, ink = _colours(draw, 50)
+    files = fonts()[0 if training else 1]
+    back, ink = colours(draw, 50)
     image = Image.new("RGB", (SIDE, SIDE), back)
     _clutter(ImageDraw.Draw(image), draw, int(draw.integers(2, 6)))
     mask = Image.new("L", (SIDE, SIDE), 0)
-    font = _font(fonts[draw.integers(len(fonts))], int(draw.integers(17, 27)))
+    chosen = font(files[draw.integers(len(files))], int(draw.integers(17, 27)))
     x, y = SIDE / 2 + draw.uniform(-3, 3, 2)
-    ImageDraw.Draw(mask).text((x, y), GLYPHS[label], fill=255, font=font, anchor="mm")
+    ImageDraw.Draw(mask).text((x, y), GLYPHS[label], fill=255, font=chosen, anchor="mm")
     angle, shear = draw.uniform(-14, 14), draw.uniform(-0.2, 0.2)
     mask = mask.rotate(angle, Image.Resampling.BILINEAR)
     mask = mask.transform(mask.size, Image.Transform.AFFINE, (1, shear, -shear * SIDE / 2, 0, 1, 0))
@@ -131,7 +131,7 @@ PITCHES = (4.0, 5.6, 7.8, 11.0)
 
 def _texture(label: int, draw: np.random.Generator, training: bool) -> Image.Image:
     pattern = _waves(draw, label % 8, PITCHES[label // 8] * draw.uniform(0.92, 1.08))
-    a, b = (np.asarray(c, float) for c in _colours(draw, 35))
+    a, b = (np.asarray(c, float) for c in colours(draw, 35))
     mixed = a + (b - a) * (0.5 + 0.5 * pattern * draw.uniform(0.4, 0.9))[..., None]
     light = np.linspace(-1, 1, SIDE)[:, None, None] * draw.uniform(-45, 45)
     image = Image.fromarray(np.clip(mixed + light + draw.normal(0, 26, mixed.shape), 0, 255).astype(np.uint8))
@@ -143,7 +143,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross")
 PLACES = 4
 
 
-def _outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]]:
+def outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]]:
     if shape == "cross":
         corners = [(3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1), (-1, -3), (1, -3), (1, -1)]
         points = np.array([*corners, (3, -1)]) / 3.2
@@ -159,7 +159,7 @@ def _outline(shape: str, radius: float, turn: float) -> list[tuple[float, float]
 def _scene(label: int, draw: np.random.Generator, training: bool) -> Image.Image:
     """The class is the shape of the larger thing, and on which side of it the smaller one lies."""
     shape, place = SHAPES[label // PLACES], label % PLACES
-    back, _ = _colours(draw, 0)
+    back, _ = colours(draw, 0)
     image = Image.new("RGB", (SIDE * 2, SIDE * 2), back)
     canvas = ImageDraw.Draw(image)
     large, small = draw.uniform(11, 15), draw.uniform(6, 8)
@@ -168,11 +168,11 @@ def _scene(label: int, draw: np.random.Generator, training: bool) -> Image.Image
     middle = SIDE - np.array([np.cos(away), np.sin(away)]) * gap / 2 + draw.uniform(-5, 5, 2)
     other = middle + np.array([np.cos(away), np.sin(away)]) * gap
     for centre, radius, form in ((middle, large, shape), (other, small, SHAPES[draw.integers(len(SHAPES))])):
-        ink = _colours(draw, 40)[1]
+        ink = colours(draw, 40)[1]
         while abs(np.mean(ink) - np.mean(back)) < 40:
-            ink = _colours(draw, 40)[1]
+            ink = colours(draw, 40)[1]
         turn = draw.uniform(0, 2 * np.pi)
-        canvas.polygon([(x + centre[0], y + centre[1]) for x, y in _outline(form, radius, turn)], fill=ink)
+        canvas.polygon([(x + centre[0], y + centre[1]) for x, y in outline(form, radius, turn)], fill=ink)
     image = image.filter(ImageFilter.GaussianBlur(draw.uniform(0.5, 1.5))).resize((SIDE, SIDE))
     _clutter(ImageDraw.Draw(image), draw, int(draw.integers(1, 5)))
     return image

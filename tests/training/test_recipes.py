@@ -1,0 +1,95 @@
+"""Recipes run from one command, go on where they were stopped, and say what is wrong with what they are given."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import torchvision
+import train_classifier
+import train_detector
+from comparing import networks
+from PIL import Image
+
+import halp_fx
+
+SHORT = ["--network", "inverted", "--images", "96", "46", "--batch", "16", "--dense-epochs", "1", "--epochs", "2"]
+SHORT += ["--steps", "2", "--interval", "3", "--cost", "macs", "--budget", "0.5"]
+
+
+def test_a_classifier_is_pruned_and_an_interrupted_run_goes_on(tmp_path, monkeypatch):
+    whole = train_classifier.main([*SHORT, "--folder", str(tmp_path / "a")])
+    assert 0.4 < whole["share"] <= 0.5
+    assert len(whole["history"]) == 2
+    kept = torch.load(tmp_path / "a" / "network.pt")
+    model = networks.NETWORKS["inverted"](46)
+    small = halp_fx.rewrite(model, halp_fx.Plan.from_json(kept["plan"]), torch.randn(1, 3, 32, 32))
+    small.load_state_dict(kept["weights"])
+    assert json.loads((tmp_path / "a" / "result.json").read_text())["share"] == whole["share"]
+    epoch = train_classifier.Training.epoch
+
+    def stopped(self, number, *rest):
+        if number == 1 and rest:
+            raise KeyboardInterrupt
+        epoch(self, number, *rest)
+
+    monkeypatch.setattr(train_classifier.Training, "epoch", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train_classifier.main([*SHORT, "--folder", str(tmp_path / "b")])
+    monkeypatch.undo()
+    with pytest.raises(SystemExit, match=r"other settings \(--budget 0.5, now 0.4\)"):
+        train_classifier.main([*SHORT, "--folder", str(tmp_path / "b"), "--budget", "0.4"])
+    train_classifier.main([*SHORT, "--folder", str(tmp_path / "b")])
+    again = torch.load(tmp_path / "b" / "network.pt")
+    assert again["plan"] == kept["plan"]
+    assert all(torch.equal(t, again["weights"][n]) for n, t in kept["weights"].items())
+
+
+def folder(root, classes, count=3):
+    for part, names in classes.items():
+        for name in names:
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (40, 40), (number * 40, 90, 10)).save(root / part / name / f"{number}.png")
+    return root
+
+
+def test_folders_as_of_imagenet(tmp_path):
+    root = folder(tmp_path / "images", {"train": ("cat", "dog"), "val": ("cat", "dog")})
+    call = ["--data", str(root), "--network", "inverted", "--epochs", "1", "--dense-epochs", "1", "--batch", "2"]
+    call += ["--steps", "1", "--interval", "2", "--cost", "macs", "--workers", "0", "--folder", str(tmp_path / "run")]
+    assert train_classifier.main(call)["share"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({}, "there is no"),
+        ({"train": ("cat",)}, r"there is no .*val"),
+        ({"train": ("cat",), "val": ("dog",)}, "'cat' is in one of them only"),
+        ({"train": ("cat",), "val": ("cat",)}, "less than one batch of 128"),
+    ],
+)
+def test_folders_that_are_misshapen_are_said(tmp_path, classes, message):
+    root = folder(tmp_path / "images", classes)
+    with pytest.raises(SystemExit, match=message):
+        train_classifier.main(["--data", str(root), "--workers", "0", "--folder", str(tmp_path / "run")])
+
+
+SCENES = ["--images", "8", "4", "--side", "96", "--batch", "4", "--dense-epochs", "1", "--epochs", "1"]
+SCENES += ["--steps", "1", "--interval", "2", "--cost", "macs"]
+
+
+def test_a_detector_is_pruned(tmp_path):
+    found = train_detector.main([*SCENES, "--folder", str(tmp_path)])
+    assert found["share"] <= 0.5
+    assert 0 <= found["precision"]["map"] <= found["precision"]["map_50"] <= 1
+    scenes = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
+    assert len(scenes) == 4
+    assert all(told["annotation"]["object"] for _, told in scenes)
+
+
+def test_a_folder_that_is_no_voc_is_said(tmp_path):
+    with pytest.raises(SystemExit, match="should have VOCdevkit/VOC2007 with JPEGImages"):
+        train_detector.main(["--data", str(tmp_path / "none"), "--folder", str(tmp_path)])

@@ -1,0 +1,99 @@
+"""Scenes with things to find, written in the layout of Pascal VOC: shapes and letters of all sizes on textures, some
+behind others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree as xml
+
+import numpy as np
+from comparing.data import SHAPES, colours, font, fonts, outline
+from PIL import Image, ImageDraw, ImageFilter
+
+LETTERS = ("A", "K", "S")
+CLASSES = (*SHAPES, *LETTERS)
+YEAR = "2012"
+LEAST_SEEN = 0.4
+"""A thing of which less is seen behind others is not asked for."""
+
+
+def write(root: Path, train: int, test: int, side: int, seed: int = 0) -> None:
+    """`VOCdevkit/VOC2012` with so many images to train and to test on, unless it is there."""
+    home = root / "VOCdevkit" / f"VOC{YEAR}"
+    done = home / f"made_{train}_{test}_{side}_{seed}"
+    if done.exists():
+        return
+    for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (home / folder).mkdir(parents=True, exist_ok=True)
+    for part, count in (("train", train), ("val", test)):
+        names = [f"{part}_{number:05d}" for number in range(count)]
+        for number, name in enumerate(names):
+            draw = np.random.default_rng([seed, part == "val", number])
+            image, boxes = _scene(draw, side, part == "train")
+            image.save(home / "JPEGImages" / f"{name}.jpg", quality=92)
+            _annotation(name, side, boxes).write(home / "Annotations" / f"{name}.xml")
+        (home / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names))
+    done.touch()
+
+
+Box = tuple[str, tuple[int, int, int, int]]
+
+
+def _scene(draw: np.random.Generator, side: int, training: bool) -> tuple[Image.Image, list[Box]]:
+    image = _texture(draw, side)
+    owner = np.zeros((side, side), np.int64)
+    things: list[tuple[str, np.ndarray]] = []
+    for number in range(1, int(draw.integers(2, 6))):
+        kind = CLASSES[draw.integers(len(CLASSES))]
+        mask = _mask(kind, draw, side, training)
+        ink = colours(draw, 0)[1]
+        image.paste(Image.new("RGB", image.size, ink), mask=mask)
+        seen = np.asarray(mask) > 127
+        owner[seen] = number
+        things.append((kind, seen))
+    boxes = []
+    for number, (kind, whole) in enumerate(things, 1):
+        y, x = np.nonzero(whole)
+        if len(y) > 12 and (owner == number).sum() >= LEAST_SEEN * len(y):
+            boxes.append((kind, (int(x.min()) + 1, int(y.min()) + 1, int(x.max()) + 1, int(y.max()) + 1)))
+    return image.filter(ImageFilter.GaussianBlur(draw.uniform(0, 0.7))), boxes
+
+
+def _texture(draw: np.random.Generator, side: int) -> Image.Image:
+    y, x = np.mgrid[:side, :side] / side
+    pattern = sum(
+        np.sin(2 * np.pi * (draw.uniform(-9, 9) * x + draw.uniform(-9, 9) * y + draw.uniform())) for _ in "ab"
+    )
+    a, b = (np.asarray(c, float) for c in colours(draw, 10))
+    mixed = a + (b - a) * (0.5 + 0.12 * pattern)[..., None] + draw.normal(0, 8, (side, side, 3))
+    return Image.fromarray(np.clip(mixed, 0, 255).astype(np.uint8))
+
+
+def _mask(kind: str, draw: np.random.Generator, side: int, training: bool) -> Image.Image:
+    mask = Image.new("L", (side, side), 0)
+    radius = side * np.exp(draw.uniform(np.log(0.07), np.log(0.25)))
+    x, y = draw.uniform(0.8 * radius, side - 0.8 * radius, 2)
+    if kind in SHAPES:
+        corners = outline(kind, radius, draw.uniform(0, 2 * np.pi))
+        ImageDraw.Draw(mask).polygon([(x + dx, y + dy) for dx, dy in corners], fill=255)
+    else:
+        files = fonts()[0 if training else 1]
+        chosen = font(files[draw.integers(len(files))], max(8, int(2.2 * radius)))
+        ImageDraw.Draw(mask).text((x, y), kind, fill=255, font=chosen, anchor="mm")
+    return mask
+
+
+def _annotation(name: str, side: int, boxes: list[Box]) -> xml.ElementTree:
+    root = xml.Element("annotation")
+    xml.SubElement(root, "filename").text = f"{name}.jpg"
+    size = xml.SubElement(root, "size")
+    for key, value in (("width", side), ("height", side), ("depth", 3)):
+        xml.SubElement(size, key).text = str(value)
+    for kind, box in boxes:
+        thing = xml.SubElement(root, "object")
+        xml.SubElement(thing, "name").text = kind
+        xml.SubElement(thing, "difficult").text = "0"
+        place = xml.SubElement(thing, "bndbox")
+        for key, value in zip(("xmin", "ymin", "xmax", "ymax"), box, strict=True):
+            xml.SubElement(place, key).text = str(value)
+    return xml.ElementTree(root)

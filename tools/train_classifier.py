@@ -1,0 +1,255 @@
+"""Prune a classifier while it is trained.
+
+On images that are drawn on the machine (a few minutes on one core), or on folders as of ImageNet, with the published
+recipe as the default: SGD, rate 1.024 for 1,024 images, momentum 0.875, decay 3.05e-5 but for norms and biases, label
+smoothing 0.1, 90 epochs of a cosine after 8 of warm-up, pruning in 30 steps of 40 batches from the start (HALP, arXiv
+2110.10811). The dense network is the teacher, unless --no-distill.
+
+    python tools/train_classifier.py --data glyphs --network residual --budget 0.5
+    python tools/train_classifier.py --data /data/imagenet --network resnet50 --weights DEFAULT --budget 55%
+    torchrun --nproc-per-node 8 tools/train_classifier.py --data /data/imagenet --network resnet50 --weights DEFAULT
+
+A run that is stopped goes on from its last epoch when it is started again with the same settings. The folder then has
+`network.pt` (plan and weights: `halp_fx.rewrite` the original with the plan, load the weights) and `result.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from comparing import networks
+from recipes import checkpoints, images
+from recipes.processes import Job
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+import halp_fx
+
+PUBLISHED = {
+    "epochs": 90, "warmup": 8.0, "rate": 1.024, "momentum": 0.875, "decay": 3.05e-5, "smoothing": 0.1, "steps": 30,
+    "interval": 40, "batch": 128, "dense_epochs": 0,
+}  # fmt: skip
+"""For folders; the rate is for 1,024 images a step and scales with their number."""
+SMALL = {
+    "epochs": 6, "warmup": 0.3, "rate": 0.4, "momentum": 0.9, "decay": 5e-4, "smoothing": 0.0, "steps": 12,
+    "interval": 6, "batch": 128, "dense_epochs": 16,
+}  # fmt: skip
+"""For images that are drawn."""
+
+
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="glyphs", help=f"{', '.join(images.drawn.SETS)}, or a folder")
+    parser.add_argument(
+        "--network", default="residual", help=f"{', '.join(networks.NETWORKS)}, or one of torchvision's"
+    )
+    parser.add_argument("--weights", help="of the dense network: a file, or a name that torchvision has for it")
+    parser.add_argument("--dense-epochs", type=int, help="to train the dense network first, where it has no weights")
+    parser.add_argument("--folder", type=Path, default=Path("run"), help="checkpoints and results")
+    parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
+    parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
+    parser.add_argument("--timed-batch", type=int, default=1, help="images a call, for the latency")
+    parser.add_argument("--mode", default="shrink", choices=["shrink", "mask"])
+    parser.add_argument("--regrow", action="store_true", help="straight-through masks, with --mode mask")
+    parser.add_argument("--importance", default=None, choices=["fisher", "taylor", "magnitude"])
+    parser.add_argument("--solver", default="auto", help="halp: the published greedy")
+    parser.add_argument("--no-distill", action="store_true")
+    parser.add_argument("--temperature", type=float, default=2.0)
+    parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="drawn to train and to test on")
+    parser.add_argument("--workers", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, help="of a process on a CPU")
+    parser.add_argument("--tensorboard", action="store_true", help="needs the package tensorboard")
+    for name, value in PUBLISHED.items():
+        if name != "dense_epochs":
+            told = f"{value} for folders, {SMALL[name]} for drawn images"
+            parser.add_argument(f"--{name}", type=type(value), help=told)
+    given = parser.parse_args(arguments)
+    for name, value in (SMALL if given.data in images.drawn.SETS else PUBLISHED).items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    return given
+
+
+def made(given: argparse.Namespace, classes: int) -> nn.Module:
+    """The network, with its weights if they were given."""
+    torch.manual_seed(given.seed)
+    if given.network in networks.NETWORKS:
+        model = networks.NETWORKS[given.network](classes)
+    else:
+        known = given.weights is not None and not Path(given.weights).exists()
+        model = torchvision.models.get_model(given.network, weights=given.weights if known else None)
+    if given.weights is not None and Path(given.weights).exists():
+        model.load_state_dict(torch.load(given.weights, map_location="cpu"))
+    return model
+
+
+class Training:
+    """One network's way through the epochs: optimizer, rate, loss scaler, and what is measured.
+
+    Attributes:
+        trained: the model, or its wrapper.
+        history: one row an epoch.
+    """
+
+    def __init__(self, given: argparse.Namespace, data: images.Images, job: Job, model: nn.Module, epochs: int) -> None:
+        self.given, self.data, self.job, self.epochs = given, data, job, epochs
+        self.model = model.to(job.device, memory_format=torch.channels_last)
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": given.decay}, {"params": others, "weight_decay": 0.0}]
+        rate = given.rate * given.batch * job.size / 1024
+        self.optimizer = torch.optim.SGD(
+            groups, lr=rate, momentum=given.momentum, nesterov=given.data in images.drawn.SETS
+        )
+        total, warm = epochs * data.steps, max(1.0, given.warmup * data.steps)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(
+            self.optimizer,
+            lambda step: min(
+                (step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * max(0.0, (step - warm) / (total - warm)))
+            ),
+        )
+        self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.device.type == "cuda")
+        self.trained: nn.Module = self.model
+        self.history: list[dict[str, float]] = []
+
+    def wrapped(self, pruner: halp_fx.Pruner | None) -> None:
+        """For several processes: after the pruner was made."""
+        if self.job.size > 1:
+            self.trained = pruner.wrap(DistributedDataParallel) if pruner else DistributedDataParallel(self.model)
+
+    def epoch(self, number: int, pruner: halp_fx.Pruner | None = None, teacher: nn.Module | None = None) -> None:
+        self.trained.train()
+        mixed = torch.autocast("cuda", torch.bfloat16) if self.job.device.type == "cuda" else nullcontext()
+        start, seen = time.perf_counter(), 0
+        bar = tqdm(self.data.epoch(number), f"epoch {number + 1}/{self.epochs}", self.data.steps, leave=False,
+                   disable=not self.job.leads)  # fmt: skip
+        for x, y in bar:
+            x, y = x.to(self.job.device, non_blocking=True), y.to(self.job.device, non_blocking=True)
+            x = x.contiguous(memory_format=torch.channels_last)
+            self.optimizer.zero_grad(set_to_none=True)
+            with mixed:
+                outputs = self.trained(x)
+                loss = nn.functional.cross_entropy(outputs, y, label_smoothing=self.given.smoothing)
+                if teacher is not None:
+                    with torch.no_grad():
+                        wanted = teacher(x)
+                    loss = 0.5 * loss + 0.5 * halp_fx.distill(outputs, wanted, self.given.temperature)
+            self.scaler.scale(loss).backward()
+            self.scaler.unscale_(self.optimizer)
+            if pruner is not None:
+                pruner.step()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 5.0)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.schedule.step()
+            seen += len(x)
+            if bar.n % 10 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+        row = {"epoch": number + 1, "images_per_s": self.job.size * seen / (time.perf_counter() - start)}
+        self.history.append(row | {"accuracy": self.accuracy()})
+        if self.job.leads:
+            tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in self.history[-1].items()))
+
+    @torch.inference_mode()
+    def accuracy(self) -> float:
+        """Share of the test images that are recognised."""
+        self.model.eval()
+        right = count = 0.0
+        for x, y in self.data.test():
+            right += float((self.model(x.to(self.job.device)).argmax(1).cpu() == y).sum())
+            count += len(y)
+        return self.job.total(right) / self.job.total(count)
+
+    def state(self) -> dict[str, Any]:
+        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        return {name: part.state_dict() for name, part in parts.items()} | {"history": self.history}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in ("model", "optimizer", "schedule", "scaler"):
+            getattr(self, name).load_state_dict(state[name])
+        self.history = state["history"]
+
+
+def dense(given: argparse.Namespace, data: images.Images, job: Job) -> nn.Module:
+    """The dense network, trained here if it has no weights, and kept in the folder."""
+    model = made(given, data.classes)
+    path = given.folder / "dense.pt"
+    if given.weights is None and path.exists():
+        model.load_state_dict(torch.load(path, map_location="cpu"))
+    elif given.weights is None:
+        if not given.dense_epochs:
+            raise SystemExit("pass --weights of the dense network, or --dense-epochs to train it first")
+        training = Training(given, data, job, model, given.dense_epochs)
+        training.wrapped(None)
+        for number in range(given.dense_epochs):
+            training.epoch(number)
+        if job.leads:
+            checkpoints.write(path, model.state_dict())
+        job.wait()
+    return model.to(job.device, memory_format=torch.channels_last)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    given = options(arguments)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+    job = Job.join()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    data = images.load(given.data, given.folder, given.batch, job, given.seed, given.workers, tuple(given.images))
+    model = dense(given, data, job)
+    teacher = None if given.no_distill else copy.deepcopy(model).eval().requires_grad_(False)
+    training = Training(given, data, job, model, given.epochs)
+    whole = training.accuracy()
+    example = torch.randn(given.timed_batch, 3, data.side, data.side).to(job.device, memory_format=torch.channels_last)
+    pruner = halp_fx.Pruner(
+        model, given.budget, example, optimizer=training.optimizer, steps=given.steps, interval=given.interval,
+        mode=given.mode, regrow=given.regrow, importance=given.importance, solver=given.solver, latency=given.cost,
+    )  # fmt: skip
+    training.wrapped(pruner)
+    settings = {k: str(v) for k, v in vars(given).items() if k not in ("folder", "workers", "tensorboard", "threads")}
+    path = given.folder / "checkpoint.pt"
+    state = checkpoints.read(path, settings)
+    if state is not None:
+        pruner.load_state_dict(state["pruner"])
+        training.load(state)
+    board = None
+    if given.tensorboard and job.leads:
+        from torch.utils.tensorboard import SummaryWriter
+
+        board = SummaryWriter(str(given.folder))
+    for number in range(len(training.history), given.epochs):
+        training.epoch(number, pruner, teacher)
+        for key, value in training.history[-1].items() if board is not None else ():
+            board.add_scalar(key, value, number)
+        if job.leads:
+            checkpoints.write(path, training.state() | {"pruner": pruner.state_dict(), "settings": settings})
+        job.wait()
+    small = pruner.finish()
+    halp_fx.recalibrate(small, (x for x, _ in data.epoch(given.epochs)))
+    report = small.halp
+    result = {
+        "dense": whole, "accuracy": training.accuracy(), "unit": report.unit, "cost": report.measured,
+        "dense_cost": report.dense, "share": report.measured / report.dense, "history": training.history,
+    }  # fmt: skip
+    if job.leads:
+        checkpoints.write(given.folder / "network.pt", {"plan": report.plan.to_json(), "weights": small.state_dict()})
+        (given.folder / "result.json").write_text(json.dumps(result, indent=1))
+        print(report.summary())
+        print(f"accuracy {result['accuracy']:.4f} (dense {whole:.4f}) at {result['share']:.1%} of the cost")
+    job.leave()
+    return result
+
+
+if __name__ == "__main__":
+    main()
