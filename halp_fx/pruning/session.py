@@ -31,7 +31,7 @@ from .choosing import Question, options_of
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
-from .networks import Candidate, Choice, Network, best_of
+from .networks import Candidate, Choice, Network, Stop, best_of
 from .outcome import out_of_reach
 from .published import RECIPES, stand_ins
 from .request import Request
@@ -85,6 +85,7 @@ class Session:
         judgement: what the caller's `score_fn` said, if there is one.
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
+        trail: where the steps so far left the network.
     """
 
     request: Request
@@ -95,6 +96,7 @@ class Session:
     judgement: Judgement | None = None
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
+    trail: list[Stop] = field(default_factory=list)
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
@@ -161,6 +163,8 @@ class Session:
         self._score(scorer)
         whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
+        count = sum(p.numel() for p in self.network.model.parameters())
+        self.trail.append(Stop(way, self.network.plan, count))
         if self.request.train_between is not None or self.request.score_fn is not None:
             # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
             self._compensate(self.network, whole)
