@@ -13,9 +13,11 @@ from .bench import bench
 from .compare import compare
 from .demo import demo
 from .explain import explain
+from .export import export
 from .info import info
 from .profile import profile
 from .prune import prune
+from .report import report
 from .solve import solve
 from .sweep import sweep
 from .tables import table_app
@@ -28,7 +30,7 @@ app = typer.Typer(
     help="Hardware-aware latency pruning: make a network meet a budget that is measured on this machine. "
     "`halp-fx COMMAND --help` has examples.",
 )
-for command in (demo, prune, sweep, apply, compare, bench, profile, explain, solve, info):
+for command in (demo, prune, sweep, apply, export, report, compare, bench, profile, explain, solve, info):
     app.command(command.__name__)(command)
 app.add_typer(table_app, name="table")
 

@@ -24,13 +24,13 @@ def apply(
     """Cut a model as a plan says.
 
     The plan may come from another machine, or from another training of the same model."""
-    from .folders import PLAN, leave, read_plan
+    from .folders import leave, read_plan, ready
     from .models import Source
-    from .output import Output, writable
+    from .output import Output
 
     output = Output(as_json)
-    writable(out)
-    wanted = read_plan(plan / PLAN if plan.is_dir() else plan)
+    ready(out)
+    wanted = read_plan(plan)
     dense, example = Source(model, inputs or (), settings or (), weights).load()
     from ..api import rewrite
 

@@ -113,7 +113,7 @@ def accuracy(model: nn.Module, digits: Digits) -> float:
 def run(
     budget: str = "50%", output: Path | None = None, epochs: int = 10, say: Callable[[str], object] = print
 ) -> nn.Module:
-    """The demo; writes `report.md` and `plan.json` to `output` and returns the fine-tuned network."""
+    """The demo; writes `report.html`, `report.md` and `plan.json` to `output` and returns the fine-tuned network."""
     start = time.perf_counter()
     torch.manual_seed(0)
     digits = load_digits()
@@ -151,7 +151,8 @@ def run(
         output.mkdir(parents=True, exist_ok=True)
         (output / "report.md").write_text(f"```\n{text}\n\n{report.summary()}\n```\n", encoding="utf-8")
         (output / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
-        say(f"\nwrote {output / 'report.md'} and {output / 'plan.json'}")
+        report.to_html(output / "report.html")
+        say(f"\nwrote {output}: report.html, report.md, plan.json")
     say(f"total {time.perf_counter() - start:.0f} s")
     return small
 

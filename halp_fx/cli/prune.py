@@ -54,23 +54,28 @@ def prune(
     branches: Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")] = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Removal in so many steps; default: by the budget.")] = None,
     tolerance: Annotated[float, typer.Option(help="Deviation from a measured budget that is close enough.")] = 0.02,
+    exports: Annotated[
+        list[str] | None,
+        typer.Option("--export", metavar="KIND", help="onnx or pt2: model.onnx, model.pt2, too."),
+    ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Prune a model to a budget that is met when measured here.
 
-    Leaves a folder: plan.json (which channels stay), weights.pt, report.html, report.txt. With --data, what
-    the network loses is told by the data, and its batch norms are re-estimated; without, all layers become
-    about equally narrow.
+    Leaves a folder: model.safetensors (`halp_fx.load` reads it), plan.json (which channels stay), report.html,
+    report.json, and what --export asks for. With --data, what the network loses is told by the data, and its
+    batch norms are re-estimated; without, all layers become about equally narrow.
     """
     from .costs import budget_of, cost_of
     from .data import load_data
-    from .folders import leave
+    from .folders import kinds_of, leave, leave_report, ready
     from .models import Source, import_function
-    from .output import Output, writable
+    from .output import Output
 
     output = Output(as_json)
-    writable(out)
+    ready(out)
+    kinds = kinds_of(exports or ())
     asked = budget_of(budget)
     source = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
@@ -97,9 +102,9 @@ def prune(
     )
     report = halp_fx.reporting.report.report_of(small)
     leave(small, report.plan, out, output)
-    output.write(out / "report.txt", report.summary() + "\n")
-    report.to_html(out / "report.html")
-    output.wrote(out / "report.html")
+    leave_report(report, out, output)
+    for kind in kinds:
+        output.say(halp_fx.export(small, out / f"model.{kind}", example))
     output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
     output.result(
         {

@@ -66,12 +66,12 @@ def sweep(
     from ..errors import InfeasibleError
     from .costs import cost_of
     from .data import load_data
-    from .folders import leave
+    from .folders import leave, leave_report, ready
     from .models import Source, import_function
-    from .output import Output, writable
+    from .output import Output
 
     output = Output(as_json)
-    writable(out)
+    ready(out)
     dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = load_data(data, tuple(example[0].shape), batch)
@@ -99,9 +99,9 @@ def sweep(
             refused = error
             continue
         report = report_of(small)
-        folder = writable(out / budget.replace("%", ""))
+        folder = ready(out / budget.replace("%", ""))
         leave(small, report.plan, folder, output)
-        report.to_html(folder / "report.html")
+        leave_report(report, folder, output)
         rows.append(_row(budget, report))
         output.say(f"{budget}: {report.verdict}")
         _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.

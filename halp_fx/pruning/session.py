@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -28,6 +26,7 @@ from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .choosing import Question, options_of
+from .clock import Clock
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
@@ -53,21 +52,6 @@ to 20 % of the MACs, inverted residuals lost 7 points (docs/benchmarks_accuracy.
 
 STEP_FLOOR = 0.5
 """An early step leaves each group at least this share of its channels, where the budget allows it."""
-
-
-@dataclass(slots=True)
-class Clock:
-    """Wall-clock seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
 
 
 @dataclass(slots=True)

@@ -17,9 +17,23 @@ from typer.testing import CliRunner
 import halp_fx
 from halp_fx.cli.app import app
 from halp_fx.cli.guarding import _saved, guarded
+from halp_fx.cli.models import make_model
 
 COUNTED = (*SMALL, "--cost", "macs")
-COMMANDS = ("demo", "prune", "sweep", "apply", "compare", "bench", "profile", "explain", "solve", "info")
+COMMANDS = (
+    "demo",
+    "prune",
+    "sweep",
+    "apply",
+    "export",
+    "report",
+    "compare",
+    "bench",
+    "profile",
+    "explain",
+    "solve",
+    "info",
+)
 ROOT = Path(halp_fx.__file__).parents[1]
 
 
@@ -27,7 +41,8 @@ def test_prune_leaves_a_folder(run, tmp_path):
     found = run("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--out", "small")
     assert found.code == 0
     assert "Budget met" in found.out
-    assert {"plan.json", "report.html"} <= {p.name for p in (tmp_path / "small").iterdir()}
+    names = {p.name for p in (tmp_path / "small").iterdir()}
+    assert names == {"model.safetensors", "plan.json", "report.html", "report.json"}
     assert halp_fx.Plan.from_json((tmp_path / "small" / "plan.json").read_text())
 
 
@@ -51,6 +66,41 @@ def test_weights_come_back(run, tmp_path):
     sizes = run("compare", *SMALL, "small", "--seconds", 0, "--json").json["networks"]
     assert [n["name"] for n in sizes] == ["dense", "small"]
     assert sizes[1]["parameters"] < sizes[0]["parameters"]
+
+
+def test_the_checkpoint_is_the_network(run, tmp_path):
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    dense = make_model("nets.py:make")
+    small = halp_fx.load(tmp_path / "small" / "model.safetensors", dense)
+    assert small[0].out_channels < dense[0].out_channels
+    assert small.halp == halp_fx.Report.from_json((tmp_path / "small" / "report.json").read_text())
+
+
+def test_export(run, tmp_path):
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("export", *SMALL, "small", "--to", "nets.pt2", "--json")
+    assert found.json["path"] == "nets.pt2"
+    assert found.json["deviation"] < 1e-5
+    assert (tmp_path / "nets.pt2").stat().st_size == found.json["size"]
+    assert run("export", *SMALL, "small", "--to", "nets.doc").code == 1
+    early = run("prune", *COUNTED, "--budget", "50%", "--out", "other", "--export", "doc")
+    assert early.code == 1
+    assert "--export doc is not known: onnx or pt2" in early.err
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_report(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("report", "small", "--html", "again.html", "--plots", "pictures", "--json")
+    assert found.json["unit"] == "MACs"
+    assert "Budget met" in found.err
+    assert (tmp_path / "again.html").read_text() == (tmp_path / "small" / "report.html").read_text()
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
+        f"{n}.{k}" for n in ("layers", "widths") for k in ("png", "svg")
+    }
+    assert "there is no nowhere" in run("report", "nowhere").err
+    assert run("report", "nets.py").code == 1
 
 
 def test_apply(run, tmp_path):
@@ -139,7 +189,7 @@ def test_ctrl_c_says_what_was_saved(run, tmp_path, monkeypatch):
     monkeypatch.setattr(halp_fx.reporting.report.Report, "to_html", interrupted)
     found = run("sweep", *COUNTED, "--budgets", "80%,50%", "--out", "curve")
     assert found.code == 130
-    assert "interrupted\nsaved: curve/80/plan.json" in found.err
+    assert "interrupted\nsaved: curve/80/plan.json, curve/80/model.safetensors" in found.err
     assert "curve/sweep.csv" in found.err
     assert "run the same command again" in found.err
     assert len((tmp_path / "curve" / "sweep.csv").read_text().splitlines()) == 2
