@@ -30,12 +30,12 @@ def info(as_json: options.Json = False) -> None:
     import torch
     from tabulate import tabulate
 
-    from ..latency.fingerprint import Fingerprint
+    from ..latency.fingerprint import RUNTIMES, Fingerprint
     from ..latency.store import cache_directory
     from ..version import __version__
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    runtimes = ["eager", "inductor", *(["cudagraph"] if torch.cuda.is_available() else [])]
+    runtimes = [r for r in RUNTIMES if r != "cudagraph" or torch.cuda.is_available()]
     here = Fingerprint.of(torch.device(devices[-1]))
     tables = sorted(cache_directory().glob("*.json"))
     found: dict[str, object] = {

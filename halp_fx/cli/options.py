@@ -29,7 +29,7 @@ Inputs = Annotated[
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
-Runtime = Annotated[str, typer.Option(help="eager, inductor or cudagraph: how the network is executed.")]
+Runtime = Annotated[str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE or cudagraph.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as PyTorch is set.")]
 Table = Annotated[
     Path | None, typer.Option("--table", metavar="PATH", help="Latency table, file or folder; default: your cache.")

@@ -107,13 +107,13 @@ def benchmark(
     Args:
         models: a network, or networks by name that take the same inputs; shares are of the first.
         example_inputs: as for `halp_fx.prune`: their batch is timed.
-        runtime: "eager", "inductor" or "cudagraph": how the forward is executed.
+        runtime: how the forward is executed, as in `MeasuredLatency`.
         threads: CPU threads; None leaves them as they are.
         training: also time a forward and backward in train mode; it runs eagerly.
         min_time_s, max_time_s: spent on each network. repeats: least number of turns.
 
     Raises:
-        TimingError: no networks, a runtime that is not known or cannot run them, or no output to differentiate.
+        LatencyError: no networks, a runtime that is not known or cannot run them, or no output to differentiate.
     """
     named = {type(models).__name__: models} if isinstance(models, nn.Module) else dict(models)
     if not named:
