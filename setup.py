@@ -6,6 +6,9 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
+VERSION: dict[str, str] = {}
+exec((HERE / "halp_fx" / "version.py").read_text(encoding="utf-8"), VERSION)
+
 REQUIRES = [
     "torch>=2.11",
     "torchvision>=0.26",
@@ -13,6 +16,7 @@ REQUIRES = [
     "scipy>=1.11",
     "numpy>=1.26",
     "tabulate>=0.9",
+    "jinja2>=3.1",
     "tqdm>=4.64",
     "typer>=0.12",
     "platformdirs>=4",
@@ -37,6 +41,7 @@ EXTRAS = {
         "timm>=1.0.9",
         "torchmetrics>=1.4",
         "pycocotools>=2.0.8",
+        "playwright>=1.45",
         "triton>=3.6; platform_system == 'Linux'",
     ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
@@ -70,7 +75,7 @@ setup(
     # The Triton kernels live in the top-level folder kernels/ and install as halp_fx.kernels: the name
     # `kernels` is taken on PyPI. The tracked symlink halp_fx/kernels makes both work.
     packages=find_packages(include=["halp_fx", "halp_fx.*"]),
-    package_data={"halp_fx": ["py.typed"]},
+    package_data={"halp_fx": ["py.typed", "reporting/*.jinja"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["halp-fx=halp_fx.cli:main"]},

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from tqdm.auto import tqdm
 
 from .model.checks import check_finite, check_model
 from .model.inputs import normalize_examples
 from .model.naming import Ignored, ignored_names
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
+from .progress import shown, work
 from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, changed, follow
 from .pruning.goals import make_goals
@@ -111,7 +111,7 @@ def prune(
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
             (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
         optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
-        progress: show a progress bar.
+        progress: show how far it is: bars on a terminal and in a notebook, a line now and then in a log file.
 
     Returns:
         The pruned network, each module in the mode that it has in `model`; its attribute `halp` is the `Report`.
@@ -270,18 +270,18 @@ def zero(
 
 def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], team: Team) -> nn.Module:
     """The stages in order."""
-    with preserved(model):
-        session = Session.start(model, request, ignore)
-        ways = session.ways
-        with tqdm(total=len(ways), desc="halp_fx", unit="step", disable=not request.progress) as bar:
-            for way in ways[:-1]:
-                session.step(way)
-                session.train(team)
-                bar.update()
-                if not session.judge():
-                    break
-            session.close()
-            bar.update()
-    small = session.best.network.model
-    small.halp = report_on(session)  # type: ignore[assignment]
+    with shown(request.progress):
+        with preserved(model):
+            session = Session.start(model, request, ignore)
+            ways = session.ways
+            with work("prune", len(ways), "steps") as done:
+                for way in ways[:-1]:
+                    session.step(way)
+                    session.train(team)
+                    done()
+                    if not session.judge():
+                        break
+                session.close()
+        small = session.best.network.model
+        small.halp = report_on(session)  # type: ignore[assignment]
     return small

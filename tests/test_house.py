@@ -21,7 +21,7 @@ KERNELS = sorted((HOUSE / "kernels").glob("*.py"))
 
 # From the bottom to the top. A file imports from its own room, and from those before it.
 ROOMS = (
-    *("errors", "version", "files", "internals", "types", "kernels", "solver"),
+    *("errors", "version", "files", "internals", "progress", "types", "kernels", "solver"),
     *("model", "tracing", "scoring", "latency", "coupling", "rules", "rewriting", "trials"),
     *("compiling", "pruning", "reporting", "training", "saving", "exporting", "api", "__init__", "cli"),
     "__main__",

@@ -1,24 +1,38 @@
-"""The command `halp-fx`."""
+"""The command `halp-fx`. Commands import what they need when they run, so that `--help` is there at once."""
 
 from __future__ import annotations
 
 import logging
-import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
-from tabulate import tabulate
 
-from .. import __version__
-from ..errors import HalpError
-from .tables import profile_command, table_app
+from ..version import __version__
+from .apply import apply
+from .bench import bench
+from .compare import compare
+from .demo import demo
+from .explain import explain
+from .export import export
+from .info import info
+from .profile import profile
+from .prune import prune
+from .report import report
+from .solve import solve
+from .sweep import sweep
+from .tables import table_app
 
 app = typer.Typer(
-    add_completion=False, no_args_is_help=True, help="Hardware-aware latency pruning.", pretty_exceptions_enable=False
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,  # Words that are not boxed read in 60 columns and in log files.
+    pretty_exceptions_enable=False,
+    help="Hardware-aware latency pruning: make a network meet a budget that is measured on this machine. "
+    "`halp-fx COMMAND --help` has examples.",
 )
+for command in (demo, prune, sweep, apply, export, report, compare, bench, profile, explain, solve, info):
+    app.command(command.__name__)(command)
 app.add_typer(table_app, name="table")
-app.command("profile")(profile_command)
 
 
 def _version(wanted: bool) -> None:
@@ -35,45 +49,6 @@ def _options(
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 
 
-@app.command()
-def demo(
-    budget: Annotated[str, typer.Option(help='Latency budget, e.g. "50%" or "3ms".')] = "50%",
-    output: Annotated[Path, typer.Option(help="Folder for report.md and plan.json.")] = Path("halp_demo"),
-    epochs: Annotated[int, typer.Option(min=2, help="Training epochs; fine-tuning takes half as many.")] = 10,
-) -> None:
-    """Train a small network on handwritten digits, prune it to a measured budget, fine-tune, report."""
-    from .demo import run
-
-    run(budget, output, epochs, typer.echo)
-
-
-@app.command()
-def solve(
-    problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A width problem in JSON.")],
-    method: Annotated[str, typer.Option(help="auto, exact, lagrangian, halp, uniform or greedy.")] = "auto",
-    time_limit: Annotated[float, typer.Option(help="Seconds.")] = 10.0,
-) -> None:
-    """Choose the widths of greatest value within the budgets of a problem file."""
-    from ..solver import WidthProblem
-    from ..solver import solve as solve_problem
-
-    found = solve_problem(WidthProblem.from_json(problem), method, time_limit)  # type: ignore[arg-type]
-    typer.echo(tabulate(list(found.widths.items()), headers=["group", "width"]))
-    figures = [
-        ["value", found.value],
-        ["upper bound", found.upper_bound],
-        ["relative gap", found.gap],
-        *found.costs.items(),
-        ["seconds", found.seconds],
-    ]
-    typer.echo("\n" + tabulate([[name, f"{value:.6g}"] for name, value in figures], disable_numparse=True))
-    typer.echo(f"{found.method}: {found.status}" + (f"; dropped {', '.join(found.dropped)}" if found.dropped else ""))
-
-
 def main() -> None:
-    """Entry point: errors raised on purpose are shown without a traceback."""
-    try:
-        app()
-    except HalpError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(1)
+    """Entry point."""
+    app()

@@ -1,112 +1,79 @@
-"""`halp-fx table …` and `halp-fx profile`, to be mounted by the command line's main application."""
+"""`halp-fx table …`: latency tables."""
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
-import torch
 import typer
-from tabulate import tabulate
-from torch import nn
 
-from ..latency.errors import LatencyError
-from ..latency.files import read_table, require_same, write_table
-from ..latency.fingerprint import Fingerprint
-from ..latency.measured import MeasuredLatency
-from ..latency.recheck import slower_when_narrower
-from ..latency.sampler import SPREAD_LIMIT
-from ..latency.store import cache_directory
-from ..latency.table import LatencyTable
-from ..pruning.widths import width_options
-from ..trials.trials import channel_groups
+from . import options
+from .guarding import goes_on, guarded
 
-table_app = typer.Typer(no_args_is_help=True, help="Latency tables: build, show, merge, check.")
+if TYPE_CHECKING:
+    from ..latency.table import LatencyTable
 
-ModelArgument = Annotated[
-    str, typer.Argument(help='A torchvision model ("resnet50") or "package.module:function" that returns a model.')
-]
-ShapeOption = Annotated[str, typer.Option("--shape", help="Input shape.")]
-DtypeOption = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-DeviceOption = Annotated[str, typer.Option(help='"cpu", "cuda", "cuda:1", …')]
-RuntimeOption = Annotated[str, typer.Option(help="eager, inductor or cudagraph.")]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
-LastOption = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
-TableOption = Annotated[Path | None, typer.Option(help="File or folder; default: the user's cache.")]
-
-
-def load_model(name: str, shape: str, dtype: str, device: str, channels_last: bool) -> tuple[nn.Module, torch.Tensor]:
-    """A model by name, in eval mode, and a random input for it.
-
-    Raises:
-        LatencyError: no such model, or a malformed shape or dtype.
-    """
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise LatencyError(f"dtype {dtype!r} is not known: float32, bfloat16 or float16")
-    try:
-        sizes = [int(part) for part in shape.replace("x", ",").split(",")]
-    except ValueError as error:
-        raise LatencyError(f"shape {shape!r} is malformed: write e.g. 1x3x224x224") from error
-    model = _make_model(name).eval().to(device, kind)
-    x = torch.rand(sizes, device=device).to(kind)
-    if channels_last:
-        model, x = model.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-    return model, x
-
-
-def _make_model(name: str) -> nn.Module:
-    try:
-        if ":" in name:
-            module, _, function = name.partition(":")
-            model = getattr(importlib.import_module(module), function)()
-        else:
-            from torchvision.models import get_model
-
-            model = get_model(name, weights=None)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise LatencyError(
-            f"model {name!r} cannot be made: {error}. Name a torchvision model, or package.module:function"
-        ) from error
-    if not isinstance(model, nn.Module):
-        raise LatencyError(f"{name!r} returned {type(model).__name__}, not an nn.Module")
-    return model
+table_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Latency tables: build, show, merge, check.")
 
 
 @table_app.command("build")
+@guarded(examples=("table build resnet18", "table build timm:resnet50 --input 8x3x224x224 \\\n      --table t.json"))
 def build(
-    model: ModelArgument,
-    shape: ShapeOption = "1x3x224x224",
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    runtime: RuntimeOption = "eager",
-    threads: ThreadsOption = None,
-    channels_last: LastOption = False,
-    table: TableOption = None,
+    model: options.Model,
+    inputs: options.Inputs = None,
+    settings: options.Settings = None,
+    dtype: options.Dtype = "float32",
+    device: options.Device = "cpu",
+    runtime: options.Runtime = "eager",
+    threads: options.Threads = None,
+    channels_last: options.ChannelsLast = False,
+    table: options.Table = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Measure the layers of a model over all widths it may be pruned to; resumes where an earlier run stopped."""
-    network, x = load_model(model, shape, dtype, device, channels_last)
+    from .models import Source
+    from .output import Output
+
+    output = Output(as_json)
+    network, example = Source(model, inputs or (), settings or (), None, dtype, device, channels_last).load()
+    from ..latency.measured import MeasuredLatency
+    from ..progress import shown
+    from ..pruning.widths import width_options
+    from ..trials.trials import channel_groups
+
+    goes_on("what was timed is kept: run the same command again")
     cost = MeasuredLatency(runtime, device, table, threads)
-    coupling = channel_groups(network, x)
-    cost.tables(coupling, {g.name: width_options(g) for g in coupling.prunable})
-    typer.echo(f"{cost.path or 'in memory'}: {len(cost.measured)} points of {len(cost.measured.entries)} layers")
-    typer.echo(f"sum of the dense network's layers: {cost.total(coupling):.4g} ms")
+    coupling = channel_groups(network, example)
+    with shown(not quiet):
+        cost.tables(coupling, {g.name: width_options(g) for g in coupling.prunable})
+    total = cost.total(coupling)
+    output.say(f"{cost.path or 'in memory'}: {len(cost.measured)} points of {len(cost.measured.entries)} layers")
+    output.say(f"sum of the dense network's layers: {total:.4g} ms")
+    output.result({"path": str(cost.path), "points": len(cost.measured), "sum_ms": total})
 
 
 @table_app.command("show")
+@guarded(examples=("table show", "table show t.json --rows 5"))
 def show(
     table: Annotated[Path | None, typer.Argument(help="A table; default: all in the user's cache.")] = None,
     rows: Annotated[int, typer.Option(help="Layers shown.")] = 20,
 ) -> None:
     """Show what a table holds."""
+    from ..latency.files import read_table
+    from ..latency.store import cache_directory
+
     for path in [table] if table else sorted(cache_directory().glob("*.json")):
         typer.echo(f"{path}\n\n{describe(read_table(path), rows)}\n")
 
 
 def describe(table: LatencyTable, rows: int = 20) -> str:
     """A table as text: its header, and its most costly layers."""
+    import numpy as np
+    from tabulate import tabulate
+
+    from ..latency.fingerprint import Fingerprint
+
     names = Fingerprint.__dataclass_fields__
     head = tabulate([(name, getattr(table.fingerprint, name)) for name in names], tablefmt="plain")
     ranked = sorted(table.entries.items(), key=lambda item: -max(t.median_ms for t in item[1].values()))
@@ -121,11 +88,15 @@ def describe(table: LatencyTable, rows: int = 20) -> str:
 
 
 @table_app.command("merge")
+@guarded(examples=("table merge all.json a.json b.json",))
 def merge(
     target: Annotated[Path, typer.Argument(help="File to write; if it exists, it is merged, too.")],
     sources: Annotated[list[Path], typer.Argument(help="Tables of the same device and setting.")],
 ) -> None:
     """Merge tables; of points that several have, the most often measured stays."""
+    from ..latency.files import read_table, require_same, write_table
+    from ..latency.table import LatencyTable
+
     parts = [read_table(path) for path in [*([target] if target.exists() else []), *sources]]
     merged = LatencyTable(parts[0].fingerprint)
     for path, part in zip([target, *sources][-len(parts) :], parts, strict=True):
@@ -136,13 +107,22 @@ def merge(
 
 
 @table_app.command("check")
+@guarded(examples=("table check t.json", "table check t.json --device cuda"))
 def check(
     table: Annotated[Path, typer.Argument(help="A table.")],
-    device: DeviceOption = "cpu",
-    runtime: RuntimeOption = "eager",
-    threads: ThreadsOption = None,
+    device: options.Device = "cpu",
+    runtime: options.Runtime = "eager",
+    threads: options.Threads = None,
 ) -> None:
-    """Whether a file is a sound table, and whether it was measured on this device and setting (exit status 1: no)."""
+    """Whether a file is a sound table, and whether it was measured on this device and setting (exit code 1: no)."""
+    import numpy as np
+    import torch
+
+    from ..latency.files import read_table, require_same
+    from ..latency.fingerprint import Fingerprint
+    from ..latency.recheck import slower_when_narrower
+    from ..latency.sampler import SPREAD_LIMIT
+
     found = read_table(table)
     spread = [t.spread for *_, t in found]
     wide = sum(s > SPREAD_LIMIT for s in spread)
@@ -154,28 +134,3 @@ def check(
         typer.echo(f"slower with fewer channels: {slower} of {pairs} adjacent pairs ({slower / pairs:.1%})")
     require_same(found, Fingerprint.of(torch.device(device), runtime, threads), str(table))
     typer.echo("measured on this device and setting")
-
-
-def profile_command(
-    model: ModelArgument,
-    shape: ShapeOption = "1x3x224x224",
-    dtype: DtypeOption = "float32",
-    device: DeviceOption = "cpu",
-    runtime: RuntimeOption = "eager",
-    threads: ThreadsOption = None,
-    channels_last: LastOption = False,
-    table: TableOption = None,
-    plots: Annotated[Path | None, typer.Option(help="Folder for PNG files (needs matplotlib).")] = None,
-    rows: Annotated[int, typer.Option(help="Layers and groups shown.")] = 15,
-) -> None:
-    """Show where a network's time goes, which widths pay and which budgets can be reached."""
-    from ..reporting.profiling import profile
-
-    network, x = load_model(model, shape, dtype, device, channels_last)
-    found = profile(network, x, cost=MeasuredLatency(runtime, device, table, threads))
-    typer.echo(found.summary(rows))
-    if plots is not None:
-        from ..reporting.plots import save_plots
-
-        for path in save_plots(found, plots):
-            typer.echo(path)

@@ -15,7 +15,6 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import fx, nn
-from torch.utils.flop_counter import flop_registry
 
 from ..errors import LatencyError
 from ..solver import CostTable, Term
@@ -217,6 +216,8 @@ def macs(layer: Layer, n_in: int, n_out: int = 0) -> float:
         return _recurrent_macs(layer, n_in, n_out)
     if layer.op == "_trilinear":
         return _trilinear_macs(layer, n_in, n_out)
+    from torch.utils.flop_counter import flop_registry  # It imports Triton.
+
     formula = flop_registry.get(getattr(layer.function, "overloadpacket", None))
     if formula is None:
         return 0.0

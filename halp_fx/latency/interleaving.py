@@ -18,6 +18,7 @@ from torch import nn
 
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved, set_mode
+from ..progress import work
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
 from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
@@ -83,6 +84,7 @@ def interleaved(
         faults: list[list[int]] = [[] for _ in models]
         spent, ran = [0.0] * len(models), [0.0] * len(models)
         alone = torch.get_num_threads() == 1 and all(p.device.type == "cpu" for m in models for p in m.parameters())
+        turn = stack.enter_context(work("time networks", None, "turns"))
         while not all(map(effort.enough, samples, spent)):
             for index, sample in enumerate(samplers):
                 start, cpu, before = time.perf_counter(), time.thread_time(), page_faults()
@@ -90,6 +92,7 @@ def interleaved(
                 faults[index].append(page_faults() - before)
                 ran[index] += time.thread_time() - cpu
                 spent[index] += time.perf_counter() - start
+            turn()
     first = np.asarray(samples[0])
     return tuple(
         replace(

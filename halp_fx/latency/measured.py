@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..progress import counted, work
 from ..solver import CostTable
 from ..tracing.graph import of
 from ..types import Coupling, Inputs
@@ -130,7 +131,8 @@ class MeasuredLatency:
         if exact:
             once = {(layer.key, point): layer for layer, point in found}
             with sampler.memory():
-                now = {place: sampler.afresh(layer, place[1]) for place, layer in once.items()}
+                places = counted(once.items(), "check layers", "layers")
+                now = {place: sampler.afresh(layer, place[1]) for place, layer in places}
             return {layer.name: now[layer.key, point] for layer, point in found}
         result = {}
         with sampler.store.saving(), sampler.memory():
@@ -210,8 +212,10 @@ class MeasuredLatency:
         """All grids first, then, well apart in time, whatever looks wrong in them again."""
         due = [key for key, row in ranges.items() if not _covers(self._grids.get(key), *row[1:])]
         for _ in range(_SETTLING_ROUNDS):
-            for key in due:
-                self._grids[key] = _grid(*ranges[key], sampler)
+            with work("time layers", len(due), "layers") as done:
+                for key in due:
+                    self._grids[key] = _grid(*ranges[key], sampler)
+                    done()
             due = [key for key in due if _settle(ranges[key][0], self._grids[key], sampler)]
             if not due:
                 return

@@ -98,7 +98,7 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     Raises:
         BudgetError: malformed, out of range, or for an unknown resource.
     """
-    cost = _cost(latency)
+    cost = cost_called(latency)
     if not isinstance(budget, Mapping):
         return Goals(cost, parse_budget(budget, _FLOPS if str(latency).lower() == _FLOPS else cost.resource))
     if not budget:
@@ -117,7 +117,7 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     return Goals(cost, first, tuple((_DETERMINISTIC[name](), b) for name, b in rest.items()))
 
 
-def _cost(latency: Any) -> Cost:
+def cost_called(latency: Any) -> Cost:
     """The cost that `latency` means."""
     if latency is None:
         return MeasuredLatency()

@@ -25,6 +25,15 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class Stop:
+    """Where a step left the network: after `way` of the way, with this plan."""
+
+    way: float
+    plan: Plan
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
 class Choice:
     """What the solver chose. If by the prediction no network meets the budget that is the smallest, and `refused` says
     why."""

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -28,10 +26,11 @@ from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .choosing import Question, options_of
+from .clock import Clock
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
-from .networks import Candidate, Choice, Network, best_of
+from .networks import Candidate, Choice, Network, Stop, best_of
 from .outcome import out_of_reach
 from .published import RECIPES, stand_ins
 from .request import Request
@@ -56,21 +55,6 @@ STEP_FLOOR = 0.5
 
 
 @dataclass(slots=True)
-class Clock:
-    """Wall-clock seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-@dataclass(slots=True)
 class Session:
     """One network on its way to its budget: `start`, then for each of `ways` but the last a `step`, then `close`.
 
@@ -85,6 +69,7 @@ class Session:
         judgement: what the caller's `score_fn` said, if there is one.
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
+        trail: where the steps so far left the network.
     """
 
     request: Request
@@ -95,6 +80,7 @@ class Session:
     judgement: Judgement | None = None
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
+    trail: list[Stop] = field(default_factory=list)
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
@@ -161,6 +147,8 @@ class Session:
         self._score(scorer)
         whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
+        count = sum(p.numel() for p in self.network.model.parameters())
+        self.trail.append(Stop(way, self.network.plan, count))
         if self.request.train_between is not None or self.request.score_fn is not None:
             # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
             self._compensate(self.network, whole)

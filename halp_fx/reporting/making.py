@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from ..latency import MemoryCost
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
-from .report import GroupReport, Report, RewriteKind, Round
+from .detailing import changes_of, conditions_of, flows_of, groups_of, modules_of, steps_of, total_macs
+from .report import Report, RewriteKind, Round
 
 
 def report_on(session: Session) -> Report:
@@ -47,10 +49,7 @@ def report_on(session: Session) -> Report:
         measured=best.measured * dense,
         uncalibrated=best.total,
         plan=plan,
-        groups=tuple(
-            GroupReport(g.name, g.size, widths.get(g.name, 0), tuple(str(m.axis) for m in g.members))
-            for g in coupling.prunable
-        ),
+        groups=groups_of(session, widths),
         frozen=coupling.frozen,
         rewrite_kind=RewriteKind.of(coupling),
         saliency=saliency.kind if saliency is not None else "not scored",
@@ -79,6 +78,13 @@ def report_on(session: Session) -> Report:
             cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
             for cost, b in yardstick.goals.further
         },
+        macs=(total_macs(coupling, {}), total_macs(left, widths)),
+        memory=(MemoryCost().total(coupling), MemoryCost().total(left, widths)),
+        modules=modules_of(session, widths),
+        costs=changes_of(session, widths),
+        flows=flows_of(coupling),
+        steps=steps_of(session),
+        conditions=conditions_of(session),
     )
 
 

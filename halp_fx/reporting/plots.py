@@ -1,4 +1,7 @@
-"""Pictures of a profile: a bar chart of the network and a heat map per table. Needs matplotlib (extra `plots`)."""
+"""Pictures of profiles and reports, as matplotlib figures. Needs matplotlib (extra `plots`).
+
+Colours are those of Okabe and Ito (2008), which people of every colour vision tell apart.
+"""
 
 from __future__ import annotations
 
@@ -11,23 +14,34 @@ import numpy as np
 
 from ..latency.errors import LatencyError
 from ..solver import CostTable
+from .details import GroupReport
 from .profiling import Profile
+from .report import Report
+from .wording import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+DENSE, PRUNED = "#9AA1AB", COLORS[0]
+
 _MOST_BARS = 25
+_MOST_STAIRS = 12
+_OTHERS = "others"
 
 
 def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -> tuple[Path, ...]:
-    """Write `network.png` and a heat map of each of the most costly distinct tables; returns the paths.
+    """Write `network` and a heat map of each of the most costly distinct tables, each as PNG and SVG.
+
+    Returns:
+        The paths, each PNG before its SVG.
 
     Raises:
         LatencyError: matplotlib is not installed.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    paths = [save(bars(profile), directory / "network.png")]
+    paths = _both(bars(profile), directory / "network")
     tables = {table.name: table for table in profile.tables}
     seen: set[str] = set()
     for layer in profile.layers:
@@ -36,43 +50,141 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
             continue
         seen.add(signature)
         name = re.sub(r"[^\w.-]+", "-", layer.name).strip("-")
-        paths.append(save(heat_map(table, profile.unit), directory / f"table-{name}.png"))
+        paths += _both(heat_map(table, profile.unit), directory / f"table-{name}")
+    return tuple(paths)
+
+
+def save_report_plots(report: Report, directory: str | Path) -> tuple[Path, ...]:
+    """Write `layers` (before and after) and `widths` (staircases with the chosen widths), each as PNG and SVG, where
+    the report has what they show.
+
+    Raises:
+        LatencyError: matplotlib is not installed.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    if report.costs:
+        paths += _both(before_after(report), directory / "layers")
+    if any(len(g.cost.widths) > 1 for g in report.groups):
+        paths += _both(staircases(report), directory / "widths")
     return tuple(paths)
 
 
 def bars(profile: Profile) -> Figure:
     """Cost of the most costly layers, coloured by operator, and the staircases of the most costly groups."""
-    figure = new_figure(figsize=(11, 8))
+    figure = new_figure(figsize=(12, 8))
     left, right = figure.subplots(1, 2)
     rows = profile.layers[:_MOST_BARS][::-1]
-    operators = sorted({row.op for row in rows})
-    colors = {op: f"C{i % 10}" for i, op in enumerate(operators)}
-    left.barh([row.name[-38:] for row in rows], [row.cost for row in rows], color=[colors[row.op] for row in rows])
-    left.set_xlabel(profile.unit)
-    left.set_title(f"layers: {profile.total:.4g} {profile.unit} in sum, {profile.dense:.4g} end to end", fontsize=9)
-    left.tick_params(labelsize=6)
-    for op in operators:
-        left.barh([], [], color=colors[op], label=op)
-    left.legend(fontsize=6)
-    for group in [g for g in profile.groups if g.frozen is None][:8]:
+    colors = _by_operator(profile)
+    named = [row.op if row.op in colors else _OTHERS for row in rows]
+    for op, color in colors.items():
+        # An operator at a time: a legend takes the colour of what was drawn.
+        at = [i for i, name in enumerate(named) if name == op]
+        left.barh(at, [rows[i].cost for i in at], color=color, label=op)
+    left.set_yticks(range(len(rows)), [row.name[-38:] for row in rows])
+    left.set_xlabel(f"cost of a layer, {profile.unit}")
+    left.set_title(
+        f"Layers: {amount(profile.total, profile.unit)} in sum, {amount(profile.dense, profile.unit)} end to end",
+        fontsize=10,
+    )
+    left.tick_params(labelsize=7)
+    left.legend(fontsize=7, frameon=False, loc="lower right")
+    for i, group in enumerate([g for g in profile.groups if g.frozen is None][:8]):
         widths, costs = zip(*group.curve, strict=True)
-        right.plot(np.array(widths) / group.size, costs, marker=".", label=group.name)
-    right.set_xlabel("share of the group's channels kept, all other groups dense")
-    right.set_ylabel(f"layers of the group, {profile.unit}")
+        right.plot(np.array(widths) / group.size, costs, marker=".", color=COLORS[i], label=group.name)
+    right.set_title("Groups: what their widths cost, all other groups dense", fontsize=10)
+    right.set_xlabel("share of the group's channels kept")
+    right.set_ylabel(f"cost of the group's layers, {profile.unit}")
     right.set_ylim(bottom=0)
-    right.legend(fontsize=6)
-    figure.tight_layout()
-    return figure
+    if right.lines:
+        right.legend(fontsize=7, frameon=False)
+    return _tidy(figure)
+
+
+def _by_operator(profile: Profile) -> dict[str, str]:
+    """A colour for each of the operators that cost most, and one for all others."""
+    costs: dict[str, float] = {}
+    for layer in profile.layers[:_MOST_BARS]:
+        costs[layer.op] = costs.get(layer.op, 0.0) + layer.cost
+    ranked = sorted(costs, key=lambda op: -costs[op])
+    known = dict(zip(ranked[: len(COLORS) - 1], COLORS, strict=False))
+    return known if len(ranked) < len(COLORS) else {**known, _OTHERS: DENSE}
+
+
+def before_after(report: Report) -> Figure:
+    """The layers that cost most, in the dense network and in the pruned one."""
+    rows = sorted(report.costs, key=lambda c: -c.cost[0])[:_MOST_BARS][::-1]
+    figure = new_figure(figsize=(9, 1.2 + 0.28 * len(rows)))
+    axes = figure.subplots()
+    at = np.arange(len(rows))
+    axes.barh(at + 0.2, [c.cost[0] for c in rows], 0.38, color=DENSE, label="dense")
+    axes.barh(at - 0.2, [c.cost[1] for c in rows], 0.38, color=PRUNED, label="pruned")
+    axes.set_yticks(at, [c.name[-44:] for c in rows])
+    axes.tick_params(labelsize=7)
+    axes.set_xlabel(f"cost of a layer, {report.unit}")
+    axes.set_title(report.verdict, fontsize=10, wrap=True)
+    axes.legend(fontsize=8, frameon=False, loc="lower right")
+    return _tidy(figure)
+
+
+def staircases(report: Report) -> Figure:
+    """What the widths of the most costly groups cost, all other groups as chosen; the chosen width is marked."""
+    groups = sorted((g for g in report.groups if len(g.cost.widths) > 1), key=_most)[:_MOST_STAIRS]
+    columns = min(3, max(len(groups), 1))
+    rows = -(-max(len(groups), 1) // columns)
+    figure = new_figure(figsize=(4 * columns, 2.6 * rows))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, group in zip(grid.flat, groups, strict=False):
+        axes.plot(group.cost.widths, group.cost.values, marker=".", color="#444444", lw=1.2)
+        if group.kept in group.cost.widths:
+            chosen = group.cost.values[group.cost.widths.index(group.kept)]
+            axes.plot([group.kept], [chosen], "o", color=PRUNED, ms=8)
+            axes.axvline(group.kept, color=PRUNED, lw=0.8, ls=":")
+        axes.set_title(f"{group.name[-32:]}: {group.kept} of {group.size}", fontsize=9)
+        axes.set_ylim(bottom=0)
+        axes.tick_params(labelsize=7)
+        axes.set_xlabel("channels", fontsize=8)
+        axes.set_ylabel(report.unit, fontsize=8)
+    for axes in list(grid.flat)[len(groups) :]:
+        axes.axis("off")
+    return _tidy(figure)
+
+
+def _most(group: GroupReport) -> float:
+    return -max(group.cost.values, default=0.0)
+
+
+def trade_off(points: Sequence[tuple[float, float, str]], unit: str, dense: float) -> Figure:
+    """What is kept at which cost: a point for each budget, and the dense network.
+
+    Args:
+        points: (cost, share of the importance that is kept, name) each.
+        dense: cost of the dense network.
+    """
+    figure = new_figure(figsize=(7, 4.6))
+    axes = figure.subplots()
+    row = sorted([*points, (dense, 1.0, "dense")])
+    axes.plot([x for x, _, _ in row], [100 * y for _, y, _ in row], color=DENSE, lw=1.2, zorder=1)
+    axes.scatter([x for x, _, _ in points], [100 * y for _, y, _ in points], color=PRUNED, s=42, zorder=2)
+    axes.scatter([dense], [100], color=DENSE, s=42, zorder=2)
+    for x, y, name in row:
+        axes.annotate(name, (x, 100 * y), xytext=(6, -12), textcoords="offset points", fontsize=8)
+    axes.set_xlim(left=0)
+    axes.set_xlabel(f"cost of the network, {unit}")
+    axes.set_ylabel("importance kept, %")
+    axes.set_title("What is kept at which cost", fontsize=10)
+    return _tidy(figure)
 
 
 def heat_map(table: CostTable, unit: str) -> Figure:
     """One table: a heat map over both widths, or a line where only one width matters."""
     figure = new_figure(figsize=(5, 4))
     axes = figure.subplots()
-    axes.set_title(table.name, fontsize=8)
+    axes.set_title(f"{table.name}, {unit}", fontsize=9)
     if 1 in table.table.shape:
         widths = table.in_widths if len(table.in_widths) > 1 else table.out_widths
-        axes.plot(widths, table.table.reshape(-1), marker="o")
+        axes.plot(widths, table.table.reshape(-1), marker="o", color=PRUNED)
         axes.set_xlabel("input width" if len(table.in_widths) > 1 else "output width")
         axes.set_ylabel(unit)
         axes.set_ylim(bottom=0)
@@ -81,8 +193,7 @@ def heat_map(table: CostTable, unit: str) -> Figure:
         figure.colorbar(image, label=unit)
         axes.set_xlabel("input width")
         axes.set_ylabel("output width")
-    figure.tight_layout()
-    return figure
+    return _tidy(figure)
 
 
 def _edges(widths: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -106,5 +217,20 @@ def new_figure(**options: Any) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    """Write a figure; the path's suffix says how: PNG, SVG, PDF."""
+    figure.savefig(path, dpi=130)
     return path
+
+
+def _both(figure: Figure, path: Path) -> list[Path]:
+    """Write a figure as PNG and as SVG; the path has no suffix yet."""
+    return [save(figure, path.with_name(f"{path.name}.{kind}")) for kind in ("png", "svg")]
+
+
+def _tidy(figure: Figure) -> Figure:
+    """Without frames that say nothing."""
+    for axes in figure.axes:
+        if axes.get_label() != "<colorbar>":
+            axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return figure

@@ -20,6 +20,7 @@ from ..latency.layers import Layer, layers
 from ..latency.lookup import cost_at
 from ..latency.measured import MeasuredLatency
 from ..model.inputs import Examples, normalize_inputs
+from ..progress import shown
 from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
@@ -134,13 +135,14 @@ def profile(
     ignore: Sequence[str] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
+    progress: bool = True,
 ) -> Profile:
     """Measure the layers of a network and say what its latency depends on.
 
     The model is left as found.
 
     Args:
-        model, example_inputs, ignore, round_to, min_keep: as for `halp_fx.prune`.
+        model, example_inputs, ignore, round_to, min_keep, progress: as for `halp_fx.prune`.
         cost: None measures here (`MeasuredLatency()`); any other cost can be profiled, too.
 
     Raises:
@@ -150,12 +152,13 @@ def profile(
     inputs = normalize_inputs(model, example_inputs)
     coupling = channel_groups(model, Examples([inputs]), ignore)
     options = {g.name: width_options(g, round_to, min_keep) for g in coupling.prunable}
-    tables = cost.tables(coupling, options)
-    total = end_to_end = cost.total(coupling)
-    units = layers(coupling)
-    if isinstance(cost, MeasuredLatency):
-        (timing,) = interleaved((model,), inputs, runtime=cost.runtime, threads=cost.threads)
-        end_to_end, units = timing.median_ms, cost.layers(coupling)
+    with shown(progress):
+        tables = cost.tables(coupling, options)
+        total = end_to_end = cost.total(coupling)
+        units = layers(coupling)
+        if isinstance(cost, MeasuredLatency):
+            (timing,) = interleaved((model,), inputs, runtime=cost.runtime, threads=cost.threads)
+            end_to_end, units = timing.median_ms, cost.layers(coupling)
     dense = coupling.widths()
     costs = [cost_at(table, dense) for table in tables]
     return Profile(

@@ -6,26 +6,19 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
 
-from tabulate import tabulate
 from torch import nn
 
 from ..errors import HalpError, PlanError
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
 from ..types.plain import from_plain, to_plain
+from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport
+from .wording import summarized, verdict
 
 _FORMAT = "halp_fx.report/1"
-
-
-@dataclass(frozen=True, slots=True)
-class GroupReport:
-    """One channel group: its name, its channels before and after, and the axes it reaches."""
-
-    name: str
-    size: int
-    kept: int
-    axes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +52,7 @@ class RewriteKind:
         return cls(tuple(str(edit) for edit in coupling.mended), constants)
 
     def __str__(self) -> str:
-        parts = ["class kept"]
+        parts = []
         if self.mended:
             more = ", …" if len(self.mended) > 3 else ""
             parts.append(f"{len(self.mended)} attributes mended ({', '.join(self.mended[:3])}{more})")
@@ -94,6 +87,12 @@ class Report:
         busy: what disturbed the measurement in all its tries; "" if nothing did.
         scores: predicted cost and the caller's `score_fn` of the dense network and after each step; the last cost is
             measured.
+        macs, memory: multiply-accumulates, and the most bytes of activations that a forward holds, before and after.
+        modules: every module with parameters, before and after.
+        costs: every layer's cost before and after, by the tables.
+        flows: pairs of groups of which a layer computes the second from the first.
+        steps: the network after each step but the last.
+        conditions: what was pruned, where, and how costs were taken.
     """
 
     unit: str
@@ -118,6 +117,13 @@ class Report:
     scatter: float = 0.0
     busy: str = ""
     scores: tuple[tuple[float, float], ...] = ()
+    macs: tuple[float, float] = (0.0, 0.0)
+    memory: tuple[float, float] = (0.0, 0.0)
+    modules: tuple[ModuleChange, ...] = ()
+    costs: tuple[LayerChange, ...] = ()
+    flows: tuple[tuple[str, str], ...] = ()
+    steps: tuple[StepReport, ...] = ()
+    conditions: Conditions = field(default_factory=Conditions)
 
     @property
     def dense_ms(self) -> float:
@@ -201,52 +207,34 @@ class Report:
             raise HalpError(f"report format {form!r:.60} is not known here (expected {_FORMAT!r})")
         return found
 
-    def summary(self, groups: bool = True) -> str:
-        """The report as text: a table of costs, a table of groups, what is frozen, notes."""
-        before, after = self.parameters
-        head = [
-            ["dense", self.dense, 1.0],
-            ["budget", self.budget, self.budget / self.dense],
-            ["predicted", self.predicted, self.predicted / self.dense],
-            ["measured", self.measured, self.measured / self.dense],
-        ]
-        parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
-        parts += self._prediction()
-        parts.append(f"parameters {before:,} -> {after:,} ({after / before:.1%}); saliency: {self.saliency}")
-        parts.append(f"rewrite: {self.rewrite_kind}")
-        if self.seconds:
-            parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in self.seconds.items()))
-        for name, (dense, budget, measured) in self.extra.items():
-            parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
-        if self.branches:
-            dropped = ", ".join(self.dropped) or "none"
-            offered = sum(state in ("dropped", "kept") for state in self.branches.values())
-            parts.append(f"branches dropped: {dropped} ({len(self.dropped)} of {offered} that may be)")
-        if self.scores:
-            steps = [[cost, cost / self.dense, score] for cost, score in self.scores]
-            parts.append(tabulate(steps, headers=[self.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
-        if groups:
-            rows = [[g.name, g.size, g.kept, g.kept / g.size, len(g.axes)] for g in self.groups]
-            headers = ["group", "channels", "kept", "share", "axes"]
-            parts.append(tabulate(rows, headers=headers, floatfmt=".0%"))
-            if self.frozen:
-                parts.append(tabulate(list(self.frozen.items()), headers=["frozen group", "reason"]))
-            stay = [row for row in self.branches.items() if row[1] not in ("dropped", "kept")]
-            if stay:
-                parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
-        parts += [f"note: {note}" for note in self.notes]
-        return "\n\n".join(parts)
+    @property
+    def verdict(self) -> str:
+        """Whether the budget is met, what was gained, and what it cost, in one line."""
+        return verdict(self)
 
-    def _prediction(self) -> list[str]:
-        """How good the predictions were: of the network before and after calibration, and of its layers."""
-        if not self.layers:
-            return []
-        before, after = (x / self.measured - 1 for x in (self.uncalibrated, self.predicted))
-        text = f"prediction off by {after:+.1%} calibrated, {before:+.1%} before (the sum of the layers)"
-        worst = self.worst_layer
-        if worst is not None:
-            text += f"; layers by {self.layer_error:.1%} in the mean, at worst {worst.error:+.1%} ({worst.name})"
-        return [text]
+    def summary(self, groups: bool = True) -> str:
+        """The report as text: verdict, costs, sizes, notes; with `groups` also every group and what is frozen."""
+        return summarized(self, groups)
+
+    def to_html(self, path: str | PathLike[str]) -> Path:
+        """Write the report as one page that needs nothing else: no network, no other file.
+
+        Returns:
+            The path.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        from .page import page  # Jinja is imported when a page is made.
+
+        Path(path).write_text(page(self), encoding="utf-8")
+        return Path(path)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict and the costs."""
+        from .page import fragment
+
+        return fragment(self)
 
     def __str__(self) -> str:
         return self.summary(groups=False)

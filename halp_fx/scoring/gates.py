@@ -24,6 +24,7 @@ from ..errors import SaliencyError
 from ..internals import tree_leaves
 from ..kernels import SegmentLayout, channel_scores
 from ..model.preserving import set_mode, uncached_autocast
+from ..progress import counted
 from ..types import ChannelGroup, Coupling
 from .losses import moved
 from .sampled import Sampled, samples_in, samples_of
@@ -108,7 +109,7 @@ class Gates:
         found: list[torch.Tensor] = []
         way, used, skipped = "", 0, 0
         with uncached_autocast():
-            for batch in data:
+            for batch in counted(data, "score", "batches", most):
                 if used + skipped >= most or sum(map(len, found)) >= (ALONE if way == "samples" else TOGETHER):
                     break
                 batch = moved(batch, self.device)

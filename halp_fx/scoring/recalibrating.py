@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import SaliencyError
 from ..internals import NormBase
 from ..model.preserving import random_kept, set_mode
+from ..progress import counted
 from .losses import Loss, called, moved
 from .sampled import inputs_of
 
@@ -48,7 +49,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     used = 0
     with measuring(model, norms), random_kept(), torch.no_grad():
         try:
-            for batch in data:
+            for batch in counted(data, "batch norms", "batches", batches):
                 if used >= batches:
                     break
                 _forward(model, moved(batch, device), loss)

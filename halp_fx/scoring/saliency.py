@@ -22,6 +22,7 @@ from torch import nn
 
 from ..errors import SaliencyError
 from ..model.preserving import preserved, uncached_autocast
+from ..progress import counted
 from ..types import Coupling, scored_name
 from .callables import Importance, asked, check_importance, scores_of
 from .fisher import fisher_values
@@ -178,7 +179,7 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
     total: torch.Tensor | None = None
     used = skipped = 0
     with preserved(model), uncached_autocast():
-        for batch in data:
+        for batch in counted(data, "score", "batches", batches):
             if used + skipped >= batches:
                 break
             step = gates.by_weights(moved(batch, gates.device), used + skipped, "taylor")

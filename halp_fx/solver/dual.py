@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linprog
+import scipy  # `scipy.optimize` is imported when it is first used: that takes a quarter of a second
 
 from .elimination import Elimination
 from .local import Incumbent
@@ -116,7 +116,7 @@ class _Search:
         box = 1e4 * (1.0 + abs(float(self.value.max()) - worst))
         rows = np.concatenate([-self.over.T, -np.ones((len(self.value), 1))], axis=1)
         objective = [*np.zeros(len(at)), 1.0]
-        found = linprog(objective, rows, -self.value, bounds=[*[(0.0, box)] * len(at), (None, None)])
+        found = scipy.optimize.linprog(objective, rows, -self.value, bounds=[*[(0.0, box)] * len(at), (None, None)])
         if found.x is None:
             return at, -np.inf
         return np.maximum(found.x[:-1], 0.0), float(found.fun)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import Bounds, LinearConstraint, milp
+import scipy  # `scipy.optimize` is imported when it is first used: that takes a quarter of a second
 from scipy.sparse import coo_array, csr_array
 
 from .local import Incumbent
@@ -89,14 +89,16 @@ def solve_exact(
     equalities = csr_array(coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns)))
     right = np.concatenate(program.right)
     objective = np.concatenate(program.objective)
-    constraints = [LinearConstraint(equalities, right, right)]
+    constraints = [scipy.optimize.LinearConstraint(equalities, right, right)]
     if len(model.limit):
         budget = csr_array(np.concatenate(program.budget, axis=1))
-        constraints.append(LinearConstraint(budget, -np.inf, model.limit))
+        constraints.append(scipy.optimize.LinearConstraint(budget, -np.inf, model.limit))
     if np.isfinite(incumbent.value):
         # Prunes what cannot beat the incumbent; slack because HiGHS treats rows with a tolerance of its own.
         slack = 1e-6 * max(1.0, abs(incumbent.value))
-        constraints.append(LinearConstraint(csr_array(objective[None]), -np.inf, slack - incumbent.value))
+        constraints.append(
+            scipy.optimize.LinearConstraint(csr_array(objective[None]), -np.inf, slack - incumbent.value)
+        )
     integrality = np.zeros(program.columns)
     integrality[: first[free]] = 1
     # HiGHS takes its gap relative to the value.
@@ -106,10 +108,10 @@ def solve_exact(
         left = incumbent.stop_at - time.perf_counter()
         if left <= 0:
             return upper
-        result = milp(
+        result = scipy.optimize.milp(
             MAGNIFIED * objective,
             integrality=integrality,
-            bounds=Bounds(0, 1),
+            bounds=scipy.optimize.Bounds(0, 1),
             constraints=constraints,
             options={"time_limit": left, **options},
         )
@@ -127,7 +129,7 @@ def solve_exact(
         # HiGHS allows 1e-6 over the budget and we do not: forbid this very choice and go on.
         binaries = np.array([first[v] + chosen[v] for v in range(free)])
         forbid = coo_array((np.ones(free), (np.zeros(free, int), binaries)), shape=(1, program.columns))
-        constraints.append(LinearConstraint(csr_array(forbid), -np.inf, free - 1))
+        constraints.append(scipy.optimize.LinearConstraint(csr_array(forbid), -np.inf, free - 1))
         upper = max(upper, incumbent.value)
 
 

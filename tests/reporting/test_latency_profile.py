@@ -1,19 +1,14 @@
-"""profile and the command line pieces, with a timer that obeys."""
+"""profile, with a timer that obeys."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-import typer
 from test_latency_layers import Everything
-from test_latency_measured import FakeTimer, measured
-from torch import nn
-from typer.testing import CliRunner
+from test_latency_measured import measured
 
-from halp_fx.cli import tables as commands
-from halp_fx.latency import LatencyTable, MacsCost, MeasuredLatency, read_table
-from halp_fx.latency.errors import ForeignTableError, LatencyError
-from halp_fx.reporting.plots import save_plots
+from halp_fx.latency import LatencyTable, MacsCost
+from halp_fx.reporting.plots import bars, save_plots
 from halp_fx.reporting.profiling import paying_widths, profile
 
 
@@ -76,89 +71,22 @@ def test_counted_costs_can_be_profiled():
 def test_plots(found, tmp_path):
     pytest.importorskip("matplotlib")
     paths = save_plots(found, tmp_path / "plots")
-    assert paths[0].name == "network.png"
-    assert len(paths) > 3
-    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+    assert [p.name for p in paths[:2]] == ["network.png", "network.svg"]
+    assert len(paths) > 6
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths[::2])
+    assert all("<svg" in p.read_text() for p in paths[1::2])
 
 
-app = typer.Typer()
-app.add_typer(commands.table_app, name="table")
-app.command("profile")(commands.profile_command)
-
-
-def make_small() -> nn.Module:
-    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 4, 1))
-
-
-@pytest.fixture
-def run(monkeypatch, tmp_path):
-    monkeypatch.setenv("HALP_FX_CACHE_DIR", str(tmp_path / "cache"))
-    fake = FakeTimer()
-
-    def with_fake_timer(*args, **options):
-        return MeasuredLatency(*args, **options, timer=fake)
-
-    monkeypatch.setattr(commands, "MeasuredLatency", with_fake_timer)
-
-    def invoke(*words, fails=None):
-        result = CliRunner().invoke(app, [str(w) for w in words])
-        if fails is None:
-            assert result.exit_code == 0, result.output
-        else:
-            assert isinstance(result.exception, fails)
-        return result.output
-
-    return invoke
-
-
-SMALL = ("test_latency_profile:make_small", "--shape", "1x3x8x8")
-
-
-def test_build_show_check(run, tmp_path):
-    path = tmp_path / "table.json"
-    assert "points of 3 layers" in run("table", "build", *SMALL, "--table", path)
-    assert "aten::convolution" in run("table", "show", path)
-    assert "measured on this device" in run("table", "check", path)
-    run("table", "check", path, "--threads", 7, fails=ForeignTableError)
-
-
-def test_the_cache_is_the_default(run):
-    run("table", "build", *SMALL)
-    assert "torch_version" in run("table", "show", "--rows", 1)
-
-
-def test_merge(run, tmp_path):
-    a, b, other = (tmp_path / f"{name}.json" for name in ("a", "b", "other"))
-    run("table", "build", *SMALL, "--table", a)
-    run("table", "build", SMALL[0], "--shape", "1x3x16x16", "--table", b)
-    out = tmp_path / "merged.json"
-    assert "points of 6 layers" in run("table", "merge", out, a, b)
-    assert len(read_table(out)) == len(read_table(a)) + len(read_table(b))
-    run("table", "build", *SMALL, "--table", other, "--threads", 2)
-    before = out.read_bytes()
-    run("table", "merge", out, other, fails=ForeignTableError)
-    assert out.read_bytes() == before
-
-
-def test_profile_command(run, tmp_path):
+def test_the_legend_has_the_colours_of_the_bars(found):
     pytest.importorskip("matplotlib")
-    output = run("profile", *SMALL, "--channels-last", "--plots", tmp_path / "plots")
-    assert "end to end" in output
-    assert (tmp_path / "plots" / "network.png").exists()
+    from matplotlib.colors import to_hex
 
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("no_such_model",),
-        ("no.such.module:f",),
-        ("builtins:dict",),
-        (SMALL[0], "--shape", "1x3xa"),
-        (SMALL[0], "--dtype", "int8"),
-    ],
-)
-def test_bad_input(run, words):
-    run("table", "build", *words, fails=LatencyError)
+    left, right = bars(found).axes
+    drawn = {to_hex(patch.get_facecolor()) for patch in left.patches}
+    entries = [to_hex(handle.get_facecolor()) for handle in left.get_legend().legend_handles]
+    assert len(entries) == len(set(entries)) == 8  # Of 13 operators, seven and the others.
+    assert set(entries) == drawn
+    assert all(found.unit in label for label in (left.get_xlabel(), right.get_ylabel()))
 
 
 def test_tables_in_memory_need_no_file():

@@ -1,0 +1,117 @@
+"""A folder of images, or a function, on the command line -> batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HalpError
+from .models import import_function
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("halp_fx")
+
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
+_MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MARGIN = 256 / 224
+
+
+def load_data(name: str | None, shape: tuple[int, ...], batch: int) -> Iterable[Any] | None:
+    """The batches that `--data` means; None for None.
+
+    Args:
+        shape: of the input: its channels, height and width are those of the images.
+
+    Raises:
+        HalpError: neither a folder with images nor a function that returns batches.
+    """
+    if name is None:
+        return None
+    if Path(name).is_dir():
+        return ImageFolder.of(Path(name), shape, batch)
+    if ":" not in name:
+        raise HalpError(
+            f"--data {name}: there is no such folder; write a function as module:function or file.py:function"
+        )
+    made = import_function(name)
+    batches = made() if callable(made) else made
+    if not isinstance(batches, Iterable):
+        raise HalpError(f"--data {name} gave {type(batches).__name__}, not batches that can be iterated over")
+    return batches
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFolder:
+    """Images of a folder in batches, every time in the same mixed order: of (images, classes), or of images alone.
+
+    Images are cut to the middle, resized and normalised as torchvision's and timm's networks are used to (the mean and
+    deviation of ImageNet).
+
+    Attributes:
+        paths: with the class of each; -1 where there are none.
+        size: (channels, height, width).
+    """
+
+    paths: tuple[tuple[Path, int], ...]
+    size: tuple[int, int, int]
+    batch: int
+
+    @classmethod
+    def of(cls, folder: Path, shape: tuple[int, ...], batch: int) -> ImageFolder:
+        """The images of a folder.
+
+        Raises:
+            HalpError: there are none, or the input is no image.
+        """
+        if len(shape) != 4:
+            raise HalpError(f"--data {folder}: a folder of images needs an --input of 4 sizes, not {len(shape)}")
+        classes = sorted(p for p in folder.iterdir() if p.is_dir())
+        found = [(p, i) for i, c in enumerate(classes) for p in sorted(c.rglob("*")) if p.suffix.lower() in _IMAGES]
+        found = found or [(p, -1) for p in sorted(folder.iterdir()) if p.suffix.lower() in _IMAGES]
+        if not found:
+            raise HalpError(f"--data {folder}: no images there ({', '.join(_IMAGES)}), nor in folders in it")
+        import torch
+
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        kinds = f" of {len(classes)} classes" if found[0][1] >= 0 else ", no classes"
+        logger.info("%s: %d images%s", folder, len(found), kinds)
+        return cls(tuple(found[i] for i in order), (shape[1], shape[2], shape[3]), batch)
+
+    def __iter__(self) -> Iterator[Any]:
+        import torch
+
+        for start in range(0, len(self.paths), self.batch):
+            part = self.paths[start : start + self.batch]
+            images = torch.stack([self._read(path) for path, _ in part])
+            labels = torch.tensor([label for _, label in part])
+            yield images if part[0][1] < 0 else (images, labels)
+
+    def __len__(self) -> int:
+        return -(-len(self.paths) // self.batch)
+
+    def _read(self, path: Path) -> torch.Tensor:
+        import torch
+        from torchvision.transforms import functional as F
+
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise HalpError("a folder of images needs Pillow: pip install pillow") from error
+        channels, height, width = self.size
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("L" if channels == 1 else "RGB")
+        except Exception as error:  # Not OSError alone: others put their own `open` in Pillow's place.
+            raise HalpError(f"{path} is no image that can be read: {error}") from error
+        scale = max(height / image.height, width / image.width) * _MARGIN
+        image = F.resize(image, [max(height, round(image.height * scale)), max(width, round(image.width * scale))])
+        pixels = F.to_tensor(F.center_crop(image, [height, width]))
+        if channels == 3:
+            pixels = F.normalize(pixels, list(_MEAN), list(_DEVIATION))
+        assert isinstance(pixels, torch.Tensor)
+        return pixels

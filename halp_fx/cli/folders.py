@@ -1,0 +1,108 @@
+"""The folder that `prune` and `apply` leave, and how a network comes back from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HalpError
+from .output import Output, writable
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..reporting.report import Report
+    from ..types import Plan
+
+PLAN, CHECKPOINT = "plan.json", "model.safetensors"
+REPORT, PAGE = "report.json", "report.html"
+KINDS = ("onnx", "pt2")
+
+
+def ready(folder: Path) -> Path:
+    """The folder, made if it is not there; asked before anything long begins.
+
+    Raises:
+        HalpError: nothing can be written to it, or checkpoints cannot be written at all.
+    """
+    try:
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        raise HalpError('checkpoints need safetensors: pip install "halp-fx[save]"') from error
+    return writable(folder)
+
+
+def kinds_of(exports: Iterable[str]) -> list[str]:
+    """What `--export` asks for.
+
+    Raises:
+        HalpError: there is no such kind.
+    """
+    kinds = [kind.removeprefix(".").lower() for kind in exports]
+    for kind in kinds:
+        if kind not in KINDS:
+            raise HalpError(f"--export {kind} is not known: {' or '.join(KINDS)}")
+    return kinds
+
+
+def leave(small: nn.Module, plan: Plan, folder: Path, output: Output) -> None:
+    """Write a pruned network and its plan."""
+    from ..saving import save
+
+    output.write(folder / PLAN, plan.to_json())
+    save(small, folder / CHECKPOINT)
+    output.wrote(folder / CHECKPOINT)
+
+
+def leave_report(report: Report, folder: Path, output: Output) -> None:
+    """Write a report, to be read and to be looked at."""
+    output.write(folder / REPORT, report.to_json())
+    output.wrote(report.to_html(folder / PAGE))
+
+
+def come_back(place: Path, dense: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:
+    """The network of a folder or of a checkpoint, or what a plan alone makes of the dense one; in eval mode.
+
+    Raises:
+        HalpError: there is none, or it is another model's.
+    """
+    from ..api import rewrite
+    from ..saving import load
+
+    checkpoint = place / CHECKPOINT if place.is_dir() else place
+    if checkpoint.suffix == ".json":
+        return rewrite(dense, read_plan(checkpoint), inputs).eval()
+    return load(checkpoint, dense).eval()
+
+
+def read_plan(place: Path) -> Plan:
+    """A plan from a file, or from a folder that has one.
+
+    Raises:
+        HalpError: there is none.
+    """
+    from ..types import Plan
+
+    return Plan.from_json(_text(place, PLAN))
+
+
+def read_report(place: Path) -> Report:
+    """A report from a file, or from a folder that has one.
+
+    Raises:
+        HalpError: there is none.
+    """
+    from ..reporting.report import Report
+
+    return Report.from_json(_text(place, REPORT))
+
+
+def _text(place: Path, name: str) -> str:
+    path = place / name if place.is_dir() else place
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise HalpError(f"there is no {path}: `halp-fx prune … --out DIR` writes one") from None
+    except UnicodeDecodeError:
+        raise HalpError(f"{path} is no text, so no {name}") from None

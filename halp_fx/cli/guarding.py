@@ -1,0 +1,103 @@
+"""What every command shares: its exit codes, and words instead of tracebacks."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import HalpError, InfeasibleError
+
+FAILED, USAGE, OUT_OF_REACH, MISSED, INTERRUPTED = 1, 2, 3, 4, 130
+"""What a command exits with, beside 0."""
+
+_SAID = {
+    0: "done",
+    FAILED: "an error, which the last line names",
+    USAGE: "the command line is not understood",
+    OUT_OF_REACH: "no network meets the budget: nothing is written",
+    MISSED: "a network was written, but it misses its budget",
+    INTERRUPTED: "interrupted (Ctrl-C): the last lines say what was saved",
+}
+
+logger = logging.getLogger("halp_fx")
+
+Command = Callable[..., None]
+
+_saved: list[str] = []
+_again: list[str] = []
+
+
+def saved(path: Path | str) -> None:
+    """Say, if the command is interrupted, that this was written."""
+    _saved.append(str(path))
+
+
+def goes_on(words: str) -> None:
+    """Say, if the command is interrupted, how to go on."""
+    _again.append(words)
+
+
+def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], Command]:
+    """A command whose errors are one line, and whose help has examples and exit codes.
+
+    Args:
+        codes: exit codes of its own, beside 0, `FAILED`, `USAGE` and `INTERRUPTED`.
+        examples: command lines, without the name of the program.
+    """
+
+    def of(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(*args: Any, **kwargs: Any) -> None:
+            _saved.clear()
+            _again.clear()
+            try:
+                command(*args, **kwargs)
+            except InfeasibleError as error:
+                _stop(f"error: {error}", OUT_OF_REACH)
+            except HalpError as error:
+                _stop(f"error: {error}", FAILED)
+            except KeyboardInterrupt:
+                _stop(_interrupted(), INTERRUPTED)
+            except BrokenPipeError:
+                raise  # Whoever reads us has read enough: Python and the shell know what to do.
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                _stop(f"error: {where}{error.strerror or error}", FAILED)
+            except MemoryError:
+                _stop("error: not enough memory for this; a smaller --input (its batch) takes less", FAILED)
+
+        run.__doc__ = _help(command.__doc__ or "", examples, codes)
+        return run
+
+    return of
+
+
+def _stop(words: str, code: int) -> None:
+    if logger.isEnabledFor(logging.INFO):  # --verbose
+        traceback.print_exc()
+    typer.echo(words, err=True)
+    raise typer.Exit(code)
+
+
+def _interrupted() -> str:
+    lines = ["interrupted"]
+    lines += [f"saved: {', '.join(dict.fromkeys(_saved))}" if _saved else "nothing was written"]
+    lines += dict.fromkeys(_again)
+    return "\n".join(lines)
+
+
+def _help(doc: str, examples: tuple[str, ...], codes: tuple[int, ...]) -> str:
+    """A docstring with examples and exit codes; "\\b" tells typer to leave a paragraph's lines alone."""
+    parts = [inspect.cleandoc(doc)]
+    if examples:
+        parts.append("\b\nExamples:\n" + "\n".join(f"  halp-fx {e}" for e in examples))
+    listed = [*sorted({0, FAILED, USAGE, *codes}), INTERRUPTED]
+    parts.append("\b\nExit codes:\n" + "\n".join(f"  {code:<4}{_SAID[code]}" for code in listed))
+    return "\n\n".join(parts)

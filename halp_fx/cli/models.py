@@ -1,0 +1,293 @@
+"""A model's name on the command line -> an `nn.Module` in eval mode, with weights from a file and inputs by shape."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HalpError, ModelError
+from .weights import load_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SHAPE = "1x3x224x224"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a command line says of a model; `load` makes it.
+
+    Attributes:
+        name: as `options.MODEL_FORMS`.
+        shapes: of the inputs; empty: one image batch as `SHAPE` says.
+        settings: arguments of the factory, "NAME=VALUE".
+        weights: a file of weights.
+    """
+
+    name: str
+    shapes: Sequence[str] = ()
+    settings: Sequence[str] = ()
+    weights: Path | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+    channels_last: bool = False
+
+    def load(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        """The model in eval mode, and random inputs for it.
+
+        Raises:
+            ModelError: no such model, weights that do not fit, a malformed shape, dtype or device.
+        """
+        import torch
+
+        kind, device = _dtype(self.dtype), _device(self.device)
+        sizes = [parse_shape(shape) for shape in self.shapes or (SHAPE,)]
+        model = make_model(self.name, parse_settings(self.settings))
+        if self.weights is not None:
+            load_weights(model, self.weights)
+        model = model.eval().to(device, kind)
+        inputs = tuple(torch.rand(size, device=device).to(kind) for size in sizes)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
+            inputs = tuple(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
+        return model, inputs
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """ "1x3x224x224" -> (1, 3, 224, 224).
+
+    Raises:
+        ModelError: malformed.
+    """
+    try:
+        sizes = tuple(int(part) for part in text.lower().replace("x", ",").split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise ModelError(f"shape {text!r} is malformed: write the sizes with the batch first, e.g. {SHAPE}")
+    return sizes
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """ "num_classes=10" -> {"num_classes": 10}: numbers, True, None, lists; anything else is a word.
+
+    Raises:
+        ModelError: no "=".
+    """
+    found: dict[str, Any] = {}
+    for entry in settings:
+        name, equals, value = entry.partition("=")
+        if not equals or not name.strip().isidentifier():
+            raise ModelError(f"--set {entry!r} is malformed: write NAME=VALUE, e.g. num_classes=10")
+        try:
+            found[name.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            found[name.strip()] = value
+    return found
+
+
+def make_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:
+    """The model that a name means, with weights as its library initialises them.
+
+    Raises:
+        ModelError: there is none of this name (the nearest names are named), its library is missing, or its factory
+            fails.
+    """
+    from torch import nn
+
+    kind, colon, rest = name.partition(":")
+    make: Callable[..., Any] = _FAMILIES.get(kind, _factory) if colon else _torchvision
+    model = make(rest if kind in _FAMILIES and colon else name, dict(arguments or {}))
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"{name!r} gave {_article(type(model).__name__)}, not an nn.Module")
+    return model
+
+
+def import_function(name: str) -> Any:
+    """What "package.module:function" or "file.py:function" means; the working directory is on the path.
+
+    Raises:
+        ModelError: no such module or function.
+    """
+    place, _, attribute = name.rpartition(":")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    module = _module(place)
+    try:
+        return getattr(module, attribute)
+    except AttributeError:
+        public = [n for n in vars(module) if not n.startswith("_")]
+        raise ModelError(f"{place} has no {attribute!r}{_nearest(attribute, public)}") from None
+
+
+def _module(place: str) -> Any:
+    """A module by its name, or a file."""
+    is_file = place.endswith(".py")
+    if is_file and not Path(place).is_file():
+        raise ModelError(f"there is no file {place}")
+    try:
+        return _loaded(Path(place)) if is_file else importlib.import_module(place)
+    except HalpError:
+        raise
+    except ModuleNotFoundError as error:
+        hint = _nearest(place, _FAMILIES) if "." not in place else ""
+        raise ModelError(f"{place!r} cannot be imported: {error}{hint}") from error
+    except Exception as error:  # Whatever a user's file may raise while it is imported.
+        raise ModelError(f"{place!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _loaded(path: Path) -> Any:
+    """The module in a file, under the file's name."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _factory(name: str, arguments: dict[str, Any]) -> Any:
+    from torch import nn
+
+    found = import_function(name)
+    if isinstance(found, nn.Module):
+        return found
+    if not callable(found):
+        raise ModelError(f"{name!r} is {_article(type(found).__name__)}, neither an nn.Module nor a function")
+    return _called(name, found, arguments)
+
+
+def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise ModelError(f"torchvision:{name} needs torchvision: pip install torchvision ({error})") from error
+    if name not in (known := models.list_models()):
+        forms = "" if name in known else "; other models: timm:…, ultralytics:…, hf:…, package.module:factory"
+        raise ModelError(f"torchvision has no model {name!r}{_nearest(name, known)}{forms}")
+    builder = models.get_model_builder(name)
+    # Detectors would fetch a backbone's weights otherwise.
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        arguments = {"weights_backbone": None, **arguments}
+    return _called(f"torchvision:{name}", builder, {"weights": None, **arguments})
+
+
+def _timm(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"timm:{name} needs timm: pip install timm") from error
+    if name.partition(".")[0] not in (known := timm.list_models()):
+        raise ModelError(f"timm has no model {name!r}{_nearest(name, known)}")
+    return _called(f"timm:{name}", timm.create_model, {"model_name": name, "pretrained": False, **arguments})
+
+
+def _ultralytics(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        from ultralytics import YOLO
+        from ultralytics.utils import ROOT
+    except ImportError as error:
+        raise ModelError(f"ultralytics:{name} needs ultralytics: pip install ultralytics") from error
+    path = Path(name)
+    if path.suffix not in (".pt", ".yaml", ".yml"):
+        known = sorted(_sized(p.stem) for p in Path(ROOT, "cfg", "models").rglob("*.yaml"))
+        names = [n for family in known for n in family]
+        if name not in names:
+            raise ModelError(f"ultralytics has no model {name!r}{_nearest(name, names)}")
+        name = f"{name}.yaml"
+    elif not path.is_file():
+        raise ModelError(f"there is no file {name}")
+    return _called(f"ultralytics:{name}", lambda **given: YOLO(name, **given).model, arguments)
+
+
+def _sized(stem: str) -> list[str]:
+    """Names of one YAML of ultralytics: "yolo11-seg" stands for five sizes, "yolo11n-seg" to "yolo11x-seg"."""
+    family, dash, task = stem.partition("-")
+    return [stem, *(f"{family}{size}{dash}{task}" for size in "nsmblx")]
+
+
+def _huggingface(name: str, arguments: dict[str, Any]) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ModelError(f"hf:{name} needs transformers: pip install transformers") from error
+    if Path(name).exists():
+        try:
+            config = transformers.AutoConfig.from_pretrained(name, **arguments)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{name} is no configuration of Hugging Face: {str(error).splitlines()[0]}") from error
+    else:
+        known = list(transformers.CONFIG_MAPPING.keys())
+        if name not in known:
+            raise ModelError(
+                f"there is no file or folder {name!r} and no model type of that name in transformers"
+                f"{_nearest(name, known)}; a hub's model: download it and pass its folder"
+            )
+        config = _called(f"hf:{name}", transformers.CONFIG_MAPPING[name], arguments)
+    names = getattr(config, "architectures", None) or ()
+    own = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
+    if own is not None:
+        return _called(f"hf:{name}", own, {"config": config})
+    try:
+        return transformers.AutoModelForImageClassification.from_config(config)
+    except ValueError:  # No classifier of images.
+        return _called(f"hf:{name}", transformers.AutoModel.from_config, {"config": config})
+
+
+def _called(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """What a factory returns."""
+    try:
+        return make(**arguments)
+    except Exception as error:  # Whatever a factory may raise.
+        given = ", ".join(f"{k}={v!r}" for k, v in arguments.items() if k != "config")
+        raise ModelError(f"{name} cannot be made with ({given}): {type(error).__name__}: {error}") from error
+
+
+_FAMILIES = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "ultralytics": _ultralytics,
+    "hf": _huggingface,
+}
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """ "; did you mean …?", or nothing."""
+    close = get_close_matches(name, list(known), 3, 0.6)
+    return f"; did you mean {', '.join(close)}?" if close else ""
+
+
+def _article(kind: str) -> str:
+    return f"a{'n' if kind[:1].lower() in 'aeiou' else ''} {kind}"
+
+
+def _dtype(name: str) -> torch.dtype:
+    import torch
+
+    kind = getattr(torch, name, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ModelError(f"dtype {name!r} is not known: float32, bfloat16 or float16")
+    return kind
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except Exception as error:  # AssertionError, RuntimeError or NotImplementedError, as the build has it.
+        raise ModelError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
+    return device

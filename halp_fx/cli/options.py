@@ -1,0 +1,56 @@
+"""Arguments and options that several commands share: one wording, and one way to understand them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL_FORMS = (
+    "torchvision:resnet50, timm:resnet50, ultralytics:yolo11n, hf:FOLDER (or hf:resnet), "
+    "package.module:factory or file.py:factory; a bare name is torchvision's."
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_FORMS)]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the model's factory, e.g. num_classes=10."),
+]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or a state_dict of torch.save.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input", "--shape", metavar="SHAPE", help="Shape of the input, its batch first: 1x3x224x224. Again for each."
+    ),
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
+Runtime = Annotated[str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE or cudagraph.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as PyTorch is set.")]
+Table = Annotated[
+    Path | None, typer.Option("--table", metavar="PATH", help="Latency table, file or folder; default: your cache.")
+]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DATA",
+        help="A folder of images (a folder a class, or images alone), or module:function that returns batches.",
+    ),
+]
+Loss = Annotated[
+    str | None,
+    typer.Option("--loss", metavar="FUNCTION", help="module:function of (output, target); classes need none."),
+]
+Batch = Annotated[int, typer.Option(min=1, help="Images a batch, of a folder.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option("--ignore", metavar="NAME", help='What stays as it is, e.g. "layer1.*". Again for more.'),
+]
+Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; words go to standard error.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

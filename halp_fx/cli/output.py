@@ -1,0 +1,55 @@
+"""Where a command's results go: words or JSON on standard output, files in a folder."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from ..errors import HalpError
+from .guarding import saved
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What a command says. With `as_json` standard output has one JSON object and nothing else."""
+
+    as_json: bool = False
+
+    def say(self, words: object) -> None:
+        typer.echo(str(words), err=self.as_json)
+
+    def result(self, values: Mapping[str, Any]) -> None:
+        """The object for `--json`; without it nothing."""
+        if self.as_json:
+            typer.echo(json.dumps(values, indent=2))
+
+    def write(self, path: Path, text: str) -> Path:
+        path.write_text(text, encoding="utf-8")
+        return self.wrote(path)
+
+    def wrote(self, path: Path) -> Path:
+        saved(path)
+        return path
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if it is not there: asked before anything long begins.
+
+    Raises:
+        HalpError: it is a file, or nothing can be written to it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise HalpError(
+            f"nothing can be written to {folder} ({error.strerror}): name another folder with --out"
+        ) from error
+    return folder

@@ -1,0 +1,80 @@
+"""`halp-fx profile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .guarding import goes_on, guarded
+
+
+@guarded(
+    examples=(
+        "profile resnet18",
+        "profile timm:resnet50 --input 8x3x224x224 \\\n      --runtime inductor --plots plots",
+        "profile resnet18 --cost macs --json > profile.json",
+    )
+)
+def profile(
+    model: options.Model,
+    inputs: options.Inputs = None,
+    weights: options.Weights = None,
+    settings: options.Settings = None,
+    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    runtime: options.Runtime = "eager",
+    table: options.Table = None,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    channels_last: options.ChannelsLast = False,
+    ignore: options.Ignore = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for pictures (needs matplotlib).")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Layers and groups shown.")] = 15,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Show where a network's time goes, which widths pay and which budgets can be reached."""
+    from .costs import cost_of
+    from .models import Source
+    from .output import Output, writable
+
+    output = Output(as_json)
+    if plots is not None:
+        writable(plots)
+    dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    from ..model.naming import ignored_names
+    from ..pruning.goals import cost_called
+    from ..reporting.profiling import profile as profiled
+
+    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    found = profiled(
+        dense,
+        example,
+        cost=cost_called(cost_of(cost, runtime, device, table, threads)),
+        ignore=ignored_names(dense, ignore or ()),
+        progress=not quiet,
+    )
+    output.say(found.summary(rows))
+    if plots is not None:
+        from ..reporting.plots import save_plots
+
+        for path in save_plots(found, plots):
+            output.say(output.wrote(path))
+    low, high = found.reachable
+    output.result(
+        {
+            "unit": found.unit,
+            "dense": found.dense,
+            "sum_of_layers": found.total,
+            "reachable": [low, high],
+            "fixed_share": found.fixed_share,
+            "layers": [{"name": x.name, "op": x.op, "cost": x.cost, "share": x.share} for x in found.layers],
+            "groups": [
+                {"name": g.name, "size": g.size, "cost": g.cost, "widths_that_pay": list(g.paying), "frozen": g.frozen}
+                for g in found.groups
+            ],
+        }
+    )

@@ -1,0 +1,123 @@
+"""`halp-fx prune`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .guarding import MISSED, OUT_OF_REACH, goes_on, guarded
+
+
+@guarded(
+    OUT_OF_REACH,
+    MISSED,
+    examples=(
+        "prune resnet18 --budget 60%",
+        "prune timm:resnet50 --budget 4ms --weights w.pt \\\n"
+        "      --set num_classes=10 --data photos/train --out small",
+        "prune nets.py:make --input 1x1x28x28 --cost macs \\\n      --budget 50%",
+    ),
+)
+def prune(
+    model: options.Model,
+    budget: Annotated[
+        list[str],
+        typer.Option(
+            "--budget",
+            "-b",
+            metavar="BUDGET",
+            help="60% of dense, or 4ms. Several: -b latency=4ms -b params=50%.",
+        ),
+    ],
+    inputs: options.Inputs = None,
+    weights: options.Weights = None,
+    settings: options.Settings = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
+    batch: options.Batch = 32,
+    out: options.Out = Path("pruned"),
+    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    runtime: options.Runtime = "eager",
+    table: options.Table = None,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    channels_last: options.ChannelsLast = False,
+    ignore: options.Ignore = None,
+    round_to: Annotated[
+        int | None, typer.Option(min=1, help="Widths are multiples of this; default: 8 or less.")
+    ] = None,
+    min_keep: Annotated[float, typer.Option(help="Least share of a group's channels that is kept.")] = 0.1,
+    branches: Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Removal in so many steps; default: by the budget.")] = None,
+    tolerance: Annotated[float, typer.Option(help="Deviation from a measured budget that is close enough.")] = 0.02,
+    exports: Annotated[
+        list[str] | None,
+        typer.Option("--export", metavar="KIND", help="onnx or pt2: model.onnx, model.pt2, too."),
+    ] = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Prune a model to a budget that is met when measured here.
+
+    Leaves a folder: model.safetensors (`halp_fx.load` reads it), plan.json (which channels stay), report.html,
+    report.json, and what --export asks for. With --data, what the network loses is told by the data, and its
+    batch norms are re-estimated; without, all layers become about equally narrow.
+    """
+    from .costs import budget_of, cost_of
+    from .data import load_data
+    from .folders import kinds_of, leave, leave_report, ready
+    from .models import Source, import_function
+    from .output import Output
+
+    output = Output(as_json)
+    ready(out)
+    kinds = kinds_of(exports or ())
+    asked = budget_of(budget)
+    source = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last)
+    dense, example = source.load()
+    price = cost_of(cost, runtime, device, table, threads)
+    batches = load_data(data, tuple(example[0].shape), batch)
+
+    import halp_fx
+
+    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    small = halp_fx.prune(
+        dense,
+        asked,
+        example,
+        data=batches,
+        loss_fn=import_function(loss) if loss else None,
+        latency=price,
+        ignore=ignore or (),
+        round_to=round_to,
+        min_keep=min_keep,
+        branches=branches,
+        steps=steps,
+        tolerance=tolerance,
+        progress=not quiet,
+    )
+    report = halp_fx.reporting.report.report_of(small)
+    leave(small, report.plan, out, output)
+    leave_report(report, out, output)
+    for kind in kinds:
+        output.say(halp_fx.export(small, out / f"model.{kind}", example))
+    output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    output.result(
+        {
+            "met": report.met,
+            "unit": report.unit,
+            "dense": report.dense,
+            "budget": report.budget,
+            "predicted": report.predicted,
+            "measured": report.measured,
+            "parameters": report.parameters,
+            "notes": report.notes,
+            "out": str(out),
+        }
+    )
+    if not report.met:
+        raise typer.Exit(MISSED)

@@ -1,0 +1,38 @@
+"""`halp-fx report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+from .guarding import guarded
+
+
+@guarded(examples=("report pruned", "report pruned/report.json --html page.html", "report pruned --plots pictures"))
+def report(
+    place: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of `prune`, or its report.json.")],
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
+    plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for pictures (needs matplotlib).")] = None,
+    as_json: options.Json = False,
+) -> None:
+    """Show a report again: as text, as a page, as pictures."""
+    import json
+
+    from .folders import read_report
+    from .output import Output, writable
+
+    output = Output(as_json)
+    found = read_report(place)
+    output.say(found.summary())
+    if html is not None:
+        writable(html.parent)
+        output.say(output.wrote(found.to_html(html)))
+    if plots is not None:
+        from ..reporting.plots import save_report_plots
+
+        for path in save_report_plots(found, writable(plots)):
+            output.say(output.wrote(path))
+    output.result(json.loads(found.to_json()))

@@ -1,0 +1,146 @@
+"""`halp-fx sweep`."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options
+from .guarding import OUT_OF_REACH, goes_on, guarded
+
+if TYPE_CHECKING:
+    from ..reporting.report import Report
+
+_COLUMNS = (
+    "budget",
+    "met",
+    "unit",
+    "dense",
+    "allowed",
+    "predicted",
+    "measured",
+    "of_dense",
+    "parameters",
+    "importance_kept",
+)
+
+
+@guarded(
+    OUT_OF_REACH,
+    examples=(
+        "sweep resnet18 --budgets 80%,60%,40%",
+        "sweep timm:resnet50 --budgets 80%,50% --data photos \\\n      --weights w.pt --out curve",
+    ),
+)
+def sweep(
+    model: options.Model,
+    budgets: Annotated[
+        str, typer.Option("--budgets", "-b", metavar="LIST", help="Budgets with commas between: 80%,60%,40%.")
+    ],
+    inputs: options.Inputs = None,
+    weights: options.Weights = None,
+    settings: options.Settings = None,
+    data: options.Data = None,
+    loss: options.Loss = None,
+    batch: options.Batch = 32,
+    out: options.Out = Path("sweep"),
+    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    runtime: options.Runtime = "eager",
+    table: options.Table = None,
+    threads: options.Threads = None,
+    device: options.Device = "cpu",
+    dtype: options.Dtype = "float32",
+    channels_last: options.ChannelsLast = False,
+    ignore: options.Ignore = None,
+    branches: Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")] = False,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Prune a model to many budgets from one latency table; leave a folder for each, a CSV file, and a curve.
+
+    Budgets that no network meets are named and left out; exit code 3 if none is met.
+    """
+    from ..errors import InfeasibleError
+    from .costs import cost_of
+    from .data import load_data
+    from .folders import leave, leave_report, ready
+    from .models import Source, import_function
+    from .output import Output
+
+    output = Output(as_json)
+    ready(out)
+    dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
+    batches = load_data(data, tuple(example[0].shape), batch)
+    from ..api import prune
+    from ..reporting.report import report_of
+
+    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    rows: list[dict[str, Any]] = []
+    refused = None
+    for budget in filter(None, (b.strip() for b in budgets.split(","))):
+        try:
+            small = prune(
+                dense,
+                budget,
+                example,
+                data=batches,
+                loss_fn=import_function(loss) if loss else None,
+                latency=price,
+                ignore=ignore or (),
+                branches=branches,
+                progress=not quiet,
+            )
+        except InfeasibleError as error:
+            output.say(f"{budget}: {error}")
+            refused = error
+            continue
+        report = report_of(small)
+        folder = ready(out / budget.replace("%", ""))
+        leave(small, report.plan, folder, output)
+        leave_report(report, folder, output)
+        rows.append(_row(budget, report))
+        output.say(f"{budget}: {report.verdict}")
+        _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.
+        output.wrote(out / "sweep.csv")
+    if not rows:
+        assert refused is not None
+        raise refused
+    _draw(rows, out, output)
+    output.result({"rows": rows, "out": str(out)})
+
+
+def _row(budget: str, report: Report) -> dict[str, Any]:
+    last = report.rounds[-1] if report.rounds else None
+    values = (
+        *(budget, report.met, report.unit, report.dense, report.budget, report.predicted, report.measured),
+        *(report.measured / report.dense, report.parameters[1], last.saliency_kept if last else 1.0),
+    )
+    return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, _COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _draw(rows: list[dict[str, Any]], out: Path, output: Any) -> None:
+    """The curve, where matplotlib is there."""
+    from ..latency.errors import LatencyError
+    from ..reporting.plots import save, trade_off
+
+    points = [(r["measured"], r["importance_kept"], r["budget"]) for r in rows]
+    try:
+        figure = trade_off(points, rows[0]["unit"], rows[0]["dense"])
+        paths = [save(figure, out / "curve.png"), save(figure, out / "curve.svg")]
+    except LatencyError as error:
+        output.say(f"no curve was drawn: {error}")
+        return
+    for path in paths:
+        output.wrote(path)
+    output.say(f"wrote {out}: sweep.csv, curve.png, curve.svg, and a folder for each budget")

@@ -1,0 +1,108 @@
+"""A file of weights -> into a model, whole, or an error that names the keys."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+_INSIDE = ("state_dict", "model_state_dict", "model", "model_ema", "ema", "net", "weights")
+"""Keys under which training scripts keep the weights in a checkpoint."""
+
+_BEFORE = ("module.", "_orig_mod.", "model.")
+"""What DDP, `torch.compile` and Lightning put before every name."""
+
+_SHOWN = 5
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a file into a model; every key must fit.
+
+    Raises:
+        ModelError: the file is not there or not one of weights, or keys are missing, too many or of another shape.
+    """
+    weights = _without_prefix(_read(path), set(model.state_dict()))
+    known = model.state_dict()
+    missing = [k for k in known if k not in weights]
+    extra = [k for k in weights if k not in known]
+    shapes = [
+        f"{k} is {_sizes(weights[k])}, the model's is {_sizes(known[k])}"
+        for k in known
+        if k in weights and weights[k].shape != known[k].shape
+    ]
+    wrong = [*_listed("missing", missing), *_listed("not in the model", extra), *_listed("of another shape", shapes)]
+    if wrong:
+        raise ModelError(
+            f"{path} does not fit this {type(model).__name__} ({len(known)} tensors): " + "; ".join(wrong)
+            + ". A model with another head: --set num_classes=…"
+        )  # fmt: skip
+    model.load_state_dict(weights)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file by name."""
+    import torch
+
+    if not path.is_file():
+        raise ModelError(f"there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors import SafetensorError
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ModelError(f"{path} needs safetensors: pip install safetensors") from error
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise ModelError(f"{path} is no file of safetensors: {error}") from error
+    try:
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"{path} holds more than weights (a pickled model?), and is not run here: save model.state_dict(), or, a "
+            f"YOLO's, name the file as the model: ultralytics:{path}"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is no file of torch.save: {str(error).splitlines()[0]}") from error
+    return _state_dict(found, path)
+
+
+def _state_dict(found: Any, path: Path) -> dict[str, torch.Tensor]:
+    """The state_dict in what a file holds."""
+    import torch
+
+    for key in _INSIDE:
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+            break
+    if not isinstance(found, Mapping) or not any(isinstance(v, torch.Tensor) for v in found.values()):
+        held = f"a {type(found).__name__}"
+        if isinstance(found, Mapping):
+            held = f"a mapping with the keys {', '.join(map(str, list(found)[:_SHOWN]))}"
+        raise ModelError(f"{path} has no state_dict: it holds {held}")
+    return {str(k): v for k, v in found.items() if isinstance(v, torch.Tensor)}
+
+
+def _without_prefix(weights: dict[str, torch.Tensor], known: set[str]) -> dict[str, torch.Tensor]:
+    """With the model's own names, where all names have another's before them."""
+    while True:
+        prefix = next((p for p in _BEFORE if weights and all(k.startswith(p) for k in weights)), None)
+        if prefix is None or known & set(weights):
+            return weights
+        weights = {k.removeprefix(prefix): v for k, v in weights.items()}
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    more = ", …" if len(names) > _SHOWN else ""
+    return [f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"] if names else []
+
+
+def _sizes(tensor: torch.Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"

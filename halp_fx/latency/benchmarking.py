@@ -1,0 +1,201 @@
+"""benchmark: networks and example inputs -> their times in turn, throughput and memory.
+
+The clocks, the turns and the runtimes are those by which a budget is met (`interleaving`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from ..internals import tree_leaves
+from ..model.inputs import normalize_inputs
+from ..model.preserving import preserved
+from ..types import Inputs
+from .allocator import kept_memory
+from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
+from .errors import TimingError
+from .interleaving import interleaved
+from .runtimes import device_of
+from .timing import Effort, Timing
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkBenchmark:
+    """One network.
+
+    Attributes:
+        name: as it was given.
+        forward: time of one call in eval mode, without gradients.
+        share: of the first network's time, the median over the turns.
+        throughput: samples a second, by the first dimension of the first input.
+        training: time of one forward and backward in train mode; None unless asked for.
+        parameters: how many.
+        peak_bytes: the most that one forward held on the GPU beyond parameters and inputs; None on a CPU, where
+            `halp_fx.MemoryCost` counts it.
+    """
+
+    name: str
+    forward: Timing
+    share: float
+    throughput: float
+    training: Timing | None
+    parameters: int
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """Networks that were timed in turn, on one device in one runtime.
+
+    Attributes:
+        networks: in the order given; shares are of the first.
+        batch: samples of a call.
+        runtime, device, threads: how and where they ran.
+        waited: largest share of the time in which other programs ran; 0 where that cannot be told.
+    """
+
+    networks: tuple[NetworkBenchmark, ...]
+    batch: int
+    runtime: str
+    device: str
+    threads: int
+    waited: float
+
+    def summary(self) -> str:
+        """A table with a line for each network."""
+        rows = []
+        for n in self.networks:
+            row: list[Any] = [n.name, n.forward.median_ms, f"{n.forward.spread:.1%}", f"{n.share:.1%}"]
+            row += [f"{n.throughput:,.4g}", f"{n.parameters:,}"]
+            row += [] if n.training is None else [n.training.median_ms]
+            row += [] if n.peak_bytes is None else [f"{n.peak_bytes / 2**20:,.1f}"]
+            rows.append(row)
+        first = self.networks[0]
+        headers = ["network", "ms", "spread", "of first", "samples/s", "parameters"]
+        headers += [] if first.training is None else ["ms, training"]
+        headers += [] if first.peak_bytes is None else ["peak MiB"]
+        where = f"batch {self.batch}, {self.runtime}, {self.device}"
+        where += f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
+        busy = f"\nother programs ran in {self.waited:.0%} of the time" if self.waited > 0.1 else ""
+        return f"{tabulate(rows, headers=headers, floatfmt='.4g')}\n\n{where}; medians, networks in turn{busy}"
+
+    def __str__(self) -> str:
+        return self.summary()
+
+
+def benchmark(
+    models: nn.Module | Mapping[str, nn.Module],
+    example_inputs: Any = None,
+    *,
+    runtime: str = "eager",
+    threads: int | None = None,
+    training: bool = False,
+    min_time_s: float = 1.0,
+    max_time_s: float = 5.0,
+    repeats: int = 15,
+) -> Benchmark:
+    """Time networks in turn, A B A B …, so that drift of the machine hits all alike. They are left as found.
+
+    Args:
+        models: a network, or networks by name that take the same inputs; shares are of the first.
+        example_inputs: as for `halp_fx.prune`: their batch is timed.
+        runtime: how the forward is executed, as in `MeasuredLatency`.
+        threads: CPU threads; None leaves them as they are.
+        training: also time a forward and backward in train mode; it runs eagerly.
+        min_time_s, max_time_s: spent on each network. repeats: least number of turns.
+
+    Raises:
+        LatencyError: no networks, a runtime that is not known or cannot run them, or no output to differentiate.
+    """
+    named = {type(models).__name__: models} if isinstance(models, nn.Module) else dict(models)
+    if not named:
+        raise TimingError("there are no networks to time")
+    networks = list(named.values())
+    inputs = normalize_inputs(networks[0], example_inputs)
+    options: dict[str, Any] = {"min_time_s": min_time_s, "max_time_s": max_time_s, "repeats": repeats}
+    times = interleaved(networks, inputs, runtime=runtime, threads=threads, **options)
+    trained: Sequence[Timing | None] = [None] * len(networks)
+    if training:
+        trained = _training(networks, inputs, threads, Effort(repeats, min_time_s, max_time_s, 0.003))
+    device = device_of(*inputs)
+    batch = next((t.shape[0] for t in tree_leaves(inputs) if isinstance(t, torch.Tensor) and t.ndim), 1)
+    rows = zip(named.items(), times, trained, strict=True)
+    return Benchmark(
+        networks=tuple(
+            NetworkBenchmark(
+                name=name,
+                forward=timing,
+                share=timing.share,
+                throughput=batch / timing.median_ms * 1e3,
+                training=both,
+                parameters=sum(p.numel() for p in model.parameters()),
+                peak_bytes=_peak(model, inputs) if device.type == "cuda" else None,
+            )
+            for (name, model), timing, both in rows
+        ),
+        batch=batch,
+        runtime=runtime,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=threads or torch.get_num_threads(),
+        waited=max(t.waited for t in times),
+    )
+
+
+def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None, effort: Effort) -> list[Timing]:
+    """Time of one forward and backward of each network, in turn."""
+    with ExitStack() as stack:
+        for model in networks:
+            stack.enter_context(preserved(model))
+            model.train()
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(cpu_threads(threads))
+        stack.enter_context(kept_memory())
+        samplers = [_sampler(_step(model, inputs), device_of(*inputs)) for model in networks]
+        samples: list[list[float]] = [[] for _ in networks]
+        spent = [0.0] * len(networks)
+        while not all(map(effort.enough, samples, spent)):
+            for index, sample in enumerate(samplers):
+                start = time.perf_counter()
+                samples[index].append(sample())
+                spent[index] += time.perf_counter() - start
+    return [Timing.of(row) for row in samples]
+
+
+def _sampler(call: Callable[[], Any], device: torch.device) -> Sampler:
+    return event_sampler(call, device, 1, flush=None) if device.type == "cuda" else clock_sampler(call, device)
+
+
+def _step(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
+    """A forward, and the gradients of a sum of its outputs: they are returned, so that the model's own stay."""
+    args, kwargs = inputs
+    weights = [p for p in model.parameters() if p.requires_grad]
+
+    def step() -> Any:
+        leaves = tree_leaves(model(*args, **kwargs))
+        outputs = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
+        if not (outputs and weights):
+            raise TimingError(f"{type(model).__name__} has no output with a gradient: its training cannot be timed")
+        total = torch.stack([t.float().sum() for t in outputs]).sum()
+        return torch.autograd.grad(total, weights, allow_unused=True)
+
+    return step
+
+
+def _peak(model: nn.Module, inputs: Inputs) -> int:
+    """Bytes that one forward takes on its GPU beyond what was there."""
+    args, kwargs = inputs
+    device = device_of(args, kwargs)
+    with preserved(model), torch.no_grad():
+        model.eval()
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        model(*args, **kwargs)
+        return torch.cuda.max_memory_allocated(device) - before

@@ -1,0 +1,137 @@
+"""A report in words: amounts with units, the verdict in one line, the summary as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tabulate import tabulate
+
+if TYPE_CHECKING:
+    from .report import Report
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_TOLD = ("fisher", "taylor", "custom")
+"""Scores that say what the network loses; magnitudes do not."""
+
+_FASTER = {"ms": "faster than dense", "MACs": "fewer MACs than dense", "bytes": "less memory than dense"}
+
+
+def amount(value: float, unit: str = "") -> str:
+    """ "4.02 ms", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
+    if unit == "ms":
+        return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
+    for size, prefix in _STEPS:
+        if abs(value) >= size:
+            word = f"{prefix}B" if unit == "bytes" else f"{prefix} {unit}"
+            return f"{_three(value / size)} {word}".rstrip()
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def _three(value: float) -> str:
+    """With three digits: "9.30", "18.6", "104"."""
+    return f"{value:#.3g}".rstrip(".") if value else "0"
+
+
+def fewer(before: float, after: float) -> str:
+    """ "1.66 times" of a decrease."""
+    return f"{before / after:.3g} times" if after else "all"
+
+
+def verdict(report: Report) -> str:
+    """Whether the budget is met, what was gained, and what it cost, in one line."""
+    measured, allowed = amount(report.measured, report.unit), amount(report.budget, report.unit)
+    if not report.plan:
+        return f"Nothing removed: the dense network's {measured} meet the budget of {allowed} as they are"
+    off = report.measured / report.budget - 1
+    state = "Budget met" if report.met else f"Budget missed by {off:.1%}"
+    if report.met and measured != allowed and off > 0:
+        state += f" to within {max(off, 0.001):.1%}"
+    if not report.trusted:
+        state += ", by times that are not to be trusted"
+    gained = f"{fewer(report.dense, report.measured)} {_FASTER.get(report.unit, f'fewer {report.unit} than dense')}"
+    parts = [f"{state}: {measured} of {allowed} allowed", gained]
+    if len(report.scores) > 1:
+        parts.append(f"score from {report.scores[0][1]:.4g} to {report.scores[-1][1]:.4g}")
+    elif report.rounds and report.saliency in _TOLD:
+        best = min(report.rounds, key=lambda r: abs(r.measured - report.measured))
+        parts.append(f"{best.saliency_kept:.1%} of the importance kept")
+    return ", ".join(parts)
+
+
+def summarized(report: Report, groups: bool = True) -> str:
+    """The verdict, costs and sizes; with `groups` also every group, what is frozen and why, and how good predictions
+    were."""
+    head = [
+        ["dense", report.dense, 1.0],
+        ["budget", report.budget, report.budget / report.dense],
+        ["predicted", report.predicted, report.predicted / report.dense],
+        ["measured", report.measured, report.measured / report.dense],
+    ]
+    parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
+    parts.append(tabulate(_sizes(report), headers=["", "dense", "pruned", "of dense"], colalign=_RIGHT))
+    parts += _further(report)
+    if groups:
+        parts += _long(report)
+    else:
+        count = len(report.frozen)
+        still = f"; {count} group{'s' * (count != 1)} could not shrink" if count else ""
+        parts.append(f"{_shrunk(report)}{still}: summary() has them all, to_html(path) draws them")
+    return "\n\n".join([*parts, *(f"note: {note}" for note in report.notes)])
+
+
+_RIGHT = ("left", "right", "right", "right")
+
+
+def _sizes(report: Report) -> list[list[str]]:
+    rows = []
+    figures = (("MACs", report.macs), ("parameters", report.parameters), ("activation bytes", report.memory))
+    for name, (before, after) in figures:
+        if before:
+            rows.append([name, amount(before), amount(after), f"{after / before:.1%}"])
+    return rows
+
+
+def _shrunk(report: Report) -> str:
+    fewer_channels = sum(g.kept < g.size for g in report.groups)
+    return f"{fewer_channels} of {len(report.groups)} channel groups shrank"
+
+
+def _further(report: Report) -> list[str]:
+    """Further budgets, branches, and attributes that were changed."""
+    parts = []
+    for name, (dense, budget, measured) in report.extra.items():
+        parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
+    if report.branches:
+        dropped = ", ".join(report.dropped) or "none"
+        offered = sum(state in ("dropped", "kept") for state in report.branches.values())
+        parts.append(f"branches dropped: {dropped} ({len(report.dropped)} of {offered} that may be)")
+    if report.scores:
+        steps = [[cost, cost / report.dense, score] for cost, score in report.scores]
+        parts.append(tabulate(steps, headers=[report.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
+    if str(report.rewrite_kind):
+        parts.append(f"rewrite: {report.rewrite_kind}")
+    return parts
+
+
+def _long(report: Report) -> list[str]:
+    rows = [[g.name, g.size, g.kept, g.kept / g.size] for g in report.groups]
+    parts = [tabulate(rows, headers=["group", "channels", "kept", "share"], floatfmt=".0%")]
+    if report.frozen:
+        parts.append(tabulate(list(report.frozen.items()), headers=["frozen group", "reason"]))
+    stay = [row for row in report.branches.items() if row[1] not in ("dropped", "kept")]
+    if stay:
+        parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
+    parts.append(f"channels ranked by: {report.saliency}")
+    parts += prediction(report)
+    if report.seconds:
+        parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in report.seconds.items()))
+    return parts
+
+
+def prediction(report: Report) -> list[str]:
+    """How good the predictions were: of the network before and after calibration, and of its layers."""
+    if not report.layers:
+        return []
+    before, after = (x / report.measured - 1 for x in (report.uncalibrated, report.predicted))
+    text = f"predictions off by {after:+.1%} calibrated, {before:+.1%} before (the sum of the layers)"
+    return [f"{text}; layers by {report.layer_error:.1%} in the mean"]

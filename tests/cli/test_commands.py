@@ -1,0 +1,238 @@
+"""Commands: what they leave, what they say, and what they exit with."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from command_line import SMALL
+from typer.testing import CliRunner
+
+import halp_fx
+from halp_fx.cli.app import app
+from halp_fx.cli.guarding import _saved, guarded
+from halp_fx.cli.models import make_model
+
+COUNTED = (*SMALL, "--cost", "macs")
+COMMANDS = (
+    "demo",
+    "prune",
+    "sweep",
+    "apply",
+    "export",
+    "report",
+    "compare",
+    "bench",
+    "profile",
+    "explain",
+    "solve",
+    "info",
+)
+ROOT = Path(halp_fx.__file__).parents[1]
+
+
+def test_prune_leaves_a_folder(run, tmp_path):
+    found = run("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--out", "small")
+    assert found.code == 0
+    assert "Budget met" in found.out
+    names = {p.name for p in (tmp_path / "small").iterdir()}
+    assert names == {"model.safetensors", "plan.json", "report.html", "report.json"}
+    assert halp_fx.Plan.from_json((tmp_path / "small" / "plan.json").read_text())
+
+
+def test_prune_in_json(run):
+    found = run("prune", *COUNTED, "--budget", "60%", "--json")
+    assert found.json["met"] is True
+    assert found.json["measured"] <= found.json["budget"] < found.json["dense"]
+    assert "Budget met" in found.err
+
+
+def test_several_budgets(run):
+    found = run("prune", *COUNTED, "-b", "macs=60%", "-b", "params=50%")
+    assert found.code == 0
+    assert "params" in found.out
+    assert run("prune", *COUNTED, "-b", "60%", "-b", "params=50%").code == 1
+
+
+def test_weights_come_back(run, tmp_path):
+    """The network of a folder, made anew, computes what the pruned one did."""
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    sizes = run("compare", *SMALL, "small", "--seconds", 0, "--json").json["networks"]
+    assert [n["name"] for n in sizes] == ["dense", "small"]
+    assert sizes[1]["parameters"] < sizes[0]["parameters"]
+
+
+def test_the_checkpoint_is_the_network(run, tmp_path):
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    dense = make_model("nets.py:make")
+    small = halp_fx.load(tmp_path / "small" / "model.safetensors", dense)
+    assert small[0].out_channels < dense[0].out_channels
+    assert small.halp == halp_fx.Report.from_json((tmp_path / "small" / "report.json").read_text())
+
+
+def test_export(run, tmp_path):
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("export", *SMALL, "small", "--to", "nets.pt2", "--json")
+    assert found.json["path"] == "nets.pt2"
+    assert found.json["deviation"] < 1e-5
+    assert (tmp_path / "nets.pt2").stat().st_size == found.json["size"]
+    assert run("export", *SMALL, "small", "--to", "nets.doc").code == 1
+    early = run("prune", *COUNTED, "--budget", "50%", "--out", "other", "--export", "doc")
+    assert early.code == 1
+    assert "--export doc is not known: onnx or pt2" in early.err
+    assert list((tmp_path / "other").iterdir()) == []
+
+
+def test_report(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("report", "small", "--html", "again.html", "--plots", "pictures", "--json")
+    assert found.json["unit"] == "MACs"
+    assert "Budget met" in found.err
+    assert (tmp_path / "again.html").read_text() == (tmp_path / "small" / "report.html").read_text()
+    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
+        f"{n}.{k}" for n in ("layers", "widths") for k in ("png", "svg")
+    }
+    assert "there is no nowhere" in run("report", "nowhere").err
+    assert run("report", "nets.py").code == 1
+
+
+def test_apply(run, tmp_path):
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("apply", *SMALL, "small", "--json")
+    assert found.json["parameters"][1] < found.json["parameters"][0]
+    other = run("apply", "nets.py:make", "small/plan.json", "--input", "1x3x8x8", "--set", "width=8")
+    assert other.code == 1
+    assert "error: " in other.err
+
+
+def test_sweep(run, tmp_path):
+    found = run("sweep", *COUNTED, "--budgets", "80%, 50%,0.01%", "--out", "curve")
+    assert found.code == 0
+    assert "0.01%: a budget of" in found.out
+    with (tmp_path / "curve" / "sweep.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [r["budget"] for r in rows] == ["80%", "50%"]
+    assert float(rows[1]["measured"]) < float(rows[0]["measured"])
+    assert (tmp_path / "curve" / "50" / "report.html").is_file()
+    assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
+
+
+def test_explain(run):
+    assert "2 groups may shrink" in run("explain", *SMALL).out
+    assert "not coupled" in run("explain", *SMALL, "--between", "0", "7").out
+    assert {g["name"] for g in run("explain", *SMALL, "--json").json["groups"]} >= {"0", "3"}
+    wrong = run("explain", *SMALL, "--ignore", "nothing*")
+    assert wrong.code == 1
+    assert "matches no module" in wrong.err
+
+
+def test_bench(run):
+    found = run("bench", *SMALL, "nets.py:network", "--seconds", 0, "--training", "--json").json
+    assert [n["name"] for n in found["networks"]] == ["nets.py:make", "nets.py:network"]
+    assert all(n["training"]["median_ms"] > 0 for n in found["networks"])
+
+
+def test_info(run):
+    found = run("info", "--json")
+    assert found.json["torch"] == torch.__version__
+    assert "eager" in found.json["runtimes"]
+    assert torch.__version__ in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("prune", "resnet81", "--budget", "50%"), 1, "did you mean resnet18"),
+        (("prune", *COUNTED, "--budget", "lots"), 1, "budget 'lots'"),
+        (("prune", *COUNTED, "--budget", "0.01%"), 3, "cannot be reached"),
+        (("prune", *SMALL, "--cost", "joy", "--budget", "50%"), 1, "--cost 'joy' is not known"),
+        (("prune", *COUNTED, "--budget", "50%", "--weights", "none.pt"), 1, "there is no file none.pt"),
+        (("prune", *COUNTED, "--budget", "50%", "--out", "nets.py"), 1, "nothing can be written to nets.py"),
+        (("prune", *COUNTED), 2, "--budget"),
+        (("apply", *SMALL, "nowhere"), 1, "nowhere"),
+        (("no-such-command",), 2, "no-such-command"),
+        (("table", "show", "none.json"), 1, "none.json"),
+    ],
+)
+def test_what_goes_wrong_is_said(run, words, code, said):
+    found = run(*words)
+    assert found.code == code
+    assert said in re.sub(r"\s+", " ", found.err)
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_that_is_not_writable(run, tmp_path):
+    (tmp_path / "locked").mkdir(mode=0o500)
+    found = run("prune", *COUNTED, "--budget", "50%", "--out", "locked/small")
+    assert found.code == 1
+    assert "nothing can be written" in found.err
+
+
+def test_ctrl_c_says_what_was_saved(run, tmp_path, monkeypatch):
+    wrote = halp_fx.reporting.report.Report.to_html
+    folders = []
+
+    def interrupted(report, path):
+        folders.append(path)
+        if len(folders) == 2:
+            raise KeyboardInterrupt
+        return wrote(report, path)
+
+    monkeypatch.setattr(halp_fx.reporting.report.Report, "to_html", interrupted)
+    found = run("sweep", *COUNTED, "--budgets", "80%,50%", "--out", "curve")
+    assert found.code == 130
+    assert "interrupted\nsaved: curve/80/plan.json, curve/80/model.safetensors" in found.err
+    assert "curve/sweep.csv" in found.err
+    assert "run the same command again" in found.err
+    assert len((tmp_path / "curve" / "sweep.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PermissionError(13, "Permission denied", "x")])
+def test_what_a_command_raises_is_words(error, capsys):
+    @guarded()
+    def command():
+        raise error
+
+    with pytest.raises(BaseException) as stopped:  # noqa: PT011
+        command()
+    assert stopped.value.exit_code == (130 if error is KeyboardInterrupt else 1)
+    assert capsys.readouterr().err.strip()
+    assert not _saved
+
+
+@pytest.mark.parametrize("command", [*((c,) for c in COMMANDS), *(("table", c) for c in ("build", "show", "merge"))])
+def test_help_has_examples_and_exit_codes(command):
+    found = CliRunner().invoke(app, [*command, "--help"], terminal_width=60)
+    assert found.exit_code == 0
+    assert f"halp-fx {' '.join(command)}" in found.output
+    assert "Exit codes:" in found.output
+    assert "130" in found.output
+    assert max(map(len, found.output.splitlines())) <= 68  # Examples keep their lines.
+
+
+def test_every_option_has_words():
+    """No option is left without help."""
+    for command in COMMANDS:
+        text = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "300"}).output
+        options = [line for line in text.partition("Options:")[2].splitlines() if re.match(r"\s+-", line)]
+        assert options
+        for line in options:
+            assert len(re.split(r"\s{2,}", line.strip())) > 1, line
+
+
+def test_the_program_itself(tmp_path):
+    """No display, a narrow terminal, no colours: words."""
+    environment = {k: v for k, v in os.environ.items() if k != "DISPLAY"} | {"COLUMNS": "60", "TERM": "dumb"}
+    words = [sys.executable, "-m", "halp_fx", "prune", "resnet18", "--budget", "50%", "--out", "setup.py"]
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: nothing can be written to setup.py")
+    assert done.stdout == ""

@@ -1,0 +1,212 @@
+"""Models, weights and data by their names on a command line."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from command_line import NETS
+from torch import nn
+
+from halp_fx.cli.data import load_data
+from halp_fx.cli.models import Source, import_function, make_model, parse_settings, parse_shape
+from halp_fx.cli.weights import load_weights
+from halp_fx.errors import HalpError, ModelError
+
+
+@pytest.fixture(autouse=True)
+def _folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "nets.py").write_text(NETS)
+    yield
+    sys.modules.pop("nets", None)
+
+
+def test_libraries():
+    assert type(make_model("torchvision:resnet18", {"num_classes": 3})).__name__ == "ResNet"
+    assert make_model("resnet18", {"num_classes": 3}).fc.out_features == 3
+    pytest.importorskip("timm")
+    assert make_model("timm:resnet10t", {"num_classes": 5}).get_classifier().out_features == 5
+
+
+def test_a_detector_fetches_nothing():
+    assert type(make_model("torchvision:ssdlite320_mobilenet_v3_large")).__name__ == "SSD"
+
+
+def test_ultralytics():
+    pytest.importorskip("ultralytics")
+    assert sum(p.numel() for p in make_model("ultralytics:yolo11n").parameters()) > 1e6
+
+
+def test_hugging_face(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    kind = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    assert type(make_model("hf:resnet", kind)).__name__ == "ResNetForImageClassification"
+    transformers.ResNetConfig(**kind, architectures=["ResNetModel"]).save_pretrained(tmp_path / "saved")
+    assert type(make_model("hf:saved")).__name__ == "ResNetModel"
+    with pytest.raises(ModelError, match=r"did you mean resnet"):
+        make_model("hf:resnett")
+
+
+@pytest.mark.parametrize("name", ["nets.py:make", "nets:make", "nets.py:network"])
+def test_files_and_modules(name):
+    assert isinstance(make_model(name), nn.Sequential)
+
+
+def test_arguments_of_a_factory():
+    assert make_model("nets.py:make", {"width": 5})[0].out_channels == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("resnet81", r"torchvision has no model 'resnet81'; did you mean resnet18"),
+        ("torchvision:no_such", "torchvision has no model 'no_such'"),
+        ("torchvsion:resnet18", r"'torchvsion' cannot be imported.*did you mean torchvision\?"),
+        ("nets.py:mak", r"nets.py has no 'mak'; did you mean make"),
+        ("none.py:make", "there is no file none.py"),
+        ("nets.py:fails", r"nets.py:fails cannot be made with \(\): RuntimeError: no such luck"),
+        ("nets.py:number", "'nets.py:number' is an int, neither an nn.Module nor a function"),
+        ("nets.py:batches", r"'nets.py:batches' gave a list, not an nn.Module"),
+        ("no.such.module:f", "'no.such.module' cannot be imported"),
+    ],
+)
+def test_what_is_not_there_is_named(name, words):
+    with pytest.raises(ModelError, match=words):
+        make_model(name)
+
+
+def test_a_file_with_an_error_is_named(tmp_path):
+    (tmp_path / "broken.py").write_text("x = 1 / 0")
+    with pytest.raises(ModelError, match=r"'broken.py' cannot be imported: ZeroDivisionError"):
+        import_function("broken.py:make")
+
+
+def test_shapes_and_settings():
+    assert parse_shape("2x3x8X8") == (2, 3, 8, 8)
+    assert parse_settings(["classes=3", "kind=basic", "on=True", "sizes=[1, 2]"]) == {
+        "classes": 3,
+        "kind": "basic",
+        "on": True,
+        "sizes": [1, 2],
+    }
+    for wrong in ("1x3xa", "", "1x0x3"):
+        with pytest.raises(ModelError, match="malformed"):
+            parse_shape(wrong)
+    with pytest.raises(ModelError, match="write NAME=VALUE"):
+        parse_settings(["classes"])
+
+
+def test_a_source_has_everything():
+    source = Source("nets.py:make", ["2x3x8x8"], ["classes=7"], dtype="bfloat16", channels_last=True)
+    model, (x,) = source.load()
+    assert not model.training
+    assert model[0].weight.dtype == x.dtype == torch.bfloat16
+    assert x.is_contiguous(memory_format=torch.channels_last)
+    assert tuple(model(x).shape) == (2, 7)
+
+
+@pytest.mark.parametrize(("dtype", "device"), [("int8", "cpu"), ("float99", "cpu"), ("float32", "cuda:77")])
+def test_dtypes_and_devices_that_are_not_there(dtype, device):
+    with pytest.raises(ModelError, match="is not"):
+        Source("nets.py:make", ["1x3x8x8"], dtype=dtype, device=device).load()
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_weights_in_the_forms_that_training_leaves(tmp_path, wrap, prefix):
+    trained, model = make_model("nets.py:make"), make_model("nets.py:make")
+    torch.save(wrap({prefix + k: v for k, v in trained.state_dict().items()}), tmp_path / "w.pt")
+    load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(v, trained.state_dict()[k]) for k, v in model.state_dict().items())
+
+
+def test_weights_in_safetensors(tmp_path):
+    files = pytest.importorskip("safetensors.torch")
+    trained, model = make_model("nets.py:make"), make_model("nets.py:make")
+    files.save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    load_weights(model, tmp_path / "w.safetensors")
+    assert torch.equal(model[0].weight, trained[0].weight)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    model = make_model("nets.py:make")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    other = make_model("nets.py:make", {"classes": 9}).state_dict()
+    del other["0.bias"]
+    torch.save({**other, "head.weight": torch.ones(1)}, tmp_path / "w.pt")
+    words = r"1 missing \(0.bias\); 1 not in the model \(head.weight\); 2 of another shape"
+    with pytest.raises(ModelError, match=words):
+        load_weights(model, tmp_path / "w.pt")
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_files_that_hold_no_weights(tmp_path):
+    model = make_model("nets.py:make")
+    torch.save(model, tmp_path / "whole.pt")
+    torch.save({"epoch": 3}, tmp_path / "log.pt")
+    (tmp_path / "words.pt").write_text("weights, they said")
+    (tmp_path / "words.safetensors").write_text("weights, they said")
+    for name, words in [
+        ("whole.pt", "more than weights"),
+        ("log.pt", "no state_dict: it holds a mapping with the keys epoch"),
+        ("words.pt", "words.pt"),
+        ("words.safetensors", "no file of safetensors"),
+        ("none.pt", "there is no file"),
+    ]:
+        if name.endswith("safetensors"):
+            pytest.importorskip("safetensors")
+        with pytest.raises(ModelError, match=words):
+            load_weights(model, tmp_path / name)
+
+
+@pytest.fixture
+def images(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for kind in ("cats", "dogs"):
+        (tmp_path / "photos" / kind).mkdir(parents=True)
+        for i in range(3):
+            size, colour = (20 + 10 * i, 16), (255, 0, 0) if kind == "cats" else (0, 0, 255)
+            image.new("RGB", size, colour).save(tmp_path / "photos" / kind / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_a_folder_of_images(images):
+    data = load_data(str(images), (1, 3, 8, 12), 4)
+    first, second = list(data)
+    assert tuple(first[0].shape) == (4, 3, 8, 12)
+    assert len(second[1]) == 2
+    pixels, labels = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+    assert sorted(labels.tolist()) == [0, 0, 0, 1, 1, 1]
+    # Red cats are 0, blue dogs 1; both normalised as ImageNet's.
+    red = (pixels[:, 0] - (1 - 0.485) / 0.229).abs().amax((1, 2)) < 1e-4
+    assert torch.equal(red, labels == 0)
+    assert all(torch.equal(a, b) for a, b in zip(next(iter(data)), first, strict=True))
+
+
+def test_images_without_classes(images):
+    (batch,) = load_data(str(images / "cats"), (1, 1, 8, 8), 4)
+    assert tuple(batch.shape) == (3, 1, 8, 8)
+
+
+def test_batches_of_a_function():
+    assert len(list(load_data("nets.py:batches", (1, 3, 8, 8), 4))) == 2
+    assert load_data(None, (1, 3, 8, 8), 4) is None
+
+
+def test_data_that_is_none(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_text("no image")
+    for name, shape, words in [
+        ("empty", (1, 3, 8, 8), "no images there"),
+        ("nowhere", (1, 3, 8, 8), "there is no such folder"),
+        ("nets.py:number", (1, 3, 8, 8), "gave int, not batches"),
+        ("empty", (1, 16), "needs an --input of 4 sizes"),
+    ]:
+        with pytest.raises(HalpError, match=words):
+            load_data(name, shape, 4)
+    with pytest.raises(HalpError, match="no image that can be read"):
+        list(load_data("broken", (1, 3, 8, 8), 4))

@@ -1,0 +1,65 @@
+"""`halp-fx table …` and `halp-fx profile`, with a timer that obeys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import SMALL
+from test_latency_measured import FakeTimer
+
+from halp_fx.latency import read_table
+
+
+@pytest.fixture(autouse=True)
+def _obedient(monkeypatch):
+    fake = FakeTimer()
+    monkeypatch.setattr("halp_fx.latency.sampler.timer_for", lambda runtime: fake)
+
+
+def test_build_show_check(run):
+    assert "points of 7 layers" in run("table", "build", *SMALL, "--table", "table.json").out
+    assert "aten::convolution" in run("table", "show", "table.json").out
+    assert "measured on this device" in run("table", "check", "table.json").out
+    other = run("table", "check", "table.json", "--threads", 7)
+    assert other.code == 1
+    assert "threads" in other.err
+
+
+def test_the_cache_is_the_default(run):
+    run("table", "build", *SMALL)
+    assert "torch_version" in run("table", "show", "--rows", 1).out
+
+
+def test_build_says_where_in_json(run):
+    found = run("table", "build", *SMALL, "--table", "t.json", "--json")
+    assert found.json["path"] == "t.json"
+    assert found.json["points"] == len(read_table(Path("t.json")))
+    assert "points of" in found.err
+
+
+def test_merge(run, tmp_path):
+    run("table", "build", *SMALL, "--table", "a")
+    run("table", "build", SMALL[0], "--shape", "1x3x16x16", "--table", "b")
+    assert "points of 13 layers" in run("table", "merge", "merged.json", "a", "b").out
+    merged, parts = read_table(tmp_path / "merged.json"), [read_table(tmp_path / name) for name in "ab"]
+    assert len(merged) == len({(key, point) for t in parts for key, row in t.entries.items() for point in row})
+    run("table", "build", *SMALL, "--table", "other", "--threads", 2)
+    before = (tmp_path / "merged.json").read_bytes()
+    assert run("table", "merge", "merged.json", "other").code == 1
+    assert (tmp_path / "merged.json").read_bytes() == before
+
+
+def test_profile(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    found = run("profile", *SMALL, "--channels-last", "--plots", "plots", "--json")
+    assert "end to end" in found.err
+    assert found.json["unit"] == "ms"
+    assert {g["name"] for g in found.json["groups"] if g["frozen"] is None} == {"0", "3"}
+    assert (tmp_path / "plots" / "network.png").exists()
+
+
+def test_profile_of_a_counted_cost(run):
+    found = run("profile", *SMALL, "--cost", "macs", "--json").json
+    assert found["unit"] == "MACs"
+    assert found["dense"] == found["sum_of_layers"] == 3 * 16 * 9 * 64 + 16 * 16 * 9 * 36 + 16 * 4
