@@ -1,6 +1,7 @@
 """Hardware-aware latency pruning: `halp_fx.prune(model, budget)`."""
 
 from .api import compensate, prune, rewrite, zero
+from .compiling import compile, reports
 from .coupling.branches import Branch, Branches
 from .coupling.propagation import couple
 from .coupling.residual import find_branches
@@ -78,6 +79,7 @@ __all__ = [
     "WidthValues",
     "channel_groups",
     "compensate",
+    "compile",
     "couple",
     "dependency_graph",
     "distill",
@@ -92,6 +94,7 @@ __all__ = [
     "rebind",
     "recalibrate",
     "register_rule",
+    "reports",
     "rewrite",
     "save",
     "score",

@@ -99,11 +99,15 @@ def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
     return partial(model, *args, **kwargs)
 
 
-def compiled_network(model: nn.Module, runtime: str = "inductor") -> Compiled:
-    """The network's code for a runtime of inductor, which takes the network as its first argument."""
+def compiled_network(model: nn.Module, runtime: str = "inductor", fullgraph: bool = False) -> Compiled:
+    """The network's code for a runtime of inductor, which takes the network as its first argument.
+
+    Args:
+        fullgraph: refuse a forward that breaks into several graphs, when it is compiled.
+    """
     known = _NETWORKS.setdefault(model, {})
     if runtime not in known:
-        known[runtime] = Compiled(_applied, options=compile_options(runtime))
+        known[runtime] = Compiled(_applied, options=compile_options(runtime), fullgraph=fullgraph)
     return known[runtime]
 
 
