@@ -23,6 +23,7 @@ from .errors import (
 from .exporting import Export, export
 from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
 from .latency.allocator import keep_memory
+from .passes import PruneChannels
 from .reporting.explaining import dependency_graph, explain
 from .reporting.profiling import Profile, profile
 from .reporting.report import Report

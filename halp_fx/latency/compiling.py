@@ -141,7 +141,7 @@ def warm_up(call: Callable[[], Any], frozen: bool = False) -> None:
             raise LatencyError(
                 "torch.compile does not work here, and nothing was measured: inductor needs a C++ compiler (g++ or "
                 "clang++; the variable CXX may name it), and Triton on a GPU; runtime='eager' needs neither "
-                f"({_first_line(error)})"
+                f"({_first_line(error.inner_exception)})"
             ) from error
 
 

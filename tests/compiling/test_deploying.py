@@ -10,6 +10,7 @@ from oracle import Net, randomized
 from torch import nn
 
 import halp_fx
+from halp_fx.compiling import deploying
 from halp_fx.latency import compiling
 
 X = torch.randn(1, 3, 16, 16)
@@ -39,16 +40,26 @@ def backend(monkeypatch):
     return counting
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    """Counts instead of measuring; the runtimes that networks would have been timed in."""
+    asked = []
+    monkeypatch.setattr(deploying, "MeasuredLatency", lambda runtime: asked.append(runtime) or halp_fx.MacsCost())
+    return asked
+
+
 def network(function=lambda m, x: m.head(m.conv(x).relu().mean((2, 3)))):
     layers = {"conv": nn.Conv2d(3, 16, 3), "head": nn.Linear(16, 5)}
     return randomized(Net(function, **layers)).float()
 
 
-def test_the_network_is_compiled_in_place_and_warm(backend):
+def test_the_network_is_compiled_in_place_and_warm(backend, clock):
     model = network()
-    small = halp_fx.compile(model, 0.99, X, mode="max-autotune", progress=False, tolerance=0.9)
+    small = halp_fx.compile(model, 0.6, X, mode="max-autotune", progress=False)
     assert type(small) is type(model)
     assert list(small.state_dict()) == list(model.state_dict())
+    assert small.conv.out_channels < 16
+    assert clock == ["inductor:max-autotune"]
     assert not small.training
     assert model.training
     assert backend.options["max_autotune"]
@@ -62,8 +73,9 @@ def test_the_network_is_compiled_in_place_and_warm(backend):
     assert copy.deepcopy(small)(X).shape == (1, 5)
 
 
-def test_frozen_code_is_asked_for_and_timed_as_such(backend):
-    small = halp_fx.compile(network(), 0.99, X, freeze=True, progress=False, tolerance=0.9)
+def test_frozen_code_is_asked_for_and_timed_as_such(backend, clock):
+    small = halp_fx.compile(network(), 0.6, X, freeze=True, progress=False)
+    assert clock == ["inductor-frozen"]
     assert backend.options == {"freezing": True}
     assert small.halp.compilation.runtime == "inductor-frozen"
 
@@ -74,11 +86,11 @@ def broken(m, x):
     return m.head(x.relu().mean((2, 3)))
 
 
-def test_a_forward_that_breaks_is_refused_before_anything_is_measured(backend):
+def test_a_forward_that_breaks_is_refused_before_anything_is_measured(backend, clock):
     with pytest.raises(halp_fx.LatencyError, match=r"breaks into several graphs.*fullgraph=False"):
         halp_fx.compile(network(broken), 0.9, X, progress=False)
-    assert backend.calls == 0
-    small = halp_fx.compile(network(broken), 0.99, X, fullgraph=False, progress=False, tolerance=0.9)
+    assert (backend.calls, clock) == (0, [])
+    small = halp_fx.compile(network(broken), 0.6, X, fullgraph=False, progress=False)
     assert small.halp.compilation.graphs == 2
 
 
@@ -110,3 +122,11 @@ def test_runtimes_are_named():
         halp_fx.MeasuredLatency("inductr")
     with pytest.raises(halp_fx.LatencyError, match="not known"):
         halp_fx.MeasuredLatency("eager:max-autotune")
+
+
+def test_networks_are_timed_compiled(backend):
+    """The real clock, at the shortest: the dense network meets the budget as it is, and is timed twice."""
+    small = halp_fx.compile(network(), 1.0, X, progress=False)
+    assert small.halp.unit == "ms"
+    assert small.conv.out_channels == 16
+    assert backend.calls > 15
