@@ -67,6 +67,7 @@ __all__ = [
     "PlanError",
     "ProblemError",
     "Profile",
+    "PruneChannels",
     "Pruner",
     "Report",
     "RewriteError",

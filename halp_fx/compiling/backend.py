@@ -53,9 +53,12 @@ class _Known:
         return same and self.asked.same(asked)
 
 
-@dataclass(slots=True)
+@dataclass
 class Backend:
-    """What `backend="halp_fx"` names; `torch.compile` calls it once for every graph."""
+    """What `backend="halp_fx"` names; `torch.compile` calls it once for every graph.
+
+    It has no slots: PyTorch puts tags on a backend that it registers.
+    """
 
     _known: list[_Known] = field(default_factory=list)
     _reports: list[Report] = field(default_factory=list)

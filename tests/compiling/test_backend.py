@@ -218,6 +218,18 @@ def test_options_are_checked(options, match):
         Options.of(options)
 
 
+def test_it_can_be_registered_under_a_name():
+    """As PyTorch does with what an entry point names."""
+    name = "halp_fx_by_name"
+    if name not in torch._dynamo.list_backends():
+        torch._dynamo.register_backend(BACKEND, name=name)
+    model = network()
+    plan = half_plan(halp_fx.channel_groups(model, X))
+    fast = torch.compile(model, backend=name, options={"plan": plan, "inner": "eager"})
+    with torch.no_grad():
+        assert relative_error(fast(X), reference(model)(X)) < 1e-12
+
+
 def test_the_entry_point_names_the_backend():
     found = [e for e in importlib.metadata.entry_points(group="torch_dynamo_backends") if e.name == "halp_fx"]
     if not found:
