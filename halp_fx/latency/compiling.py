@@ -14,6 +14,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -143,6 +144,26 @@ def warm_up(call: Callable[[], Any], frozen: bool = False) -> None:
                 "clang++; the variable CXX may name it), and Triton on a GPU; runtime='eager' needs neither "
                 f"({_first_line(error.inner_exception)})"
             ) from error
+
+
+def packaged(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Any]:
+    """A program compiled ahead of time into a package (a `.pt2` file), and loaded from there.
+
+    Raises:
+        LatencyError: the compiler does not work here.
+    """
+    import torch._inductor as inductor
+
+    try:
+        run: Callable[..., Any] = inductor.aoti_load_package(
+            inductor.aoti_compile_and_package(program, package_path=str(path))
+        )
+    except Exception as error:
+        raise LatencyError(
+            f"AOTInductor cannot compile this network here; it needs a C++ compiler, as inductor does "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    return run
 
 
 def _freezing() -> AbstractContextManager[None]:
