@@ -114,7 +114,9 @@ class Backend:
     def _smaller(self, found: Unlifted, asked: Options) -> tuple[fx.GraphModule, Plan, Coupling]:
         """The network, the plan that leads to it, and the coupling of what it was."""
         parameters = tuple(found.network.parameters())
-        plan = asked.plan or next((k.plan for k in self._known if k.fits(parameters, asked)), None)
+        plan = asked.plan
+        if plan is None:
+            plan = next((k.plan for k in self._known if k.fits(parameters, asked)), None)
         coupling = channel_groups(found.network, found.examples)
         _check_evaluates(coupling)
         if plan is not None:

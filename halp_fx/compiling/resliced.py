@@ -27,7 +27,7 @@ class Resliced:
     def __init__(self, small: fx.GraphModule, found: Unlifted, plan: Plan, coupling: Coupling, code: Any) -> None:
         self._small, self._plan, self._coupling, self._code = small, plan, coupling, code
         self._names, self._positions, self._others = found.names, found.positions, found.others
-        self._seen = [_state(t) for t in map(dict(named_tensors(found.network)).get, found.names) if t is not None]
+        self._seen = [_state(_tensor(found.network, name)) for name in found.names]
         self._template = hollowed(found.network)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -53,6 +53,12 @@ class Resliced:
 
 def _state(tensor: torch.Tensor) -> State:
     return id(tensor), 0 if tensor.is_inference() else tensor._version
+
+
+def _tensor(model: nn.Module, name: str) -> torch.Tensor:
+    path, _, last = name.rpartition(".")
+    found: torch.Tensor = getattr(model.get_submodule(path), last)
+    return found
 
 
 def _put(model: nn.Module, name: str, tensor: torch.Tensor) -> None:

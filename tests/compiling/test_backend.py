@@ -84,6 +84,12 @@ def test_equals_the_eager_network_with_the_same_plan(name):
         assert relative_error(fast(x), model(x)) > 1e-6
 
 
+def test_a_plan_that_drops_nothing():
+    model = network()
+    with torch.no_grad():
+        assert relative_error(compiled(model, plan=Plan())(X), model(X)) < 1e-12
+
+
 def test_a_plan_from_a_file(tmp_path):
     model = network()
     (tmp_path / "plan.json").write_text(half_plan(halp_fx.channel_groups(model, X)).to_json())
@@ -145,6 +151,28 @@ def test_two_networks_of_one_class_have_their_own_weights():
         for _ in range(2):
             for model, run in zip(models, fast, strict=True):
                 assert relative_error(run(X), reference(model)(X)) < 1e-12
+
+
+def test_tied_weights_stay_tied():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.a, self.b = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+            self.b.weight, self.head = self.a.weight, nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.head(self.b(self.a(self.stem(x)).relu()).mean((2, 3)))
+
+    model = randomized(Tied()).eval()
+    coupling = halp_fx.channel_groups(model, X)
+    plan = half_plan(coupling)
+    assert plan
+    fast = compiled(model, plan=plan)
+    with torch.no_grad():
+        for _ in range(2):
+            small = halp_fx.rewrite(model, plan, X, coupling=coupling)
+            assert relative_error(fast(X), small(X)) < 1e-12
+            model.a.weight.mul_(2)
 
 
 def test_dense_weights_are_not_kept_alive():
