@@ -78,6 +78,9 @@ setup(
     package_data={"halp_fx": ["py.typed", "reporting/*.jinja"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["halp-fx=halp_fx.cli:main"]},
+    entry_points={
+        "console_scripts": ["halp-fx=halp_fx.cli:main"],
+        "torch_dynamo_backends": ["halp_fx=halp_fx.compiling.backend:BACKEND"],
+    },
     zip_safe=False,
 )

@@ -13,6 +13,7 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .api import compensate, prune, rewrite, zero
+    from .compiling import compile, reports
     from .coupling.branches import Branch, Branches
     from .coupling.propagation import couple
     from .coupling.residual import find_branches
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .latency import CallableCost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost, RooflineCost
     from .latency.allocator import keep_memory
     from .latency.benchmarking import Benchmark, benchmark
+    from .passes import PruneChannels
     from .reporting.explaining import dependency_graph, explain
     from .reporting.profiling import Profile, profile
     from .reporting.report import Report
@@ -83,12 +85,17 @@ _HOMES = {
     "training.pruner": ("Pruner",),
     "trials.trials": ("channel_groups",),
     "types": ("ChannelGroup", "Coupling", "DependencyGraph", "Plan"),
+    "compiling": (
+        "compile",
+        "reports",
+    ),
+    "passes": ("PruneChannels",),
 }
 """Module -> the public names that it is home to. `tests/test_lazy.py` holds it against the imports above."""
 
 _ROOMS = (
-    *("api", "cli", "coupling", "errors", "exporting", "internals", "kernels"),
-    *("latency", "model", "progress", "pruning", "reporting", "rewriting", "rules"),
+    *("api", "cli", "compiling", "coupling", "errors", "exporting", "internals", "kernels"),
+    *("latency", "model", "passes", "progress", "pruning", "reporting", "rewriting", "rules"),
     *("saving", "scoring", "solver", "tracing", "training", "trials", "types"),
 )
 """Modules that are there as attributes of the package without an import of their own."""
@@ -120,6 +127,7 @@ __all__ = [
     "PlanError",
     "ProblemError",
     "Profile",
+    "PruneChannels",
     "Pruner",
     "Report",
     "RewriteError",
@@ -134,6 +142,7 @@ __all__ = [
     "benchmark",
     "channel_groups",
     "compensate",
+    "compile",
     "couple",
     "dependency_graph",
     "distill",
@@ -149,6 +158,7 @@ __all__ = [
     "rebind",
     "recalibrate",
     "register_rule",
+    "reports",
     "rewrite",
     "save",
     "score",

@@ -8,11 +8,13 @@ needed, and listed here. `torch._dynamo`, which takes seconds to import, is impo
 from __future__ import annotations
 
 import importlib
+from typing import Any
 
 import torch
 from torch import nn
 
 NAMES = {
+    "torch._guards": ("tracing",),
     "torch._ops": ("OpOverload",),
     "torch._prims_common": ("suggest_memory_format",),
     "torch.nn.modules.batchnorm": ("_NormBase",),
@@ -33,6 +35,12 @@ MODE = ("_should_skip_dynamo",)
 
 WHERE_THERE = ("_cuda_getDriverVersion",)
 """Of `torch._C`, used if a PyTorch has it."""
+
+
+def source_name(node: Any) -> str:
+    """Where a program found what Dynamo made an input of its graph; "" where it does not say (`_dynamo_source`)."""
+    name = getattr(getattr(node, "_dynamo_source", None), "name", "")
+    return str(name() if callable(name) else name)  # A method until torch 2.12.
 
 
 def missing() -> list[str]:
@@ -68,6 +76,7 @@ def _check() -> None:
 _check()
 
 # After the check, so that everything that is missing is named, and not the first of it.
+from torch._guards import tracing
 from torch._ops import OpOverload
 from torch._prims_common import suggest_memory_format
 from torch.nn.modules.batchnorm import _NormBase as NormBase
@@ -91,7 +100,9 @@ __all__ = [
     "TorchDispatchMode",
     "disable_current_modes",
     "missing",
+    "source_name",
     "suggest_memory_format",
+    "tracing",
     "tree_flatten",
     "tree_leaves",
     "tree_map",

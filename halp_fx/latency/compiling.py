@@ -11,10 +11,10 @@ called: it would throw away the caller's compiled code.
 from __future__ import annotations
 
 import inspect
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,27 +26,28 @@ BACKEND: str | Callable[..., Any] = "inductor"
 WARM_UP = 3
 """Calls before times are taken: the first compiles, the second may compile again with sizes left open."""
 
-ISOLATED: dict[str, Any]
-ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
+_ISOLATED: dict[str, Any]
+_ISOLATED = {"isolate_recompiles": True} if "isolate_recompiles" in inspect.signature(torch.compile).parameters else {}
 
 _numbers = count()
 
 
-class _Backend:
+def isolated() -> dict[str, Any]:
+    """For `torch.compile`: versions of a function that others of the same code do not use up, where torch has that."""
+    return dict(_ISOLATED)
+
+
+class Counted:
     """Compiles graphs and counts them. Dynamo keeps it with the compiled code, where no garbage collector looks, so it
     knows nothing of the function."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
-        self.graphs, self.seconds = 0, 0.0
+        self.graphs = 0
         self._options = {"config_patches": dict(options)} if options else {}
 
     def __call__(self, graph: torch.fx.GraphModule, example: list[Any]) -> Any:
         self.graphs += 1
-        begun = time.perf_counter()
-        try:
-            return backend_of(BACKEND)(graph, example, **self._options)
-        finally:
-            self.seconds += time.perf_counter() - begun
+        return backend_of(BACKEND)(graph, example, **self._options)
 
 
 def backend_of(name: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -76,7 +77,11 @@ class Compiled:
     """A function, compiled; `warm_up` with the arguments that it is going to be timed with."""
 
     def __init__(
-        self, function: Callable[..., Any], dynamic: bool | None = None, options: Mapping[str, Any] | None = None
+        self,
+        function: Callable[..., Any],
+        dynamic: bool | None = None,
+        options: Mapping[str, Any] | None = None,
+        fullgraph: bool = False,
     ) -> None:
         """`options` are inductor's."""
 
@@ -85,19 +90,9 @@ class Compiled:
 
         # Equal code objects count as one.
         run.__code__ = run.__code__.replace(co_name=f"halp_fx_{next(_numbers)}")
-        self._backend = _Backend(options or {})
+        self._backend = Counted(options or {})
         self._frozen = bool(options and options.get("freezing"))
-        self.function = torch.compile(run, backend=self._backend, dynamic=dynamic, **ISOLATED)
-
-    @property
-    def graphs(self) -> int:
-        """Graphs that were compiled: one for each shape, and one more for each break."""
-        return self._backend.graphs
-
-    @property
-    def seconds(self) -> float:
-        """Spent by the backend so far."""
-        return self._backend.seconds
+        self.function = torch.compile(run, backend=self._backend, dynamic=dynamic, fullgraph=fullgraph, **isolated())
 
     def warm_up(self, *args: Any, **kwargs: Any) -> None:
         """Compile for these arguments, whatever stance the caller has set.
@@ -138,12 +133,37 @@ def warm_up(call: Callable[[], Any], frozen: bool = False) -> None:
                 "code instead, which is not measured: raise torch._dynamo.config.recompile_limit (and "
                 f"accumulated_recompile_limit), or measure in a new process ({_first_line(error)})"
             ) from error
+        except dynamo.exc.Unsupported as error:
+            raise LatencyError(
+                f"the forward breaks into several graphs: {_first_line(error)}. fullgraph=False compiles each of them; "
+                "or compile the part that is one graph (a detector's backbone)"
+            ) from error
         except dynamo.exc.BackendCompilerFailed as error:
             raise LatencyError(
                 "torch.compile does not work here, and nothing was measured: inductor needs a C++ compiler (g++ or "
                 "clang++; the variable CXX may name it), and Triton on a GPU; runtime='eager' needs neither "
-                f"({_first_line(error)})"
+                f"({_first_line(error.inner_exception)})"
             ) from error
+
+
+def packaged(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Any]:
+    """A program compiled ahead of time into a package (a `.pt2` file), and loaded from there.
+
+    Raises:
+        LatencyError: the compiler does not work here.
+    """
+    import torch._inductor as inductor
+
+    try:
+        run: Callable[..., Any] = inductor.aoti_load_package(
+            inductor.aoti_compile_and_package(program, package_path=str(path))
+        )
+    except Exception as error:
+        raise LatencyError(
+            f"AOTInductor cannot compile this network here; it needs a C++ compiler, as inductor does "
+            f"({type(error).__name__}: {_first_line(error)})"
+        ) from error
+    return run
 
 
 def _freezing() -> AbstractContextManager[None]:

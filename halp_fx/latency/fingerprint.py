@@ -15,7 +15,7 @@ import torch
 from .allocator import memory_setting
 from .errors import LatencyError
 
-RUNTIMES = ("eager", "inductor", "inductor-frozen", "cudagraph")
+RUNTIMES = ("eager", "inductor", "inductor-frozen", "cudagraph", "aoti", "onnxruntime")
 
 
 def kind_of(runtime: str) -> tuple[str, str]:

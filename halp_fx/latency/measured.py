@@ -54,8 +54,9 @@ class MeasuredLatency:
     """The sum of measured layer times, in milliseconds.
 
     Attributes:
-        runtime: how the network will be executed: "eager", "inductor", "inductor-frozen" (weights as constants) or
-            "cudagraph"; those of inductor in a mode of torch.compile, too: "inductor:max-autotune".
+        runtime: how the network will be executed: "eager", "inductor", "inductor-frozen" (weights as constants),
+            "cudagraph", "aoti" (a package of AOTInductor) or "onnxruntime"; those of inductor in a mode of
+            torch.compile, too: "inductor:max-autotune".
         device: where to measure; None: where the traced model was.
         table: None: the file for this device and setting in the user's cache; a path; or a `LatencyTable` that is
             used and extended in memory.

@@ -3,7 +3,8 @@
 eager: one kernel an operator. cudagraph: the same kernels, replayed without launch overhead. inductor: convolutions
 and matrix products stay calls of the library (without weight freezing it does not fold norms into them), runs of
 elementwise operators and norms between them become one kernel each, everything else is compiled on its own.
-inductor-frozen folds norms and packs weights: its units are timed like inductor's, and the calibration does the rest.
+inductor-frozen folds norms and packs weights, and so does aoti, a package compiled ahead of time: their units are timed
+like inductor's, and the calibration does the rest. onnxruntime has eager's units.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Coupling
 from .clocks import Call, captured
 from .compiling import Compiled, mode_options, nothing_compiled
+from .deployed import deployed_call
 from .errors import LatencyError
 from .fingerprint import kind_of
 from .fusion import fused_layers
@@ -90,20 +92,26 @@ def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         TimingError: the network cannot be captured in a CUDA graph.
         LatencyError: the runtime is not known; torch.compile would run eager code, or does not work here.
     """
-    if _by_inductor(runtime):
+    if kind_of(runtime)[0].startswith("inductor"):
         compiled = compiled_network(model, runtime)
         compiled.warm_up(model, *args, **kwargs)
         return partial(compiled.function, model, *args, **kwargs)
+    if runtime in ("aoti", "onnxruntime"):
+        return deployed_call(model, args, kwargs, runtime)
     if kind_of(runtime)[0] == "cudagraph":
         return captured(partial(model, *args, **kwargs), device_of(args, kwargs))
     return partial(model, *args, **kwargs)
 
 
-def compiled_network(model: nn.Module, runtime: str = "inductor") -> Compiled:
-    """The network's code for a runtime of inductor, which takes the network as its first argument."""
+def compiled_network(model: nn.Module, runtime: str = "inductor", fullgraph: bool = False) -> Compiled:
+    """The network's code for a runtime of inductor, which takes the network as its first argument.
+
+    Args:
+        fullgraph: refuse a forward that breaks into several graphs, when it is compiled.
+    """
     known = _NETWORKS.setdefault(model, {})
     if runtime not in known:
-        known[runtime] = Compiled(_applied, options=compile_options(runtime))
+        known[runtime] = Compiled(_applied, options=compile_options(runtime), fullgraph=fullgraph)
     return known[runtime]
 
 
@@ -118,7 +126,7 @@ def compile_options(runtime: str) -> dict[str, Any]:
 
 
 def _by_inductor(runtime: str) -> bool:
-    return kind_of(runtime)[0].startswith("inductor")
+    return kind_of(runtime)[0].startswith(("inductor", "aoti"))
 
 
 def _applied(model: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -62,6 +62,25 @@ class RewriteKind:
 
 
 @dataclass(frozen=True, slots=True)
+class Compilation:
+    """How `halp_fx.compile` compiled the network that came out.
+
+    Attributes:
+        runtime: "inductor" or "inductor-frozen", and the mode: as for `MeasuredLatency`.
+        seconds: until it was warm.
+        graphs: that were compiled. More than one means that the forward breaks into several, or that code was made for
+            several shapes.
+    """
+
+    runtime: str
+    seconds: float
+    graphs: int
+
+    def __str__(self) -> str:
+        return f"compiled by {self.runtime}: {self.graphs} graph{'s' * (self.graphs != 1)} in {self.seconds:.1f} s"
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Dense, budget, predicted and measured cost, and everything that was decided.
 
@@ -85,6 +104,7 @@ class Report:
         rewrite_kind: which constants in the forward were mended, and which groups they froze.
         scatter: quartile distance of the dense network's times relative to their median; 0 for a counted cost.
         busy: what disturbed the measurement in all its tries; "" if nothing did.
+        compilation: how the network is compiled; None unless it comes from `halp_fx.compile`.
         scores: predicted cost and the caller's `score_fn` of the dense network and after each step; the last cost is
             measured.
         macs, memory: multiply-accumulates, and the most bytes of activations that a forward holds, before and after.
@@ -124,6 +144,7 @@ class Report:
     flows: tuple[tuple[str, str], ...] = ()
     steps: tuple[StepReport, ...] = ()
     conditions: Conditions = field(default_factory=Conditions)
+    compilation: Compilation | None = None
 
     @property
     def dense_ms(self) -> float:

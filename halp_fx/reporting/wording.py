@@ -69,6 +69,8 @@ def summarized(report: Report, groups: bool = True) -> str:
     ]
     parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
     parts.append(tabulate(_sizes(report), headers=["", "dense", "pruned", "of dense"], colalign=_RIGHT))
+    if report.compilation is not None:
+        parts.append(str(report.compilation))
     parts += _further(report)
     if groups:
         parts += _long(report)

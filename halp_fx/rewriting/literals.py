@@ -65,6 +65,8 @@ def _lift(module: fx.GraphModule) -> None:
         # The positions of the others are those of the result's sizes, where an operator takes these.
         first = 1 if node.args and isinstance(node.args[0], fx.Node) else 0
         numbers = list(_numbers((node.args[first:], node.kwargs)))
+        while numbers and numbers[-1] is None:
+            numbers.pop()
         if not any(map(_may_be_a_width, numbers)) or len(numbers) > MAX_ELEMENTS:
             continue
         name = f"{PREFIX}{node.name}"

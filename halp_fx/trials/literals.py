@@ -19,6 +19,9 @@ from ..types import Coupling, Decisions
 from .mending import followed, joined
 from .tagging import tagging
 
+# Functions that are given sizes to compare them with those of their tensors.
+_COMPARES = {"multi_head_attention_forward"}
+
 
 def literal_decisions(model: nn.Module, coupling: Coupling, examples: Any) -> Decisions:
     """Mends for the literals of all operators that take sizes, and ties where one of them stands for two widths."""
@@ -32,6 +35,6 @@ def literal_decisions(model: nn.Module, coupling: Coupling, examples: Any) -> De
             tagged = run_again(used, examples, before.run, before.on_meta, really=not before.on_meta)
         for node, run in zip(before.graph.nodes, tagged.graph.nodes, strict=True):
             given = [s for s in of(run).sources if is_literal(s)]
-            if given and takes_size(node):
+            if given and (takes_size(node) or of(node).function in _COMPARES):
                 found.append(followed(model, view, node, given))
     return joined(found)

@@ -50,7 +50,6 @@ def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
 def _moves_at(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
 ) -> Iterator[Decisions]:
-    yield from _constant_moves(coupling, mismatch)
     given = _given(nodes, mismatch)
     if mismatch.by_value and not given:
         # The operator computes with a size: at no other width does it compute the same.
@@ -64,6 +63,7 @@ def _moves_at(
         yield from likely
         if not needed:
             yield from ties
+        yield from _constant_moves(coupling, mismatch)
         yield from others
     else:
         edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])

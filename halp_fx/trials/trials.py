@@ -187,7 +187,8 @@ class _Trials:
         own, and one after the other they would use the trials up."""
         decided = coupling.decisions
         self.literals = literal_decisions(self.model, coupling, self.examples)
-        return with_mends(coupling, self.literals | decided) if self.literals.mends else coupling
+        decisions = self.literals | decided
+        return self.couple(decisions) if decisions.ties != decided.ties else with_mends(coupling, decisions)
 
     def first_failure(self, coupling: Coupling) -> _Failure | None:
         """The first trial that fails."""

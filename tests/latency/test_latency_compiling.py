@@ -70,7 +70,7 @@ def test_every_network_of_a_class_is_compiled_and_only_compiled_code_is_timed(ba
         before = backend.calls
 
 
-@pytest.mark.skipif(not compiling.ISOLATED, reason="this torch counts all calls of torch.compile together")
+@pytest.mark.skipif(not compiling._ISOLATED, reason="this torch counts all calls of torch.compile together")
 def test_graph_breaks_do_not_use_up_the_versions_of_a_class(backend):
     for width in MORE_THAN_THE_LIMIT:
         interleaved([Broken(width)], X, **BRIEF)
@@ -78,7 +78,7 @@ def test_graph_breaks_do_not_use_up_the_versions_of_a_class(backend):
 
 
 def test_the_limit_is_an_error_and_not_eager_code(backend, monkeypatch):
-    monkeypatch.setattr(compiling, "ISOLATED", {})
+    monkeypatch.setattr(compiling, "_ISOLATED", {})
 
     class Mine(Net):
         def forward(self, x):

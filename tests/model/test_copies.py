@@ -15,6 +15,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx import ModelError, TraceError
+from halp_fx.model.copying import copied
 from halp_fx.tracing.graph import of
 from halp_fx.tracing.leaks import emptied
 
@@ -406,3 +407,17 @@ def test_a_trial_fails_where_it_does_beside_a_cache(ran):
     assert {"a", "qkv"} <= {g.name for g in coupling.prunable}
     small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
     assert small.heads * small.width == 8
+
+
+def test_the_copy_of_a_graph_module_is_whole():
+    """Its own `__deepcopy__` leaves out hooks, and attributes that the graph does not read."""
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()))
+    seen = []
+    model.register_forward_pre_hook(lambda module, args, kwargs: seen.append(module), with_kwargs=True)
+    model.note = ["kept"]
+    made = copied(model)
+    made(torch.rand(2, 3))
+    assert seen == [made]
+    assert made.note == ["kept"]
+    assert made.note is not model.note
+    assert next(made.parameters()) is not next(model.parameters())

@@ -1,0 +1,95 @@
+"""A pass over captured graphs: alone, in a manager beside others, and on exported programs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Net, half_plan, randomized, relative_error
+from torch import fx, nn
+from torch.fx.passes.infra.pass_base import PassBase, PassResult
+from torch.fx.passes.infra.pass_manager import PassManager
+
+import halp_fx
+from halp_fx.passes import PruneChannels
+
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+def network():
+    def forward(self, x):
+        x = self.conv(x).relu()
+        return self.head((x + self.other(x)).view(x.shape[0], 8, -1).mean(2))
+
+    layers = {"conv": nn.Conv2d(3, 8, 3), "other": nn.Conv2d(8, 8, 1), "head": nn.Linear(8, 5)}
+    return randomized(Net(forward, **layers)).eval()
+
+
+class ReluToGelu(PassBase):
+    """Another pass, that changes the graph in place."""
+
+    def call(self, graph_module):
+        found = [n for n in graph_module.graph.nodes if n.target == "relu"]
+        for node in found:
+            with graph_module.graph.inserting_after(node):
+                new = graph_module.graph.call_function(nn.functional.gelu, node.args)
+            node.replace_all_uses_with(new)
+            graph_module.graph.erase_node(node)
+        graph_module.recompile()
+        return PassResult(graph_module, bool(found))
+
+
+def test_a_plan():
+    model = fx.symbolic_trace(network())
+    plan = half_plan(halp_fx.channel_groups(model, X))
+    small, modified = PruneChannels(plan, X)(model)
+    assert modified
+    assert isinstance(small, fx.GraphModule)
+    assert small.conv.out_channels == 4
+    assert relative_error(small(X), halp_fx.zero(model, plan, X)(X)) < 1e-10
+    assert model.conv.out_channels == 8
+
+
+def test_a_budget():
+    model = fx.symbolic_trace(network())
+    small = PruneChannels(0.6, X, latency="macs", round_to=1, progress=False)(model).graph_module
+    assert small.halp.met
+    assert small.meta["halp_fx.plan"] == small.halp.plan
+    assert relative_error(small(X), halp_fx.zero(model, small.halp.plan, X)(X)) < 1e-10
+
+
+def test_in_a_manager_it_prunes_once(tmp_path):
+    model = fx.symbolic_trace(network())
+    plan = half_plan(halp_fx.channel_groups(model, X))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    for passes in ([PruneChannels(tmp_path / "plan.json", X), ReluToGelu()], [ReluToGelu(), PruneChannels(plan, X)]):
+        result = PassManager(passes=passes, steps=3, run_checks_after_each_pass=True)(fx.symbolic_trace(network()))
+        assert result.modified
+        assert result.graph_module.conv.out_channels == 4
+        assert not any(n.target == "relu" for n in result.graph_module.graph.nodes)
+
+
+def test_on_an_exported_program():
+    program = torch.export.export(network(), (X,))
+    dense = program.module()
+    prune = PruneChannels({"conv": [0, 1, 5]}, X)
+    small = prune.on_exported(program)
+    assert isinstance(small, torch.export.ExportedProgram)
+    assert small.state_dict["conv.weight"].shape[0] == 3
+    twin = halp_fx.zero(dense, {"conv": [0, 1, 5]}, X)
+    assert relative_error(small.module()(X), twin(X)) < 1e-10
+
+
+def test_sizes_that_are_left_open_have_to_be_named():
+    batch = torch.export.Dim("batch", min=2, max=8)
+    program = torch.export.export(network(), (X,), dynamic_shapes=({0: batch},))
+    prune = PruneChannels({"conv": [0, 1, 5]}, X)
+    with pytest.raises(halp_fx.ModelError, match="pass the dynamic_shapes"):
+        prune.on_exported(program)
+    small = prune.on_exported(program, dynamic_shapes=({0: batch},)).module()
+    more = torch.cat([X, X])
+    assert relative_error(small(more)[:2], small(X)) < 1e-12
+
+
+def test_what_is_no_graph_is_refused():
+    with pytest.raises(halp_fx.ModelError, match=r"takes an fx\.GraphModule, not a Net"):
+        PruneChannels(0.5, X)(network())

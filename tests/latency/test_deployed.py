@@ -1,0 +1,76 @@
+"""Networks timed as files: that the file is the network, and is made once. No time is asserted."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from halp_fx.errors import LatencyError
+from halp_fx.latency import deployed, interleaved
+from halp_fx.latency.runtimes import network_call
+
+BRIEF = {"min_time_s": 0.0, "max_time_s": 0.01, "repeats": 3}
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x, scale):
+        return self.head(self.conv(x).relu().mean((2, 3))) * scale
+
+
+X = ((torch.rand(2, 3, 6, 6),), {"scale": torch.rand(2, 1)})
+
+
+def test_onnxruntime_runs_the_network_and_exports_it_once(monkeypatch):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    exported = []
+    export = torch.onnx.export
+    monkeypatch.setattr(torch.onnx, "export", lambda *args, **kwargs: exported.append(1) or export(*args, **kwargs))
+    model = Net().eval()
+    call = network_call(model, *X, "onnxruntime")
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(call()[0]), model(*X[0], **X[1]))
+    (timing,) = interleaved([model], X, runtime="onnxruntime", **BRIEF)
+    assert timing.share == 1.0
+    assert exported == [1]
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(LatencyError, match=r"needs onnxruntime.*halp-fx\[export\]"):
+        network_call(Net().eval(), *X, "onnxruntime")
+
+
+def test_a_package_compiled_ahead_is_called_with_the_inputs(monkeypatch):
+    """The compiler takes a minute: what it is given stands in for what it makes."""
+    made = []
+    monkeypatch.setattr(
+        "halp_fx.latency.compiling.packaged", lambda program, path: made.append(path) or program.module()
+    )
+    model = Net().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(network_call(model, *X, "aoti")(), model(*X[0], **X[1]))
+        network_call(model, *X, "aoti")
+    assert [path.suffix for path in made] == [".pt2"]
+
+
+def test_a_network_that_cannot_be_exported_is_named():
+    class Data(nn.Module):
+        def forward(self, x):
+            return x[: int(x.sum())] if x.sum() > 0 else x
+
+    with pytest.raises(LatencyError, match=r"this Data cannot be timed in runtime 'aoti'"):
+        deployed.deployed_call(Data(), (torch.ones(3),), {}, "aoti")
