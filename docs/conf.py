@@ -28,6 +28,7 @@ myst_heading_anchors = 3
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+napoleon_use_ivar = True
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
@@ -67,12 +68,24 @@ def _helped(command: Any, words: list[str]) -> Iterator[nodes.Node]:
         yield from _helped(child, [*words, word])
 
 
-def _escaped(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
-    """Bars and asterisks of docstrings are meant as they stand: `|gamma|`, "layer1.*"."""
-    for i, line in enumerate(lines):
+def _read(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
+    """Docstrings as they are meant: bars and asterisks as they stand (`|gamma|`, "layer1.*"), and as code what is indented
+    after an empty line."""
+    read: list[str] = []
+    in_code = False
+    for before, line in zip(["", *lines], [*lines, ""], strict=True):
+        if line.startswith("    ") and not before.strip() and any(read):
+            shown = next(text for text in reversed(read) if text)
+            if not in_code and not shown.startswith(" "):
+                read += [".. code-block:: python", ""]
+                in_code = True
+        elif line.strip() and not line.startswith("    "):
+            in_code = False
         parts = line.split("`")
-        parts[::2] = [re.sub(r"(?<![\w\\])([*|])(?=\S)", r"\\\1", part) for part in parts[::2]]
-        lines[i] = "`".join(parts)
+        if not in_code:
+            parts[::2] = [re.sub(r"(?<![\w\\])([*|])(?=\S)", r"\\\1", part) for part in parts[::2]]
+        read.append("`".join(parts))
+    lines[:] = read
 
 
 def _alias(app: Any, what: str, name: str, thing: object, options: Any, signature: str, returns: str) -> Any:
@@ -84,4 +97,4 @@ def setup(app: Any) -> None:
     """What Sphinx calls."""
     app.add_directive("commands", Commands)
     app.connect("autodoc-process-signature", _alias)
-    app.connect("autodoc-process-docstring", _escaped, priority=400)  # Before napoleon, at 500.
+    app.connect("autodoc-process-docstring", _read, priority=400)  # Before napoleon, at 500.
