@@ -69,8 +69,8 @@ def _helped(command: Any, words: list[str]) -> Iterator[nodes.Node]:
 
 
 def _read(app: Any, what: str, name: str, thing: object, options: Any, lines: list[str]) -> None:
-    """Docstrings as they are meant: bars and asterisks as they stand (`|gamma|`, "layer1.*"), and as code what is indented
-    after an empty line."""
+    """Docstrings as they are meant: bars and asterisks as they stand (`|gamma|`, "layer1.*"), and as code what is
+    indented after an empty line."""
     read: list[str] = []
     in_code = False
     for before, line in zip(["", *lines], [*lines, ""], strict=True):
