@@ -19,6 +19,7 @@ from ..errors import ModelError
 from .preserving import INTERNAL, Members, meta_twin, uncollected
 
 _TABLES = (OrderedDict, dict)
+_EMPTY = (*_TABLES, set)
 _ATOMIC = (int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device, torch.Size)
 
 
@@ -34,8 +35,8 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     known = dict(memo or {})
     for module in model.modules():
         for name, value in vars(module).items():
-            if type(value) in _TABLES and not value and not getattr(value, "__dict__", None):
-                # A module has a dozen empty tables for hooks, which would take most of the time of the copy.
+            if type(value) in _EMPTY and not value and not getattr(value, "__dict__", None):
+                # A module has a dozen empty tables for hooks, and an empty set: most of the time of a copy went there.
                 known[id(value)] = type(value)()
             elif name not in INTERNAL:
                 # What a hook computed (the old `weight_norm`) is computed again by the next forward.

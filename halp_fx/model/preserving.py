@@ -22,6 +22,7 @@ _ORDERED = (list, deque)
 _CONTAINERS = (dict, list, set, deque)
 
 _process = RLock()
+_spared = False
 """Held while something is changed that belongs to the whole process (docs/process.md)."""
 
 
@@ -79,6 +80,37 @@ def uncollected() -> Iterator[None]:
         finally:
             if enabled:
                 gc.enable()
+
+
+@contextmanager
+def spared() -> Iterator[None]:
+    """With what lives already out of the collector's reach: a pass through all that PyTorch and other libraries have
+    loaded takes longer than a recording."""
+    global _spared
+    with _process:
+        ours = not _spared and not gc.get_freeze_count()
+        if ours:
+            gc.freeze()
+            _spared = True
+        try:
+            yield
+        finally:
+            if ours:
+                _spared = False
+                gc.unfreeze()
+
+
+@contextmanager
+def within_reach() -> Iterator[None]:
+    """Within `spared`: with all that lives, as `gc.get_referrers` finds nothing else."""
+    with _process:
+        if _spared:
+            gc.unfreeze()
+        try:
+            yield
+        finally:
+            if _spared:
+                gc.freeze()
 
 
 @contextmanager

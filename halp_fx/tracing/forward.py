@@ -22,6 +22,7 @@ from ..model.checks import check_model
 from ..model.inputs import normalize_examples
 from ..types import Inputs, Run, Traced
 from .graph import of
+from .listening import reaches
 from .matching import alike
 from .modes import differs_in_training
 from .recording import record
@@ -100,7 +101,7 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
         names = _some(found.unused())
         reason = f"what reads {names} is not known: not the forward in eval mode, and in train mode {missed}"
         return replace(found, unseen=reason)
-    if found.unused():
+    if found.unused() and reaches(model, *examples[0], _CALLS, found.unused(), first.on_meta):
         with contextlib.suppress(TraceError):
             called = run_again(model, examples, Run(calls=_CALLS))
             if not _repeats(called, first):

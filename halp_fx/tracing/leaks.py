@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ..model.preserving import within_reach
+
 _LRU_CACHE = type(lru_cache(lambda: None))
 
 
@@ -51,17 +53,18 @@ def emptied(tensors: list[torch.Tensor]) -> list[str]:
     left: list[Any] = list(tensors)
     seen: set[int] = {id(t) for t in left}
     stuck: list[str] = []
-    while left:
-        value = left.pop()
-        for holder in gc.get_referrers(value):
-            if holder is left or holder is tensors or isinstance(holder, FrameType):
-                continue
-            if isinstance(holder, tuple | frozenset):
-                if id(holder) not in seen:
-                    seen.add(id(holder))
-                    left.append(holder)
-            elif not _take_out(value, holder):
-                stuck.append(f"{_words(holder)} holds a tensor of shape {tuple(getattr(value, 'shape', ()))}")
+    with within_reach():
+        while left:
+            value = left.pop()
+            for holder in gc.get_referrers(value):
+                if holder is left or holder is tensors or isinstance(holder, FrameType):
+                    continue
+                if isinstance(holder, tuple | frozenset):
+                    if id(holder) not in seen:
+                        seen.add(id(holder))
+                        left.append(holder)
+                elif not _take_out(value, holder):
+                    stuck.append(f"{_words(holder)} holds a tensor of shape {tuple(getattr(value, 'shape', ()))}")
     return stuck
 
 

@@ -25,6 +25,7 @@ from ..model.preserving import (
     hooks_kept,
     random_kept,
     set_mode,
+    spared,
     uncached_autocast,
     uncollected,
 )
@@ -33,7 +34,7 @@ from .leaks import Watch, emptied
 from .opaque import closed
 from .recorder import Recorder, ShieldedRecorder
 
-_SEED = 0
+SEED = 0
 """Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
 
 
@@ -56,7 +57,11 @@ def record(
         TraceError: the forward fails on these arguments.
         ModelError: the model cannot be copied, or a tensor without values stays behind where it cannot be removed.
     """
-    run = run or Run()
+    with spared():
+        return _recorded(model, args, kwargs, run or Run(), meta_only, really)
+
+
+def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: bool, really: bool) -> Traced:
     # Autocast leaves meta tensors as they are.
     if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
         watch = Watch()
@@ -64,11 +69,11 @@ def record(
             traced = _record(model, args, kwargs, run, watch)
         except (TraceError, NotImplementedError, RuntimeError) as error:
             traced = None
-            _forget_frames(error)
+            forget_frames(error)
             if meta_only:
-                _empty_caches(watch)
+                empty_caches(watch)
                 raise
-        if not _empty_caches(watch):
+        if not empty_caches(watch):
             if traced is not None:
                 return traced
         else:
@@ -79,7 +84,7 @@ def record(
     return _record(model, args, kwargs, run, None)
 
 
-def _empty_caches(watch: Watch) -> bool:
+def empty_caches(watch: Watch) -> bool:
     """Whether the forward left meta tensors somewhere; they are gone now.
 
     Raises:
@@ -95,7 +100,7 @@ def _empty_caches(watch: Watch) -> bool:
     return bool(alive)
 
 
-def _forget_frames(error: BaseException | None) -> None:
+def forget_frames(error: BaseException | None) -> None:
     """Drop the frames of an error that nobody is shown: they hold what the forward had at hand."""
     while error is not None:
         error.__traceback__ = None
@@ -108,7 +113,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | N
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
     recorder = (ShieldedRecorder if "torch._dynamo" in sys.modules else Recorder)(used, live, watch, run)
-    with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), _SEED):
+    with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
         set_mode(used, run.training)
         closed(used, recorder.whole)
         inputs = tree_map(recorder.placeholder, (args, kwargs))

@@ -28,11 +28,11 @@ from ..model.checks import check_model
 from ..model.copying import hollowed
 from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
-from ..model.preserving import uncollected
+from ..model.preserving import spared, uncollected
 from ..rewriting.literals import lifted
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
-from ..tracing.forward import all_traces
+from ..tracing.forward import Traces, all_traces
 from ..tracing.matching import matched
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch, Plan, Traced
@@ -78,20 +78,25 @@ def channel_groups(
     names = ignored_names(model, ignore)
     examples = normalize_examples(model, example_inputs)
     model = lifted(model)
-    traces = all_traces(model, examples)
+    with spared():
+        traces = all_traces(model, examples)
     # As for recording: a full pass of the collector takes longer than a trial.
-    with uncollected() if traces.first.on_meta else nullcontext():
-        decisions = like.decisions if like is not None else Decisions()
-        trials = _Trials(model, examples, traces.first, traces.further, names)
-        trials.leave_noise_out(decisions)
-        coupling = trials.with_literals(trials.couple(decisions))
-        if traces.unseen:
-            coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
-        while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
-            failed = trials.first_failure(coupling)
-            if failed is None:
-                break
-            coupling = trials.after(coupling, failed)
+    with spared(), uncollected() if traces.first.on_meta else nullcontext():
+        return _tried(_Trials(model, examples, traces.first, traces.further, names), traces, like)
+
+
+def _tried(trials: _Trials, traces: Traces, like: Coupling | None) -> Coupling:
+    """The coupling of a network, such that no trial fails."""
+    decisions = like.decisions if like is not None else Decisions()
+    trials.leave_noise_out(decisions)
+    coupling = trials.with_literals(trials.couple(decisions))
+    if traces.unseen:
+        coupling = trials.freeze(coupling, coupling.prunable, traces.unseen)
+    while coupling.prunable and any(takes_sizes(view) or reads_widths(view) for view in coupling.views()):
+        failed = trials.first_failure(coupling)
+        if failed is None:
+            break
+        coupling = trials.after(coupling, failed)
     return coupling
 
 
