@@ -21,13 +21,15 @@ def main() -> None:
     parser.add_argument("--network", default="resnet50")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--budget", type=float, default=0.5)
+    parser.add_argument("--importance", nargs="+", default=["fisher", "taylor", "magnitude"])
     given = parser.parse_args()
     logging.getLogger("halp_fx").setLevel(logging.ERROR)
     torch.manual_seed(0)
     model = getattr(torchvision.models, given.network)(num_classes=100).to(memory_format=torch.channels_last)
     sizes = [given.batch] * (given.images // given.batch)
-    data = [(torch.randn(n, 3, 224, 224), torch.randint(100, (n,))) for n in sizes]
+    data = [(torch.randn(n, 3, given.pixels, given.pixels), torch.randint(100, (n,))) for n in sizes]
     loss_fn = nn.CrossEntropyLoss()
 
     start = time.perf_counter()
@@ -36,9 +38,9 @@ def main() -> None:
     epoch = time.perf_counter() - start
     model.zero_grad()
     print(f"{given.network}, {len(data) * given.batch} images: one epoch {epoch:.1f} s")
-    for importance in ("fisher", "taylor", "magnitude"):
+    for importance in given.importance:
         small = halp_fx.prune(
-            model, given.budget, torch.randn(1, 3, 224, 224), data=data, loss_fn=loss_fn, importance=importance,
+            model, given.budget, data[0][0][:1], data=data, loss_fn=loss_fn, importance=importance,
             latency="macs", progress=False,
         )  # fmt: skip
         parts = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in small.halp.seconds.items())

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from ..progress import counted, work
-from ..solver import CostTable
+from ..solver import CostTable, Term
 from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
@@ -111,6 +111,29 @@ class MeasuredLatency:
             self._measure_grids(ranges, sampler)
         sampler.warn()
         return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
+
+    def staircases(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
+        """What each layer that makes channels of one group costs at every width in `options`, its input as wide as it
+        is: `tables` have so few lines that steps between them are not seen. What is not known yet is measured now."""
+        dense, sampler, found = coupling.widths(), self._open(coupling), []
+        with sampler.store.saving(), sampler.memory():
+            for layer in self.layers(coupling):
+                terms = () if layer.output is None else layer.output.terms
+                if layer.output is None or len(terms) != 1 or terms[0][0] not in options:
+                    continue
+                ((group, scale),) = terms
+                outs = [layer.output.at(dense | {group: width}) for width in options[group]]
+                times = sampler.times(layer, [(layer.dense[0], out) for out in outs])
+                found.append(
+                    CostTable(
+                        *(layer.name, (), (Term(group, scale),)),
+                        out_offset=layer.output.fixed,
+                        out_widths=np.array(outs),
+                        table=np.array(times)[:, None],
+                    )
+                )
+        sampler.warn()
+        return tuple(found)
 
     def total(self, coupling: Coupling, widths: Mapping[str, int] | None = None) -> float:
         """The sum of layer times, in ms, before any calibration."""

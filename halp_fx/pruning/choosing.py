@@ -9,9 +9,10 @@ from typing import cast
 from ..errors import InfeasibleError
 from ..solver import Method, Solution, WidthProblem, solve
 from ..types import Coupling, Plan
+from .blocks import in_blocks
 from .networks import Choice, Network
 from .outcome import out_of_reach
-from .published import RECIPES, in_blocks, published_problem, stem
+from .published import RECIPES, published_problem, stem
 from .request import Request
 from .widths import COARSE, FINE, build_problem, width_options
 from .yardstick import Yardstick
@@ -75,15 +76,11 @@ class Question:
         assert saliency is not None
         values, recipe = saliency.known, RECIPES.get(self.request.solver)
         left, tables, branches = yardstick.left(self.network.plan)
-        options = options_of(left, self.network.plan, self.request, floor)
+        options = in_blocks(options_of(left, self.network.plan, self.request, floor), yardstick.blocks)
         held = {name for name in options if name not in values or name in yardstick.held}
         if recipe is not None:
             first = stem(yardstick.coupling)
             held |= {first} if recipe.stem_stays and first in options else set()
-            if self.request.round_to is None:
-                dense = options_of(yardstick.coupling, Plan(), self.request)
-                steering = [t for t in yardstick.tables or () if t.resource in yardstick.steering]
-                options = in_blocks(options, dense, steering)
         options |= {name: options[name][-1:] for name in held}
         unit, spend = yardstick.goals.cost.unit, yardstick.spend(self.way)
         if recipe is not None:

@@ -82,6 +82,12 @@ class Goals:
             return None
         return self.cost.as_found(model, inputs)
 
+    def staircases(self, coupling: Coupling, options: Mapping[str, Sequence[int]]) -> Sequence[CostTable]:
+        """The steering cost at every width that groups may take, where it is measured; else as `tables` have it."""
+        if isinstance(self.cost, MeasuredLatency):
+            return self.cost.staircases(coupling, options)
+        return self.cost.tables(coupling, options)
+
     def layer_errors(self, coupling: Coupling, widths: Mapping[str, int]) -> tuple[LayerError, ...]:
         """How the tables err for each layer at these widths; empty unless times are measured."""
         return self.cost.errors(coupling, widths) if isinstance(self.cost, MeasuredLatency) else ()

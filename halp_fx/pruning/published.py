@@ -18,7 +18,6 @@ from ..scoring.losses import Loss, loss_of
 from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
 from ..solver import CostTable, Method, WidthGroup, WidthProblem
-from ..solver.stairs import blocks
 from ..types import ChannelGroup, Coupling, Member, scored_name
 from .request import Request
 from .widths import branch_choice
@@ -87,26 +86,19 @@ def stem(coupling: Coupling) -> str | None:
     return None
 
 
-def in_blocks(
-    options: Mapping[str, Sequence[int]], dense: Mapping[str, Sequence[int]], tables: Sequence[CostTable]
-) -> dict[str, tuple[int, ...]]:
-    """Of the widths that each group may take those that are whole blocks, and the one that it has now.
-
-    Args:
-        options: as the network stands; the last is the present width.
-        dense, tables: widths and costs of the original network, which decide about the blocks.
-    """
-    groups = {name: WidthGroup(np.asarray(w), np.zeros(len(w))) for name, w in dense.items()}
-    size = blocks(WidthProblem("stairs", groups, tuple(tables), {}))
-    return {name: tuple(w for w in own if w % size[name] == 0 or w == own[-1]) for name, own in options.items()}
-
-
 def stand_ins(request: Request, coupling: Coupling, branches: Sequence[Branch]) -> tuple[ChannelGroup, ...]:
     """Groups that are scored beside those of the network, for what branches are worth."""
     recipe = RECIPES.get(request.solver)
     if recipe is None:
         return output_groups(branches)
     return _parts(coupling, branches) if recipe.splits else ()
+
+
+def as_taken(request: Request, saliency: Saliency) -> Saliency:
+    """What scores say to a method. Where nothing was asked for and there is no data, magnitudes say which channels go,
+    and not how many; published methods add up scores, whatever they are."""
+    values = saliency.values if request.solver not in RECIPES else {}
+    return replace(saliency, uniform=saliency.uniform or request.blind, values=values)
 
 
 def _parts(coupling: Coupling, branches: Sequence[Branch]) -> tuple[ChannelGroup, ...]:

@@ -25,6 +25,7 @@ from ..solver import Solution
 from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
+from .blocks import block_sizes
 from .choosing import Question, options_of
 from .clock import Clock
 from .distributed import Team, changed
@@ -32,7 +33,7 @@ from .goals import EXACT
 from .judging import Judgement
 from .networks import Candidate, Choice, Network, Stop, best_of
 from .outcome import out_of_reach
-from .published import RECIPES, stand_ins
+from .published import as_taken, stand_ins
 from .request import Request
 from .restoring import compensated
 from .widths import compose, plan_from
@@ -102,7 +103,10 @@ class Session:
                 branches = tried(model, coupling, request.examples, ignore)
         with clock("time layers"):
             options = options_of(coupling, Plan(), request)
-            yardstick = Yardstick.start(request.goals, coupling, options, model, request.inputs, branches.removable)
+            yardstick = Yardstick.start(
+                *(request.goals, coupling, options, model, request.inputs, branches.removable),
+                sizes=lambda: block_sizes(request, coupling, options),
+            )
         session = cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
         if request.score_fn is not None:
             session.judgement = Judgement(request.score_fn, request.max_drop)
@@ -243,11 +247,7 @@ class Session:
                     loss=request.loss,
                     batches=request.batches,
                 )
-            # Where nothing was asked for and there is no data, magnitudes say which channels go, and not how many.
-            saliency = replace(saliency, uniform=True) if request.blind else saliency
-            # Published methods add up scores, whatever they are.
-            saliency = replace(saliency, values={}) if request.solver in RECIPES else saliency
-        self.network = replace(network, coupling=now, saliency=saliency)
+        self.network = replace(network, coupling=now, saliency=as_taken(request, saliency))
 
     def _round(self) -> bool:
         """One candidate more; whether another may be better."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -18,6 +18,7 @@ from ..coupling.branches import Branch, without
 from ..latency import Calibration, NetworkTiming
 from ..solver import CostTable
 from ..types import Coupling, Inputs, Plan
+from .blocks import in_blocks
 from .goals import Goals
 from .widths import in_branch
 
@@ -52,6 +53,7 @@ class Yardstick:
         tables: what each layer costs over all widths that its groups may take; they serve every step. None if the
             dense network meets every budget as it is.
         branches: that may be dropped.
+        blocks: channels that go together in each group (`blocks`).
         held: groups that keep their width, as a rewrite failed (`notes` say how).
         notes: what a reader of the report should know about the times.
         scatter: of the dense network's times in the last measurement (`Measured`).
@@ -68,6 +70,7 @@ class Yardstick:
     calibration: Calibration = field(default_factory=Calibration)
     tables: Sequence[CostTable] | None = None
     branches: Sequence[Branch] = ()
+    blocks: Mapping[str, int] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     notes: tuple[str, ...] = ()
     scatter: float = 0.0
@@ -83,15 +86,17 @@ class Yardstick:
         model: nn.Module,
         inputs: Inputs,
         branches: Sequence[Branch] = (),
+        sizes: Callable[[], Mapping[str, int]] = dict,
     ) -> Yardstick:
         """Measure the dense network as the first point, and unless it meets the budget as it is, the layers over the
-        widths that the groups may take."""
+        widths that the groups may take, in blocks of these sizes."""
         self = cls(goals, coupling, model, inputs, branches=branches)
         found = goals.as_found(model, inputs)
         self._quietly([(model, coupling, None)])
         self.notes = _memory_notes(found, self.dense)
         if not self.met_already:
-            self.tables = goals.tables(coupling, options)
+            self.blocks = sizes()
+            self.tables = goals.tables(coupling, in_blocks(options, self.blocks))
             self.scale = self.dense
             self.learn(goals.cost.total(coupling), 1.0)
         return self

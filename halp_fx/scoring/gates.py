@@ -114,9 +114,11 @@ class Gates:
                     break
                 batch = moved(batch, self.device)
                 number = used + skipped
+                rows = None
                 if not way:
-                    way = self._way(batch, number)
-                rows = self._batch(batch, number, way)
+                    way, rows = self._way(batch, number)
+                if rows is None:
+                    rows = self._batch(batch, number, way)
                 good = torch.isfinite(rows).all(1)
                 if bool(good.any()):
                     found.append(rows[good])
@@ -137,30 +139,33 @@ class Gates:
             return self.by_weights(batch, number)[None]
         return torch.stack([self.by_weights(samples_of(batch, i), number) for i in range(min(count, ALONE))])
 
-    def _way(self, batch: Any, number: int) -> str:
-        """How to tell samples apart, decided on the first batch: with labels that are drawn alike."""
+    def _way(self, batch: Any, number: int) -> tuple[str, torch.Tensor | None]:
+        """How to tell samples apart, decided on the first batch: with labels that are drawn alike. And the batch's
+        rows, if they came of that."""
         count = samples_in(batch)
         if count is None:
-            return "whole batches"
+            return "whole batches", None
         assert isinstance(self.loss, Sampled)
         drawn = self.loss.generator.get_state()
         rows = self._together(batch, number)
+        after = self.loss.generator.get_state()
         self.loss.generator.set_state(drawn)
         try:
             first = self.by_weights(samples_of(batch, 0), number)
         except SaliencyError:  # The model does not run on one sample.
-            return "whole batches"
+            return "whole batches", None
         finally:
             self.loss.generator.set_state(drawn)
         if rows is not None and _agree(rows[0], first):
-            return "batches"
+            self.loss.generator.set_state(after)
+            return "batches", rows
         if self.loss.loss is not None and count > 1:
             # A loss may run the network as it is trained, where samples share statistics.
             alone = first + self.by_weights(samples_of(batch, 1), number)
             if not _agree(self.by_weights(samples_of(batch, 0, 2), number), alone):
-                return "whole batches"
+                return "whole batches", None
         logger.info("what samples of a batch do is not told apart: they are run one by one")
-        return "samples"
+        return "samples", None
 
     def by_weights(self, batch: Any, number: int, variant: str = "taylor_signed") -> torch.Tensor:
         """The row of a whole batch, from the gradients of weights; NaN where the loss is not finite. `variant` is one

@@ -31,7 +31,7 @@ def tread(widths: Ints, costs: Floats) -> int | None:
 
     Returns:
         The largest multiple of the spacing, at most half of the last width, such that the cost rises between blocks of
-        so many channels, counted from the first, and not within them.
+        so many channels, counted from the first, and not within them (it may fall there).
     """
     whole = float(costs[-1] - costs[0])
     if len(widths) < 3 or whole <= RISES * abs(float(costs[-1])):
@@ -42,7 +42,8 @@ def tread(widths: Ints, costs: Floats) -> int | None:
         first = np.flatnonzero(np.diff(block, prepend=-1))
         last = np.append(first[1:], len(widths)) - 1
         # Where every block is seen at one width only, nothing is known of its inside.
-        if (last > first).any() and float((costs[last] - costs[first]).sum()) <= WITHIN * whole:
+        rises = np.maximum(costs[last] - costs[first], 0.0)
+        if (last > first).any() and float(rises.sum()) <= WITHIN * whole:
             return size
     return None
 
@@ -65,8 +66,8 @@ def blocks(problem: WidthProblem) -> dict[str, int]:
             out = problem.out_width(cost, full) + scale * (group.widths - full[name])
             treads.append(tread(group.widths, cost.at(out, problem.in_width(cost, full))[:, 0]))
         spacing = _spacing(group.widths)
-        even = -(-full[name] // (BLOCKS * spacing)) * spacing
-        found[name] = max((t for t in treads if t is not None), default=even)
+        eighth = -(-full[name] // (BLOCKS * spacing)) * spacing
+        found[name] = max((t for t in treads if t is not None), default=eighth)
     return found
 
 

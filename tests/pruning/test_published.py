@@ -214,14 +214,14 @@ def test_mdp_drops_the_block_that_adds_least_in_one_step():
 
 
 class Stairs:
-    """A clock whose convolutions cost a step for every 16 channels that they make; all else costs nearly nothing."""
+    """A clock whose convolutions cost a step for every 32 channels that they make; all else costs nearly nothing."""
 
     def __call__(self, call, device, effort):
         weights = [a for a in call.args if isinstance(a, torch.Tensor) and a.ndim == 4]
         if len(weights) < 2:
             return Timing(1e-6, 1e-9, 9)
         outer, inner = weights[1].shape[:2]
-        return Timing(0.01 * -(-outer // 16) * (8 + inner), 1e-6, 9)
+        return Timing(0.01 * -(-outer // 32) * (8 + inner), 1e-6, 9)
 
 
 @pytest.mark.parametrize("solver", ["halp", "mdp"])
@@ -234,10 +234,10 @@ def test_blocks_are_as_large_as_the_steps_of_a_measured_staircase(monkeypatch, s
 
     monkeypatch.setattr("halp_fx.latency.measured.interleaved", interleaved)
     monkeypatch.setattr("halp_fx.pruning.goals.untouched", lambda: False)
-    report = pruned(net(64), 0.6, solver, latency=latency(Stairs()), steps=2, tolerance=0.9).halp
+    report = pruned(net(128), 0.6, solver, latency=latency(Stairs()), steps=2, tolerance=0.9).halp
     kept = {g.name: g.kept for g in report.groups if not g.name.startswith("stem")}
-    assert all(n % 16 == 0 for n in kept.values()), kept
-    assert 0 < min(n for n in kept.values() if n) < 64
+    assert all(n % 32 == 0 for n in kept.values()), kept
+    assert 0 < min(n for n in kept.values() if n) < 128
 
 
 def test_what_cannot_be_asked_for_is_said():

@@ -220,3 +220,18 @@ def test_what_prune_returns_is_recalibrated_unless_told_otherwise():
     assert small.halp.plan == plain.halp.plan
     want = halp_fx.recalibrate(plain, [(X, Y)])
     torch.testing.assert_close(small(X), want(X))
+
+
+def test_no_batch_is_run_twice_and_the_first_sample_once_more():
+    model, seen = Residual().eval(), []
+    batches = [X, X + 1, X + 2]
+    coupling = halp_fx.channel_groups(model, X)
+    handle = model.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    gates = Gates.of(model, coupling, Sampled())
+    found = gates.rows(batches, 64)
+    handle.remove()
+    assert sorted(seen) == [1, 6, 6, 6]
+    # Labels are drawn as if nothing had been tried.
+    alone = Gates.of(model, coupling, Sampled())
+    rows = [alone._together(batch, i) for i, batch in enumerate(batches)]
+    torch.testing.assert_close(found.rows, torch.cat(rows))
