@@ -16,6 +16,7 @@ from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
 from ..latency.lookup import cost_at
 from ..latency.runtimes import device_of
+from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
 from ..pruning.session import Session
 from ..solver import CostTable
@@ -34,7 +35,7 @@ def groups_of(session: Session, widths: Mapping[str, int]) -> tuple[GroupReport,
         widths: of the groups in the network that came out; none for a group that went with its branch.
     """
     coupling = session.yardstick.coupling
-    options = options_of(coupling, Plan(), session.request)
+    options = in_blocks(options_of(coupling, Plan(), session.request), session.yardstick.blocks)
     left, tables, _ = session.yardstick.left(session.best.network.plan)
     own = _touching(_own_tables(session, tables))
     saliency = session.best.network.saliency
