@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tempfile
 from dataclasses import replace
@@ -119,6 +120,8 @@ def _made(way: Way, job: Job, path: Path, wanted: Wanted, tolerance: float) -> E
                 found = deviation(way.run(job, temporary), wanted)
         except Exception as error:
             raise ExportError(_short(error)) from error
+        if found == math.inf:
+            raise ExportError("its outputs have other shapes, or other whole numbers, than the network's")
         if not found <= tolerance:
             raise ExportError(f"its outputs are {found:.1e} apart from the network's (tolerance {tolerance:g})")
         size = temporary.stat().st_size

@@ -37,5 +37,5 @@ def signature(model: nn.Module) -> Signature:
     return Signature(
         {name: tuple(tensor.shape) for name, tensor in kept.items()},
         {name: dtype_name(tensor.dtype) for name, tensor in kept.items()},
-        first_names(model),
+        {name: first for name, first in first_names(model).items() if name in kept and first in kept},
     )

@@ -135,6 +135,7 @@ def _check(found: Checkpoint) -> None:
         raise ValueError(f"{odd[0]!r} is no dtype")
     for names, first in ((dense.tied, dense.shapes), (state.tied, found.tensors)):
         lost = [one for one in names.values() if one not in first]
+        lost += [name for name in dense.tied if name not in dense.shapes]
         if lost:
             raise ValueError(f"there is no {lost[0]}, to which another tensor is tied")
     for name, stride in state.strides.items():

@@ -144,6 +144,7 @@ def test_a_checksum_alone_is_not_trusted(saved, tmp_path):
         {"origin": json.dumps({**origin, "inputs": {"tuple": [{"plain": 3}]}})},
         {"origin": json.dumps({**origin, "dense": {**origin["dense"], "dtypes": {"a.weight": "load"}}})},
         {"origin": json.dumps({**origin, "dense": {**origin["dense"], "tied": {"a.weight": "nothing"}}})},
+        {"origin": json.dumps({**origin, "dense": {**origin["dense"], "tied": {"no.such": "a.weight"}}})},
         {"origin": "{"},
         {"origin": None},
         {"network": None},
