@@ -18,6 +18,22 @@ def cost_at(table: CostTable, widths: Mapping[str, int]) -> float:
     return float(table.at([n_out], [n_in])[0, 0])
 
 
+def costs_along(table: CostTable, widths: Mapping[str, int], group: str, at: Sequence[int]) -> np.ndarray:
+    """As `cost_at`, with one group at each of some widths in turn: shape (len(at),)."""
+    outs, ins = (
+        [_width(terms, offset, {**widths, group: w}, grid) for w in at]
+        for terms, offset, grid in (
+            (table.output, table.out_offset, table.out_widths),
+            (table.inputs, table.in_offset, table.in_widths),
+        )
+    )
+    # Where one of the two does not follow the group, it need not be looked up for each of the other.
+    rows, row_of = np.unique(outs, return_inverse=True)
+    columns, column_of = np.unique(ins, return_inverse=True)
+    found: np.ndarray = table.at(rows, columns)[row_of, column_of]
+    return found
+
+
 def stack_tables(
     tables: Sequence[CostTable], dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
 ) -> TableStack:

@@ -14,7 +14,7 @@ from ..internals import tree_leaves
 from ..latency import MacsCost, MeasuredLatency
 from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
-from ..latency.lookup import cost_at
+from ..latency.lookup import cost_at, costs_along
 from ..latency.runtimes import device_of
 from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
@@ -51,7 +51,7 @@ def groups_of(session: Session, widths: Mapping[str, int]) -> tuple[GroupReport,
         cost = lost = Curve()
         if kept and group.name in own:
             chosen = {**left.widths(), **widths}
-            sums = (sum(cost_at(t, {**chosen, group.name: w}) for t in own[group.name]) for w in at)
+            sums = np.sum([costs_along(t, chosen, group.name, at) for t in own[group.name]], axis=0)
             cost = Curve(at, tuple(map(float, sums)))
         if group.name in known:
             value = known[group.name].value
@@ -104,12 +104,14 @@ def changes_of(session: Session, widths: Mapping[str, int]) -> tuple[LayerChange
     return tuple(found)
 
 
-def modules_of(session: Session, widths: Mapping[str, int]) -> tuple[ModuleChange, ...]:
-    """Every module with parameters of its own, before and after."""
-    coupling, best = session.yardstick.coupling, session.best.network
-    left, _, _ = session.yardstick.left(best.plan)
-    before, after = _macs(coupling, coupling.widths()), _macs(left, {**left.widths(), **widths})
-    small = dict(best.model.named_modules())
+def modules_of(session: Session, macs: tuple[Mapping[str, float], Mapping[str, float]]) -> tuple[ModuleChange, ...]:
+    """Every module with parameters of its own, before and after.
+
+    Args:
+        macs: of modules by name, before and after.
+    """
+    before, after = macs
+    small = dict(session.best.network.model.named_modules())
     found = []
     for name, module in session.yardstick.model.named_modules():
         if not list(module.parameters(recurse=False)):
@@ -155,11 +157,7 @@ def conditions_of(session: Session) -> Conditions:
     return Conditions(name, shapes, here.device, here.runtime, here.threads, here.timer, software)
 
 
-def total_macs(coupling: Coupling, widths: Mapping[str, int]) -> float:
-    return sum(_macs(coupling, {**coupling.widths(), **widths}).values())
-
-
-def _macs(coupling: Coupling, widths: Mapping[str, int]) -> dict[str, float]:
+def macs_by_module(coupling: Coupling, widths: Mapping[str, int]) -> dict[str, float]:
     """Multiply-accumulates of each module."""
     cost = MacsCost()
     found: dict[str, float] = {}

@@ -10,7 +10,7 @@ from ..latency import MemoryCost
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
-from .detailing import changes_of, conditions_of, flows_of, groups_of, modules_of, steps_of, total_macs
+from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
 from .report import Report, RewriteKind, Round
 
 
@@ -25,6 +25,7 @@ def report_on(session: Session) -> Report:
     widths = left.widths(plan)
     with session.clock("check layers"):
         layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
+    macs = macs_by_module(coupling, coupling.widths()), macs_by_module(left, {**left.widths(), **widths})
     notes = [*coupling.notes, *yardstick.notes]
     if saliency is not None and request.blind:
         notes.append(
@@ -78,9 +79,9 @@ def report_on(session: Session) -> Report:
             cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
             for cost, b in yardstick.goals.further
         },
-        macs=(total_macs(coupling, {}), total_macs(left, widths)),
+        macs=(sum(macs[0].values()), sum(macs[1].values())),
         memory=(MemoryCost().total(coupling), MemoryCost().total(left, widths)),
-        modules=modules_of(session, widths),
+        modules=modules_of(session, macs),
         costs=changes_of(session, widths),
         flows=flows_of(coupling),
         steps=steps_of(session),

@@ -61,13 +61,12 @@ def verdict(report: Report) -> str:
 def summarized(report: Report, groups: bool = True) -> str:
     """The verdict, costs and sizes; with `groups` also every group, what is frozen and why, and how good predictions
     were."""
+    costs = (("dense", report.dense), ("budget", report.budget), ("predicted", report.predicted))
     head = [
-        ["dense", report.dense, 1.0],
-        ["budget", report.budget, report.budget / report.dense],
-        ["predicted", report.predicted, report.predicted / report.dense],
-        ["measured", report.measured, report.measured / report.dense],
+        [name, f"{cost:.4g}" if report.unit == "ms" else amount(cost), f"{cost / report.dense:.1%}"]
+        for name, cost in (*costs, ("measured", report.measured))
     ]
-    parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], floatfmt=(".0f", ".4g", ".1%"))]
+    parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], colalign=_RIGHT[:3])]
     parts.append(tabulate(_sizes(report), headers=["", "dense", "pruned", "of dense"], colalign=_RIGHT))
     if report.compilation is not None:
         parts.append(str(report.compilation))
@@ -77,7 +76,7 @@ def summarized(report: Report, groups: bool = True) -> str:
     else:
         count = len(report.frozen)
         still = f"; {count} group{'s' * (count != 1)} could not shrink" if count else ""
-        parts.append(f"{_shrunk(report)}{still}: summary() has them all, to_html(path) draws them")
+        parts.append(f"{_shrunk(report)}{still}: the full report has them all, with why")
     return "\n\n".join([*parts, *(f"note: {note}" for note in report.notes)])
 
 
