@@ -112,7 +112,7 @@ class Pruner:
                 the steps to the share of the way, in the logarithm of the cost.
             mode: "shrink" cuts the model at every step; "mask" holds removed channels at zero and cuts in `finish`.
             regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
-            importance: "fisher" (None; of sets of channels, at the grain of batches), "taylor" (the published mean of
+            importance: "fisher" (None; at the grain of batches), "taylor" (the published mean of
                 absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
 
         Raises:
