@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -38,18 +37,6 @@ def fisher_values(
         start = gates.starts[group.name]
         own = found.rows[:, start : start + group.size]
         own[:, torch.from_numpy(gone[group.name])] = 0
-        values[group.name] = values_of(own)
+        gram = (own.T @ own / len(own)).double().cpu().numpy()
+        values[group.name] = WidthValues.of_losses(*elimination(gram))
     return values, found
-
-
-def values_of(rows: torch.Tensor, apart: float = 0.0) -> WidthValues:
-    """The value of every width of one group.
-
-    Args:
-        rows: (samples, channels): derivatives by gates.
-        apart: the share by which products of different channels are made smaller. Of few samples, sets can be found
-            that cancel by chance.
-    """
-    gram = (rows.T @ rows / len(rows)).double().cpu().numpy()
-    gram = (1 - apart) * gram + apart * np.diag(np.diagonal(gram))
-    return WidthValues.of_losses(*elimination(gram))

@@ -1,8 +1,8 @@
 """gathering: gradients of a training step -> what the channels of every group are worth, without a second forward.
 
 After `backward()`, weight times gradient summed over a channel's norms (or over what produces it) is the derivative of
-the batch's loss by a gate on the channel: a row with one number a channel and batch. Rows of many batches are what the
-Fisher information of sets of channels is made of (`scoring.sets`), at the grain of batches instead of samples.
+the batch's loss by a gate on the channel: a row with one number a channel and batch. The mean square over many batches
+is the Fisher information of the gate, at the grain of batches instead of samples.
 """
 
 from __future__ import annotations

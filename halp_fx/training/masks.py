@@ -43,6 +43,11 @@ class Masks:
     _hooks: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.watch()
+
+    def watch(self) -> None:
+        """Hook into the optimizer's steps, behind the hooks that are there."""
+        self.close()
         self._hooks = [
             self.optimizer.register_step_pre_hook(lambda *_: self._before()),
             self.optimizer.register_step_post_hook(lambda *_: self._after()),

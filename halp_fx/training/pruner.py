@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from ..errors import BudgetError, TrainingError
 from ..latency import Calibration
@@ -110,7 +112,7 @@ class Pruner:
                 the steps to the share of the way, in the logarithm of the cost.
             mode: "shrink" cuts the model at every step; "mask" holds removed channels at zero and cuts in `finish`.
             regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
-            importance: "fisher" (None; of sets of channels, at the grain of batches), "taylor" (the published mean of
+            importance: "fisher" (None; at the grain of batches), "taylor" (the published mean of
                 absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
 
         Raises:
@@ -140,7 +142,11 @@ class Pruner:
             tolerance=tolerance, train_between=None, progress=False, branches=branches,
         )  # fmt: skip
         names = ignored_names(model, ignore)
-        asked = {"budget": repr(budget), "steps": steps, "interval": interval, "mode": mode, "regrow": regrow}
+        asked = {
+            "budget": repr(budget), "latency": _told(latency), "steps": steps, "interval": interval, "mode": mode,
+            "regrow": regrow, "schedule": _told(schedule), "importance": _told(self._importance), "solver": solver,
+            "round_to": round_to, "min_keep": min_keep, "branches": branches,
+        }  # fmt: skip
         team = Team.here()
         team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
         self._origin = Origin.of(model, asked, team.size)
@@ -207,6 +213,25 @@ class Pruner:
         self.model.halp = report  # type: ignore[assignment]
         return self.model
 
+    def attach(self) -> RemovableHandle:
+        """For trainers that hide the optimizer's step (Lightning, Hugging Face, timm): call `step` before each of them.
+
+        Gradients are unscaled then, and clipped, if they are; steps that a `GradScaler` leaves out are left out.
+
+        Raises:
+            TrainingError: the pruner has no optimizer.
+        """
+        if self._optimizer is None:
+            raise TrainingError("attach needs the optimizer: pass it to Pruner")
+
+        def before(*_: Any) -> None:
+            self.step()
+
+        handle = self._optimizer.register_step_pre_hook(before)
+        if self._masks is not None:
+            self._masks.watch()  # After that: what is hidden comes back for the optimizer's step itself.
+        return handle
+
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The model in a wrapper (`DistributedDataParallel`) that is made anew whenever the model is cut.
 
@@ -247,7 +272,7 @@ class Pruner:
         self.done = bool(state["done"])
         self._calls, self._fresh, self.decisions, self.skipped = state["counts"]
         self._gathered.rows = list(state["rows"])
-        if self._lead.session is not None:
+        if self._lead.session is not None and "measured" in state:
             y = self._lead.session.yardstick
             y.dense, y.scale, points, held = state["measured"]
             y.calibration, y.held = Calibration(tuple(points)), set(held)
@@ -331,6 +356,15 @@ class Pruner:
     def _lifted(self) -> AbstractContextManager[None]:
         """With the weights that soft masks hide."""
         return self._masks.lifted() if self._masks is not None and self._regrow else nullcontext()
+
+
+def _told(value: Any) -> str:
+    """An argument in words that are the same in every process and run."""
+    return (
+        str(value)
+        if value is None or isinstance(value, str | Path)
+        else getattr(value, "__name__", type(value).__name__)
+    )
 
 
 def _check_whole(model: nn.Module) -> None:

@@ -8,12 +8,8 @@ import torch
 from torch import nn
 
 from ..scoring.callables import Importance
-from ..scoring.fisher import values_of
 from ..scoring.saliency import EVENNESS, Saliency, heard, score
 from ..types import Coupling
-
-APART = 0.5
-"""A row is a batch, and there are some tens of them, for hundreds of channels: sets that cancel by chance are many."""
 
 
 def saliency_of(
@@ -23,8 +19,8 @@ def saliency_of(
 
     Args:
         rows: by group, of shape (batches, channels), on the CPU.
-        importance: "fisher": half the mean square of the sum over the removed set; "taylor": the mean absolute value,
-            which adds up; anything else does not need the rows (`score`).
+        importance: "fisher": half the mean square; "taylor": the mean absolute value; anything else does not need the
+            rows (`score`).
         model, coupling: as it stands; a group without rows keeps its width.
     """
     if importance not in ("fisher", "taylor"):
@@ -34,6 +30,7 @@ def saliency_of(
     if importance == "taylor":
         scores = {name: own.double().abs().mean(0).numpy() for name, own in known.items()}
         return heard(Saliency(scores, "taylor", count), model, coupling)
+    # Scores add up here. Of a few tens of rows for hundreds of channels, sets are found that cancel by chance, so
+    # products of different channels say little (docs/training.md).
     scores = {name: (own.double().square().mean(0) / 2).numpy() for name, own in known.items()}
-    values = {name: values_of(own, APART) for name, own in known.items()}
-    return heard(Saliency(scores, "fisher", count, values=values, evenness=EVENNESS), model, coupling)
+    return heard(Saliency(scores, "fisher", count, evenness=EVENNESS), model, coupling)

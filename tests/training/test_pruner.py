@@ -17,6 +17,7 @@ from halp_fx import BudgetError, InfeasibleError, Plan, TrainingError
 from halp_fx.training.gathering import Gathered
 
 CALL = {"latency": "macs", "round_to": 1, "steps": 3, "interval": 4}
+WAYS = {"shrink": {}, "mask": {"mode": "mask"}, "soft": {"mode": "mask", "regrow": True}}
 
 
 def adam(model):
@@ -200,9 +201,7 @@ def test_other_channels_are_chosen_when_others_matter():
     assert 7 not in pruner.plan["3.conv1"]
 
 
-@pytest.mark.parametrize(
-    "way", [{}, {"mode": "mask"}, {"mode": "mask", "regrow": True}], ids=["shrink", "mask", "soft"]
-)
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
 @pytest.mark.parametrize("stop", [2, 6, 13])
 def test_an_interrupted_run_resumes_to_equal_bits(way, stop, tmp_path):
     def start():
@@ -288,6 +287,32 @@ def test_scaled_gradients_are_unscaled_and_skipped_steps_are_skipped():
     assert scaled.skipped == plain.skipped == 1
     assert scaled.plan == plain.plan
     assert scaled.plan
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_a_trainer_that_hides_the_step_prunes_alike(way):
+    found = []
+    for hidden in (False, True):
+        model = network().train()
+        optimizer = adam(model)
+        pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL | way)
+        handle = pruner.attach() if hidden else None
+        for x, y in batches(14):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            if not hidden:
+                pruner.step()
+            optimizer.step()
+        if handle is not None:
+            handle.remove()
+        found.append((pruner.plan, pruner.finish().state_dict()))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(t, found[1][1][n]) for n, t in found[0][1].items())
+
+
+def test_what_is_attached_needs_an_optimizer():
+    with pytest.raises(TrainingError, match="attach needs the optimizer"):
+        halp_fx.Pruner(network(), 0.4, X[:1], **CALL).attach()
 
 
 def test_micro_batches_add_up():
