@@ -71,6 +71,7 @@ class Session:
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
         trail: where the steps so far left the network.
+        planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
     """
 
     request: Request
@@ -82,6 +83,7 @@ class Session:
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
     trail: list[Stop] = field(default_factory=list)
+    planned: bool = False
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
@@ -363,7 +365,9 @@ class Session:
                 solution = choice.solution
                 step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
                 try:
-                    small = rewrite(network.model, step, self.request.examples, coupling=network.coupling)
+                    small = network.model
+                    if not self.planned:
+                        small = rewrite(small, step, self.request.examples, coupling=network.coupling)
                 except RewriteError as error:
                     self._hold(error, network.coupling, step)
                     continue
