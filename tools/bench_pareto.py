@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tools/bench_pareto.py [--network resnet50] [--measured]
 
-CPU seconds of the process, which a busy machine changes least; "before measuring" leaves out the end-to-end timing. With
-`--measured`: a small network (four convolutions) by its time on this machine.
+CPU seconds of the process, which a busy machine changes least; "before measuring" leaves out the end-to-end timing.
+With `--measured`: a small network (four convolutions) by its time on this machine.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def main() -> None:
         met = sum(p.met for p in curve.points)
         print(
             f"solver={solver!r}, before measuring: one budget {one:.2f} s in the mean (at most "
-            f"{max(map(before_measuring, alone)):.2f}), {len(curve.points)} budgets {all_:.2f} s ({all_ / one:.1f} times), "
-            f"{met} met; measuring {curve.seconds['measure']:.2f} s against {sum(s['measure'] for s in alone):.2f} s"
+            f"{max(map(before_measuring, alone)):.2f}), {len(curve.points)} budgets {all_:.2f} s ({all_ / one:.1f} "
+            f"times), {met} met; measuring {curve.seconds['measure']:.2f} s against {sum(s['measure'] for s in alone):.2f} s"
         )
     print(curve)
 
