@@ -21,6 +21,7 @@ from .pruning.budgets import BudgetLike
 from .pruning.distributed import Team, changed, check_alone, follow
 from .pruning.frontier import Frontier
 from .pruning.goals import make_budgets, make_goals
+from .pruning.limits import LimitLike, named_limits
 from .pruning.published import as_published
 from .pruning.request import Request, Solver, rereadable
 from .pruning.session import Session
@@ -52,6 +53,7 @@ def prune(
     ignore: Ignored | Iterable[Ignored] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
+    limits: Mapping[str, LimitLike] | None = None,
     branches: bool = False,
     steps: int | None = None,
     solver: Solver = "auto",
@@ -96,6 +98,9 @@ def prune(
             "layer1.*".
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
         min_keep: smallest width of a group: fraction (float) or channels (int).
+        limits: for what single modules, parameters, groups or patterns produce, in place of `min_keep`: the smallest
+            and the largest width, as shares of their channels (floats) or numbers of them (ints), or one width to have:
+            `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds.
         branches: whether residual branches may be dropped whole (see `find_branches`).
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
         solver: method of `halp_fx.solve`; "halp" and "mdp" are the published methods as their authors released them:
@@ -141,6 +146,7 @@ def prune(
             importance=importance,
             round_to=round_to,
             min_keep=min_keep,
+            limits=named_limits(model, limits or {}),
             steps=steps,
             solver=solver,
             tolerance=tolerance,
@@ -186,6 +192,7 @@ def pareto(
     ignore: Ignored | Iterable[Ignored] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
+    limits: Mapping[str, LimitLike] | None = None,
     branches: bool = False,
     solver: Solver = "lagrangian",
     tolerance: float = 0.02,
@@ -205,8 +212,8 @@ def pareto(
         solver: "lagrangian" has a certificate, too (`Point.gap`); "auto" looks further where the gap is above 0.1 %,
             which takes several times as long.
         score_fn: called with the network of every point, its batch norms re-estimated: accuracy on the caller's data.
-        example_inputs, data, loss_fn, loss, importance, latency, ignore, round_to, min_keep, branches, tolerance,
-            recalibrate, compensate, progress: as for `prune`.
+        example_inputs, data, loss_fn, loss, importance, latency, ignore, round_to, min_keep, limits, branches,
+            tolerance, recalibrate, compensate, progress: as for `prune`.
 
     Returns:
         A point for each budget that can be reached, the largest first. What cannot be reached is in `Curve.refused`.
@@ -230,6 +237,7 @@ def pareto(
             importance=importance,
             round_to=round_to,
             min_keep=min_keep,
+            limits=named_limits(model, limits or {}),
             steps=None,
             solver=solver,
             tolerance=tolerance,

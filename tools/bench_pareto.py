@@ -65,7 +65,8 @@ def main() -> None:
         print(
             f"solver={solver!r}, before measuring: one budget {one:.2f} s in the mean (at most "
             f"{max(map(before_measuring, alone)):.2f}), {len(curve.points)} budgets {all_:.2f} s ({all_ / one:.1f} "
-            f"times), {met} met; measuring {curve.seconds['measure']:.2f} s against {sum(s['measure'] for s in alone):.2f} s"
+            f"times), {met} met; measuring {curve.seconds['measure']:.2f} s against "
+            f"{sum(s['measure'] for s in alone):.2f} s"
         )
     print(curve)
 

@@ -31,6 +31,7 @@ from .clock import Clock
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
+from .limits import check_limits
 from .networks import Candidate, Choice, Network, Stop, best_of
 from .outcome import out_of_reach
 from .published import as_taken, stand_ins
@@ -99,12 +100,15 @@ class Session:
         with clock("trace + couple"):
             coupling = channel_groups(model, request.examples, ignore)
         check_prunable(coupling)
+        check_limits(request.limits, coupling)
         branches = Branches()
         if request.branches:
             with clock("try branches"):
                 branches = tried(model, coupling, request.examples, ignore)
         with clock("time layers"):
-            options = options_of(coupling, Plan(), request)
+            # Limits may not allow the dense width, at which everything begins.
+            allowed = options_of(coupling, Plan(), request)
+            options = {g.name: tuple(sorted({*allowed[g.name], g.size})) for g in coupling.prunable}
             yardstick = Yardstick.start(
                 *(request.goals, coupling, options, model, request.inputs, branches.removable),
                 sizes=lambda: block_sizes(request, coupling, options),
