@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .api import compensate, prune, rewrite, zero
+    from .api import compensate, pareto, prune, rewrite, zero
     from .compiling import compile, reports
     from .coupling.branches import Branch, Branches
     from .coupling.propagation import couple
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .latency.allocator import keep_memory
     from .latency.benchmarking import Benchmark, benchmark
     from .passes import PruneChannels
+    from .reporting.curve import Curve
     from .reporting.explaining import dependency_graph, explain
     from .reporting.profiling import Profile, profile
     from .reporting.report import Report
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from .types import ChannelGroup, Coupling, DependencyGraph, Plan
 
 _HOMES = {
-    "api": ("compensate", "prune", "rewrite", "zero"),
+    "api": ("compensate", "pareto", "prune", "rewrite", "zero"),
     "coupling.branches": ("Branch", "Branches"),
     "coupling.propagation": ("couple",),
     "coupling.residual": ("find_branches",),
@@ -68,6 +69,7 @@ _HOMES = {
     "latency": ("CallableCost", "MacsCost", "MeasuredLatency", "MemoryCost", "ParamsCost", "RooflineCost"),
     "latency.allocator": ("keep_memory",),
     "latency.benchmarking": ("Benchmark", "benchmark"),
+    "reporting.curve": ("Curve",),
     "reporting.explaining": ("dependency_graph", "explain"),
     "reporting.profiling": ("Profile", "profile"),
     "reporting.report": ("Report",),
@@ -112,6 +114,7 @@ __all__ = [
     "CheckpointError",
     "Compensation",
     "Coupling",
+    "Curve",
     "DependencyGraph",
     "Export",
     "ExportError",
@@ -152,6 +155,7 @@ __all__ = [
     "find_branches",
     "keep_memory",
     "load",
+    "pareto",
     "profile",
     "prune",
     "quantize",

@@ -18,11 +18,14 @@ from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
 from .progress import shown, work
 from .pruning.budgets import BudgetLike
-from .pruning.distributed import Team, changed, follow
-from .pruning.goals import make_goals
+from .pruning.distributed import Team, changed, check_alone, follow
+from .pruning.frontier import Frontier
+from .pruning.goals import make_budgets, make_goals
+from .pruning.limits import LimitLike, named_limits
 from .pruning.published import as_published
 from .pruning.request import Request, Solver, rereadable
 from .pruning.session import Session
+from .reporting.curve import Curve, curve_of
 from .reporting.making import report_on
 from .reporting.report import report_of
 from .rewriting import applying, compensating, twin
@@ -50,6 +53,7 @@ def prune(
     ignore: Ignored | Iterable[Ignored] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
+    limits: Mapping[str, LimitLike] | None = None,
     branches: bool = False,
     steps: int | None = None,
     solver: Solver = "auto",
@@ -94,6 +98,9 @@ def prune(
             "layer1.*".
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
         min_keep: smallest width of a group: fraction (float) or channels (int).
+        limits: for what single modules, parameters, groups or patterns produce, in place of `min_keep`: the smallest
+            and the largest width, as shares of their channels (floats) or numbers of them (ints), or one width to have:
+            `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds.
         branches: whether residual branches may be dropped whole (see `find_branches`).
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
         solver: method of `halp_fx.solve`; "halp" and "mdp" are the published methods as their authors released them:
@@ -139,6 +146,7 @@ def prune(
             importance=importance,
             round_to=round_to,
             min_keep=min_keep,
+            limits=named_limits(model, limits or {}),
             steps=steps,
             solver=solver,
             tolerance=tolerance,
@@ -169,6 +177,80 @@ def prune(
     if not (report.met and report.trusted):
         logger.warning("%s", report.notes[-1])
     return small
+
+
+def pareto(
+    model: nn.Module,
+    budgets: Sequence[float | str],
+    example_inputs: Any = None,
+    *,
+    data: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    loss: Loss | None = None,
+    importance: Importance | None = None,
+    latency: Any = None,
+    ignore: Ignored | Iterable[Ignored] = (),
+    round_to: int | None = None,
+    min_keep: float | int = 0.1,
+    limits: Mapping[str, LimitLike] | None = None,
+    branches: bool = False,
+    solver: Solver = "lagrangian",
+    tolerance: float = 0.02,
+    recalibrate: bool | None = None,
+    compensate: bool = False,
+    score_fn: Callable[[nn.Module], float] | None = None,
+    progress: bool = True,
+) -> Curve:
+    """What the network costs at many budgets: traced and timed once, and scored once, or on one way past all of them.
+
+    Without data every budget is a solution for the dense network's scores. With data the steps to the smallest budget
+    pass the others (see docs/pareto.md). Networks are made when they are asked for: `curve.network(0.5)`.
+
+    Args:
+        model: an eager `nn.Module`; it is not changed. `Curve.network` needs it as it is.
+        budgets: of one resource, as `prune` takes them: `[0.9, 0.7, "50%", "4.0ms"]`.
+        solver: "lagrangian" has a certificate, too (`Point.gap`); "auto" looks further where the gap is above 0.1 %,
+            which takes several times as long.
+        score_fn: called with the network of every point, its batch norms re-estimated: accuracy on the caller's data.
+        example_inputs, data, loss_fn, loss, importance, latency, ignore, round_to, min_keep, limits, branches,
+            tolerance, recalibrate, compensate, progress: as for `prune`.
+
+    Returns:
+        A point for each budget that can be reached, the largest first. What cannot be reached is in `Curve.refused`.
+
+    Raises:
+        InfeasibleError: none of the budgets can be reached.
+        BudgetError, ModelError, SaliencyError: as `prune`; in a job of several processes, too.
+    """
+    check_model(model)
+    check_finite(model)
+    check_alone("pareto")
+    goals, wanted = make_budgets(budgets, latency)
+    stream = Stream()
+    with torch.inference_mode(False), stream.aside():
+        asked = Request(
+            goals=goals,
+            examples=normalize_examples(model, example_inputs),
+            data=rereadable(data),
+            loss_fn=loss_fn,
+            loss=loss,
+            importance=importance,
+            round_to=round_to,
+            min_keep=min_keep,
+            limits=named_limits(model, limits or {}),
+            steps=None,
+            solver=solver,
+            tolerance=tolerance,
+            train_between=None,
+            progress=progress,
+            branches=branches,
+            recalibrate=recalibrate,
+            compensate=compensate,
+            score_fn=stream.given(score_fn),
+        )
+        stays = ignored_names(model, ignore)
+        with shown(progress), preserved(model), work("pareto", len(wanted), "budgets") as done:
+            return curve_of(Frontier.start(model, as_published(asked), wanted, stays), done)
 
 
 def rewrite(

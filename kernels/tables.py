@@ -120,15 +120,11 @@ def _records(in_widths: np.ndarray, out_widths: np.ndarray, times: np.ndarray) -
     def slope(widths: np.ndarray) -> np.ndarray:
         return np.append(1.0 / np.diff(widths), 0.0)
 
-    edge = np.pad(times, ((0, 1), (0, 1)), mode="edge")
-    columns = (
-        in_widths[None, :],
-        slope(in_widths)[None, :],
-        out_widths[:, None],
-        slope(out_widths)[:, None],
-        edge[:-1, :-1],
-        edge[:-1, 1:],
-        edge[1:, :-1],
-        edge[1:, 1:],
-    )
-    return np.stack(np.broadcast_arrays(*columns), axis=-1).reshape(-1, 8)
+    found = np.empty((*times.shape, 8))
+    found[..., 0], found[..., 1] = in_widths, slope(in_widths)
+    found[..., 2], found[..., 3] = out_widths[:, None], slope(out_widths)[:, None]
+    # Beyond the last point of an axis lies that point once more.
+    right, below = (np.minimum(np.arange(n) + 1, n - 1) for n in times.shape[::-1])
+    found[..., 4], found[..., 5] = times, times[:, right]
+    found[..., 6], found[..., 7] = times[below], times[below][:, right]
+    return found.reshape(-1, 8)

@@ -7,6 +7,7 @@ follow, so its time, its MACs and its bytes are functions of (n_in, n_out).
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,9 +100,19 @@ class Layer:
 
 
 def layers(coupling: Coupling) -> tuple[Layer, ...]:
-    """Every operator of the network that does work, in the order of the forward."""
-    widths = coupling.widths()
-    return tuple(_layer(node, coupling, widths) for node in coupling.traced.graph.nodes if does_work(node))
+    """Every operator of the network that does work, in the order of the forward. Found once for each coupling: who
+    looks for widths asks for the costs of many."""
+    known = _known.get(id(coupling))
+    if known is None:
+        widths = coupling.widths()
+        known = tuple(_layer(node, coupling, widths) for node in coupling.traced.graph.nodes if does_work(node))
+        _known[id(coupling)] = known
+        weakref.finalize(coupling, _known.pop, id(coupling), None)
+    return known
+
+
+_known: dict[int, tuple[Layer, ...]] = {}
+"""By the identity of a coupling, as long as that lives: it holds mappings, and has no hash."""
 
 
 def does_work(node: fx.Node) -> bool:

@@ -27,23 +27,30 @@ def ignored_names(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> tupl
         ModelError: an entry is, or matches, nothing in this model.
     """
     entries = [ignore] if isinstance(ignore, Ignored) else list(ignore)
-    if not entries:
-        return ()
+    return tuple(dict.fromkeys(name for entry in entries for name in names_of(model, entry, "ignore")))
+
+
+def names_of(model: nn.Module, entry: Ignored, argument: str) -> list[str]:
+    """Modules with tensors, parameters and buffers, or a group, that an entry means.
+
+    Args:
+        argument: that the entry is of, for messages.
+
+    Raises:
+        ModelError: it is, or matches, nothing in this model.
+    """
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
     owners = {part for name in tensors for part in _around(name)}
     modules = [name for name, _ in model.named_modules() if name]
-    found: dict[str, None] = {}
-    for entry in entries:
-        # Modules without tensors have no channels of their own.
-        names = _names_of(model, entry, [*modules, *tensors])
-        own = [name for name in names if name in owners or name in tensors or name not in modules]
-        if not own:
-            raise ModelError(
-                f"ignore: {names[0]!r} has no parameters or buffers, so it holds no channels: name the layer whose "
-                "channels should stay"
-            )
-        found.update(dict.fromkeys(own))
-    return tuple(found)
+    # Modules without tensors have no channels of their own.
+    names = _names_of(model, entry, [*modules, *tensors], argument)
+    own = [name for name in names if name in owners or name in tensors or name not in modules]
+    if not own:
+        raise ModelError(
+            f"{argument}: {names[0]!r} has no parameters or buffers, so it holds no channels: name the layer whose "
+            "channels are meant"
+        )
+    return own
 
 
 def _around(name: str) -> list[str]:
@@ -52,8 +59,8 @@ def _around(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(1, len(parts))]
 
 
-def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str]) -> list[str]:
-    """Names of modules and tensors, or of a group, that an entry of `ignore` means."""
+def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str], argument: str) -> list[str]:
+    """Of these names of modules and tensors, or of a group, those that an entry means."""
     if isinstance(entry, str):
         # A second group that a layer makes is called "layer:1".
         if entry in names or re.sub(r":\d+$", "", entry) in names:
@@ -63,7 +70,7 @@ def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str]) -> list[st
             what = "pattern" if set(entry) & set("*?[") else "name"
             close = get_close_matches(entry, names, 3, 0.5)
             hint = f"did you mean {', '.join(map(repr, close))}?" if close else f"there are {', '.join(names[:6])}, …"
-            raise ModelError(f"ignore: the {what} {entry!r} matches no module, parameter or group; {hint}")
+            raise ModelError(f"{argument}: the {what} {entry!r} matches no module, parameter or group; {hint}")
         return matching
     if entry is model:
         raise ModelError("ignore holds the model itself: nothing would be left to prune")

@@ -8,8 +8,9 @@ from typing import cast
 
 from ..errors import InfeasibleError
 from ..solver import Method, Solution, WidthProblem, solve
-from ..types import Coupling, Plan
+from ..types import ChannelGroup, Coupling, Plan
 from .blocks import in_blocks
+from .limits import Limit, limit_of
 from .networks import Choice, Network
 from .outcome import out_of_reach
 from .published import RECIPES, published_problem, stem
@@ -98,7 +99,24 @@ def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 
     steps = COARSE if request.goals.measured else FINE
     for group in coupling.prunable:
         now = left[group.name]
+        limit = limit_of(group, request.limits)
+        if limit is not None:
+            options[group.name] = _limited(group, limit, now, math.ceil(now * floor), request.round_to, steps)
+            continue
         least = math.ceil(now * floor)
         widths = width_options(group, request.round_to, request.min_keep, floor=least, steps=steps)
         options[group.name] = tuple(sorted({w for w in widths if w <= now} | {now}))
     return options
+
+
+def _limited(
+    group: ChannelGroup, limit: Limit, now: int, floor: int, round_to: int | None, steps: int
+) -> tuple[int, ...]:
+    """Widths that the caller allows, from the first step on; those above a floor, where there are any."""
+    least, most = limit.bounds(group)
+    if least == most:
+        return (min(least, now),)
+    widths = limit.widths(group, [w for w in width_options(group, round_to, least, steps=steps) if w <= now])
+    # Where no multiple lies between the bounds, they are the choice.
+    found = widths or tuple(sorted({min(least, now), min(most, now)}))
+    return tuple(w for w in found if w >= floor) or found[-1:]

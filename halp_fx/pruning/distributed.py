@@ -120,6 +120,16 @@ class Team:
         return message
 
 
+def check_alone(what: str) -> None:
+    """Raises ModelError in a job of several processes."""
+    team = Team.here()
+    if team.size > 1:
+        raise ModelError(
+            f"{what} runs in one process, and this job has {team.size}: call it before the job starts, and "
+            "halp_fx.prune with the budget that you chose in all of them"
+        )
+
+
 def changed(model: nn.Module, request: Request) -> dict[str, torch.Tensor]:
     """The tensors of a network that a plan alone does not lead to, on the CPU, by name."""
     if not request.compensate:
@@ -144,7 +154,8 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
                 now = channel_groups(network, request.examples, like=coupling) if plan else coupling
                 network = rewrite(network, remaining(plan, reached), request.examples, coupling=now)
             before, now_at = now_at, (network, reached)
-            own = dict(named_tensors(network))
+            named = (network.named_parameters, network.named_buffers)
+            own = {name: tensor for tensors_of in named for name, tensor in tensors_of(remove_duplicate=False)}
             with torch.no_grad():
                 for name, value in tensors.items():
                     own[name].copy_(value)

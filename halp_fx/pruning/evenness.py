@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
+from ..latency import PriceList
 from ..scoring.values import WidthValues
 from ..solver import CostTable, WidthGroup, WidthProblem
+from ..solver.problem import TOLERANCE
 
 _CURVE = 0.1
+
+_SHARES, _REFINED = 256, 3
+"""Shares that are priced at once, and how often the interval that holds the largest that fits is divided into them."""
 
 
 def even_values(
@@ -60,19 +66,32 @@ def uniform_values(
     """Values of which the best choice is the one closest to all groups equally narrow: minus the square of the
     logarithm by which a width falls short of that. What is wider is worth hardly more."""
     problem = WidthProblem("uniform", groups, tuple(tables), dict(budgets))
-    low, high = 0.0, 1.0
-    for _ in range(24):
-        share = (low + high) / 2
-        widths = {n: int(g.widths[np.abs(g.widths - share * g.widths[-1]).argmin()]) for n, g in groups.items()}
-        if problem.fits(problem.evaluate(widths)[1]):
-            low = share
-        else:
-            high = share
+    low = _common_share(problem)
     values = {}
     for name, group in groups.items():
         short = np.log(np.maximum(group.widths / group.widths[-1], 1e-9) / max(low, 1e-9))
         values[name] = -(np.minimum(short, 0) ** 2) + 1e-4 * short
     return values
+
+
+def _common_share(problem: WidthProblem) -> float:
+    """The largest share of its channels that every group can keep, each at the width that is nearest; 0 if none."""
+    if not problem.costs:
+        return 1.0
+    prices = PriceList.of(problem)
+    limits = [problem.budgets.get(r, np.inf) for r in prices.resources]
+    most = np.array([b + TOLERANCE * max(1.0, abs(b)) for b in limits])
+    low, high = 0.0, 1.0
+    for _ in range(_REFINED):
+        shares = np.linspace(low, high, _SHARES + 1)
+        widths = [
+            g.widths[np.abs(g.widths - shares[:, None] * g.widths[-1]).argmin(1)] for g in problem.groups.values()
+        ]
+        totals = prices.totals(torch.from_numpy(np.stack(widths, 1))).numpy()
+        fitting = np.flatnonzero((totals <= most).all(1))
+        last = int(fitting[-1]) if len(fitting) else 0
+        low, high = float(shares[last]), float(shares[min(last + 1, _SHARES)])
+    return low
 
 
 def _shares(

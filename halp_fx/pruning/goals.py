@@ -123,6 +123,24 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     return Goals(cost, first, tuple((_DETERMINISTIC[name](), b) for name, b in rest.items()))
 
 
+def make_budgets(budgets: Sequence[float | str], latency: Any = None) -> tuple[Goals, dict[str, Budget]]:
+    """Goals of many budgets for one resource, with the first; and what was written -> what it means.
+
+    Raises:
+        BudgetError: none, no sequence, twice the same, or one of them is malformed.
+    """
+    if isinstance(budgets, str | Mapping) or not isinstance(budgets, Sequence) or not budgets:
+        raise BudgetError(f'budgets={budgets!r} must be a list of budgets for one resource, such as [0.8, 0.5, "30%"]')
+    if any(isinstance(budget, Mapping) for budget in budgets):
+        raise BudgetError("budgets for several resources at once are for prune: a curve follows one resource")
+    goals = make_goals(budgets[0], latency)
+    resource = _FLOPS if str(latency).lower() == _FLOPS else goals.cost.resource
+    known = {str(budget): parse_budget(budget, resource) for budget in budgets}
+    if len(known) < len(budgets):
+        raise BudgetError(f"budgets={list(budgets)!r}: one of them is there twice")
+    return goals, known
+
+
 def cost_called(latency: Any) -> Cost:
     """The cost that `latency` means."""
     if latency is None:

@@ -54,6 +54,8 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
         helps.append("branches=True, which may drop residual branches")
     if isinstance(cost, MeasuredLatency) and cost.runtime == "eager":
         helps.append("another runtime (latency=halp_fx.latency.MeasuredLatency(runtime='inductor'))")
+    if request.limits:
+        helps.append(f"wider limits ({', '.join(repr(limit.asked) for limit in request.limits[:3])})")
     ignored = sum(reason.startswith("ignored") for reason in coupling.frozen.values())
     if ignored:
         helps.append(f"fewer entries in ignore ({ignored} groups are frozen by it)")

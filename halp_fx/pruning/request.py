@@ -18,6 +18,7 @@ from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..types import Inputs
 from .goals import Goals
+from .limits import Limit
 
 Solver = Method | Literal["mdp"]
 """A method of `solve`, or a published method that is more than one (`published`)."""
@@ -55,6 +56,7 @@ class Request:
     score_fn: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
     compensate: bool = False
+    limits: tuple[Limit, ...] = ()
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):

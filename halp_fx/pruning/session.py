@@ -31,6 +31,7 @@ from .clock import Clock
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
+from .limits import check_limits
 from .networks import Candidate, Choice, Network, Stop, best_of
 from .outcome import out_of_reach
 from .published import as_taken, stand_ins
@@ -71,6 +72,7 @@ class Session:
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
         trail: where the steps so far left the network.
+        planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
     """
 
     request: Request
@@ -82,6 +84,7 @@ class Session:
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
     trail: list[Stop] = field(default_factory=list)
+    planned: bool = False
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
@@ -97,12 +100,15 @@ class Session:
         with clock("trace + couple"):
             coupling = channel_groups(model, request.examples, ignore)
         check_prunable(coupling)
+        check_limits(request.limits, coupling)
         branches = Branches()
         if request.branches:
             with clock("try branches"):
                 branches = tried(model, coupling, request.examples, ignore)
         with clock("time layers"):
-            options = options_of(coupling, Plan(), request)
+            # Limits may not allow the dense width, at which everything begins.
+            allowed = options_of(coupling, Plan(), request)
+            options = {g.name: tuple(sorted({*allowed[g.name], g.size})) for g in coupling.prunable}
             yardstick = Yardstick.start(
                 *(request.goals, coupling, options, model, request.inputs, branches.removable),
                 sizes=lambda: block_sizes(request, coupling, options),
@@ -363,7 +369,9 @@ class Session:
                 solution = choice.solution
                 step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
                 try:
-                    small = rewrite(network.model, step, self.request.examples, coupling=network.coupling)
+                    small = network.model
+                    if not self.planned:
+                        small = rewrite(small, step, self.request.examples, coupling=network.coupling)
                 except RewriteError as error:
                     self._hold(error, network.coupling, step)
                     continue

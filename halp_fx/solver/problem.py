@@ -61,7 +61,10 @@ class WidthProblem:
                 if term.group not in self.groups:
                     raise ProblemError(f"cost {cost.name!r} uses group {term.group!r}, which the problem does not have")
             for widths in extremes:
-                cost.at(self.out_width(cost, widths), self.in_width(cost, widths))
+                there = self.out_width(cost, widths), self.in_width(cost, widths)
+                grids = cost.out_widths, cost.in_widths
+                if not all(grid[0] <= width <= grid[-1] for width, grid in zip(there, grids, strict=True)):
+                    cost.at(*there)  # Says what is outside.
 
     def _check_branches(self) -> None:
         owner: dict[str, str] = {}

@@ -1,0 +1,141 @@
+"""frontier: one network, many budgets -> a session that stops at each of them, the largest first.
+
+Without data the dense network is scored once, and every budget is a solution for it. With data the steps to the
+smallest budget pass the others: each budget is closed in on where the way has come to, and the next goes on from there.
+What was measured for one budget corrects the predictions for all that follow.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from ..errors import InfeasibleError
+from ..rewriting.applying import rewrite
+from ..rewriting.descent import ancestry, descend
+from ..solver import Solution
+from ..types import Plan
+from .budgets import Budget
+from .networks import Candidate, Choice, Network
+from .request import Request
+from .restoring import compensated
+from .session import STEP_FACTOR, Session
+
+logger = logging.getLogger("halp_fx")
+
+
+@dataclass(slots=True)
+class Frontier:
+    """A session and the budgets that it stops at.
+
+    Attributes:
+        session: aimed at one of the budgets at a time.
+        budgets: what the caller wrote -> what it means; the largest first.
+        refused: budgets that cannot be reached, and why.
+    """
+
+    session: Session
+    budgets: Mapping[str, Budget]
+    refused: dict[str, InfeasibleError]
+
+    @classmethod
+    def start(
+        cls, model: nn.Module, request: Request, budgets: Mapping[str, Budget], ignore: Sequence[str]
+    ) -> Frontier:
+        """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs."""
+        # Amounts and fractions compare when the dense cost is known.
+        session = Session.start(model, replace(request, goals=replace(request.goals, budget=_NONE)), ignore)
+        # Amounts and fractions compare when the dense cost is known.
+        dense = session.yardstick.dense
+        falling = sorted(budgets.items(), key=lambda item: -item[1].target(dense))
+        # Nobody looks at networks of counted costs before one is chosen, unless they are scored in turn.
+        session.planned = not request.goals.measured and request.data is None and request.score_fn is None
+        return cls(session, dict(falling), {})
+
+    def points(self, passed: Callable[[], object] = lambda: None) -> Iterator[tuple[str, Session]]:
+        """Each budget that can be reached, and the session closed in on it. Look at it before going on.
+
+        Args:
+            passed: called when a budget is done with.
+        """
+        session = self.session
+        for name, budget in self.budgets.items():
+            if not self.refused:
+                self._aim(budget)
+                try:
+                    self._close()
+                except InfeasibleError as error:
+                    self.refused[name] = error
+                else:
+                    yield name, session
+                    self._go_on()
+            else:  # What is smaller cannot be reached either.
+                self.refused[name] = next(iter(self.refused.values()))
+            passed()
+
+    def network(self, plan: Plan) -> nn.Module:
+        """The network that a plan leads to, compensated and re-estimated as was asked for.
+
+        Raises:
+            RewriteError: the forward does not run at these widths.
+        """
+        session, yardstick = self.session, self.session.yardstick
+        whole = Network(yardstick.model, Plan(), yardstick.coupling)
+        small = rewrite(whole.model, plan, session.request.examples, coupling=yardstick.coupling)
+        if session.request.compensate and plan:
+            compensated(Network(small, plan), whole, session.request, yardstick)
+        session.settle(Network(small, plan))
+        descend(small, ancestry(whole.model, session.request.examples), plan)
+        return small
+
+    def _aim(self, budget: Budget) -> None:
+        session = self.session
+        goals = replace(session.request.goals, budget=budget)
+        session.request = replace(session.request, goals=goals)
+        session.yardstick.goals = goals
+        session.candidates = []
+
+    def _close(self) -> None:
+        session = self.session
+        if session.yardstick.met_already:
+            session.candidates = [_dense(session)]
+            return
+        for way in self._ways()[:-1]:
+            session.step(way)
+        # Without data the dense network is scored once.
+        known = session.network.saliency if session.request.data is None else None
+        session.close(None if known is None else lambda *_: known)
+
+    def _ways(self) -> list[float]:
+        """Shares of the way from the dense network (`Session.ways`), from where the session stands."""
+        session = self.session
+        if session.request.data is None:
+            return [1.0]
+        yardstick = session.yardstick
+        end = math.log(yardstick.fraction)
+        here = math.log(yardstick.predict(yardstick.total(session.network.plan)))
+        steps = max(1, round((end - here) / math.log(STEP_FACTOR)))
+        return [(here + (end - here) * (i + 1) / steps) / end for i in range(steps)]
+
+    def _go_on(self) -> None:
+        """With data, from the network that was found."""
+        session = self.session
+        if session.request.data is not None and session.best.network.plan:
+            session.network = session.best.network
+
+
+_NONE = Budget(amount=math.ulp(0.0))
+"""Below every cost: nothing is met as it is, so that layers are timed."""
+
+
+def _dense(session: Session) -> Candidate:
+    """The network as it is, which meets the budget."""
+    yardstick = session.yardstick
+    widths = yardstick.coupling.widths()
+    solution = Solution(widths, 0.0, {}, 0.0, 0.0, 0.0, session.request.solver, (), "optimal")
+    network = Network(session.yardstick.model, Plan())
+    return Candidate(network, yardstick.dense, 1.0, 1.0, Choice(solution), yardstick.busy, yardstick.scatter)

@@ -1,0 +1,103 @@
+"""What the caller allows single groups: by module, parameter, group or pattern -> the widths that a group may take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from ..errors import BudgetError, ModelError
+from ..model.naming import names_of
+from ..types import ChannelGroup, Coupling
+
+Bound = float | int
+"""A share of a group's channels (a float), or a number of them (an int)."""
+
+LimitLike = Bound | tuple[Bound, Bound]
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The smallest and the largest width of the groups that something produces.
+
+    Attributes:
+        asked: the entry, as the caller wrote it.
+        names: modules, parameters and groups that it means.
+        low, high: the bounds; equal ones hold the width.
+    """
+
+    asked: str
+    names: tuple[str, ...]
+    low: Bound
+    high: Bound
+
+    def covers(self, group: ChannelGroup) -> bool:
+        """Whether a layer that produces the group is meant, or the group itself."""
+        made = {m.axis.tensor for m in group.members if m.role == "producer"} | {group.name}
+        return any(tensor == name or tensor.startswith(f"{name}.") for tensor in made for name in self.names)
+
+    def widths(self, group: ChannelGroup, offered: Sequence[int]) -> tuple[int, ...]:
+        """Those of the widths that are offered that are allowed."""
+        least, most = self.bounds(group)
+        return tuple(w for w in offered if least <= w <= most)
+
+    def bounds(self, group: ChannelGroup) -> tuple[int, int]:
+        """The smallest and the largest number of channels."""
+        least = _channels(self.low, group.size, up=True)
+        return least, max(least, _channels(self.high, group.size, up=False))
+
+
+def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Limit, ...]:
+    """Limits with the names that their entries mean, checked.
+
+    Raises:
+        ModelError: an entry matches nothing in this model.
+        BudgetError: bounds that are none.
+    """
+    if not isinstance(limits, Mapping):
+        raise BudgetError(
+            f'limits={limits!r} must be a mapping such as {{"layer1.*": (0.5, 1.0), "layer4.0.conv1": 256}}'
+        )
+    found = []
+    for asked, bounds in limits.items():
+        low, high = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (bounds, bounds)
+        for bound in (low, high):
+            _check(asked, bound)
+        if type(low) is type(high) and low > high:
+            raise BudgetError(f"limits of {asked!r}: the smallest width {low!r} is above the largest {high!r}")
+        found.append(Limit(asked, tuple(names_of(model, asked, "limits")), low, high))
+    return tuple(found)
+
+
+def check_limits(limits: Sequence[Limit], coupling: Coupling) -> None:
+    """Raises ModelError where a limit is for no group that may shrink."""
+    for limit in limits:
+        if any(limit.covers(group) for group in coupling.prunable):
+            continue
+        frozen = [f"{g.name} may not shrink: {g.frozen}" for g in coupling.groups if g.frozen and limit.covers(g)]
+        why = frozen[0] if frozen else "no layer in it produces channels"
+        raise ModelError(f"limits: {limit.asked!r} has no channels whose number may change ({why})")
+
+
+def limit_of(group: ChannelGroup, limits: Sequence[Limit]) -> Limit | None:
+    """The last one that is for a group."""
+    return next((limit for limit in reversed(limits) if limit.covers(group)), None)
+
+
+def _check(asked: str, bound: Any) -> None:
+    whole = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1
+    if not whole and not (isinstance(bound, float) and 0 < bound <= 1):
+        raise BudgetError(
+            f"limits of {asked!r}: {bound!r} is neither a share of the channels (a float in (0, 1]) nor a number of "
+            "them (an int of at least 1); write one of them, or (smallest, largest)"
+        )
+
+
+def _channels(bound: Bound, size: int, up: bool) -> int:
+    if isinstance(bound, int):
+        return min(bound, size)
+    # 0.3 * 10 is a hair above 3.
+    return math.ceil(bound * size - 1e-9) if up else max(1, math.floor(bound * size + 1e-9))

@@ -1,0 +1,227 @@
+"""What a network costs at many budgets: the value that `pareto` returns, as a table and as a picture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import BudgetError
+from ..latency import ParamsCost
+from ..model.preserving import as_modes_of, preserved
+from ..pruning.budgets import parse_budget
+from ..pruning.frontier import Frontier
+from ..pruning.session import Session
+from ..types import Plan
+from .making import report_on
+from .plots import new_figure, save
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One budget.
+
+    Attributes:
+        asked: the budget, as the caller wrote it.
+        budget, predicted, measured, dense: in the unit of the cost, as in a `Report`.
+        plan: kept channels of the dense network.
+        parameters: how many are left.
+        gap: certified: no choice of widths within the budget is worth more than this, relative (`Solution.gap`).
+        tolerance: relative deviation from the budget that was asked for; for a counted cost, rounding.
+        score: what the caller's `score_fn` said; None without.
+    """
+
+    asked: str
+    budget: float
+    predicted: float
+    measured: float
+    dense: float
+    plan: Plan
+    parameters: int
+    gap: float
+    tolerance: float
+    score: float | None = None
+
+    @property
+    def share(self) -> float:
+        """Measured, of the dense network's cost."""
+        return self.measured / self.dense
+
+    @property
+    def met(self) -> bool:
+        """As `Report.met`."""
+        return self.measured <= self.budget * (1 + self.tolerance) and self.measured <= self.dense
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """Points from the largest budget to the smallest; what they measure falls with them.
+
+    Attributes:
+        unit, dense: of the cost; the dense network's.
+        points: the budgets that can be reached.
+        refused: budget -> why it cannot be.
+        seconds: wall-clock time per stage, of all budgets together.
+        dense_score: what `score_fn` said of the dense network; None without.
+    """
+
+    unit: str
+    dense: float
+    points: tuple[Point, ...]
+    refused: Mapping[str, str]
+    seconds: Mapping[str, float]
+    dense_score: float | None
+    _made: Callable[[Point], nn.Module] = field(repr=False)
+    _resource: str = field(repr=False)
+
+    def at(self, budget: float | str) -> Point:
+        """The largest point that a budget has room for.
+
+        Raises:
+            BudgetError: malformed, or below every point.
+        """
+        target = parse_budget(budget, self._resource).target(self.dense)
+        for point in self.points:
+            if point.measured <= target * (1 + point.tolerance):
+                return point
+        least = self.points[-1].measured
+        raise BudgetError(
+            f"a budget of {target:.4g} {self.unit} is below every point of the curve; the smallest takes {least:.4g} "
+            f"({least / self.dense:.1%} of dense). Ask pareto for this budget"
+        )
+
+    def network(self, budget: Point | float | str) -> nn.Module:
+        """The network of a point, made now; `halp` is its report.
+
+        Args:
+            budget: a point, or a budget that has room for one.
+
+        Raises:
+            BudgetError: see `at`.
+            RewriteError: the forward does not run at these widths; name what is in its way in `ignore`.
+        """
+        return self._made(budget if isinstance(budget, Point) else self.at(budget))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The points as plain values."""
+        rows = []
+        for p in self.points:
+            row: dict[str, Any] = {"asked": p.asked, "budget": p.budget, "predicted": p.predicted}
+            row |= {"measured": p.measured, "share": p.share, "met": p.met, "gap": p.gap}
+            row |= {"parameters": p.parameters} | ({"score": p.score} if p.score is not None else {})
+            rows.append(row)
+        return rows
+
+    def to_json(self) -> str:
+        """Rows and plans, for another program."""
+        rows = [row | {"plan": json.loads(p.plan.to_json())} for row, p in zip(self.rows(), self.points, strict=True)]
+        return json.dumps({"unit": self.unit, "dense": self.dense, "points": rows, "refused": dict(self.refused)})
+
+    def __str__(self) -> str:
+        scored = self.dense_score is not None
+        headers = ["asked", f"budget, {self.unit}", "predicted", "measured", "of dense", "parameters", "met"]
+        table = []
+        for p in self.points:
+            row = [p.asked, p.budget, p.predicted, p.measured, f"{p.share:.1%}", f"{p.parameters:,}"]
+            table.append([*row, "yes" if p.met else "no", *([p.score] if scored else [])])
+        headers += ["score"] if scored else []
+        parts = [tabulate(table, headers, floatfmt=".4g", disable_numparse=[0])]
+        parts.append(f"dense: {self.dense:.4g} {self.unit}" + (f", score {self.dense_score:.4g}" if scored else ""))
+        parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
+        return "\n\n".join(parts)
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw predicted and measured cost, and the score if there is one, against the budget; returns the path.
+
+        Raises:
+            LatencyError: matplotlib is not installed.
+        """
+        figure = new_figure(figsize=(9 if self.dense_score is not None else 5, 4), layout="constrained")
+        axes = figure.subplots(1, 2 if self.dense_score is not None else 1, squeeze=False)[0]
+        budgets = [p.budget / self.dense for p in self.points]
+        axes[0].plot(budgets, budgets, color="0.7", label="budget")
+        axes[0].plot(budgets, [p.predicted / self.dense for p in self.points], "x", label="predicted")
+        axes[0].plot(budgets, [p.share for p in self.points], "o-", markersize=3, label="measured")
+        axes[0].set(xlabel="budget, of dense", ylabel=f"{self.unit}, of dense")
+        axes[0].legend(fontsize=8)
+        if self.dense_score is not None:
+            axes[1].plot([p.share for p in self.points], [p.score for p in self.points], "o-", markersize=3)
+            axes[1].axhline(self.dense_score, color="0.6", linestyle="--", linewidth=0.8)
+            axes[1].set(xlabel=f"measured {self.unit}, of dense", ylabel="score")
+        return save(figure, Path(path))
+
+
+def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:
+    """Go past all budgets.
+
+    Raises:
+        InfeasibleError: none of them can be reached.
+    """
+    session = frontier.session
+    points: list[Point] = []
+    stood: dict[str, Session] = {}
+    scores = session.judgement.scores if session.judgement is not None else []
+    for asked, _ in frontier.points(passed):
+        point = _point(asked, session, scores[-1].score if scores else None)
+        stood[asked] = replace(session, yardstick=replace(session.yardstick))
+        points.append(point)
+        if len(points) > 1 and point.measured > points[-2].measured:
+            # What the larger budget left of it may be worth more than what was found for this one.
+            points[-1] = replace(points[-2], asked=asked, budget=point.budget)
+            stood[asked] = replace(stood[points[-2].asked], request=session.request, yardstick=stood[asked].yardstick)
+    if not points:
+        raise next(iter(frontier.refused.values()))
+    model = session.yardstick.model
+
+    def made(point: Point) -> nn.Module:
+        with torch.inference_mode(False), preserved(model):
+            small = frontier.network(point.plan)
+        as_modes_of(small, model)
+        then = stood[point.asked]
+        best = replace(then.best, network=replace(then.best.network, model=small))
+        small.halp = report_on(replace(then, candidates=[best]))  # type: ignore[assignment]
+        return small
+
+    return Curve(
+        unit=session.yardstick.goals.cost.unit,
+        dense=session.yardstick.dense,
+        points=tuple(points),
+        refused={name: str(error) for name, error in frontier.refused.items()},
+        seconds=dict(session.clock.seconds),
+        dense_score=scores[0].score if scores else None,
+        _made=made,
+        _resource=session.yardstick.goals.cost.resource,
+    )
+
+
+def _point(asked: str, session: Session, score: float | None) -> Point:
+    """What a session closed in on."""
+    yardstick, best = session.yardstick, session.best
+    return Point(
+        asked=asked,
+        budget=yardstick.fraction * yardstick.dense,
+        predicted=best.predicted * yardstick.dense,
+        measured=best.measured * yardstick.dense,
+        dense=yardstick.dense,
+        plan=best.network.plan,
+        parameters=_parameters(session),
+        gap=best.choice.solution.gap,
+        tolerance=session.slack,
+        score=score,
+    )
+
+
+def _parameters(session: Session) -> int:
+    """Of the best candidate, also where its network was not made."""
+    network, yardstick = session.best.network, session.yardstick
+    if not session.planned:
+        return sum(p.numel() for p in network.model.parameters())
+    left, _, _ = yardstick.left(network.plan)
+    gone = ParamsCost().total(yardstick.coupling) - ParamsCost().total(left, left.widths(network.plan))
+    return sum(p.numel() for p in yardstick.model.parameters()) - round(gone)
