@@ -32,7 +32,7 @@ def machine(monkeypatch):
         return tuple(NetworkTiming(10 * n / counts[0], 0.01, 9, share=n / counts[0]) for n in counts)
 
     monkeypatch.setattr("halp_fx.latency.sampler.timer_for", lambda runtime: layer)
-    for place in ("latency.measured", "exporting.exporter", "exporting.quantizing"):
+    for place in ("latency.measured", "latency.benchmarking", "exporting.exporter", "exporting.quantizing"):
         monkeypatch.setattr(f"halp_fx.{place}.interleaved", networks)
 
 
