@@ -21,11 +21,12 @@ REQUIRES = [
     "typer>=0.12",
     "platformdirs>=4",
     "filelock>=3.12",
+    "safetensors>=0.4.3",  # Without it nothing that was pruned can be saved; it needs nothing else.
 ]
 EXTRAS = {
     "demo": ["scikit-learn>=1.4"],
     "plots": ["matplotlib>=3.8"],
-    "save": ["safetensors>=0.4.3"],
+    "save": [],  # Nothing more is needed: the name is known from before.
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "recipes": ["torchmetrics>=1.4", "pycocotools>=2.0.8", "matplotlib>=3.8"],
     "triton": ["triton>=3.6; platform_system == 'Linux'"],
@@ -34,7 +35,6 @@ EXTRAS = {
         "hypothesis>=6.100",
         "scikit-learn>=1.4",
         "matplotlib>=3.8",
-        "safetensors>=0.4.3",
         "onnx>=1.16",
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
