@@ -212,8 +212,8 @@ def pareto(
         solver: "lagrangian" has a certificate, too (`Point.gap`); "auto" looks further where the gap is above 0.1 %,
             which takes several times as long.
         score_fn: called with the network of every point, its batch norms re-estimated: accuracy on the caller's data.
-        example_inputs, data, loss_fn, loss, importance, latency, ignore, round_to, min_keep, limits, branches,
-            tolerance, recalibrate, compensate, progress: as for `prune`.
+        example_inputs, data, loss_fn, loss, importance, latency, ignore: as for `prune`.
+        round_to, min_keep, limits, branches, tolerance, recalibrate, compensate, progress: as for `prune`.
 
     Returns:
         A point for each budget that can be reached, the largest first. What cannot be reached is in `Curve.refused`.
