@@ -32,8 +32,13 @@ def test_modes_are_those_of_the_old_file_or_of_any_new_one(tmp_path, umask):
 def test_an_error_leaves_the_old_file_alone(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
-        temporary.write_text("half")
-        raise KeyboardInterrupt
+
+    def interrupted():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
