@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import logging
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -60,7 +61,7 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
             try:
                 command(*args, **kwargs)
             except InfeasibleError as error:
-                _stop(f"error: {error}", OUT_OF_REACH)
+                _stop(f"error: {_as_options(str(error))}", OUT_OF_REACH)
             except HalpError as error:
                 _stop(f"error: {error}", FAILED)
             except KeyboardInterrupt:
@@ -77,6 +78,22 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
         return run
 
     return of
+
+
+_OPTIONS = {
+    r"\(latency=halp_fx\.latency\.MeasuredLatency\(runtime='(\w+)'\)\)": r"(--runtime \1)",
+    r"\bbranches=True\b": "--branches",
+    r"\bmin_keep\b": "--min-keep",
+    r"\bround_to\b": "--round-to",
+    r"\bin ignore\b": "of --ignore",
+}
+"""How the library calls what commands have options for."""
+
+
+def _as_options(words: str) -> str:
+    for pattern, option in _OPTIONS.items():
+        words = re.sub(pattern, option, words)
+    return words
 
 
 def _stop(words: str, code: int) -> None:

@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from .report import Report
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
-_TOLD = ("fisher", "taylor", "custom")
-"""Scores that say what the network loses; magnitudes do not."""
-
 _FASTER = {"ms": "faster than dense", "MACs": "fewer MACs than dense", "bytes": "less memory than dense"}
 
 
@@ -52,9 +49,6 @@ def verdict(report: Report) -> str:
     parts = [f"{state}: {measured} of {allowed} allowed", gained]
     if len(report.scores) > 1:
         parts.append(f"score from {report.scores[0][1]:.4g} to {report.scores[-1][1]:.4g}")
-    elif report.rounds and report.saliency in _TOLD:
-        best = min(report.rounds, key=lambda r: abs(r.measured - report.measured))
-        parts.append(f"{best.saliency_kept:.1%} of the importance kept")
     return ", ".join(parts)
 
 
@@ -75,7 +69,7 @@ def summarized(report: Report, groups: bool = True) -> str:
         parts += _long(report)
     else:
         count = len(report.frozen)
-        still = f"; {count} group{'s' * (count != 1)} could not shrink" if count else ""
+        still = f"; {count} more may not" if count else ""
         parts.append(f"{_shrunk(report)}{still}: the full report has them all, with why")
     return "\n\n".join([*parts, *(f"note: {note}" for note in report.notes)])
 
