@@ -16,6 +16,12 @@ from torch.nn.utils import parametrizations
 import halp_fx
 
 
+def grouped(x):
+    """Over the standard deviation of the channels two by two, as EvoNorm takes it."""
+    y = x.unflatten(1, (-1, 2))
+    return x / y.var((2, 3, 4), keepdim=True).add(1).sqrt().expand(y.shape).flatten(1, 2)
+
+
 def between(function, inputs=8, outputs=8, **layers):
     """A convolution `a`, then `function(self, a(x))`, then a convolution `c`."""
     return Net(lambda s, x: s.c(function(s, s.a(x))), a=nn.Conv2d(3, inputs, 1), c=nn.Conv2d(outputs, 2, 1), **layers)
@@ -273,6 +279,7 @@ CASES = {
     "lstm cell": Case(lambda: tokens(lambda s, x: s.r(x[:, 0])[0], outputs=6, r=nn.LSTMCell(8, 6)), {"a": 8, "r": 6}),
     "gru": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.GRU(8, 6, batch_first=True)), {"a": 8, "r": 6}),
     "rnn": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.RNN(8, 6, batch_first=True)), {"a": 8, "r": 6}),
+    "a statistic per group, expanded": Case(lambda: between(lambda s, x: grouped(x)), {"a": 4}),
     "layer scale": Case(lambda: between(lambda s, x: x * s.g, g=weight(8, 1, 1)), {"a": 8}),
     "layer scale with all dimensions": Case(lambda: between(lambda s, x: x * s.g, g=weight(1, 8, 1, 1)), {"a": 8}),
     "layer scale, a vector": Case(lambda: between(lambda s, x: x * s.g[:, None, None], g=weight(8)), {"a": 8}),

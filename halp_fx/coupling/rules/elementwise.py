@@ -27,7 +27,7 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
     result: list[Plane] = []
     owners: list[Value] = []
     values = [v for i, v in enumerate(values) if v.ndim <= len(shape) and all(v is not u for u in values[:i])]
-    values = _sided(values, shape, call, algebra)
+    values = [_ungrown(v, call, algebra) for v in _sided(values, shape, call, algebra)]
     for value in values:
         for plane in value.planes:
             wide = broadcast(plane, shape)
@@ -54,6 +54,21 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
             # What is pinned is not carried on: it would only tie what it meets later.
             free.append(plane)
     return tuple(algebra.grid(p) for p in free) if len(values) > 1 else tuple(free)
+
+
+def _ungrown(value: Value, call: Call, algebra: Algebra) -> Value:
+    """Where an expanded dimension was flattened together with one of slots (a statistic per group, repeated for all
+    channels of the group), the slots go and the expanded length stays: coupled with both, nothing could go."""
+    if len(value.planes) < 2:
+        return value
+    stay = [
+        p
+        for p in value.planes
+        if not algebra.lasting(p) and any(independent(p, q) and algebra.lasting(q) for q in value.planes if q is not p)
+    ]
+    for plane in stay:
+        algebra.pin(plane, f"expanded to a constant length in {call.where}")
+    return replace(value, planes=tuple(p for p in value.planes if all(p is not q for q in stay))) if stay else value
 
 
 def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> list[Value]:
