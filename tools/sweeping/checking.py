@@ -109,7 +109,9 @@ def randomize(model: nn.Module) -> None:
             if tensor.dim() == 1 or (tensor.dim() == 0 and id(tensor) in parameters):
                 tensor.copy_(values + 0.5)
             elif id(tensor) in parameters and tensor.max() - tensor.min() < NOISE:
-                tensor.copy_(0.05 * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
+                # Gains keep their size: sixty layers with a twentieth of it would put out nothing.
+                size = float(tensor.flatten()[0]) or 0.05
+                tensor.copy_(size * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
 
 
 def enliven(model: nn.Module, inputs: Any) -> None:
