@@ -110,7 +110,8 @@ def randomize(model: nn.Module) -> None:
                 tensor.copy_(values + 0.5)
             elif id(tensor) in parameters and tensor.max() - tensor.min() < NOISE:
                 # Gains keep their size: sixty layers with a twentieth of it would put out nothing.
-                size = float(tensor.flatten()[0]) or 0.05
+                value = float(tensor.flatten()[0])
+                size = value if abs(value) > NOISE else 0.05
                 tensor.copy_(size * torch.randn(tensor.shape, generator=generator, dtype=tensor.dtype))
 
 
