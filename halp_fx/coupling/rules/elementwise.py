@@ -83,7 +83,7 @@ def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Alg
             dims = set(varying(broadcast(plane, shape)))
             for other in values if len(dims) > 1 else ():
                 wide = [(p, set(varying(broadcast(p, shape)))) for p in other.planes] if other is not value else []
-                sides = sorted(((min(d), p, d) for p, d in wide if d < dims), key=lambda side: side[0])
+                sides = sorted(((min(d), p, d) for p, d in wide if d and d < dims), key=lambda side: side[0])
                 if len(sides) < 2 or set.intersection(*(d for _, _, d in sides)):
                     continue
                 kept = sides.pop(0 if algebra.choose(f"{call.place}#sides", "whole") == "whole" else -1)
