@@ -279,6 +279,10 @@ CASES = {
     "lstm cell": Case(lambda: tokens(lambda s, x: s.r(x[:, 0])[0], outputs=6, r=nn.LSTMCell(8, 6)), {"a": 8, "r": 6}),
     "gru": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.GRU(8, 6, batch_first=True)), {"a": 8, "r": 6}),
     "rnn": Case(lambda: tokens(lambda s, x: s.r(x)[0], outputs=6, r=nn.RNN(8, 6, batch_first=True)), {"a": 8, "r": 6}),
+    "a single channel meets a split dimension": Case(
+        lambda: between(lambda s, x: (x.unflatten(1, (-1, 2)) * s.m(x)[:, None]).flatten(1, 2), m=nn.Conv2d(8, 1, 1)),
+        {"a": 4},
+    ),
     "a statistic per group, expanded": Case(lambda: between(lambda s, x: grouped(x)), {"a": 4}),
     "layer scale": Case(lambda: between(lambda s, x: x * s.g, g=weight(8, 1, 1)), {"a": 8}),
     "layer scale with all dimensions": Case(lambda: between(lambda s, x: x * s.g, g=weight(1, 8, 1, 1)), {"a": 8}),
