@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 import time
 from contextlib import nullcontext
@@ -27,11 +26,9 @@ from typing import Any
 import torch
 import torchvision
 from comparing import networks
-from recipes import checkpoints, images
+from recipes import images, runs
 from recipes.processes import Job
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 import halp_fx
 
@@ -94,23 +91,17 @@ def made(given: argparse.Namespace, classes: int) -> nn.Module:
     return model
 
 
-class Training:
-    """One network's way through the epochs: optimizer, rate, loss scaler, and what is measured.
+class Training(runs.Run):
+    """One classifier's way through the epochs: optimizer, rate, loss scaler, and what is measured."""
 
-    Attributes:
-        trained: the model, or its wrapper.
-        history: one row an epoch.
-    """
+    parts = ("model", "optimizer", "schedule", "scaler")
 
     def __init__(self, given: argparse.Namespace, data: images.Images, job: Job, model: nn.Module, epochs: int) -> None:
-        self.given, self.data, self.job, self.epochs = given, data, job, epochs
-        self.model = model.to(job.device, memory_format=torch.channels_last)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": given.decay}, {"params": others, "weight_decay": 0.0}]
+        super().__init__(data, job, model.to(job.device, memory_format=torch.channels_last), epochs)
+        self.given = given
         rate = given.rate * given.batch * job.size / 1024
         self.optimizer = torch.optim.SGD(
-            groups, lr=rate, momentum=given.momentum, nesterov=given.data in images.drawn.SETS
+            self.groups(given.decay), lr=rate, momentum=given.momentum, nesterov=given.data in images.drawn.SETS
         )
         total, warm = epochs * data.steps, max(1.0, given.warmup * data.steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -120,20 +111,12 @@ class Training:
             ),
         )
         self.scaler = torch.amp.GradScaler(job.device.type, enabled=job.device.type == "cuda")
-        self.trained: nn.Module = self.model
-        self.history: list[dict[str, float]] = []
-
-    def wrapped(self, pruner: halp_fx.Pruner | None) -> None:
-        """For several processes: after the pruner was made."""
-        if self.job.size > 1:
-            self.trained = pruner.wrap(DistributedDataParallel) if pruner else DistributedDataParallel(self.model)
 
     def epoch(self, number: int, pruner: halp_fx.Pruner | None = None, teacher: nn.Module | None = None) -> None:
         self.trained.train()
         mixed = torch.autocast("cuda", torch.bfloat16) if self.job.device.type == "cuda" else nullcontext()
         start, seen = time.perf_counter(), 0
-        bar = tqdm(self.data.epoch(number), f"epoch {number + 1}/{self.epochs}", self.data.steps, leave=False,
-                   disable=not self.job.leads)  # fmt: skip
+        bar = self.batches(number)
         for x, y in bar:
             x, y = x.to(self.job.device, non_blocking=True), y.to(self.job.device, non_blocking=True)
             x = x.contiguous(memory_format=torch.channels_last)
@@ -157,9 +140,7 @@ class Training:
             if bar.n % 10 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
         row = {"epoch": number + 1, "images_per_s": self.job.size * seen / (time.perf_counter() - start)}
-        self.history.append(row | {"accuracy": self.accuracy()})
-        if self.job.leads:
-            tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in self.history[-1].items()))
+        self.ended(row | {"accuracy": self.accuracy()})
 
     @torch.inference_mode()
     def accuracy(self) -> float:
@@ -171,34 +152,6 @@ class Training:
             count += len(y)
         return self.job.total(right) / self.job.total(count)
 
-    def state(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
-        return {name: part.state_dict() for name, part in parts.items()} | {"history": self.history}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("model", "optimizer", "schedule", "scaler"):
-            getattr(self, name).load_state_dict(state[name])
-        self.history = state["history"]
-
-
-def dense(given: argparse.Namespace, data: images.Images, job: Job) -> nn.Module:
-    """The dense network, trained here if it has no weights, and kept in the folder."""
-    model = made(given, data.classes)
-    path = given.folder / "dense.pt"
-    if given.weights is None and path.exists():
-        model.load_state_dict(torch.load(path, map_location="cpu"))
-    elif given.weights is None:
-        if not given.dense_epochs:
-            raise SystemExit("pass --weights of the dense network, or --dense-epochs to train it first")
-        training = Training(given, data, job, model, given.dense_epochs)
-        training.wrapped(None)
-        for number in range(given.dense_epochs):
-            training.epoch(number)
-        if job.leads:
-            checkpoints.write(path, model.state_dict())
-        job.wait()
-    return model.to(job.device, memory_format=torch.channels_last)
-
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
@@ -207,7 +160,15 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     job = Job.join()
     given.folder.mkdir(parents=True, exist_ok=True)
     data = images.load(given.data, given.folder, given.batch, job, given.seed, given.workers, tuple(given.images))
-    model = dense(given, data, job)
+    model = made(given, data.classes)
+
+    def first(epochs: int) -> Training:
+        if not epochs:
+            raise SystemExit("pass --weights of the dense network, or --dense-epochs to train it first")
+        return Training(given, data, job, model, epochs)
+
+    runs.dense(given, job, model, first)
+    model.to(job.device, memory_format=torch.channels_last)
     teacher = None if given.no_distill else copy.deepcopy(model).eval().requires_grad_(False)
     training = Training(given, data, job, model, given.epochs)
     whole = training.accuracy()
@@ -217,38 +178,20 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         mode=given.mode, regrow=given.regrow, importance=given.importance, solver=given.solver, latency=given.cost,
     )  # fmt: skip
     training.wrapped(pruner)
-    settings = {k: str(v) for k, v in vars(given).items() if k not in ("folder", "workers", "tensorboard", "threads")}
-    path = given.folder / "checkpoint.pt"
-    state = checkpoints.read(path, settings)
-    if state is not None:
-        pruner.load_state_dict(state["pruner"])
-        training.load(state)
     board = None
     if given.tensorboard and job.leads:
         from torch.utils.tensorboard import SummaryWriter
 
         board = SummaryWriter(str(given.folder))
-    for number in range(len(training.history), given.epochs):
+    for number in runs.epochs_left(given, training, pruner):
         training.epoch(number, pruner, teacher)
         for key, value in training.history[-1].items() if board is not None else ():
             board.add_scalar(key, value, number)
-        if job.leads:
-            checkpoints.write(path, training.state() | {"pruner": pruner.state_dict(), "settings": settings})
-        job.wait()
     small = pruner.finish()
     halp_fx.recalibrate(small, (x for x, _ in data.epoch(given.epochs)))
-    report = small.halp
-    result = {
-        "dense": whole, "accuracy": training.accuracy(), "unit": report.unit, "cost": report.measured,
-        "dense_cost": report.dense, "share": report.measured / report.dense, "history": training.history,
-    }  # fmt: skip
-    if job.leads:
-        checkpoints.write(given.folder / "network.pt", {"plan": report.plan.to_json(), "weights": small.state_dict()})
-        (given.folder / "result.json").write_text(json.dumps(result, indent=1))
-        print(report.summary())
-        print(f"accuracy {result['accuracy']:.4f} (dense {whole:.4f}) at {result['share']:.1%} of the cost")
-    job.leave()
-    return result
+    accuracy = training.accuracy()
+    words = f"accuracy {accuracy:.4f} (dense {whole:.4f})"
+    return runs.left_behind(given, training, small, {"dense": whole, "accuracy": accuracy}, words)
 
 
 if __name__ == "__main__":

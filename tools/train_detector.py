@@ -11,7 +11,6 @@ Needs torchmetrics and pycocotools (`pip install halp-fx[recipes]`).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from pathlib import Path
@@ -19,11 +18,9 @@ from typing import Any
 
 import torch
 import torchvision
-from recipes import boxes, checkpoints
+from recipes import boxes, runs
 from recipes.processes import Job
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-from tqdm.auto import tqdm
 
 import halp_fx
 
@@ -65,38 +62,23 @@ def made(given: argparse.Namespace, classes: int) -> nn.Module:
     return model
 
 
-class Training:
-    """One detector's way through the epochs.
-
-    Attributes:
-        history: one row an epoch.
-    """
+class Training(runs.Run):
+    """One detector's way through the epochs."""
 
     def __init__(self, given: argparse.Namespace, data: boxes.Boxes, job: Job, model: nn.Module, epochs: int) -> None:
-        self.data, self.job, self.epochs = data, job, epochs
-        self.model = self.trained = model.to(job.device)
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": given.decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.SGD(groups, lr=given.rate * given.batch * job.size / 128, momentum=0.9)
+        super().__init__(data, job, model.to(job.device), epochs)
+        rate = given.rate * given.batch * job.size / 128
+        self.optimizer = torch.optim.SGD(self.groups(given.decay), lr=rate, momentum=0.9)
         total = epochs * data.steps
         warm = max(1, total // 20)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
         )
-        self.history: list[dict[str, float]] = []
-
-    def wrapped(self, pruner: halp_fx.Pruner | None) -> None:
-        """For several processes: after the pruner was made."""
-        if self.job.size > 1:
-            self.trained = pruner.wrap(DistributedDataParallel) if pruner else DistributedDataParallel(self.model)
 
     def epoch(self, number: int, pruner: halp_fx.Pruner | None = None) -> None:
         self.trained.train()
         start, seen, losses = time.perf_counter(), 0, 0.0
-        bar = tqdm(self.data.epoch(number), f"epoch {number + 1}/{self.epochs}", self.data.steps, leave=False,
-                   disable=not self.job.leads)  # fmt: skip
-        for pictures, targets in bar:
+        for pictures, targets in self.batches(number):
             pictures = [p.to(self.job.device) for p in pictures]
             targets = [{name: t.to(self.job.device) for name, t in target.items()} for target in targets]
             self.optimizer.zero_grad(set_to_none=True)
@@ -111,9 +93,7 @@ class Training:
             losses += loss.item() * len(pictures)
         seconds = time.perf_counter() - start
         row = {"epoch": number + 1, "loss": losses / seen, "images_per_s": self.job.size * seen / seconds}
-        self.history.append(row)
-        if self.job.leads:
-            tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+        self.ended(row)
 
     @torch.inference_mode()
     def precision(self) -> dict[str, float]:
@@ -128,31 +108,6 @@ class Training:
         told = metric.compute()
         return {"map_50": float(told["map_50"]), "map": float(told["map"])}
 
-    def state(self) -> dict[str, Any]:
-        parts = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        return {name: part.state_dict() for name, part in parts.items()} | {"history": self.history}
-
-    def load(self, state: dict[str, Any]) -> None:
-        for name in ("model", "optimizer", "schedule"):
-            getattr(self, name).load_state_dict(state[name])
-        self.history = state["history"]
-
-
-def dense(given: argparse.Namespace, data: boxes.Boxes, job: Job) -> nn.Module:
-    """The dense detector, trained here if it has no weights, and kept in the folder."""
-    model, path = made(given, len(data.classes)), given.folder / "dense.pt"
-    if given.weights is None and path.exists():
-        model.load_state_dict(torch.load(path, map_location="cpu"))
-    elif given.weights is None:
-        training = Training(given, data, job, model, given.dense_epochs)
-        training.wrapped(None)
-        for number in range(given.dense_epochs):
-            training.epoch(number)
-        if job.leads:
-            checkpoints.write(path, model.state_dict())
-        job.wait()
-    return model.to(job.device)
-
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
@@ -163,7 +118,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     data = boxes.load(
         given.data, given.folder, given.batch, given.side, job, given.seed, given.workers, tuple(given.images)
     )
-    model = dense(given, data, job)
+    model = made(given, len(data.classes))
+    runs.dense(given, job, model, lambda epochs: Training(given, data, job, model, epochs))
+    model.to(job.device)
     training = Training(given, data, job, model, given.epochs)
     whole = training.precision()
     example = ([torch.rand(3, given.side, given.side, device=job.device)],)
@@ -172,30 +129,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         latency=given.cost,
     )  # fmt: skip
     training.wrapped(pruner)
-    settings = {k: str(v) for k, v in vars(given).items() if k not in ("folder", "workers", "threads")}
-    path = given.folder / "checkpoint.pt"
-    state = checkpoints.read(path, settings)
-    if state is not None:
-        pruner.load_state_dict(state["pruner"])
-        training.load(state)
-    for number in range(len(training.history), given.epochs):
+    for number in runs.epochs_left(given, training, pruner):
         training.epoch(number, pruner)
-        if job.leads:
-            checkpoints.write(path, training.state() | {"pruner": pruner.state_dict(), "settings": settings})
-        job.wait()
     small = pruner.finish()
-    report = small.halp
-    result = {
-        "dense": whole, "precision": training.precision(), "unit": report.unit, "cost": report.measured,
-        "dense_cost": report.dense, "share": report.measured / report.dense, "history": training.history,
-    }  # fmt: skip
-    if job.leads:
-        checkpoints.write(given.folder / "network.pt", {"plan": report.plan.to_json(), "weights": small.state_dict()})
-        (given.folder / "result.json").write_text(json.dumps(result, indent=1))
-        print(report.summary())
-        print(f"mAP {result['precision']} (dense {whole}) at {result['share']:.1%} of the cost")
-    job.leave()
-    return result
+    precision = training.precision()
+    words = f"mAP {precision} (dense {whole})"
+    return runs.left_behind(given, training, small, {"dense": whole, "precision": precision}, words)
 
 
 if __name__ == "__main__":

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from halp_fx.files import replacing
+
 
 def write(path: Path, state: Any) -> None:
-    """Beside the file first, then in its place: who is interrupted keeps the last one."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    """Whole or not at all: who is interrupted keeps the last one."""
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def read(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

@@ -1,0 +1,127 @@
+"""What recipes have in common: a network's way through the epochs, the dense network before it, and what is left."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm.auto import tqdm
+
+import halp_fx
+
+from . import checkpoints
+from .processes import Job
+
+
+class Run:
+    """One network's way through the epochs; the recipe sets its `optimizer` and `schedule`.
+
+    Attributes:
+        parts: attributes that a checkpoint needs, by name.
+        trained: the model, or its wrapper.
+        history: one row an epoch.
+    """
+
+    parts: tuple[str, ...] = ("model", "optimizer", "schedule")
+
+    def __init__(self, data: Any, job: Job, model: nn.Module, epochs: int) -> None:
+        self.data, self.job, self.epochs = data, job, epochs
+        self.model = self.trained = model
+        self.history: list[dict[str, float]] = []
+
+    def groups(self, decay: float) -> list[dict[str, Any]]:
+        """Parameter groups: norms and biases do not decay."""
+        matrices = [p for p in self.model.parameters() if p.ndim > 1]
+        others = [p for p in self.model.parameters() if p.ndim <= 1]
+        return [{"params": matrices, "weight_decay": decay}, {"params": others, "weight_decay": 0.0}]
+
+    def wrapped(self, pruner: halp_fx.Pruner | None) -> None:
+        """For several processes: after the pruner was made."""
+        if self.job.size > 1:
+            self.trained = pruner.wrap(DistributedDataParallel) if pruner else DistributedDataParallel(self.model)
+
+    def epoch(self, number: int) -> None:
+        raise NotImplementedError
+
+    def batches(self, number: int) -> tqdm[Any]:
+        """Those of an epoch, with a bar in the first process."""
+        words = f"epoch {number + 1}/{self.epochs}"
+        return tqdm(self.data.epoch(number), words, self.data.steps, leave=False, disable=not self.job.leads)
+
+    def ended(self, row: dict[str, float]) -> None:
+        self.history.append(row)
+        if self.job.leads:
+            tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
+
+    def state(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in self.parts} | {"history": self.history}
+
+    def load(self, state: dict[str, Any]) -> None:
+        for name in self.parts:
+            getattr(self, name).load_state_dict(state[name])
+        self.history = state["history"]
+
+
+def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[int], Run]) -> None:
+    """Give the dense network its weights, unless it has some: those of the folder, or trained here and kept there.
+
+    Args:
+        run: number of epochs -> a run of this network.
+    """
+    path = given.folder / "dense.pt"
+    if given.weights is not None:
+        return
+    if path.exists():
+        model.load_state_dict(torch.load(path, map_location="cpu"))
+        return
+    training = run(given.dense_epochs)
+    training.wrapped(None)
+    for number in range(given.dense_epochs):
+        training.epoch(number)
+    if job.leads:
+        checkpoints.write(path, model.state_dict())
+    job.wait()
+
+
+def epochs_left(given: argparse.Namespace, run: Run, pruner: halp_fx.Pruner) -> Iterator[int]:
+    """Epochs to do, from a checkpoint of the same settings if there is one; after each there is one."""
+    aside = ("folder", "workers", "tensorboard", "threads")
+    settings = {k: str(v) for k, v in vars(given).items() if k not in aside}
+    path = given.folder / "checkpoint.pt"
+    state = checkpoints.read(path, settings)
+    if state is not None:
+        pruner.load_state_dict(state["pruner"])
+        run.load(state)
+    for number in range(len(run.history), given.epochs):
+        yield number
+        if run.job.leads:
+            checkpoints.write(path, run.state() | {"pruner": pruner.state_dict(), "settings": settings})
+        run.job.wait()
+
+
+def left_behind(
+    given: argparse.Namespace, run: Run, small: nn.Module, found: dict[str, Any], words: str
+) -> dict[str, Any]:
+    """Write network and result, and leave the job.
+
+    Args:
+        found: what was measured, dense and pruned.
+        words: of it, to be said.
+    """
+    report = small.halp
+    result = {
+        **found, "unit": report.unit, "cost": report.measured, "dense_cost": report.dense,
+        "share": report.measured / report.dense, "history": run.history,
+    }  # fmt: skip
+    if run.job.leads:
+        checkpoints.write(given.folder / "network.pt", {"plan": report.plan.to_json(), "weights": small.state_dict()})
+        (given.folder / "result.json").write_text(json.dumps(result, indent=1))
+        print(report.summary())
+        print(f"{words} at {result['share']:.1%} of the cost")
+    run.job.leave()
+    return result
