@@ -40,6 +40,10 @@ def saved(path: Path | str) -> None:
     _saved.append(str(path))
 
 
+TIMED = "layers that were timed are kept in the latency table: run the same command again"
+"""How commands that time layers go on."""
+
+
 def goes_on(words: str) -> None:
     """Say, if the command is interrupted, how to go on."""
     _again.append(words)

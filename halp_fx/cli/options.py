@@ -31,6 +31,8 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
 Runtime = Annotated[str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE or cudagraph.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as PyTorch is set.")]
+Cost = Annotated[str, typer.Option(help="latency, macs, params or memory.")]
+Branches = Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")]
 Table = Annotated[
     Path | None, typer.Option("--table", metavar="PATH", help="Latency table, file or folder; default: your cache.")
 ]

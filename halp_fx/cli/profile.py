@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .guarding import goes_on, guarded
+from .guarding import TIMED, goes_on, guarded
 
 
 @guarded(
@@ -23,7 +23,7 @@ def profile(
     inputs: options.Inputs = None,
     weights: options.Weights = None,
     settings: options.Settings = None,
-    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    cost: options.Cost = "latency",
     runtime: options.Runtime = "eager",
     table: options.Table = None,
     threads: options.Threads = None,
@@ -49,7 +49,7 @@ def profile(
     from ..pruning.goals import cost_called
     from ..reporting.profiling import profile as profiled
 
-    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    goes_on(TIMED)
     found = profiled(
         dense,
         example,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .guarding import MISSED, OUT_OF_REACH, goes_on, guarded
+from .guarding import MISSED, OUT_OF_REACH, TIMED, goes_on, guarded
 
 
 @guarded(
@@ -39,7 +39,7 @@ def prune(
     loss: options.Loss = None,
     batch: options.Batch = 32,
     out: options.Out = Path("pruned"),
-    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    cost: options.Cost = "latency",
     runtime: options.Runtime = "eager",
     table: options.Table = None,
     threads: options.Threads = None,
@@ -51,7 +51,7 @@ def prune(
         int | None, typer.Option(min=1, help="Widths are multiples of this; default: 8 or less.")
     ] = None,
     min_keep: Annotated[float, typer.Option(help="Least share of a group's channels that is kept.")] = 0.1,
-    branches: Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")] = False,
+    branches: options.Branches = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Removal in so many steps; default: by the budget.")] = None,
     tolerance: Annotated[float, typer.Option(help="Deviation from a measured budget that is close enough.")] = 0.02,
     exports: Annotated[
@@ -84,7 +84,7 @@ def prune(
 
     import halp_fx
 
-    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    goes_on(TIMED)
     small = halp_fx.prune(
         dense,
         asked,

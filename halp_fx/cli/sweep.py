@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .guarding import OUT_OF_REACH, goes_on, guarded
+from .guarding import OUT_OF_REACH, TIMED, goes_on, guarded
 
 if TYPE_CHECKING:
     from ..reporting.report import Report
@@ -47,7 +47,7 @@ def sweep(
     loss: options.Loss = None,
     batch: options.Batch = 32,
     out: options.Out = Path("sweep"),
-    cost: Annotated[str, typer.Option(help="latency, macs, params or memory.")] = "latency",
+    cost: options.Cost = "latency",
     runtime: options.Runtime = "eager",
     table: options.Table = None,
     threads: options.Threads = None,
@@ -55,7 +55,7 @@ def sweep(
     dtype: options.Dtype = "float32",
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
-    branches: Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")] = False,
+    branches: options.Branches = False,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -78,7 +78,7 @@ def sweep(
     from ..api import prune
     from ..reporting.report import report_of
 
-    goes_on("layers that were timed are kept in the latency table: run the same command again")
+    goes_on(TIMED)
     rows: list[dict[str, Any]] = []
     refused = None
     for budget in filter(None, (b.strip() for b in budgets.split(","))):
