@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from counting import Counting
 from oracle import Net, randomized
 from torch import nn
 
@@ -14,23 +15,6 @@ from halp_fx.compiling import deploying
 from halp_fx.latency import compiling
 
 X = torch.randn(1, 3, 16, 16)
-
-
-class Counting:
-    """A backend that runs the graph as it is, counts graphs and calls, and keeps the options of the last one."""
-
-    def __init__(self):
-        self.graphs = self.calls = 0
-        self.options = None
-
-    def __call__(self, graph, example, config_patches=None):
-        self.graphs, self.options = self.graphs + 1, config_patches
-
-        def run(*args):
-            self.calls += 1
-            return graph(*args)
-
-        return run
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 import torch
+from counting import Counting
 from torch import nn
 
 from halp_fx.errors import LatencyError
@@ -15,22 +16,6 @@ from halp_fx.latency import compiling, interleaved, runtimes
 X = torch.rand(2, 3)
 BRIEF = {"min_time_s": 0.0, "max_time_s": 0.01, "repeats": 3, "runtime": "inductor"}
 MORE_THAN_THE_LIMIT = range(1, 13)
-
-
-class Counting:
-    """A backend that runs the graph as it is, and counts graphs and calls of them."""
-
-    def __init__(self):
-        self.graphs = self.calls = 0
-
-    def __call__(self, graph, example):
-        self.graphs += 1
-
-        def run(*args):
-            self.calls += 1
-            return graph(*args)
-
-        return run
 
 
 @pytest.fixture

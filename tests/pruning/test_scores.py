@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from torch import nn
+from test_distributed import X, Y, network
 
 import halp_fx
 from halp_fx import BudgetError, MacsCost, Plan, SaliencyError
 
-X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-CALL = {"latency": MacsCost(), "round_to": 1, "progress": False, "data": [(X, torch.arange(8) % 4)]}
-
-
-def network():
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(1), nn.Linear(16, 4),
-    )  # fmt: skip
+CALL = {"latency": MacsCost(), "round_to": 1, "progress": False, "data": [(X, Y)]}
 
 
 def parameters(model):
