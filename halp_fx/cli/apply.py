@@ -33,9 +33,10 @@ def apply(
     wanted = read_plan(plan)
     dense, example = Source(model, inputs or (), settings or (), weights).load()
     from ..api import rewrite
+    from ..model.tensors import parameter_count
 
     small = rewrite(dense, wanted, example)
     leave(small, wanted, out, output)
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (dense, small))
+    before, after = map(parameter_count, (dense, small))
     output.say(f"parameters {before:,} -> {after:,} ({after / before:.1%})\nwrote {out}")
     output.result({"parameters": [before, after], "out": str(out)})

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..api import prune
 from ..errors import HalpError
 from ..latency import interleaved
+from ..model.tensors import parameter_count
 from ..reporting.report import report_of
 
 BATCH = 128
@@ -138,9 +139,9 @@ def run(
     report = report_of(small)
     table = tabulate(
         [
-            ["dense", before, report.dense_ms, _parameters(dense)],
-            ["after pruning", pruned, report.measured_ms, _parameters(small)],
-            ["after fine-tuning", tuned, now.share * report.dense_ms, _parameters(small)],
+            ["dense", before, report.dense_ms, parameter_count(dense)],
+            ["after pruning", pruned, report.measured_ms, parameter_count(small)],
+            ["after fine-tuning", tuned, now.share * report.dense_ms, parameter_count(small)],
         ],
         headers=["", "accuracy", "ms", "parameters"],
         floatfmt=("", ".2%", ".3f", ".0f"),
@@ -155,7 +156,3 @@ def run(
         say(f"\nwrote {output}: report.html, report.md, plan.json")
     say(f"total {time.perf_counter() - start:.0f} s")
     return small
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -22,6 +22,7 @@ from ..errors import ModelError
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
+from ..model.tensors import parameter_count
 from ..reporting.report import Report, report_of
 from ..tracing.graph import of, op
 from ..trials.trials import channel_groups
@@ -136,7 +137,7 @@ class Backend:
             if asked.report is not None:
                 Path(asked.report).write_text(report.summary(), encoding="utf-8")
         assert isinstance(small, fx.GraphModule)
-        before, after = (sum(p.numel() for p in m.parameters()) for m in (found.network, small))
+        before, after = map(parameter_count, (found.network, small))
         logger.warning(
             "backend halp_fx: the compiled function is not equivalent to the model, it is a pruned one: %s, %s of %s "
             "parameters",

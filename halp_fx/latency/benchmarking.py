@@ -18,6 +18,7 @@ from torch import nn
 from ..internals import tree_leaves
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved
+from ..model.tensors import parameter_count
 from ..types import Inputs
 from .allocator import kept_memory
 from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
@@ -136,7 +137,7 @@ def benchmark(
                 share=timing.share,
                 throughput=batch / timing.median_ms * 1e3,
                 training=both,
-                parameters=sum(p.numel() for p in model.parameters()),
+                parameters=parameter_count(model),
                 peak_bytes=_peak(model, inputs) if device.type == "cuda" else None,
             )
             for (name, model), timing, both in rows

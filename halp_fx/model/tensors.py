@@ -20,6 +20,11 @@ def every_tensor(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
                     yield f"{prefix}.{name}" if prefix else name, tensor, name not in passing
 
 
+def parameter_count(model: nn.Module) -> int:
+    """Numbers in all parameters, each tensor once."""
+    return sum(p.numel() for p in model.parameters())
+
+
 def first_names(model: nn.Module) -> dict[str, str]:
     """For every further name of a tensor that has several, the first one."""
     first: dict[int, tuple[str, torch.Tensor]] = {}  # With the tensor: scripted modules make one at every look.

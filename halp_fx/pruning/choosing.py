@@ -99,11 +99,11 @@ def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 
     steps = COARSE if request.goals.measured else FINE
     for group in coupling.prunable:
         now = left[group.name]
+        least = math.ceil(now * floor)
         limit = limit_of(group, request.limits)
         if limit is not None:
-            options[group.name] = _limited(group, limit, now, math.ceil(now * floor), request.round_to, steps)
+            options[group.name] = _limited(group, limit, now, least, request.round_to, steps)
             continue
-        least = math.ceil(now * floor)
         widths = width_options(group, request.round_to, request.min_keep, floor=least, steps=steps)
         options[group.name] = tuple(sorted({w for w in widths if w <= now} | {now}))
     return options

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..errors import HalpError, ModelError
 from ..model.preserving import named_tensors, preserved
+from ..model.tensors import every_tensor
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
@@ -154,8 +155,7 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
                 now = channel_groups(network, request.examples, like=coupling) if plan else coupling
                 network = rewrite(network, remaining(plan, reached), request.examples, coupling=now)
             before, now_at = now_at, (network, reached)
-            named = (network.named_parameters, network.named_buffers)
-            own = {name: tensor for tensors_of in named for name, tensor in tensors_of(remove_duplicate=False)}
+            own = {name: tensor for name, tensor, _ in every_tensor(network)}
             with torch.no_grad():
                 for name, value in tensors.items():
                     own[name].copy_(value)

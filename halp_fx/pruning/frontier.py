@@ -17,10 +17,9 @@ from torch import nn
 from ..errors import InfeasibleError
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
-from ..solver import Solution
 from ..types import Plan
 from .budgets import Budget
-from .networks import Candidate, Choice, Network
+from .networks import Network
 from .request import Request
 from .restoring import compensated
 from .session import STEP_FACTOR, Session
@@ -47,7 +46,6 @@ class Frontier:
         cls, model: nn.Module, request: Request, budgets: Mapping[str, Budget], ignore: Sequence[str]
     ) -> Frontier:
         """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs."""
-        # Amounts and fractions compare when the dense cost is known.
         session = Session.start(model, replace(request, goals=replace(request.goals, budget=_NONE)), ignore)
         # Amounts and fractions compare when the dense cost is known.
         dense = session.yardstick.dense
@@ -102,7 +100,8 @@ class Frontier:
     def _close(self) -> None:
         session = self.session
         if session.yardstick.met_already:
-            session.candidates = [_dense(session)]
+            dense = Network(session.yardstick.model, Plan())
+            session.candidates = [session.unsolved(dense, session.yardstick.dense, 1.0, 1.0)]
             return
         for way in self._ways()[:-1]:
             session.step(way)
@@ -130,12 +129,3 @@ class Frontier:
 
 _NONE = Budget(amount=math.ulp(0.0))
 """Below every cost: nothing is met as it is, so that layers are timed."""
-
-
-def _dense(session: Session) -> Candidate:
-    """The network as it is, which meets the budget."""
-    yardstick = session.yardstick
-    widths = yardstick.coupling.widths()
-    solution = Solution(widths, 0.0, {}, 0.0, 0.0, 0.0, session.request.solver, (), "optimal")
-    network = Network(session.yardstick.model, Plan())
-    return Candidate(network, yardstick.dense, 1.0, 1.0, Choice(solution), yardstick.busy, yardstick.scatter)

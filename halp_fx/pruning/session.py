@@ -17,6 +17,7 @@ from ..coupling.branches import Branches
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
 from ..model.checks import check_prunable
+from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
 from ..rewriting.compensating import Compensation
 from ..scoring.recalibrating import recalibrate
@@ -157,8 +158,7 @@ class Session:
         self._score(scorer)
         whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
-        count = sum(p.numel() for p in self.network.model.parameters())
-        self.trail.append(Stop(way, self.network.plan, count))
+        self.trail.append(Stop(way, self.network.plan, parameter_count(self.network.model)))
         if self.request.train_between is not None or self.request.score_fn is not None:
             # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
             self._compensate(self.network, whole)
@@ -307,19 +307,22 @@ class Session:
     def as_it_is(self, network: Network) -> Candidate:
         """A candidate without another step: the dense network (its copy), or one that a step left."""
         yardstick = self.yardstick
-        left, _, _ = yardstick.left(network.plan)
-        solution = Solution(left.widths(network.plan), 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
         if not network.plan:
             with self.clock("rewrite"):
                 copy = rewrite(network.model, Plan(), self.request.examples, coupling=yardstick.coupling)
             yardstick.tables = None
-            made = (Network(copy, Plan()), yardstick.dense, 1.0, 1.0)
-        else:
-            total = yardstick.total(network.plan)
-            with self.clock("measure"):
-                measured = yardstick.measure(network.plan, network.model)
-            made = (network, total, yardstick.predict(total), measured)
-        return Candidate(*made, Choice(solution), yardstick.busy, yardstick.scatter)
+            return self.unsolved(Network(copy, Plan()), yardstick.dense, 1.0, 1.0)
+        total = yardstick.total(network.plan)
+        with self.clock("measure"):
+            measured = yardstick.measure(network.plan, network.model)
+        return self.unsolved(network, total, yardstick.predict(total), measured)
+
+    def unsolved(self, network: Network, total: float, predicted: float, measured: float) -> Candidate:
+        """A candidate that the solver was not asked for; figures as in `Candidate`."""
+        yardstick = self.yardstick
+        left, _, _ = yardstick.left(network.plan)
+        solution = Solution(left.widths(network.plan), 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
+        return Candidate(network, total, predicted, measured, Choice(solution), yardstick.busy, yardstick.scatter)
 
     def _check_reach(self) -> None:
         """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""

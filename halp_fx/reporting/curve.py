@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import BudgetError
 from ..latency import ParamsCost
 from ..model.preserving import as_modes_of, preserved
+from ..model.tensors import parameter_count
 from ..pruning.budgets import parse_budget
 from ..pruning.frontier import Frontier
 from ..pruning.session import Session
@@ -221,7 +222,7 @@ def _parameters(session: Session) -> int:
     """Of the best candidate, also where its network was not made."""
     network, yardstick = session.best.network, session.yardstick
     if not session.planned:
-        return sum(p.numel() for p in network.model.parameters())
+        return parameter_count(network.model)
     left, _, _ = yardstick.left(network.plan)
     gone = ParamsCost().total(yardstick.coupling) - ParamsCost().total(left, left.widths(network.plan))
-    return sum(p.numel() for p in yardstick.model.parameters()) - round(gone)
+    return parameter_count(yardstick.model) - round(gone)

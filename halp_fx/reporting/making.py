@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from ..latency import MemoryCost
+from ..model.tensors import parameter_count
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
@@ -55,7 +54,7 @@ def report_on(session: Session) -> Report:
         rewrite_kind=RewriteKind.of(coupling),
         saliency=saliency.kind if saliency is not None else "not scored",
         tolerance=session.slack,
-        parameters=(_count(yardstick.model), _count(best.network.model)),
+        parameters=(parameter_count(yardstick.model), parameter_count(best.network.model)),
         rounds=tuple(
             Round(
                 predicted=c.predicted * dense,
@@ -108,7 +107,3 @@ def _kept(saliency: Saliency | None, widths: Mapping[str, int]) -> float:
     known = saliency.known
     everything = sum(float(v.value[-1]) for v in known.values()) or 1.0
     return sum(float(v.value[widths.get(name, 0)]) for name, v in known.items()) / everything
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())
