@@ -21,9 +21,9 @@ from ..model.preserving import preserved
 from ..model.tensors import parameter_count
 from ..types import Inputs
 from .allocator import kept_memory
-from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
+from .clocks import cpu_threads
 from .errors import TimingError
-from .interleaving import interleaved
+from .interleaving import call_sampler, interleaved
 from .runtimes import device_of
 from .timing import Effort, Timing
 
@@ -159,7 +159,7 @@ def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None
         stack.enter_context(torch.enable_grad())
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(kept_memory())
-        samplers = [_sampler(_step(model, inputs), device_of(*inputs)) for model in networks]
+        samplers = [call_sampler(_step(model, inputs), device_of(*inputs)) for model in networks]
         samples: list[list[float]] = [[] for _ in networks]
         spent = [0.0] * len(networks)
         while not all(map(effort.enough, samples, spent)):
@@ -168,10 +168,6 @@ def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None
                 samples[index].append(sample())
                 spent[index] += time.perf_counter() - start
     return [Timing.of(row) for row in samples]
-
-
-def _sampler(call: Callable[[], Any], device: torch.device) -> Sampler:
-    return event_sampler(call, device, 1, flush=None) if device.type == "cuda" else clock_sampler(call, device)
 
 
 def _step(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:

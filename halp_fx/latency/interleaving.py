@@ -21,7 +21,7 @@ from ..model.preserving import preserved, set_mode
 from ..progress import work
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
-from .clocks import Sampler, clock_sampler, cpu_threads, event_sampler
+from .clocks import Call, Sampler, clock_sampler, cpu_threads, event_sampler
 from .runtimes import as_asked, device_of, network_call
 from .timing import Effort, Timing
 
@@ -109,9 +109,12 @@ def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:
     args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
     device = device_of(args, kwargs)
     call = network_call(model, args, kwargs, runtime)
-    if device.type == "cuda":
-        return event_sampler(call, device, 1, flush=None)
-    return clock_sampler(call, device)
+    return call_sampler(call, device)
+
+
+def call_sampler(call: Call, device: torch.device) -> Sampler:
+    """Times one call of a network, with the caches as the last call left them."""
+    return event_sampler(call, device, 1, flush=None) if device.type == "cuda" else clock_sampler(call, device)
 
 
 def _is_inputs(inputs: Any) -> bool:
