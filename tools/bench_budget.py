@@ -72,7 +72,9 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
         start = time.perf_counter()
         row: Row = {"budget": budget}
         try:
-            report = halp_fx.prune(model, budget, inputs, latency=latency, progress=False).halp
+            report = halp_fx.prune(
+                model, budget, inputs, latency=latency, progress=False, **_images(inputs, arguments)
+            ).halp
         except halp_fx.InfeasibleError as error:
             (dense,) = interleaved([model], (inputs, {}), runtime=arguments.runtime, threads=arguments.threads)
             row |= {"unreachable": error.minimum / dense.median_ms}
@@ -91,6 +93,19 @@ def prune(name: str, batch: int, budgets: Sequence[float], plans: Path, argument
             }
         rows.append(row | {"seconds": time.perf_counter() - start, "points": len(latency.measured)})
     return rows
+
+
+def _images(inputs: tuple[Any, ...], arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `prune` scores by: random images, as many as `--images` says; nothing, so magnitudes, without any."""
+    if not arguments.images:
+        return {}
+    (x,) = inputs
+    size = min(32, arguments.images)
+    draw = [
+        (torch.rand(size, *x.shape[1:]).to(x), torch.randint(1000, (size,)).to(x.device))
+        for _ in range(max(1, arguments.images // size))
+    ]
+    return {"data": draw, "loss_fn": nn.functional.cross_entropy}
 
 
 def measure(name: str, batch: int, budgets: Sequence[float], plans: Path, arguments: argparse.Namespace) -> list[Row]:
@@ -144,7 +159,7 @@ def one_network(name: str, batch: int, budgets: Sequence[float], words: list[str
 
 def run(arguments: argparse.Namespace) -> None:
     """All cases that have no line yet, as long as there is time."""
-    words, here = _forwarded(arguments), _setting(arguments)
+    words, here = forwarded(arguments), _setting(arguments)
     rows = list(read(arguments.rows))
     done = {(r["network"], r["batch"], r["budget"]) for r in rows if r["setting"] == here and "error" not in r}
     due = [
@@ -293,9 +308,10 @@ def _setting(arguments: argparse.Namespace) -> str:
     return f"{arguments.dtype}{layout}, {arguments.side} x {arguments.side} (ssdlite320: 320 x 320); {shown}"
 
 
-def _forwarded(arguments: argparse.Namespace) -> list[str]:
+def forwarded(arguments: argparse.Namespace) -> list[str]:
+    """The words that tell a process of one step the same."""
     words = []
-    for name in ("device", "dtype", "runtime", "side", "threads", "table"):
+    for name in ("device", "dtype", "runtime", "side", "threads", "table", "images"):
         value = getattr(arguments, name)
         words += [] if value is None else [f"--{name}", str(value)]
     return [*words, *(["--channels-last"] if arguments.channels_last else [])]
@@ -312,6 +328,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--runtime", default="eager", choices=("eager", "inductor", "cudagraph"))
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--images", type=int, default=0, help="to score by, random ones; 0: weight magnitudes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--table", help="latency table: a file or folder; default: the user's cache")
     parser.add_argument("--rows", type=Path, default=Path("docs/benchmarks_budget.jsonl"))

@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,11 +36,16 @@ ABSENT = "not measured"
 Row = list[str]
 
 
+def tiny() -> torch.nn.Module:
+    """For a rehearsal through Triton's interpreter."""
+    return torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.Conv2d(16, 8, 3))
+
+
 def network(name: str, dtype: torch.dtype, device: str) -> tuple[SegmentLayout, list[Tensor], list[Tensor]]:
     """Every weight by rows, coupled with its BatchNorm or bias and the next weight's columns; random gradients."""
     torch.manual_seed(0)
     with torch.device(device):
-        weights = [p.detach().to(dtype) for p in getattr(models, name)().parameters()]
+        weights = [p.detach().to(dtype) for p in (tiny() if name == "tiny" else getattr(models, name)()).parameters()]
     segments: list[Segment] = []
     channels, latest = 0, np.zeros(0, np.int64)
     for i, weight in enumerate(weights):
@@ -117,54 +123,84 @@ def cpu_ms(call: Callable[[], object], repeats: int = 7) -> float:
     return statistics.median(times)
 
 
-def copy_bandwidth() -> float:
-    """GB/s, read plus written, of a 1 GiB device copy."""
-    source = torch.empty(1 << 28, device="cuda")
+def timed(call: Callable[[], object], device: str) -> float:
+    """Milliseconds of a call."""
+    return gpu_ms(call) if device == "cuda" else cpu_ms(call)
+
+
+def copy_bandwidth(device: str) -> float:
+    """GB/s, read plus written, of a 1 GiB device copy (of 16 MiB on a CPU)."""
+    source = torch.empty(1 << (28 if device == "cuda" else 22), device=device)
     target = torch.empty_like(source)
-    return 2 * source.nbytes / gpu_ms(lambda: target.copy_(source)) / 1e6
+    return 2 * source.nbytes / timed(lambda: target.copy_(source), device) / 1e6
 
 
-def saliency_gpu(name: str, dtype: str, bandwidth: float) -> list[Row]:
-    """One row per contender: ms, GB/s of the bytes that must be read, share of copy bandwidth, speed-up."""
-    layout, weights, grads = network(name, DTYPES[dtype], "cuda")
-    ours = kernels.saliency.prepare(layout, weights, grads, VARIANTS["taylor"])
-    out, moved = torch.empty(layout.num_channels, device="cuda"), ours.plan.bytes_read
+def saliency(
+    name: str, dtype: str, device: str, modes: Sequence[str] = (), only_compiled: bool = False
+) -> dict[str, Any]:
+    """Milliseconds of each contender (None: wrong or failed), and what must be read.
+
+    Args:
+        modes: of torch.compile for the per-layer code, which takes minutes for a large network.
+        only_compiled: nothing beside those.
+    """
+    from halp_fx.kernels.saliency import prepare
+
+    layout, weights, grads = network(name, DTYPES[dtype], device)
+    ours = prepare(layout, weights, grads, VARIANTS["taylor"])
+    out = torch.empty(layout.num_channels, device=device)
 
     def launch() -> Tensor:
         ours.run(VARIANTS["taylor"], out, accumulate=False)
         return out
 
-    plain, multi = eager(layout, "cuda"), foreach(layout, "cuda")
+    plain, multi = eager(layout, device), foreach(layout, device)
     contenders: dict[str, Callable[[], Tensor]] = {
         "halp_fx, launch": launch,
         "halp_fx, whole call": lambda: kernels.channel_scores(layout, weights, grads),
         "eager per layer": lambda: plain(weights, grads),
         "torch._foreach_mul": lambda: multi(weights, grads),
     }
-    for tensor in (*weights, *grads):
-        torch._dynamo.mark_static_address(tensor)  # else CUDA graphs would copy every tensor first
-    for mode in ("default", "reduce-overhead"):
-        compiled = torch.compile(eager(layout, "cuda"), mode=mode, dynamic=False)
+    if only_compiled:
+        contenders.clear()
+    if modes:
+        for tensor in (*weights, *grads):
+            torch._dynamo.mark_static_address(tensor)  # else CUDA graphs would copy every tensor first
+    for mode in modes:
+        compiled = torch.compile(eager(layout, device), mode=mode, dynamic=False)
         contenders[f"torch.compile ({mode})"] = lambda compiled=compiled: compiled(weights, grads)
     times: dict[str, float | None] = {}
     for label, call in contenders.items():
         try:
-            times[label] = gpu_ms(call) if agrees(call().clone(), layout, weights, grads) else None
-        except torch._dynamo.exc.TorchDynamoException as error:
-            print(f"{name} {dtype} {label}: {error}")
+            good = agrees(call().clone(), layout, weights, grads)
+            times[label] = timed(call, device) if good else None
+        except Exception as error:  # A contender that fails is a row, too.
+            print(f"{name} {dtype} {label}: {type(error).__name__}: {error}")
             times[label] = None
-    same = torch.equal(launch().clone(), launch())
+    return {
+        "network": name,
+        "dtype": dtype,
+        "ms": times,
+        "bytes": ours.plan.bytes_read,
+        "bitwise": torch.equal(launch().clone(), launch()),
+    }
+
+
+def saliency_rows(found: dict[str, Any], bandwidth: float) -> list[Row]:
+    """One row per contender: ms, GB/s of the bytes that must be read, share of copy bandwidth, speed-up."""
+    times, moved = found["ms"], found["bytes"]
     others = [ms for label, ms in times.items() if ms is not None and not label.startswith("halp_fx")]
     rows = []
     for label, ms in times.items():
+        case = [found["network"], found["dtype"], label]
         if ms is None:
-            rows.append([name, dtype, label, "wrong or failed", "", "", ""])
+            rows.append([*case, "wrong or failed", "", "", ""])
             continue
         speedup = f"{min(others) / ms:.1f}x" if label.startswith("halp_fx") and others else ""
         rate = moved / ms / 1e6
         shares = [f"{moved / 1e6:.0f}", f"{rate:.0f} ({100 * rate / bandwidth:.0f} %)"]
-        note = f"{speedup}, two runs {'equal' if same else 'DIFFER'}" if label.endswith("launch") else speedup
-        rows.append([name, dtype, label, f"{ms:.4f}", *shares, note])
+        same = f", two runs {'equal' if found['bitwise'] else 'DIFFER'}"
+        rows.append([*case, f"{ms:.4f}", *shares, speedup + same * label.endswith("launch")])
     return rows
 
 
@@ -179,53 +215,70 @@ def tables(dtype: torch.dtype, device: str) -> tuple[TableStack, list[Tensor]]:
     return TableStack.build(stack, dtype=dtype, device=device), queries
 
 
-def lookup_rows(device: str, bandwidth: float | None) -> list[Row]:
-    rows = []
-    for label, dtype in (("fp32", torch.float32), ("fp64", torch.float64)):
-        stack, queries = tables(dtype, device)
-        times = kernels.lookup(stack, *queries)
-        wide = kernels.naive.lookup(tables(torch.float64, device)[0], *queries)
-        correct = torch.allclose(times.double(), wide, rtol=1e-5, atol=1e-6)
-        same = torch.equal(times, kernels.lookup(stack, *queries))
-        timer = gpu_ms if bandwidth else cpu_ms
-        ms = timer(lambda stack=stack, queries=queries: kernels.lookup(stack, *queries))
-        moved = sum(q.nbytes for q in queries) + times.nbytes
-        share = f"{moved / ms / 1e6:.1f}" + (f" ({100 * moved / ms / 1e6 / bandwidth:.0f} %)" if bandwidth else "")
-        verdict = f"{ms:.4f}" if correct else "wrong result"
-        rows.append([device, label, verdict, f"{moved / 1e6:.0f}", share, "equal" if same else "DIFFER"])
-    return rows
+def lookups(dtype: str, device: str) -> dict[str, Any]:
+    """Milliseconds of a million lookups (None: wrong), and what they move."""
+    records = {"fp32": torch.float32, "fp64": torch.float64}[dtype]
+    stack, queries = tables(records, device)
+    times = kernels.lookup(stack, *queries)
+    wide = kernels.naive.lookup(tables(torch.float64, device)[0], *queries)
+    good = torch.allclose(times.double(), wide, rtol=1e-5, atol=1e-6)
+    return {
+        "device": device,
+        "dtype": dtype,
+        "ms": timed(lambda: kernels.lookup(stack, *queries), device) if good else None,
+        "bytes": sum(q.nbytes for q in queries) + times.nbytes,
+        "bitwise": torch.equal(times, kernels.lookup(stack, *queries)),
+    }
 
 
-def training_rows() -> list[Row]:
-    """ResNet-50, batch 128, bf16 autocast, SGD: a step with and without accumulating saliency, interleaved."""
-    model = models.resnet50().cuda().to(memory_format=torch.channels_last)
+def lookup_row(found: dict[str, Any], bandwidth: float | None) -> Row:
+    ms, moved = found["ms"], found["bytes"]
+    if ms is None:
+        return [found["device"], found["dtype"], "wrong result", "", "", ""]
+    share = f"{moved / ms / 1e6:.1f}" + (f" ({100 * moved / ms / 1e6 / bandwidth:.0f} %)" if bandwidth else "")
+    same = "equal" if found["bitwise"] else "DIFFER"
+    return [found["device"], found["dtype"], f"{ms:.4f}", f"{moved / 1e6:.0f}", share, same]
+
+
+def training(device: str, batch: int = 128, side: int = 224, steps: int = 50) -> dict[str, Any]:
+    """ResNet-50, bf16 autocast, SGD: a step with and without accumulating saliency, in turn, in ms."""
+    model = models.resnet50().to(device).to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    images = torch.randn(128, 3, 224, 224, device="cuda").to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (128,), device="cuda")
+    images = torch.randn(batch, 3, side, side, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (batch,), device=device)
     weights = list(model.parameters())
     layout = network("resnet50", torch.float32, "cpu")[0]
-    total = torch.zeros(layout.num_channels, device="cuda")
+    total = torch.zeros(layout.num_channels, device=device)
 
-    def step(score: bool) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        with torch.autocast("cuda", torch.bfloat16):
+    def step(score: bool) -> None:
+        with torch.autocast(device, torch.bfloat16):
             loss = torch.nn.functional.cross_entropy(model(images), labels)
         loss.backward()
         if score:
             kernels.channel_scores(layout, weights, [p.grad for p in weights], out=total)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
+    def ms(score: bool) -> float:
+        if device == "cpu":
+            return cpu_ms(lambda: step(score), 1)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        step(score)
         end.record()
         end.synchronize()
         return start.elapsed_time(end)
 
-    for _ in range(10):
-        step(True), step(False)
-    pairs = [(step(False), step(True)) for _ in range(50)]
+    for _ in range(steps // 5):
+        ms(True), ms(False)
+    pairs = [(ms(False), ms(True)) for _ in range(steps)]
     without, with_scores = (statistics.median(column) for column in zip(*pairs, strict=True))
     extra = statistics.median(b - a for a, b in pairs)
-    return [[f"{without:.2f}", f"{with_scores:.2f}", f"{extra:.3f}", f"{100 * extra / without:.2f} %"]]
+    return {"without": without, "with": with_scores, "extra": extra, "share": extra / without}
+
+
+def training_row(found: dict[str, Any]) -> Row:
+    return [f"{found['without']:.2f}", f"{found['with']:.2f}", f"{found['extra']:.3f}", f"{100 * found['share']:.2f} %"]
 
 
 def saliency_cpu() -> list[Row]:
@@ -259,36 +312,37 @@ def report() -> str:
         ["CPU", f"{platform.machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start"],
         ["versions", f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton_version}"],
     ]
-    bandwidth = copy_bandwidth() if has_gpu else None
+    bandwidth = copy_bandwidth("cuda") if has_gpu else None
     head.append(["copy bandwidth of this run", f"{bandwidth:.0f} GB/s" if bandwidth else ABSENT])
-    saliency, training = [], [[ABSENT] * 4]
-    lookups = [["cuda", dtype, *[ABSENT] * 4] for dtype in ("fp32", "fp64")]
+    salient, trained = [], [[ABSENT] * 4]
+    looked = [["cuda", dtype, *[ABSENT] * 4] for dtype in ("fp32", "fp64")]
     if bandwidth:
-        lookups, training = lookup_rows("cuda", bandwidth), training_rows()
+        looked = [lookup_row(lookups(dtype, "cuda"), bandwidth) for dtype in ("fp32", "fp64")]
+        trained = [training_row(training("cuda"))]
     for name in NETWORKS:
         for dtype in DTYPES:
             if bandwidth:
-                saliency += saliency_gpu(name, dtype, bandwidth)
+                salient += saliency_rows(saliency(name, dtype, "cuda", ("default", "reduce-overhead")), bandwidth)
                 torch._dynamo.reset()
             else:
-                saliency.append([name, dtype, "all", *[ABSENT] * 4])
-    lookups += lookup_rows("cpu", None)
+                salient.append([name, dtype, "all", *[ABSENT] * 4])
+    looked += [lookup_row(lookups(dtype, "cpu"), None) for dtype in ("fp32", "fp64")]
     sections = [
         ("# Kernels: what was measured", ["", ""], head),
         (
             "## Saliency on the GPU: one launch per network, `taylor`, rows and columns of every weight",
             ["network", "dtype", "code", "ms", "MB read", "GB/s (of copy)", "against the best other"],
-            saliency,
+            salient,
         ),
         (
             f"## Lookup of {QUERIES:,} queries",
             ["device", "dtype", "ms", "MB moved", "GB/s (of copy)", "two runs"],
-            lookups,
+            looked,
         ),
         (
             "## ResNet-50 training step, batch 128, bf16 autocast: cost of accumulating saliency",
             ["ms without", "ms with", "difference, ms", "share"],
-            training,
+            trained,
         ),
         ("## Saliency on the CPU", ["network", "dtype", "code", "ms"], saliency_cpu()),
     ]

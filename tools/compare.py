@@ -41,6 +41,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each has a dense network of its own")
     parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of fine-tuning")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="to train on, to test on")
     parser.add_argument("--smoke", action="store_true", help="digits, one small network, two budgets, few epochs")
     parser.add_argument("--table-only", action="store_true")
@@ -56,10 +57,10 @@ def options() -> argparse.Namespace:
 def dense(given: argparse.Namespace, made: data.Data, network: str, seed: int) -> torch.nn.Module:
     """The trained network, from the folder if it is there."""
     torch.manual_seed(seed)
-    model = networks.NETWORKS[network](made.classes)
+    model = networks.NETWORKS[network](made.classes).to(given.device)
     path = given.folder / f"{made.name}_{network}_{seed}_{given.epochs}.pt"
     if path.exists():
-        model.load_state_dict(torch.load(path))
+        model.load_state_dict(torch.load(path, map_location=given.device))
     else:
         training.train(model, made, given.epochs, 0.1, seed)
         torch.save(model.state_dict(), path)
@@ -71,7 +72,7 @@ def row(task: Task, method: str, tuning: int) -> dict[str, Any]:
     start = time.perf_counter()
     small = METHODS[method](task)
     found: dict[str, Any] = {"seconds": time.perf_counter() - start, "macs": task.macs(small) / task.macs(task.model)}
-    coupling = halp_fx.channel_groups(small, torch.randn(1, 3, data.SIDE, data.SIDE))
+    coupling = halp_fx.channel_groups(small, task.example)
     found["widths"] = [g.size for g in coupling.prunable]
     small = copy.deepcopy(small)
     for parameter in small.parameters():
@@ -91,7 +92,7 @@ def main() -> None:
     logging.getLogger("halp_fx").setLevel(logging.ERROR)
     rows = given.folder / ("smoke.jsonl" if given.smoke else "rows.jsonl")
     for name in () if given.table_only else given.data:
-        made = data.make(name, given.folder, *given.images)
+        made = data.make(name, given.folder, *given.images).to(given.device)
         for network in given.networks:
             for seed in given.seeds:
                 missing = [

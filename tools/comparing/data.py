@@ -7,7 +7,7 @@ their own, textures and scenes on images of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class Data:
     classes: int
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
+
+    def to(self, device: str) -> Data:
+        """The same on a device, where all of it stays."""
+        train, test = (tuple(t.to(device) for t in part) for part in (self.train, self.test))
+        return replace(self, train=train, test=test)
 
     def calibration(self, count: int, batch: int = 64) -> list[tuple[Tensor, Tensor]]:
         """The first of the training images, in batches: what a pruning method is given."""

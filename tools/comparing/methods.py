@@ -42,8 +42,13 @@ class Task:
     def calibration(self) -> list[tuple[Tensor, Tensor]]:
         return self.data.calibration(CALIBRATION)
 
+    @property
+    def example(self) -> Tensor:
+        """One image, where the data is."""
+        return EXAMPLE.to(self.data.train[0].device)
+
     def macs(self, model: nn.Module) -> float:
-        return halp_fx.MacsCost().total(halp_fx.channel_groups(model, EXAMPLE))
+        return halp_fx.MacsCost().total(halp_fx.channel_groups(model, self.example))
 
 
 Method = Callable[[Task], nn.Module]
@@ -54,7 +59,7 @@ def by_halp_fx(with_data: bool = True, **options: object) -> Method:
 
     def prune(task: Task) -> nn.Module:
         given = {"data": task.calibration, "loss_fn": loss} if with_data else {}
-        return halp_fx.prune(task.model, task.budget, EXAMPLE, latency="macs", progress=False, **given, **options)
+        return halp_fx.prune(task.model, task.budget, task.example, latency="macs", progress=False, **given, **options)
 
     return prune
 
@@ -66,7 +71,7 @@ def _narrowed(task: Task, coupling: halp_fx.Coupling, widths: Mapping[str, int])
         g.name: tuple(np.sort(np.argsort(-scores[g.name], kind="stable")[: widths[g.name]]).tolist())
         for g in coupling.prunable
     }
-    return halp_fx.rewrite(task.model, halp_fx.Plan(kept), EXAMPLE, coupling=coupling)
+    return halp_fx.rewrite(task.model, halp_fx.Plan(kept), task.example, coupling=coupling)
 
 
 def _fitted(coupling: halp_fx.Coupling, shares: Mapping[str, float], budget: float) -> dict[str, int]:
@@ -89,7 +94,7 @@ def _fitted(coupling: halp_fx.Coupling, shares: Mapping[str, float], budget: flo
 
 def uniform(task: Task) -> nn.Module:
     """All groups equally narrow."""
-    coupling = halp_fx.channel_groups(task.model, EXAMPLE)
+    coupling = halp_fx.channel_groups(task.model, task.example)
     return _narrowed(
         task, coupling, _fitted(coupling, dict.fromkeys((g.name for g in coupling.prunable), 1.0), task.budget)
     )
@@ -101,7 +106,7 @@ TRIES = 50
 def random_widths(task: Task) -> nn.Module:
     """Of random widths the best by the accuracy on the calibration images after batch norms were re-estimated
     (EagleEye, arXiv 2007.02491)."""
-    coupling = halp_fx.channel_groups(task.model, EXAMPLE)
+    coupling = halp_fx.channel_groups(task.model, task.example)
     draw = np.random.default_rng(task.seed)
     images, labels = (torch.cat(parts) for parts in zip(*task.calibration, strict=True))
     best, chosen = -1.0, task.model
@@ -146,7 +151,7 @@ def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) ->
         parameter.requires_grad_(True)
     last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == task.data.classes]
     pruner = tp.pruner.BasePruner(  # type: ignore[attr-defined]
-        model, EXAMPLE, importance=tp.importance.GroupTaylorImportance(), pruning_ratio=ratio,  # type: ignore[attr-defined]
+        model, task.example, importance=tp.importance.GroupTaylorImportance(), pruning_ratio=ratio,  # type: ignore[attr-defined]
         global_pruning=True, isomorphic=isomorphic, iterative_steps=1, ignored_layers=last,
     )  # fmt: skip
     model.eval()

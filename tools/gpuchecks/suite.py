@@ -1,0 +1,54 @@
+"""The tests that need a GPU, and the kernels' own suite."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from xml.etree import ElementTree
+
+from .setting import Row, Setting
+
+ROOT = Path(__file__).parents[2]
+SUITES = {"tests/gpu": "gpu", "tests/kernels": "kernels"}
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    for case in setting.due(*SUITES):
+        parallel = ["-n", "8"] if find_spec("xdist") and not setting.rehearsal else []
+        # In a rehearsal the whole networks' tests; the kernels' suite runs on any machine with the other tests.
+        wanted = ["-k", "optimizer or clock or saved"] if setting.rehearsal else []
+        if setting.rehearsal and case != "tests/gpu":
+            continue
+        start, found = time.perf_counter(), setting.folder / f"{SUITES[case]}.xml"
+        words = ["--tb=short", "-p", "no:cacheprovider", f"--junitxml={found}", *parallel, *wanted]
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", case, *words],
+            cwd=ROOT,
+            env=os.environ | ({"HALP_FX_TEST_DEVICE": "cpu"} if setting.rehearsal else {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        row: Row = {"case": case, "seconds": time.perf_counter() - start, "exit": done.returncode}
+        if found.exists():
+            row |= _counts(ElementTree.parse(found).getroot())
+        if done.returncode:
+            (setting.folder / f"{SUITES[case]}.log").write_text(done.stdout + done.stderr)
+            row["failures"] = [*row.get("failures", ()), *done.stdout.splitlines()[-3:]]
+        yield row
+
+
+def _counts(root: ElementTree.Element) -> Row:
+    """How many passed, failed and were skipped, and the first line of what failed."""
+    cases = list(root.iter("testcase"))
+    failed = [(c, found) for c in cases for found in (*c.findall("failure"), *c.findall("error"))]
+    skipped = sum(c.find("skipped") is not None for c in cases)
+    row: Row = {"passed": len(cases) - len(failed) - skipped, "failed_tests": len(failed), "skipped": skipped}
+    if failed:
+        row["failures"] = [f"{c.get('name')}: {(f.get('message') or '')[:200]}" for c, f in failed]
+    return row

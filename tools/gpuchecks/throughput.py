@@ -1,0 +1,70 @@
+"""Images a second at the speed-ups that the paper reports: networks pruned to that share of the latency."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torchvision import models
+from torchvision.models.detection import ssd300_vgg16
+
+import halp_fx
+from halp_fx.latency import MeasuredLatency, interleaved
+
+from .setting import Row, Setting
+
+RATIOS = {"resnet50": 1.60, "resnet101": 1.90, "ssd300_vgg16": 1.94}
+"""HALP (arXiv 2110.10811), tables 1 and 4: speed-ups on a TITAN V at which accuracy was kept."""
+
+
+def run(setting: Setting) -> Iterator[Row]:
+    if setting.rehearsal:
+        for case in setting.due("squeezenet1_1 1.6"):
+            yield from _network(case, setting, batch=1, side=64, dtype=torch.float32)
+        return
+    for case in setting.due(*(f"{name} {ratio}" for name, ratio in RATIOS.items())):
+        detector = case.startswith("ssd")
+        dtype = torch.float32 if detector else torch.float16
+        yield from _network(case, setting, 32 if detector else 256, 300 if detector else 224, dtype)
+
+
+def _network(case: str, setting: Setting, batch: int, side: int, dtype: torch.dtype) -> Iterator[Row]:
+    """A row for eager mode, then one for compiled networks."""
+    name, ratio = case.split()
+    torch.manual_seed(0)
+    x = torch.rand(batch, 3, side, side, device=setting.device, dtype=dtype).to(memory_format=torch.channels_last)
+    inputs: Any = (list(x),) if name.startswith("ssd") else (x,)
+    if name.startswith("ssd"):
+        # Random weights give every box of every class a score near 1/91; trained ones leave few above this.
+        model: nn.Module = ssd300_vgg16(weights=None, weights_backbone=None, score_thresh=0.05)
+    else:
+        model = getattr(models, name)(weights=None)
+    model = model.to(setting.device, dtype).to(memory_format=torch.channels_last).eval()
+    start = time.perf_counter()
+    latency = MeasuredLatency(table=setting.folder / "throughput")
+    small = halp_fx.prune(model, 1 / float(ratio), inputs, latency=latency, progress=False)
+    row: Row = {"batch": batch, "dtype": str(dtype).removeprefix("torch."), "wanted": float(ratio)}
+    row |= {"seconds": time.perf_counter() - start, "stages": small.halp.seconds}
+    row |= {"macs": halp_fx.MacsCost().total(halp_fx.channel_groups(small, inputs)) / _macs(model, inputs)}
+    for runtime in ("eager", "inductor"):
+        try:
+            dense, pruned = interleaved([model, small], (inputs, {}), runtime=runtime, max_time_s=3.0)
+        except halp_fx.LatencyError as error:
+            yield {"case": case, "runtime": runtime, **row, "failed": str(error)[:300]}
+            continue
+        pruned_ms = pruned.share * dense.median_ms
+        yield {
+            "case": case if runtime == "inductor" else f"{case} {runtime}",
+            "runtime": runtime,
+            **row,
+            "dense_per_s": 1e3 * batch / dense.median_ms,
+            "pruned_per_s": 1e3 * batch / pruned_ms,
+            "ratio": 1 / pruned.share,
+        }
+
+
+def _macs(model: nn.Module, inputs: Any) -> float:
+    return halp_fx.MacsCost().total(halp_fx.channel_groups(model, inputs))
