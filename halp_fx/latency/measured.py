@@ -91,6 +91,11 @@ class MeasuredLatency:
     def timed(self) -> bool:
         return True
 
+    @property
+    def launched(self) -> bool:
+        """Whether a CPU launches the operators on another device one by one: the times of layers leave that out."""
+        return self.runtime == "eager" and self._sampler is not None and self._sampler.device.type != "cpu"
+
     def tables(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
         """A table for each layer; what is not known yet is measured now.
 

@@ -8,7 +8,7 @@ from ..errors import InfeasibleError
 from ..latency import MeasuredLatency
 from ..solver.solution import BASELINES
 from .request import Request
-from .yardstick import Yardstick
+from .yardstick import Yardstick, launch_notes
 
 WAITED = 0.1
 """Share of the time in which other programs ran, from which on it is said."""
@@ -33,7 +33,8 @@ def out_of_reach(
     return InfeasibleError(
         f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
         f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}"
-        + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited)),
+        + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited))
+        + "".join(f" {note[0].upper()}{note[1:]}." for note in launch_notes(yardstick.idle)),
         least,
         refused.groups,
     )

@@ -100,6 +100,16 @@ def test_a_budget_out_of_reach_from_the_start_is_refused_by_measurement(monkeypa
     assert caught.value.groups
 
 
+def test_a_gpu_that_waits_for_its_cpu_is_named(monkeypatch):
+    Machine(monkeypatch, overhead=0.5)
+    monkeypatch.setattr(halp_fx.MeasuredLatency, "launched", property(lambda self: True))
+    layers = sum(latency(Clock()).by_layer(halp_fx.channel_groups(Small().eval(), INPUTS)).values())
+    said = rf"in {1 - layers / 10:.0%} of the dense network's time the GPU waits for the CPU"
+    assert any(said in note for note in pruned(0.8).halp.notes)
+    with pytest.raises(halp_fx.InfeasibleError, match=said.replace("in", "In", 1)):
+        pruned(0.05, min_keep=0.25)
+
+
 @pytest.mark.parametrize("solver", ["auto", "uniform", "halp"])
 def test_out_of_reach_is_said_alike_by_all_methods(monkeypatch, solver):
     Machine(monkeypatch, overhead=0.5)

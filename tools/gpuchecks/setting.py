@@ -35,6 +35,10 @@ class Setting:
     def rehearsal(self) -> bool:
         return self.device == "cpu"
 
+    def table(self, runtime: str, dtype: str, batch: int) -> Path:
+        """The folder for the latency table of one way to run: networks share layers."""
+        return self.folder / "tables" / f"{runtime}_{dtype}_{batch}"
+
     def due(self, *cases: str) -> Iterator[str]:
         """The cases that are not done, as long as there is time."""
         for case in cases:

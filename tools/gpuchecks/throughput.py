@@ -44,16 +44,23 @@ def _network(case: str, setting: Setting, batch: int, side: int, dtype: torch.dt
         model = getattr(models, name)(weights=None)
     model = model.to(setting.device, dtype).to(memory_format=torch.channels_last).eval()
     start = time.perf_counter()
-    latency = MeasuredLatency(table=setting.folder / "throughput")
-    small = halp_fx.prune(model, 1 / float(ratio), inputs, latency=latency, progress=False)
-    row: Row = {"batch": batch, "dtype": str(dtype).removeprefix("torch."), "wanted": float(ratio)}
+    kind = str(dtype).removeprefix("torch.")
+    latency = MeasuredLatency(table=setting.table("eager", kind, batch))
+    try:
+        small = halp_fx.prune(model, 1 / float(ratio), inputs, latency=latency, progress=False)
+    except halp_fx.HalpError as error:
+        yield {"case": case, "runtime": "eager", "batch": batch, "dtype": kind, "wanted": float(ratio)} | {
+            "failed": str(error)[:300]
+        }
+        return
+    row: Row = {"batch": batch, "dtype": kind, "wanted": float(ratio)}
     row |= {"seconds": time.perf_counter() - start, "stages": small.halp.seconds}
     row |= {"macs": halp_fx.MacsCost().total(halp_fx.channel_groups(small, inputs)) / _macs(model, inputs)}
     for runtime in ("eager", "inductor"):
         try:
             dense, pruned = interleaved([model, small], (inputs, {}), runtime=runtime, max_time_s=3.0)
-        except halp_fx.LatencyError as error:
-            yield {"case": case, "runtime": runtime, **row, "failed": str(error)[:300]}
+        except Exception as error:  # What a compiler makes of a network is not known beforehand.
+            yield {"case": case, "runtime": runtime, **row, "failed": f"{type(error).__name__}: {error}"[:300]}
             continue
         pruned_ms = pruned.share * dense.median_ms
         yield {
