@@ -162,32 +162,57 @@ def gpus(tensors: Iterable[torch.Tensor]) -> list[int]:
 def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None]:
     """Give back each module's attributes (modes, caches, hooks), changed buffers, and the random states at the end."""
     members = members or Members.of(model)
-    attributes = [(module, dict(vars(module))) for module in members.modules.values()]
-    own = [value for _, found in attributes for name, value in found.items() if name not in INTERNAL]
-    # A forward may register hooks, or modules, and remember in an attribute that it has.
-    tables = [value for _, found in attributes for name, value in found.items() if name in INTERNAL]
-    tables = [value for value in tables if isinstance(value, _CONTAINERS)]
-    containers = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))]
-    tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
-    values = [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta]
+    found = _Found.of(members)
     with random_kept(gpus(members.tensors.values())):
         try:
             yield
         finally:
-            for module, found in attributes:
-                # What a forward caches on its module is the caller's to cache, in the caller's own forward.
-                for name in vars(module).keys() - found.keys():
-                    del vars(module)[name]
-                vars(module).update(found)
-            for container, items in containers:
-                if container or items:
-                    container.clear()
-                    (container.extend if isinstance(container, _ORDERED) else container.update)(items)
-            with torch.no_grad():
-                # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
-                for tensor, kept in values:
-                    if not torch.equal(tensor, kept):
-                        tensor.copy_(kept)
+            found.give_back()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Found:
+    """Modules as they were found.
+
+    Attributes:
+        attributes: of each module.
+        contents: containers among these, and in them, and what each held.
+        values: buffers, and tensors among the attributes, and their numbers.
+    """
+
+    attributes: Sequence[tuple[nn.Module, dict[str, Any]]]
+    contents: Sequence[tuple[Any, dict[Any, Any] | list[Any]]]
+    values: Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+    @classmethod
+    def of(cls, members: Members) -> _Found:
+        attributes = [(module, dict(vars(module))) for module in members.modules.values()]
+        own = [value for _, found in attributes for name, value in found.items() if name not in INTERNAL]
+        # A forward may register hooks, or modules, and remember in an attribute that it has.
+        tables = [value for _, found in attributes for name, value in found.items() if name in INTERNAL]
+        tables = [value for value in tables if isinstance(value, _CONTAINERS)]
+        tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
+        return cls(
+            attributes,
+            [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))],
+            [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta],
+        )
+
+    def give_back(self) -> None:
+        for module, found in self.attributes:
+            # What a forward caches on its module is the caller's to cache, in the caller's own forward.
+            for name in vars(module).keys() - found.keys():
+                del vars(module)[name]
+            vars(module).update(found)
+        for container, held in self.contents:
+            if container or held:
+                container.clear()
+                (container.extend if isinstance(container, _ORDERED) else container.update)(held)
+        with torch.no_grad():
+            # Version counters would not tell: below autograd, a BatchNorm updates its statistics unnoticed.
+            for tensor, kept in self.values:
+                if not torch.equal(tensor, kept):
+                    tensor.copy_(kept)
 
 
 def set_mode(model: nn.Module, training: bool = False) -> None:

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice, product
+from itertools import islice
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ..coupling.sizes import groups_of, own_axis, takes_size
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
-from ..tracing.graph import is_view, of, op, place_of
-from ..tracing.tags import MAX_ELEMENTS, FromAttribute, FromSize
-from ..types import Coupling, Decisions, Extent, Mend, Mismatch, Tie
+from ..tracing.graph import of, op, place_of
+from ..tracing.tags import FromAttribute, FromSize
+from ..types import Coupling, Decisions, Mend, Mismatch, Tie
+from .following import EXACT, MULTIPLES, Following, Sizes, owners, source_of
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -32,7 +32,6 @@ MAX_EDITS = 4
 """Attributes that are tried in addition to a tie or another choice."""
 
 _OTHER = {"whole": "positions", "positions": "whole"}
-_RATIOS = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3), Fraction(4), Fraction(1, 4))
 _MAX_TIED_GROUPS = 4
 
 
@@ -50,29 +49,29 @@ def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[
 def _moves_at(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
 ) -> Iterator[Decisions]:
-    given = _given(nodes, mismatch)
-    if mismatch.by_value and not given:
+    attributes = _attributes(nodes, mismatch)
+    if mismatch.by_value and not attributes:
         # The operator computes with a size: at no other width does it compute the same.
         yield from _flip_moves(model, coupling, nodes)
         return
     ties, needed = _tie_moves(coupling, nodes, mismatch)
     if needed:
         yield from ties
-    if given:
-        likely, others = _given_moves(model, coupling, nodes, given)
+    if attributes:
+        likely, others = _given_moves(model, coupling, nodes, attributes)
         yield from likely
         if not needed:
             yield from ties
         yield from _constant_moves(coupling, mismatch)
         yield from others
     else:
-        edits = _attribute_moves(model, coupling, nodes, _RATIOS[:1])
+        edits = _attribute_moves(model, coupling, nodes, EXACT)
         yield from edits
         if not needed:
             yield from ties
         if len(edits) > 1:
             yield joined(edits)
-        yield from _attribute_moves(model, coupling, nodes, _RATIOS[1:])
+        yield from _attribute_moves(model, coupling, nodes, MULTIPLES)
     yield from _flip_moves(model, coupling, nodes)
 
 
@@ -100,19 +99,19 @@ def _constant_moves(coupling: Coupling, mismatch: Mismatch) -> Iterator[Decision
 def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
     """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
     for nodes in _places(coupling, mismatch)[:1]:
-        given = _given(nodes, mismatch)
-        if given:
-            likely, others = _given_moves(model, coupling, nodes, given)
+        attributes = _attributes(nodes, mismatch)
+        if attributes:
+            likely, others = _given_moves(model, coupling, nodes, attributes)
             yield from (*likely, *others)[:MAX_EDITS]
         elif not mismatch.by_value:
-            yield from islice(_attribute_moves(model, coupling, nodes, _RATIOS[:1]), MAX_EDITS)
+            yield from islice(_attribute_moves(model, coupling, nodes, EXACT), MAX_EDITS)
 
 
 def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterable[FromAttribute]) -> Decisions:
     """What elements of attributes most likely follow that an operator was given: the size that each equals there."""
-    widths, sizes = coupling.widths(), _sizes(node, coupling)
+    sizes = Sizes.at(node, coupling, coupling.widths())
     if op(node) == "slice" and isinstance(node.args[1], int):
-        sizes = [coupling.shapes[n.name][node.args[1]] for n in (node, _source(node))]
+        sizes = replace(sizes, extents=[coupling.shapes[n.name][node.args[1]] for n in (node, source_of(node))])
     rows: dict[tuple[str, str], set[int | None]] = {}
     for source in given:
         rows.setdefault((source.module, source.attribute), set()).add(source.index)
@@ -120,67 +119,105 @@ def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterabl
     for (owner, attribute), indices in sorted(rows.items()):
         whole = getattr(model.get_submodule(owner), attribute)
         value = tuple(number if i in indices else None for i, number in enumerate(whole))
-        ways = _mends(owner, attribute, value, sizes, coupling, widths, _RATIOS[:1])
+        ways = sizes.followed_by(owner, attribute, value, EXACT)
         if _is_shape(whole, node):
-            ways = [way for way in ways if way[0] == 0]
-        move = _merged(move, min(ways, key=lambda way: way[0])[1] if ways else ())
+            ways = [way for way in ways if not way.misplaced]
+        move = _merged(move, min(ways, key=lambda way: way.rank).mends if ways else ())
     return move
 
 
-def _given(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[tuple[int, str, str]]:
-    """The attributes that the failing operator was given: how many levels above its module they are, by what path
-    down from there, and their names. So they can be found where other modules run the same line."""
+@dataclass(frozen=True, slots=True, order=True)
+class _Attribute:
+    """An attribute that the failing operator was given, in words that hold wherever a module runs the same line: from
+    that module `level` modules up, and by `path` down from there."""
+
+    level: int
+    path: str
+    name: str
+
+    def owner(self, module: str) -> str | None:
+        """The module that has it, where `module` runs the line; None if that does not lie so deep."""
+        above = list(owners(module))
+        return ".".join(filter(None, (above[self.level], self.path))) if self.level < len(above) else None
+
+
+@dataclass(frozen=True, slots=True)
+class _Joint:
+    """One attribute at all operators at once: the mends that were there, and a `Following` at each."""
+
+    ways: tuple[Following, ...]
+    mends: tuple[Mend, ...]
+
+    @property
+    def move(self) -> Decisions:
+        return _merged(Decisions(), self.mends)
+
+    @property
+    def exact(self) -> bool:
+        return any(way.exact for way in self.ways)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reach:
+    """An attribute of one module, at one operator: mends that it has, and what it may follow, the likeliest first."""
+
+    known: tuple[Mend, ...]
+    ways: tuple[Following, ...]
+
+
+def _attributes(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[_Attribute]:
     module = next((of(n).module for n in nodes if n.name == mismatch.node), None)
     found = {(s.module, s.attribute) for s in mismatch.sources if isinstance(s, FromAttribute)}
     if module is None:
         return []
-    given = []
+    above, attributes = list(owners(module)), []
     for owner, attribute in sorted(found):
-        common = next(o for o in _owners(module) if not o or owner == o or owner.startswith(f"{o}."))
-        given.append((list(_owners(module)).index(common), owner[len(common) :].lstrip("."), attribute))
-    return sorted(given)
+        level = next(i for i, o in enumerate(above) if not o or owner == o or owner.startswith(f"{o}."))
+        attributes.append(_Attribute(level, owner[len(above[level]) :].lstrip("."), attribute))
+    return sorted(attributes)
 
 
 def _given_moves(
-    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], given: Sequence[tuple[int, str, str]]
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], attributes: Sequence[_Attribute]
 ) -> tuple[list[Decisions], list[Decisions]]:
     """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
     size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
 
     An attribute that follows another size by now ties the two.
     """
-    modules, widths = dict(model.named_modules()), coupling.widths()
-    # By attribute and operator, the likeliest first: what it might follow.
-    rows: list[list[list[tuple[bool, tuple[Mend, ...]]]]] = []
-    for level, path, attribute in given:
-        found = []
-        for node in nodes:
-            above = list(_owners(of(node).module))
-            owner = ".".join(filter(None, (above[level], path))) if level < len(above) else None
-            if owner is None or not hasattr(modules.get(owner), attribute):
-                continue
-            sizes, value = _sizes(node, coupling), getattr(modules[owner], attribute)
-            known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute))
-            ways = []
-            for ratios in (_RATIOS[:1], _RATIOS[1:]):
-                likely = sorted(
-                    _mends(owner, attribute, value, sizes, coupling, widths, ratios), key=lambda way: way[0]
-                )
-                ways += [(ratios == _RATIOS[:1], known + mends) for _, mends in likely]
-            if ways:
-                found.append(ways)
-        if found:
-            rows.append(found)
+    reached = [found for attribute in attributes if (found := _reaches(model, coupling, nodes, attribute))]
     first: list[Decisions] = []
     later: list[Decisions] = []
-    for k in range(max((len(ways) for row in rows for ways in row), default=0)):
-        best = [[ways[min(k, len(ways) - 1)] for ways in row] for row in rows]
-        at_once = [_merged(Decisions(), tuple(mend for _, mends in row for mend in mends)) for row in best]
-        for row, move in zip(best, at_once, strict=True):
-            (first if k == 0 and any(exact for exact, _ in row) else later).append(move)
-        if len(at_once) > 1:
-            (later if k else first).append(joined(at_once))
+    for k in range(max((len(at.ways) for found in reached for at in found), default=0)):
+        joint = [_kth(found, k) for found in reached]
+        for one in joint:
+            (first if k == 0 and one.exact else later).append(one.move)
+        if len(joint) > 1:
+            (later if k else first).append(joined([one.move for one in joint]))
     return list(_distinct(first)), list(_distinct(later))
+
+
+def _reaches(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], attribute: _Attribute) -> list[_Reach]:
+    """The attribute at every operator where it may follow something."""
+    modules, widths = dict(model.named_modules()), coupling.widths()
+    found = []
+    for node in nodes:
+        owner = attribute.owner(of(node).module)
+        if owner is None or not hasattr(modules.get(owner), attribute.name):
+            continue
+        sizes, value = Sizes.at(node, coupling, widths), getattr(modules[owner], attribute.name)
+        ways = [w for ratios in (EXACT, MULTIPLES) for w in sizes.followed_by(owner, attribute.name, value, ratios)]
+        if ways:
+            known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute.name))
+            found.append(_Reach(known, tuple(sorted(ways, key=lambda way: way.rank))))
+    return found
+
+
+def _kth(found: Sequence[_Reach], k: int) -> _Joint:
+    """The k-th likeliest at every operator; the last where there are fewer."""
+    ways = [at.ways[min(k, len(at.ways) - 1)] for at in found]
+    mends = tuple(mend for at, way in zip(found, ways, strict=True) for mend in (*at.known, *way.mends))
+    return _Joint(tuple(ways), mends)
 
 
 def _distinct(found: Sequence[Decisions]) -> Iterator[Decisions]:
@@ -211,31 +248,6 @@ def _ordinals(nodes: Sequence[fx.Node]) -> dict[fx.Node, int]:
     return ordinals
 
 
-def _sizes(node: fx.Node, coupling: Coupling) -> list[Extent]:
-    """The sizes that an operator deals with: of its result (or of its pieces), of views of it, and of what leads to
-    it."""
-    pieces = [coupling.shapes[user.name] for user in node.users] if of(node).spec is None else []
-    if pieces:
-        dims = [d for d in range(len(pieces[0])) if any(p[d] != coupling.shapes[_source(node).name][d] for p in pieces)]
-        found = [piece[d] for d in dims[:1] for piece in pieces]
-    else:
-        found = list(coupling.shapes[node.name])
-    below = [node] if is_view(node) else []
-    while below:
-        below = [user for n in below for user in n.users if is_view(user)]
-        found += [e for n in below for e in coupling.shapes[n.name]]
-    above = node.all_input_nodes
-    while above:
-        found += [e for n in above for e in coupling.shapes[n.name]]
-        above = [source for n in above if is_view(n) for source in n.all_input_nodes]
-    # Heads, for one, where batch and heads are one dimension.
-    return found + [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
-
-
-def _source(node: fx.Node) -> fx.Node:
-    return node.all_input_nodes[0]
-
-
 def _attribute_moves(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], ratios: Sequence[Fraction]
 ) -> list[Decisions]:
@@ -244,71 +256,15 @@ def _attribute_moves(
     modules, widths = dict(model.named_modules()), coupling.widths()
     found: dict[tuple[Any, ...], Decisions] = {}
     for node in nodes:
-        sizes = _sizes(node, coupling)
-        for distance, owner in enumerate(_owners(of(node).module)):
+        sizes = Sizes.at(node, coupling, widths)
+        for distance, owner in enumerate(owners(of(node).module)):
             if owner not in modules or follows_tensors(modules[owner]):
                 continue
             for name, value in vars(modules[owner]).items():
-                for variant, (rank, mends) in enumerate(_mends(owner, name, value, sizes, coupling, widths, ratios)):
-                    key = (distance, rank, variant, type(modules[owner]), name)
-                    found[key] = _merged(found.get(key, Decisions()), mends)
+                for variant, way in enumerate(sizes.followed_by(owner, name, value, ratios)):
+                    key = (distance, way.rank, variant, type(modules[owner]), name)
+                    found[key] = _merged(found.get(key, Decisions()), way.mends)
     return [found[key] for key in sorted(found, key=lambda k: (len(found[k].ties) > 0, *k[:3]))]
-
-
-def _mends(
-    owner: str,
-    name: str,
-    value: Any,
-    sizes: Sequence[Extent],
-    coupling: Coupling,
-    widths: Mapping[str, int],
-    ratios: Sequence[Fraction],
-) -> list[tuple[int, tuple[Mend, ...]]]:
-    """The ways in which an attribute may follow sizes, each with the rank of the size: for a number, one for every
-    size that it equals."""
-    known = set(coupling.decisions.mends)
-
-    def matching(number: Any, among: Sequence[Extent], index: int | None) -> dict[Mend, int]:
-        found: dict[Mend, int] = {}
-        if isinstance(number, int) and not isinstance(number, bool) and number > 1:
-            for (rank, extent), ratio in product(enumerate(among), ratios):
-                may_shrink = any(widths[group] > 1 for group, _ in extent.terms)
-                if may_shrink and extent.at(widths) * ratio == number:
-                    mend = _mend(owner, name, index, extent, ratio, coupling)
-                    if mend is not None and mend not in known:
-                        found.setdefault(mend, rank)
-        return found
-
-    if isinstance(value, int):
-        return [(rank, (mend,)) for mend, rank in matching(value, sizes, None).items()]
-    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
-        return []
-    placed = [matching(v, sizes[i : i + 1], i) for i, v in enumerate(value)]
-    anywhere = [found or matching(value[i], sizes, i) for i, found in enumerate(placed)]
-    rows = {tuple(next(iter(m)) for m in elements if m): rank for rank, elements in ((99, anywhere), (0, placed))}
-    return [(rank, row) for row, rank in rows.items() if row]
-
-
-def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
-    """The attribute as `extent * ratio`, in slots of axes; None if a group has no axis of its own."""
-    groups = {g.name: g for g in coupling.groups}
-    terms = []
-    for group, scale in extent.terms:
-        axis = own_axis(groups[group], coupling)
-        if axis is None:
-            return None
-        each = next(m.slots.shape[1] for m in groups[group].members if m.axis == axis)
-        terms.append((axis, Fraction(scale, each) * ratio))
-    fixed = extent.fixed * ratio
-    return Mend(owner, name, index, int(fixed), tuple(terms)) if fixed.denominator == 1 else None
-
-
-def _owners(module: str) -> Iterator[str]:
-    """The module's name and those of the modules around it."""
-    while module:
-        yield module
-        module = module.rpartition(".")[0]
-    yield ""
 
 
 def _merged(move: Decisions, mends: tuple[Mend, ...]) -> Decisions:

@@ -1,0 +1,147 @@
+"""following: an attribute and the sizes at an operator -> the ways in which the one may follow the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import torch
+from torch import fx
+
+from ..coupling.sizes import groups_of, own_axis
+from ..tracing.graph import is_view, of
+from ..tracing.tags import MAX_ELEMENTS
+from ..types import Coupling, Extent, Mend
+
+EXACT = (Fraction(1),)
+"""An attribute that equals a size follows it, most often."""
+
+MULTIPLES = (Fraction(2), Fraction(1, 2), Fraction(3), Fraction(1, 3), Fraction(4), Fraction(1, 4))
+"""And sometimes one that is a simple multiple of a size does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Following:
+    """A way in which an attribute may follow sizes.
+
+    Attributes:
+        mends: one for a number; for a list, one for each element that follows a size.
+        exact: it equals the sizes, and is no multiple of them.
+        misplaced: an element of a list follows another size than the one at its own position.
+        position: of the size that a number follows among those of the operator (`Sizes`); 0 for a list.
+    """
+
+    mends: tuple[Mend, ...]
+    exact: bool
+    misplaced: bool = False
+    position: int = 0
+
+    @property
+    def rank(self) -> tuple[bool, bool, int]:
+        """Lower is likelier."""
+        return not self.exact, self.misplaced, self.position
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that an operator deals with, the likeliest to be repeated by an attribute first.
+
+    Attributes:
+        widths: of the coupling's groups, as they are.
+    """
+
+    coupling: Coupling
+    widths: Mapping[str, int]
+    extents: Sequence[Extent]
+
+    @classmethod
+    def at(cls, node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Sizes:
+        """Sizes of its result (or of its pieces), of views of it, and of what leads to it."""
+        pieces = [coupling.shapes[user.name] for user in node.users] if of(node).spec is None else []
+        if pieces:
+            whole = coupling.shapes[source_of(node).name]
+            dims = [d for d in range(len(pieces[0])) if any(p[d] != whole[d] for p in pieces)]
+            found = [piece[d] for d in dims[:1] for piece in pieces]
+        else:
+            found = list(coupling.shapes[node.name])
+        below = [node] if is_view(node) else []
+        while below:
+            below = [user for n in below for user in n.users if is_view(user)]
+            found += [e for n in below for e in coupling.shapes[n.name]]
+        above = node.all_input_nodes
+        while above:
+            found += [e for n in above for e in coupling.shapes[n.name]]
+            above = [source for n in above if is_view(n) for source in n.all_input_nodes]
+        # Heads, for one, where batch and heads are one dimension.
+        found += [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
+        return cls(coupling, widths, found)
+
+    def followed_by(self, owner: str, name: str, value: Any, ratios: Sequence[Fraction]) -> list[Following]:
+        """The ways in which an attribute of a module may follow these sizes times one of the ratios: for a number, one
+        for every size; for a list, with each element at its own position where that fits, and wherever it fits."""
+        exact, everywhere = ratios == EXACT, range(len(self.extents))
+        if isinstance(value, int):
+            alone = self._matching(owner, name, None, value, everywhere, ratios)
+            return [Following((mend,), exact, position=position) for mend, position in alone.items()]
+        if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
+            return []
+        anywhere: list[Mend] = []
+        placed: list[Mend] = []
+        for i, element in enumerate(value):
+            own = self._matching(owner, name, i, element, everywhere[i : i + 1], ratios)
+            placed += list(own)[:1]
+            anywhere += list(own or self._matching(owner, name, i, element, everywhere, ratios))[:1]
+        found = [Following(tuple(anywhere), exact, misplaced=anywhere != placed)] if anywhere else []
+        return found + ([Following(tuple(placed), exact)] if placed and placed != anywhere else [])
+
+    def _matching(
+        self,
+        owner: str,
+        name: str,
+        index: int | None,
+        number: Any,
+        positions: Sequence[int],
+        ratios: Sequence[Fraction],
+    ) -> dict[Mend, int]:
+        """New mends by which a number follows sizes at these positions; each with the first that it follows."""
+        found: dict[Mend, int] = {}
+        if not isinstance(number, int) or isinstance(number, bool) or number <= 1:
+            return found
+        for position, ratio in product(positions, ratios):
+            extent = self.extents[position]
+            may_shrink = any(self.widths[group] > 1 for group, _ in extent.terms)
+            if may_shrink and extent.at(self.widths) * ratio == number:
+                mend = _mend(owner, name, index, extent, ratio, self.coupling)
+                if mend is not None and mend not in self.coupling.decisions.mends:
+                    found.setdefault(mend, position)
+        return found
+
+
+def source_of(node: fx.Node) -> fx.Node:
+    """What a view is of."""
+    return node.all_input_nodes[0]
+
+
+def owners(module: str) -> Iterator[str]:
+    """The module's name and those of the modules around it."""
+    while module:
+        yield module
+        module = module.rpartition(".")[0]
+    yield ""
+
+
+def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
+    """The attribute as `extent * ratio`, in slots of axes; None if a group has no axis of its own."""
+    groups = {g.name: g for g in coupling.groups}
+    terms = []
+    for group, scale in extent.terms:
+        axis = own_axis(groups[group], coupling)
+        if axis is None:
+            return None
+        each = next(m.slots.shape[1] for m in groups[group].members if m.axis == axis)
+        terms.append((axis, Fraction(scale, each) * ratio))
+    fixed = extent.fixed * ratio
+    return Mend(owner, name, index, int(fixed), tuple(terms)) if fixed.denominator == 1 else None
