@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import halp_fx
-from halp_fx import BudgetError, InfeasibleError, Plan, TrainingError
+from halp_fx import Plan, TrainingError
 from halp_fx.training.gathering import Gathered
 
 CALL = {"latency": "macs", "round_to": 1, "steps": 3, "interval": 4}
@@ -227,35 +227,6 @@ def test_an_interrupted_run_resumes_to_equal_bits(way, stop, tmp_path):
     assert (b.halp.measured, b.halp.dense, b.halp.saliency) == (a.halp.measured, a.halp.dense, a.halp.saliency)
 
 
-@pytest.mark.parametrize("case", ["network", "arguments", "processes", "used", "no state"])
-def test_a_checkpoint_of_another_run_is_refused(case):
-    model = network().train()
-    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
-    state, message = pruner.state_dict(), ""
-    if case == "network":
-        model[4] = nn.Conv2d(8, 11, 1).double()
-        model[5], model[8] = nn.PReLU(11).double(), nn.Linear(11, 5).double()
-        pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
-        message = r"of another network: 4.weight is \(12, 8, 1, 1\) there and \(11, 8, 1, 1\) here"
-    elif case == "arguments":
-        pruner, message = (
-            halp_fx.Pruner(model, 0.5, X[:1], **CALL),
-            "written with budget=0.4, this Pruner has budget=0.5",
-        )
-    elif case == "processes":
-        state["processes"], message = 4, "written by 4 processes, and there are 1"
-    elif case == "used":
-        F.cross_entropy(model(X), torch.arange(4)).backward()
-        pruner.step()
-        message = "has been used"
-    else:
-        state, message = {"model": 1}, "no state of a Pruner"
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(TrainingError, match=message):
-        pruner.load_state_dict(state)
-    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-
-
 def scaled_run(wide):
     """Training with a loss scaler, of which the third batch overflows."""
     model = network().float().train()
@@ -382,66 +353,6 @@ def test_finish_takes_what_is_left_of_the_way():
     train(model, optimizer, pruner, batches(6))
     assert pruner.decisions == 1
     assert pruner.finish().halp.met
-
-
-def bad_optimizer(model):
-    return {"optimizer": sgd(network())}
-
-
-@pytest.mark.parametrize(
-    ("asked", "error", "message"),
-    [
-        ({"steps": 0}, BudgetError, "steps=0"),
-        ({"interval": 1.5}, BudgetError, "interval=1.5"),
-        ({"schedule": "cosine"}, BudgetError, "schedule='cosine'"),
-        ({"schedule": lambda share: 1 - share}, BudgetError, "must rise from 0 to 1"),
-        ({"mode": "hide"}, TrainingError, "mode='hide' is not one of shrink, mask"),
-        ({"regrow": True}, TrainingError, "regrow=True needs mode='mask'"),
-        ({"mode": "mask"}, TrainingError, "needs the optimizer"),
-        ({"solver": "mdp"}, TrainingError, "solver='mdp' takes one step"),
-        (bad_optimizer, TrainingError, "parameter 0 of group 0"),
-    ],
-)
-def test_what_does_not_go_together_is_said_before_anything_runs(asked, error, message):
-    model = network()
-    with pytest.raises(error, match=message):
-        halp_fx.Pruner(model, 0.4, X[:1], **CALL | (asked(model) if callable(asked) else asked))
-
-
-def test_a_loss_that_diverged_is_said():
-    model = network().train()
-    optimizer = sgd(model)
-    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
-    train(model, optimizer, pruner, batches(4))
-    nn.init.constant_(model[8].bias, torch.nan)
-    shapes = [p.shape for p in model.parameters()]
-    with pytest.raises(TrainingError, match="no gradient was finite in the last 4 batches: the loss has diverged"):
-        train(model, optimizer, pruner, batches(8))
-    assert [p.shape for p in model.parameters()] == shapes
-
-
-def test_a_step_without_gradients_is_said():
-    pruner = halp_fx.Pruner(network(), 0.4, X[:1], **CALL)
-    with pytest.raises(TrainingError, match=r"call pruner\.step\(\) after loss\.backward"):
-        pruner.step()
-    with pytest.raises(TrainingError, match=r"pruner\.step\(\) was never called"):
-        pruner.finish()
-
-
-def test_a_budget_out_of_reach_is_said_and_nothing_is_cut():
-    model = network().train()
-    optimizer = sgd(model)
-    pruner = halp_fx.Pruner(model, 0.001, X[:1], optimizer=optimizer, **CALL | {"steps": 1})
-    shapes = [p.shape for p in model.parameters()]
-    with pytest.raises(InfeasibleError, match="cannot be reached"):
-        train(model, optimizer, pruner, batches(12))
-    assert not pruner.done
-    assert [p.shape for p in model.parameters()] == shapes
-
-
-def test_wrapped_and_compiled_models_are_told_from_the_bare_one():
-    with pytest.raises(halp_fx.ModelError, match=r"pass model\.module"):
-        halp_fx.Pruner(nn.DataParallel(network()), 0.4, X[:1], **CALL)
 
 
 def test_a_group_of_one_channel_stays_while_others_shrink():
