@@ -25,13 +25,13 @@ def apply(
 
     The plan may come from another machine, or from another training of the same model."""
     from .folders import leave, read_plan, ready
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output
 
     output = Output(as_json)
     ready(out)
     wanted = read_plan(plan)
-    dense, example = Source(model, inputs or (), settings or (), weights).load()
+    dense, example = ModelSpec(model, inputs or (), settings or (), weights).load()
     from ..api import rewrite
     from ..model.tensors import parameter_count
 

@@ -31,11 +31,11 @@ def bench(
     as_json: options.Json = False,
 ) -> None:
     """Time models in turn: median, spread, throughput, memory on a GPU."""
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output
 
     output = Output(as_json)
-    loaded = {n: Source(n, inputs or (), settings or (), None, dtype, device, channels_last).load() for n in models}
+    loaded = {n: ModelSpec(n, inputs or (), settings or (), None, dtype, device, channels_last).load() for n in models}
     from ..latency.benchmarking import benchmark
 
     found = benchmark(

@@ -29,11 +29,11 @@ def compare(
 ) -> None:
     """Time pruned networks and their dense one in turn, on this machine, in any runtime."""
     from .folders import come_back
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output
 
     output = Output(as_json)
-    dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     networks = {"dense": dense, **{str(folder): come_back(folder, dense, example) for folder in folders}}
     from ..latency.benchmarking import benchmark
 

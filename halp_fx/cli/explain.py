@@ -29,11 +29,11 @@ def explain(
     as_json: options.Json = False,
 ) -> None:
     """Say which channels go together and why, what is frozen and why. Nothing is measured or changed."""
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output
 
     output = Output(as_json)
-    dense, example = Source(model, inputs or (), settings or (), weights).load()
+    dense, example = ModelSpec(model, inputs or (), settings or (), weights).load()
     from ..model.naming import ignored_names
     from ..reporting.explaining import describe, why
     from ..trials.trials import channel_groups

@@ -33,12 +33,12 @@ def export(
     MODEL makes the dense network again; its weights come from the checkpoint.
     """
     from .folders import come_back
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output, writable
 
     output = Output(as_json)
     writable(to.parent)
-    network, example = Source(model, inputs or (), settings or ()).load()
+    network, example = ModelSpec(model, inputs or (), settings or ()).load()
     small = come_back(folder, network, example)
     from ..exporting import export as exported
 

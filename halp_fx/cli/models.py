@@ -24,7 +24,7 @@ SHAPE = "1x3x224x224"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ModelSpec:
     """What a command line says of a model; `load` makes it.
 
     Attributes:

@@ -38,13 +38,13 @@ def profile(
 ) -> None:
     """Show where a network's time goes, which widths pay and which budgets can be reached."""
     from .costs import cost_of
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output, writable
 
     output = Output(as_json)
     if plots is not None:
         writable(plots)
-    dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     from ..model.naming import ignored_names
     from ..pruning.goals import cost_called
     from ..reporting.profiling import profile as profiled

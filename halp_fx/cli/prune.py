@@ -70,14 +70,14 @@ def prune(
     from .costs import budget_of, cost_of
     from .data import load_data
     from .folders import kinds_of, leave, leave_report, ready
-    from .models import Source, import_function
+    from .models import ModelSpec, import_function
     from .output import Output
 
     output = Output(as_json)
     ready(out)
     kinds = kinds_of(exports or ())
     asked = budget_of(budget)
-    source = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last)
+    source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
     price = cost_of(cost, runtime, device, table, threads)
     batches = load_data(data, tuple(example[0].shape), batch)

@@ -67,12 +67,12 @@ def sweep(
     from .costs import cost_of
     from .data import load_data
     from .folders import leave, leave_report, ready
-    from .models import Source, import_function
+    from .models import ModelSpec, import_function
     from .output import Output
 
     output = Output(as_json)
     ready(out)
-    dense, example = Source(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = load_data(data, tuple(example[0].shape), batch)
     from ..api import prune

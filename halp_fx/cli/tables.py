@@ -32,11 +32,11 @@ def build(
     quiet: options.Quiet = False,
 ) -> None:
     """Measure the layers of a model over all widths it may be pruned to; resumes where an earlier run stopped."""
-    from .models import Source
+    from .models import ModelSpec
     from .output import Output
 
     output = Output(as_json)
-    network, example = Source(model, inputs or (), settings or (), None, dtype, device, channels_last).load()
+    network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, device, channels_last).load()
     from ..latency.measured import MeasuredLatency
     from ..progress import shown
     from ..pruning.widths import width_options

@@ -15,7 +15,7 @@ from torch import fx
 
 from ..errors import PlanError
 from ..tracing.graph import keep, of
-from ..types import AttributeEdit, ChannelGroup, ChannelMap, Coupling, Further, Member, Step, Traced, scored_name
+from ..types import AttributeEdit, ChannelGroup, ChannelMap, Coupling, ForwardPart, Further, Member, Traced, scored_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class Replacement:
 
     module: str
     kind: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[ForwardPart, ...] = ()
     results: tuple[int, int] | None = None
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..tracing.graph import getitem, of, op, written
-from ..types import Axis, Coupling, Member, ModuleCall, Step
+from ..types import Axis, Coupling, ForwardPart, Member, ModuleCall
 from .branches import Branch, Branches, Place, Replacement, forwards
 from .flow import Flow, Runs
 
@@ -166,7 +166,7 @@ class _Network:
         if any("." in step.child for step in steps):
             raise _Unclear(f"module {call.module!r} runs a module that is not its child after the add")
         if self._would_share(add, shortcut, result, inside):
-            steps.append(Step(operator=("clone", "default")))  # What was a tensor of its own must be one.
+            steps.append(ForwardPart(operator=("clone", "default")))  # What was a tensor of its own must be one.
         tensors = self._tensors([call]) - self._tensors(kept)
         replacement = Replacement(call.module, "shortcut", tuple(steps))
         return _Way(call.module, (replacement,), self._names({*inside, add}, [call], kept), tensors)
@@ -184,10 +184,10 @@ class _Network:
 
     def _chain(
         self, call: ModuleCall, add: fx.Node, items: Sequence[fx.Node | ModuleCall]
-    ) -> tuple[list[Step], list[ModuleCall], fx.Node]:
+    ) -> tuple[list[ForwardPart], list[ModuleCall], fx.Node]:
         """What a module does after the add, each with the result of the one before: as steps, the runs of modules
         among them, and the last result."""
-        steps: list[Step] = []
+        steps: list[ForwardPart] = []
         kept: list[ModuleCall] = []
         current = add
         for item in items:
@@ -199,7 +199,7 @@ class _Network:
             else:
                 if item.kind is not nn.Identity:
                     kept.append(item)
-                    steps.append(Step(child=item.module.removeprefix(f"{call.module}.")))
+                    steps.append(ForwardPart(child=item.module.removeprefix(f"{call.module}.")))
                 current = self.flow.by_name.get(item.outputs[0] or "", current)
         return steps, kept, current
 
@@ -375,7 +375,7 @@ def _maps(run: ModuleCall, value: fx.Node) -> bool:
     return run.plain and run.single and run.inputs == (value.name,)
 
 
-def _operator_step(node: fx.Node, current: fx.Node, module: str) -> Step:
+def _operator_step(node: fx.Node, current: fx.Node, module: str) -> ForwardPart:
     """An elementwise operator after the add, without writing in place: its input is the shortcut now."""
     name, overload = op(node).rstrip("_"), getattr(node.target, "_overloadname", "")
     packet = getattr(torch.ops.aten, name, None)
@@ -390,7 +390,7 @@ def _operator_step(node: fx.Node, current: fx.Node, module: str) -> Step:
     )
     if not understood:
         raise _Unclear(f"module {module!r} runs {node.target} after the add")
-    return Step(operator=(name, overload), arguments=tuple(node.args[1:]))
+    return ForwardPart(operator=(name, overload), arguments=tuple(node.args[1:]))
 
 
 # Elementwise, whatever the tags say. Torch 2.14 does not tag hardswish: without it here, a block that ends in one is

@@ -23,7 +23,7 @@ from ..types import Inputs
 from .allocator import kept_memory
 from .clocks import cpu_threads
 from .errors import TimingError
-from .interleaving import call_sampler, interleaved
+from .interleaving import call_clock, interleaved
 from .runtimes import device_of
 from .timing import Effort, Timing
 
@@ -159,11 +159,11 @@ def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None
         stack.enter_context(torch.enable_grad())
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(kept_memory())
-        samplers = [call_sampler(_step(model, inputs), device_of(*inputs)) for model in networks]
+        clocks = [call_clock(_step(model, inputs), device_of(*inputs)) for model in networks]
         samples: list[list[float]] = [[] for _ in networks]
         spent = [0.0] * len(networks)
         while not all(map(effort.enough, samples, spent)):
-            for index, sample in enumerate(samplers):
+            for index, sample in enumerate(clocks):
                 start = time.perf_counter()
                 samples[index].append(sample())
                 spent[index] += time.perf_counter() - start

@@ -1,4 +1,4 @@
-"""Clocks: a function -> a sampler, which takes the time of one block of calls, in ms per call.
+"""Clocks: a function -> its clock, which takes the time of one block of calls, in ms per call.
 
 CPU: blocks of calls at least 100 us long (a clock costs up to 0.3 us), caches warm. With one thread, that thread's CPU
 time is taken, which equals wall time on a quiet machine and leaves out what other processes took: on two cores shared
@@ -19,16 +19,19 @@ import torch
 
 from .errors import TimingError
 
-Call = Callable[[], Any]
-Sampler = Callable[[], float]
+Thunk = Callable[[], Any]
+"""What is timed: a function without arguments."""
+
+Clock = Callable[[], float]
+"""One time of it, in ms per call."""
 
 _BLOCK_NS = 100_000
 _FLUSH_BYTES = 256 << 20  # More than the L2 of any current GPU (H100: 50 MB, MI300X: 256 MB).
 
 
-def clock_sampler(call: Call, device: torch.device) -> Sampler:
+def block_clock(call: Thunk, device: torch.device) -> Clock:
     """Times one block of calls, in ms per call, after warm-up."""
-    sync, clock_ns = _synchronizer(device), _clock(device)
+    sync, clock_ns = _synchronizer(device), _counter(device)
     call()
     sync()
     start = clock_ns()
@@ -46,7 +49,7 @@ def clock_sampler(call: Call, device: torch.device) -> Sampler:
     return sample
 
 
-def _clock(device: torch.device) -> Callable[[], int]:
+def _counter(device: torch.device) -> Callable[[], int]:
     """Nanoseconds of this thread on one CPU thread, else of the wall."""
     alone = device.type == "cpu" and torch.get_num_threads() == 1
     return time.thread_time_ns if alone else time.perf_counter_ns
@@ -59,11 +62,11 @@ def _synchronizer(device: torch.device) -> Callable[[], None]:
     return lambda: module.synchronize(device)
 
 
-def flushed_sampler(call: Call, device: torch.device) -> Sampler:
-    return event_sampler(call, device, 1, torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device))
+def flushed_clock(call: Thunk, device: torch.device) -> Clock:
+    return event_clock(call, device, 1, torch.empty(_FLUSH_BYTES, dtype=torch.int8, device=device))
 
 
-def event_sampler(call: Call, device: torch.device, calls: int, flush: torch.Tensor | None) -> Sampler:
+def event_clock(call: Thunk, device: torch.device, calls: int, flush: torch.Tensor | None) -> Clock:
     """Times one call with CUDA events, in ms per call; `flush` is overwritten first, to empty the L2 cache."""
     for _ in range(3):
         call()
@@ -82,7 +85,7 @@ def event_sampler(call: Call, device: torch.device, calls: int, flush: torch.Ten
     return sample
 
 
-def captured(call: Call, device: torch.device, calls: int = 1) -> Call:
+def captured(call: Thunk, device: torch.device, calls: int = 1) -> Thunk:
     """A function that replays a CUDA graph of `calls` calls.
 
     Raises:

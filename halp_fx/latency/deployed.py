@@ -17,13 +17,13 @@ import torch
 from torch import nn
 
 from ..internals import tree_leaves
-from .clocks import Call
+from .clocks import Thunk
 from .errors import LatencyError
 
-_MADE: WeakKeyDictionary[nn.Module, dict[str, Call]] = WeakKeyDictionary()
+_MADE: WeakKeyDictionary[nn.Module, dict[str, Thunk]] = WeakKeyDictionary()
 
 
-def deployed_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
+def deployed_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Thunk:
     """A function without arguments that runs a network's file with these inputs.
 
     Raises:
@@ -45,7 +45,7 @@ def deployed_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, 
     return known[runtime]
 
 
-def _packaged(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def _packaged(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Thunk:
     from .compiling import packaged
 
     with tempfile.TemporaryDirectory() as folder:
@@ -53,7 +53,7 @@ def _packaged(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return partial(run, *args, **kwargs)
 
 
-def _in_onnxruntime(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def _in_onnxruntime(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Thunk:
     onnxruntime = _needed("onnxruntime")
     _needed("onnxscript")
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]

@@ -21,7 +21,7 @@ from ..model.preserving import preserved, set_mode
 from ..progress import work
 from ..types import Inputs
 from .allocator import kept_memory, page_faults
-from .clocks import Call, Sampler, clock_sampler, cpu_threads, event_sampler
+from .clocks import Clock, Thunk, block_clock, cpu_threads, event_clock
 from .runtimes import as_asked, device_of, network_call
 from .timing import Effort, Timing
 
@@ -78,7 +78,7 @@ def interleaved(
         stack.enter_context(cpu_threads(threads))
         if keep_memory:
             stack.enter_context(kept_memory())
-        samplers = [_network_sampler(model, inputs, runtime) for model in models]
+        clocks = [_network_clock(model, inputs, runtime) for model in models]
         stack.enter_context(as_asked(runtime))
         samples: list[list[float]] = [[] for _ in models]
         faults: list[list[int]] = [[] for _ in models]
@@ -86,7 +86,7 @@ def interleaved(
         alone = torch.get_num_threads() == 1 and all(p.device.type == "cpu" for m in models for p in m.parameters())
         turn = stack.enter_context(work("time networks", None, "turns"))
         while not all(map(effort.enough, samples, spent)):
-            for index, sample in enumerate(samplers):
+            for index, sample in enumerate(clocks):
                 start, cpu, before = time.perf_counter(), time.thread_time(), page_faults()
                 samples[index].append(sample())
                 faults[index].append(page_faults() - before)
@@ -105,16 +105,16 @@ def interleaved(
     )
 
 
-def _network_sampler(model: nn.Module, inputs: Any, runtime: str) -> Sampler:
+def _network_clock(model: nn.Module, inputs: Any, runtime: str) -> Clock:
     args, kwargs = inputs if _is_inputs(inputs) else normalize_inputs(model, inputs)
     device = device_of(args, kwargs)
     call = network_call(model, args, kwargs, runtime)
-    return call_sampler(call, device)
+    return call_clock(call, device)
 
 
-def call_sampler(call: Call, device: torch.device) -> Sampler:
+def call_clock(call: Thunk, device: torch.device) -> Clock:
     """Times one call of a network, with the caches as the last call left them."""
-    return event_sampler(call, device, 1, flush=None) if device.type == "cuda" else clock_sampler(call, device)
+    return event_clock(call, device, 1, flush=None) if device.type == "cuda" else block_clock(call, device)
 
 
 def _is_inputs(inputs: Any) -> bool:

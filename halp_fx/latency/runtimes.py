@@ -20,7 +20,7 @@ from torch import nn
 
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Coupling
-from .clocks import Call, captured
+from .clocks import Thunk, captured
 from .compiling import Compiled, mode_options, nothing_compiled
 from .deployed import deployed_call
 from .errors import LatencyError
@@ -38,14 +38,14 @@ def units(coupling: Coupling, runtime: str) -> tuple[Layer, ...]:
     return fused_layers(coupling) if _by_inductor(runtime) else layers(coupling)
 
 
-def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
+def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Thunk:
     """A function without arguments that runs the layer as the runtime does."""
     if _by_inductor(runtime) and layer.op not in EXTERN and not layer.op.startswith("_scaled_dot_product"):
         return _compiled_call(layer, args, dict(kwargs))
     return partial(layer.function, *args, **kwargs)
 
 
-def _compiled_call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def _compiled_call(layer: Layer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Thunk:
     """The layer compiled once for all widths, with its constants built in, and warm.
 
     A compiled unit pays for its guards at every call, some 20 us that the whole network pays once: small units come
@@ -85,7 +85,7 @@ MOST_UNITS = 128
 _UNITS: dict[tuple[str, str], Compiled] = {}
 
 
-def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Call:
+def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Thunk:
     """A function without arguments that runs a network as the runtime does, warm.
 
     Raises:

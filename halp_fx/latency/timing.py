@@ -19,7 +19,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from .clocks import Call, captured, clock_sampler, event_sampler, flushed_sampler
+from .clocks import Thunk, block_clock, captured, event_clock, flushed_clock
 from .errors import TimingError
 
 _DISTURBED = 1.5
@@ -110,11 +110,11 @@ class Effort:
         )
 
 
-Timer = Callable[[Call, torch.device, Effort], Timing]
+Timer = Callable[[Thunk, torch.device, Effort], Timing]
 """What measures: replaceable, so that tests need no clock."""
 
 
-def time_call(call: Call, device: torch.device, effort: Effort | None = None) -> Timing:
+def time_call(call: Thunk, device: torch.device, effort: Effort | None = None) -> Timing:
     """Time a function on the device its tensors are on, without gradients.
 
     Raises:
@@ -122,11 +122,11 @@ def time_call(call: Call, device: torch.device, effort: Effort | None = None) ->
     """
     effort = effort or Effort()
     with torch.no_grad():
-        sample = flushed_sampler(call, device) if device.type == "cuda" else clock_sampler(call, device)
+        sample = flushed_clock(call, device) if device.type == "cuda" else block_clock(call, device)
         return Timing.of(_collect(sample, effort))
 
 
-def time_graph(call: Call, device: torch.device, effort: Effort | None = None, calls: int = 20) -> Timing:
+def time_graph(call: Thunk, device: torch.device, effort: Effort | None = None, calls: int = 20) -> Timing:
     """As `time_call`, replaying a CUDA graph that holds `calls` calls: without launch overhead, L2 warm.
 
     Raises:
@@ -136,7 +136,7 @@ def time_graph(call: Call, device: torch.device, effort: Effort | None = None, c
         raise TimingError(f"CUDA graphs need a CUDA device, not {device}")
     with torch.no_grad():
         replay = captured(call, device, calls)
-        sample = event_sampler(replay, device, calls, flush=None)
+        sample = event_clock(replay, device, calls, flush=None)
         return Timing.of(_collect(sample, effort or Effort()))
 
 

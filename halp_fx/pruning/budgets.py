@@ -1,4 +1,4 @@
-"""What the user writes for a budget -> a target in the unit of a cost."""
+"""What the user writes for a budget -> an amount in the unit of a cost."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """Either a fraction of the dense network's cost or an amount in the resource's base unit."""
+    """Either a share of the dense network's cost or an amount in the resource's base unit."""
 
-    fraction: float | None = None
+    share: float | None = None
     amount: float | None = None
 
-    def target(self, dense: float) -> float:
+    def limit(self, dense: float) -> float:
         """The amount that may be spent, given the dense network's cost."""
-        if self.fraction is not None:
-            return self.fraction * dense
+        if self.share is not None:
+            return self.share * dense
         assert self.amount is not None
         return self.amount
 
@@ -44,7 +44,7 @@ BudgetLike = float | str | Mapping[str, float | str]
 
 
 def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
-    """A number in (0, 1] or a percentage is a fraction of the dense cost; with a unit it is an amount.
+    """A number in (0, 1] or a percentage is a share of the dense cost; with a unit it is an amount.
 
     Raises:
         BudgetError: malformed or out of range.
@@ -52,26 +52,26 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     if isinstance(budget, bool) or not isinstance(budget, int | float | str):
         raise BudgetError(f"budget {budget!r} of {resource} is neither a number nor a string: write {FORMS}")
     if isinstance(budget, int | float):
-        return Budget(fraction=_fraction(float(budget), budget))
+        return Budget(share=_share(float(budget), budget))
     match = _AMOUNT.match(budget)
     if match is None:
         raise BudgetError(f"budget {budget!r} of {resource} is malformed: write {FORMS}")
     value, unit = float(match[1]), match[2].lower()
     if unit == "%":
-        return Budget(fraction=_fraction(value / 100, budget))
+        return Budget(share=_share(value / 100, budget))
     units = _UNITS.get(resource, {"": 1.0})
     if unit not in units:
         if unit == "":
-            return Budget(fraction=_fraction(value, budget))
+            return Budget(share=_share(value, budget))
         raise BudgetError(f"budget {budget!r}: {unit!r} is not a unit of {resource} ({', '.join(units)})")
     if unit == "" and value <= 1:
-        return Budget(fraction=_fraction(value, budget))
+        return Budget(share=_share(value, budget))
     if not math.isfinite(value) or value <= 0:
         raise BudgetError(f"budget {budget!r} of {resource} must be positive")
     return Budget(amount=value * units[unit])
 
 
-def _fraction(value: float, written: object) -> float:
+def _share(value: float, written: object) -> float:
     if not math.isfinite(value) or not 0 < value <= 1:
         raise BudgetError(f"budget {written!r} is not between 0 and 1 (of the dense network's cost): write {FORMS}")
     return value

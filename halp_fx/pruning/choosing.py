@@ -83,11 +83,11 @@ class Question:
             first = stem(yardstick.coupling)
             held |= {first} if recipe.stem_stays and first in options else set()
         options |= {name: options[name][-1:] for name in held}
-        unit, spend = yardstick.goals.cost.unit, yardstick.spend(self.way)
+        unit, limits = yardstick.goals.cost.unit, yardstick.limits(self.way)
         if recipe is not None:
-            return published_problem(left, saliency, options, tables, spend, unit, branches)
+            return published_problem(left, saliency, options, tables, limits, unit, branches)
         return build_problem(
-            left, values, options, tables, spend, unit, branches,
+            left, values, options, tables, limits, unit, branches,
             silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
         )  # fmt: skip
 

@@ -47,9 +47,9 @@ class Frontier:
     ) -> Frontier:
         """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs."""
         session = Session.start(model, replace(request, goals=replace(request.goals, budget=_NONE)), ignore)
-        # Amounts and fractions compare when the dense cost is known.
+        # Amounts and shares compare when the dense cost is known.
         dense = session.yardstick.dense
-        falling = sorted(budgets.items(), key=lambda item: -item[1].target(dense))
+        falling = sorted(budgets.items(), key=lambda item: -item[1].limit(dense))
         # Nobody looks at networks of counted costs before one is chosen, unless they are scored in turn.
         session.planned = not request.goals.measured and request.data is None and request.score_fn is None
         return cls(session, dict(falling), {})
@@ -115,7 +115,7 @@ class Frontier:
         if session.request.data is None:
             return [1.0]
         yardstick = session.yardstick
-        end = math.log(yardstick.fraction)
+        end = math.log(yardstick.budget)
         here = math.log(yardstick.predict(yardstick.total(session.network.plan)))
         steps = max(1, round((end - here) / math.log(STEP_FACTOR)))
         return [(here + (end - here) * (i + 1) / steps) / end for i in range(steps)]

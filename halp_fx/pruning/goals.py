@@ -52,13 +52,13 @@ class Goals:
         costs = (self.cost, *(cost for cost, _ in self.further))
         return [table for cost in costs for table in cost.tables(coupling, options)]
 
-    def spend(self, coupling: Coupling, steering: float, share: float = 1.0) -> dict[str, float]:
-        """Budgets for the solver: `steering` for the steering cost; the others' targets, relaxed while a step
-        stops at `share` (0: dense, 1: the end) of the way."""
+    def limits(self, coupling: Coupling, steering: float, way: float = 1.0) -> dict[str, float]:
+        """Budgets for the solver: `steering` for the steering cost; the others' budgets, relaxed while a step
+        stops at `way` (0: dense, 1: the end) of the way."""
         limits = self.cost.limits(coupling, steering)
         for cost, budget in self.further:
             dense = cost.total(coupling)
-            limits |= cost.limits(coupling, dense * min(budget.target(dense) / dense, 1.0) ** share)
+            limits |= cost.limits(coupling, dense * min(budget.limit(dense) / dense, 1.0) ** way)
         return limits
 
     def steering(self, coupling: Coupling) -> frozenset[str]:
@@ -68,7 +68,7 @@ class Goals:
     def met_by(self, cost: float, coupling: Coupling) -> bool:
         """Whether a network with this end-to-end steering cost, at its dense widths, meets every budget."""
         totals = ((further.total(coupling), budget) for further, budget in self.further)
-        return cost <= self.budget.target(cost) and all(total <= budget.target(total) for total, budget in totals)
+        return cost <= self.budget.limit(cost) and all(total <= budget.limit(total) for total, budget in totals)
 
     def slack(self, tolerance: float) -> float:
         """Relative deviation from the budget at which it counts as met."""

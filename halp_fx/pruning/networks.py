@@ -60,15 +60,15 @@ class Candidate:
         """Whether it is the smallest network because by the prediction none meets the budget."""
         return self.choice.refused is not None
 
-    def deviation(self, fraction: float) -> float:
+    def deviation(self, budget: float) -> float:
         """From a budget that is this share of dense, relative to it; positive: over it."""
-        return self.measured / fraction - 1
+        return self.measured / budget - 1
 
-    def keeps(self, fraction: float, slack: float) -> bool:
+    def keeps(self, budget: float, slack: float) -> bool:
         """Whether it meets a budget that is this share of dense; what is slower than the dense network never does."""
-        return self.deviation(fraction) <= slack and self.measured <= 1.0
+        return self.deviation(budget) <= slack and self.measured <= 1.0
 
 
-def best_of(candidates: Sequence[Candidate], fraction: float, slack: float) -> Candidate:
+def best_of(candidates: Sequence[Candidate], budget: float, slack: float) -> Candidate:
     """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
-    return min(candidates, key=lambda c: (not c.keeps(fraction, slack), abs(c.deviation(fraction))))
+    return min(candidates, key=lambda c: (not c.keeps(budget, slack), abs(c.deviation(budget))))

@@ -31,7 +31,7 @@ def out_of_reach(
     how = ", measured" if yardstick.goals.measured else ""
     groups = f" Groups that bound it: {', '.join(refused.groups[:5])}." if refused.groups else ""
     return InfeasibleError(
-        f"a budget of {yardstick.fraction * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
+        f"a budget of {yardstick.budget * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
         f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}"
         + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited))
         + "".join(f" {note[0].upper()}{note[1:]}." for note in launch_notes(yardstick.idle)),
@@ -48,7 +48,7 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
         one = {group.name: 1 if not group.frozen else group.size for group in coupling.groups}
         bottom = cost.total(coupling, one) / yardstick.dense
     helps = []
-    if yardstick.goals.measured or bottom <= yardstick.fraction:
+    if yardstick.goals.measured or bottom <= yardstick.budget:
         rounded = "8 or less" if request.round_to is None else request.round_to
         helps.append(f"a lower min_keep (now {request.min_keep}) or round_to (now {rounded})")
     if not request.branches:
@@ -60,7 +60,7 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
     ignored = sum(reason.startswith("ignored") for reason in coupling.frozen.values())
     if ignored:
         helps.append(f"fewer entries in ignore ({ignored} groups are frozen by it)")
-    floor = "" if bottom <= yardstick.fraction or math.isinf(bottom) else (
+    floor = "" if bottom <= yardstick.budget or math.isinf(bottom) else (
         f" Even with one channel in each group it would take {bottom:.1%} of dense."
     )  # fmt: skip
     return f"What may help: {', '.join(helps) or 'a larger budget'}.{floor}"
@@ -97,7 +97,7 @@ def verdict(
     """
     if yardstick.tables is None:
         return "the dense network meets the budget as it is: nothing was removed"
-    target = f"the budget of {yardstick.fraction * yardstick.dense:.4g} {yardstick.goals.cost.unit}"
+    target = f"the budget of {yardstick.budget * yardstick.dense:.4g} {yardstick.goals.cost.unit}"
     if share > 1:
         return f"this network takes {share:.1%} of what the dense one takes, so {target} is not met"
     if deviation > yardstick.goals.slack(request.tolerance):

@@ -127,7 +127,7 @@ class Session:
         steps = 1 if self.yardstick.met_already else self.request.steps
         if steps is None:
             renewed = self.request.data is not None or self.request.train_between is not None
-            wanted = math.ceil(math.log(min(self.yardstick.fraction, 1.0)) / math.log(STEP_FACTOR))
+            wanted = math.ceil(math.log(min(self.yardstick.budget, 1.0)) / math.log(STEP_FACTOR))
             steps = max(1, wanted) if renewed else 1
         return [(i + 1) / steps for i in range(steps)]
 
@@ -139,7 +139,7 @@ class Session:
     @property
     def best(self) -> Candidate:
         """Of those that `close` made."""
-        return best_of(self.candidates, self.yardstick.fraction, self.slack)
+        return best_of(self.candidates, self.yardstick.budget, self.slack)
 
     @property
     def stopped(self) -> str:
@@ -273,7 +273,7 @@ class Session:
         self.candidates.append(candidate)
         logger.info(
             "budget %.1f %% of dense, predicted %.1f %%, measured %.1f %%",
-            *(100 * share for share in (yardstick.fraction, predicted, measured)),
+            *(100 * share for share in (yardstick.budget, predicted, measured)),
         )
         if self._met_as_it_is or self._closed_in(candidate):
             return False
@@ -282,7 +282,7 @@ class Session:
 
     def _closed_in(self, candidate: Candidate) -> bool:
         """Whether another round would be in vain."""
-        deviation = candidate.deviation(self.yardstick.fraction)
+        deviation = candidate.deviation(self.yardstick.budget)
         if self.yardstick.goals.measured:
             return abs(deviation) <= self.request.tolerance
         # Where the tables add up to the cost, what the solver leaves of the budget is less than its next step.
@@ -328,7 +328,7 @@ class Session:
         """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
         least = min(self.candidates, key=lambda c: c.measured)
         refused = next((c.choice.refused for c in self.candidates if c.choice.refused is not None), None)
-        if refused is not None and not any(c.keeps(self.yardstick.fraction, self.slack) for c in self.candidates):
+        if refused is not None and not any(c.keeps(self.yardstick.budget, self.slack) for c in self.candidates):
             raise self._refusal(least.network, refused, least.measured) from refused
 
     def _refusal(self, network: Network, refused: InfeasibleError, share: float) -> InfeasibleError:
@@ -350,7 +350,7 @@ class Session:
             return smaller, choice
         with self.clock("measure"):
             measured = self.yardstick.measure(smaller.plan, smaller.model)
-        if measured > self.yardstick.fraction * (1 + self.slack):
+        if measured > self.yardstick.budget * (1 + self.slack):
             raise self._refusal(smaller, choice.refused, measured) from choice.refused
         self.yardstick.learn(self._predicted_total(smaller.plan, choice), measured)
         return self._solve_and_rewrite(way, floor)

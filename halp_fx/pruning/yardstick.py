@@ -128,15 +128,15 @@ class Yardstick:
         return self.goals.cost.total(coupling, coupling.widths(plan))
 
     @property
-    def fraction(self) -> float:
+    def budget(self) -> float:
         """The budget as a share of the dense cost."""
-        return self.goals.budget.target(self.dense) / self.dense
+        return self.goals.budget.limit(self.dense) / self.dense
 
-    def spend(self, way: float = 1.0) -> dict[str, float]:
+    def limits(self, way: float = 1.0) -> dict[str, float]:
         """Sums of layer costs per resource that may be spent, for a step that stops at `way` of the way (0: dense,
         1: the end), in the logarithm of the cost."""
-        steering = self.scale * self.calibration.budget_for(min(self.fraction, 1.0) ** way)
-        return self.goals.spend(self.coupling, steering, way)
+        steering = self.scale * self.calibration.budget_for(min(self.budget, 1.0) ** way)
+        return self.goals.limits(self.coupling, steering, way)
 
     @property
     def steering(self) -> frozenset[str]:

@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from .details import Curve, GroupReport
+from .details import GroupReport, WidthCurve
 
-Place = Callable[[float], float]
+ToPixels = Callable[[float], float]
 """A figure -> pixels."""
 
 _WIDE, _LEFT, _RIGHT = 260, 6, 6
@@ -51,7 +51,7 @@ def staircase(group: GroupReport, unit: str) -> Markup:
     return _svg(_WIDE, _HIGH, words, parts)
 
 
-def _line(curve: Curve, x: Place, top: int, high: int, kept: int, title: str, kind: str) -> list[str]:
+def _line(curve: WidthCurve, x: ToPixels, top: int, high: int, kept: int, title: str, kind: str) -> list[str]:
     """One curve from zero up, its highest value in words, and a dot at the chosen width."""
     most = max(*curve.values, 0.0) or 1.0
     y = _scale(0.0, most, top + high, top)
@@ -68,7 +68,7 @@ def _line(curve: Curve, x: Place, top: int, high: int, kept: int, title: str, ki
     return parts
 
 
-def _scale(low: float, high: float, start: float, end: float) -> Place:
+def _scale(low: float, high: float, start: float, end: float) -> ToPixels:
     span = (high - low) or 1.0
 
     def place(value: float) -> float:

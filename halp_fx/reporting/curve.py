@@ -87,13 +87,13 @@ class Curve:
         Raises:
             BudgetError: malformed, or below every point.
         """
-        target = parse_budget(budget, self._resource).target(self.dense)
+        limit = parse_budget(budget, self._resource).limit(self.dense)
         for point in self.points:
-            if point.measured <= target * (1 + point.tolerance):
+            if point.measured <= limit * (1 + point.tolerance):
                 return point
         least = self.points[-1].measured
         raise BudgetError(
-            f"a budget of {target:.4g} {self.unit} is below every point of the curve; the smallest takes {least:.4g} "
+            f"a budget of {limit:.4g} {self.unit} is below every point of the curve; the smallest takes {least:.4g} "
             f"({least / self.dense:.1%} of dense). Ask pareto for this budget"
         )
 
@@ -206,7 +206,7 @@ def _point(asked: str, session: Session, score: float | None) -> Point:
     yardstick, best = session.yardstick, session.best
     return Point(
         asked=asked,
-        budget=yardstick.fraction * yardstick.dense,
+        budget=yardstick.budget * yardstick.dense,
         predicted=best.predicted * yardstick.dense,
         measured=best.measured * yardstick.dense,
         dense=yardstick.dense,

@@ -22,7 +22,7 @@ from ..pruning.session import Session
 from ..solver import CostTable
 from ..types import Coupling, Plan
 from ..version import __version__
-from .details import Conditions, Curve, GroupReport, LayerChange, ModuleChange, StepReport
+from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport, WidthCurve
 
 _MOST_POINTS = 33
 """Of a curve: a report is read, and stays below a megabyte."""
@@ -48,15 +48,15 @@ def groups_of(session: Session, widths: Mapping[str, int]) -> tuple[GroupReport,
     for group in coupling.prunable:
         kept = widths.get(group.name, 0)
         at = _thinned({*options[group.name], kept} - {0})
-        cost = lost = Curve()
+        cost = lost = WidthCurve()
         if kept and group.name in own:
             chosen = {**left.widths(), **widths}
             sums = np.sum([costs_along(t, chosen, group.name, at) for t in own[group.name]], axis=0)
-            cost = Curve(at, tuple(map(float, sums)))
+            cost = WidthCurve(at, tuple(map(float, sums)))
         if group.name in known:
             value = known[group.name].value
             there = tuple(w for w in at if w < len(value))
-            lost = Curve(there, tuple(float(value[-1] - value[w]) for w in there))
+            lost = WidthCurve(there, tuple(float(value[-1] - value[w]) for w in there))
         axes = tuple(str(m.axis) for m in group.members)
         found.append(
             GroupReport(group.name, group.size, kept, axes, tuple(dict.fromkeys(made[group.name])), cost, lost)
@@ -132,10 +132,10 @@ def modules_of(session: Session, macs: tuple[Mapping[str, float], Mapping[str, f
 
 def steps_of(session: Session) -> tuple[StepReport, ...]:
     """The steps before the last, which is the network that came out."""
-    fraction = min(session.yardstick.fraction, 1.0)
+    budget = min(session.yardstick.budget, 1.0)
     return tuple(
         StepReport(
-            fraction**stop.way,
+            budget**stop.way,
             session.yardstick.predict(session.yardstick.total(stop.plan)),
             stop.parameters,
         )

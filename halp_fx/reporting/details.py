@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Curve:
+class WidthCurve:
     """A figure at some widths of a group, ascending."""
 
     widths: tuple[int, ...] = ()
@@ -28,8 +28,8 @@ class GroupReport:
     kept: int
     axes: tuple[str, ...]
     layers: tuple[str, ...] = ()
-    cost: Curve = Curve()
-    lost: Curve = Curve()
+    cost: WidthCurve = WidthCurve()
+    lost: WidthCurve = WidthCurve()
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,13 +38,13 @@ def report_on(session: Session) -> Report:
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
     said = session.stopped or verdict(
-        best.deviation(yardstick.fraction), best.measured, len(candidates), MAX_ROUNDS, yardstick, request
+        best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request
     )
     notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,
         dense=dense,
-        budget=yardstick.fraction * dense,
+        budget=yardstick.budget * dense,
         predicted=best.predicted * dense,
         measured=best.measured * dense,
         uncalibrated=best.total,
@@ -75,7 +75,7 @@ def report_on(session: Session) -> Report:
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
         | dict(known.refused),
         extra={
-            cost.resource: (total := cost.total(coupling), b.target(total), cost.total(left, widths))
+            cost.resource: (total := cost.total(coupling), b.limit(total), cost.total(left, widths))
             for cost, b in yardstick.goals.further
         },
         macs=(sum(macs[0].values()), sum(macs[1].values())),

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..types import Step
+from ..types import ForwardPart
 
 
 class Remainder(nn.Module):
@@ -18,7 +18,7 @@ class Remainder(nn.Module):
     be in use elsewhere.
     """
 
-    def __init__(self, home: nn.Module, steps: Sequence[Step]) -> None:
+    def __init__(self, home: nn.Module, steps: Sequence[ForwardPart]) -> None:
         super().__init__()
         self._steps = tuple(steps)
         for step in steps:

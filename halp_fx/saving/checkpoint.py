@@ -54,7 +54,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class StoredOrigin:
     """How the network was made: see `types.Origin`."""
 
     dense: Signature
@@ -67,7 +67,7 @@ class Checkpoint:
     """What a file holds. Tensors are contiguous here, on the CPU, each under its first name."""
 
     network: str
-    source: Source
+    source: StoredOrigin
     report: Report | None
     state: State
     tensors: Mapping[str, torch.Tensor]
@@ -113,7 +113,7 @@ def read(path: Path) -> Checkpoint:
         report = metadata.get("report")
         found = Checkpoint(
             metadata["network"],
-            from_plain(Source, json.loads(metadata["origin"])),
+            from_plain(StoredOrigin, json.loads(metadata["origin"])),
             None if report is None else Report.from_json(report),
             from_plain(State, json.loads(metadata["state"])),
             tensors,

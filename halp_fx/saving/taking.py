@@ -12,7 +12,7 @@ from ..model.checks import check_model
 from ..model.tensors import every_tensor, first_names, signature
 from ..reporting.report import Report
 from ..rewriting.descent import origin_of
-from .checkpoint import Checkpoint, Source, State, filled, write
+from .checkpoint import Checkpoint, State, StoredOrigin, filled, write
 
 
 def save(small: nn.Module, path: str | Path) -> None:
@@ -68,7 +68,7 @@ def _taken(small: nn.Module) -> Checkpoint:
         tuple(name for name, m in small.named_modules() if m.training),
     )
     kind = f"{type(small).__module__}.{type(small).__qualname__}"
-    source = Source(origin.dense, origin.plans, origin.inputs)
+    source = StoredOrigin(origin.dense, origin.plans, origin.inputs)
     report = getattr(small, "halp", None)
     return Checkpoint(kind, source, report if isinstance(report, Report) else None, state, tensors)
 

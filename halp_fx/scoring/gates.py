@@ -28,7 +28,7 @@ from ..progress import counted
 from ..types import ChannelGroup, Coupling
 from .losses import moved
 from .sampled import Sampled, samples_in, samples_of
-from .scored import Key, Place, Watch, Weights
+from .scored import Key, Weights, WeightSlots, WeightWatch
 
 logger = logging.getLogger("halp_fx")
 
@@ -170,7 +170,7 @@ class Gates:
     def by_weights(self, batch: Any, number: int, variant: str = "taylor_signed") -> torch.Tensor:
         """The row of a whole batch, from the gradients of weights; NaN where the loss is not finite. `variant` is one
         of `kernels.VARIANTS`."""
-        aliases, watch, loss = self._run(batch, number, Watch)
+        aliases, watch, loss = self._run(batch, number, WeightWatch)
         if not bool(torch.isfinite(loss)):
             return torch.full((self.channels,), torch.nan, device=self.device)
         met = watch.matched(self.weights, self.parameters)
@@ -252,7 +252,7 @@ def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def places_of(
     group: ChannelGroup, weights: Weights, nodes: frozenset[str], parameters: Mapping[str, torch.Tensor]
-) -> list[Place]:
+) -> list[WeightSlots]:
     """The affine parameters of the normalisations that the group passes, else the weights that produce it. Affine
     parameters that are all zero (a zero-initialised residual branch) say nothing about what else is in the group."""
     found = [p for p in weights.places(group, nodes) if p.key[0] == "computed" or p.key[1] in parameters]

@@ -27,7 +27,7 @@ Key = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Place:
+class WeightSlots:
     """Slots along one dimension of a tensor; `channels[s]` is the channel of the group that slot s is of, or -1."""
 
     key: Key
@@ -68,7 +68,7 @@ class Weights:
         kind, name = key
         return self.computed[name] if kind == "computed" else self.tensors[name]
 
-    def places(self, group: ChannelGroup, nodes: Collection[str]) -> list[Place]:
+    def places(self, group: ChannelGroup, nodes: Collection[str]) -> list[WeightSlots]:
         """Where the channels of a group are made.
 
         Args:
@@ -77,18 +77,18 @@ class Weights:
         found, replaced = [], set[str]()
         for weight, dim, role, channels in _parts(group, self.coupling):
             if weight.node in nodes:
-                found.append(Place(("computed", weight.node), dim, role, channels))
+                found.append(WeightSlots(("computed", weight.node), dim, role, channels))
                 replaced |= weight.sources
         for member in group.members:
             name, dim = member.axis.tensor, member.axis.dim
             if name in self.tensors and name not in replaced and member.role in SCORED:
                 row = np.full(self.tensors[name].shape[dim], -1, np.int64)
                 row[member.slots] = np.arange(group.size)[:, None]
-                found.append(Place(("parameter", name), dim, member.role, row))
+                found.append(WeightSlots(("parameter", name), dim, member.role, row))
         return found
 
     def layout(
-        self, groups: Sequence[ChannelGroup], chosen: Callable[[ChannelGroup], Iterable[Place]]
+        self, groups: Sequence[ChannelGroup], chosen: Callable[[ChannelGroup], Iterable[WeightSlots]]
     ) -> tuple[list[Key], SegmentLayout]:
         """Channels numbered over all groups; one segment per dimension of a tensor."""
         rows: dict[tuple[Key, int, int], np.ndarray] = {}
@@ -135,7 +135,7 @@ def _parts(group: ChannelGroup, coupling: Coupling) -> list[tuple[ComputedWeight
     return list(found.values())
 
 
-class Watch(TorchFunctionMode):
+class WeightWatch(TorchFunctionMode):
     """Follows what a forward computes from parameters alone, and keeps what of it meets anything else: the weights
     that operators get, as they are in this run, to be differentiated by.
 

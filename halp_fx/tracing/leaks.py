@@ -21,7 +21,7 @@ from ..model.preserving import within_reach
 _LRU_CACHE = type(lru_cache(lambda: None))
 
 
-class Watch:
+class MetaWatch:
     """Remembers the meta tensors of a recording, without holding them."""
 
     def __init__(self) -> None:

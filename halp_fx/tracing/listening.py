@@ -28,7 +28,7 @@ from ..model.preserving import (
     uncollected,
 )
 from . import meta_shapes
-from .leaks import Watch
+from .leaks import MetaWatch
 from .memory import storage_of
 from .opaque import closed
 from .recording import SEED, empty_caches, forget_frames
@@ -45,13 +45,13 @@ def reaches(
     Args:
         on_meta: run it on meta tensors.
     """
-    live, watch = Members.of(model), Watch()
+    live, watch = Members.of(model), MetaWatch()
     failed, heard = _listened(model, args, kwargs, live, calls, names, watch if on_meta else None)
     return empty_caches(watch) or failed or heard
 
 
 def _listened(
-    model: nn.Module, args: Any, kwargs: Any, live: Members, calls: int, names: Sequence[str], watch: Watch | None
+    model: nn.Module, args: Any, kwargs: Any, live: Members, calls: int, names: Sequence[str], watch: MetaWatch | None
 ) -> tuple[bool, bool]:
     """Whether it failed, and whether one of the parameters was read; on meta tensors if they are watched."""
     used = aliased(model, live, own=False) if watch is None else hollowed(model, live)
@@ -86,7 +86,7 @@ def _own(value: Any) -> Any:
 class _Listener(TorchDispatchMode):
     """Hears whether an operator is given a tensor that lies in certain memory."""
 
-    def __init__(self, storages: set[int], watch: Watch | None) -> None:
+    def __init__(self, storages: set[int], watch: MetaWatch | None) -> None:
         super().__init__()
         self.heard = False
         self._storages = storages

@@ -21,7 +21,7 @@ from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
 from .graph import getitem, keep, of, operator, written_through_alias
-from .leaks import Watch
+from .leaks import MetaWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
 from .tags import active, with_sizes
 
@@ -39,7 +39,7 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 class Recorder(TorchDispatchMode):
     """Writes operators into an fx graph."""
 
-    def __init__(self, used: nn.Module, live: Members, watch: Watch | None, run: Run) -> None:
+    def __init__(self, used: nn.Module, live: Members, watch: MetaWatch | None, run: Run) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.names = PythonNames(self.whole, self.sized, self.read)

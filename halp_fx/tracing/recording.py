@@ -30,7 +30,7 @@ from ..model.preserving import (
     uncollected,
 )
 from ..types import Run, TensorSpec, Traced
-from .leaks import Watch, emptied
+from .leaks import MetaWatch, emptied
 from .opaque import closed
 from .recorder import Recorder, ShieldedRecorder
 
@@ -64,7 +64,7 @@ def record(
 def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: bool, really: bool) -> Traced:
     # Autocast leaves meta tensors as they are.
     if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
-        watch = Watch()
+        watch = MetaWatch()
         try:
             traced = _record(model, args, kwargs, run, watch)
         except (TraceError, NotImplementedError, RuntimeError) as error:
@@ -84,7 +84,7 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: boo
     return _record(model, args, kwargs, run, None)
 
 
-def empty_caches(watch: Watch) -> bool:
+def empty_caches(watch: MetaWatch) -> bool:
     """Whether the forward left meta tensors somewhere; they are gone now.
 
     Raises:
@@ -107,7 +107,7 @@ def forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Watch | None) -> Traced:
+def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch | None) -> Traced:
     """On meta tensors if they are watched, else with values."""
     live = Members.of(model)
     on_meta = watch is not None

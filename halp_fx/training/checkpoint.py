@@ -14,7 +14,7 @@ FORMAT = "halp_fx.pruner/1"
 
 
 @dataclass(frozen=True, slots=True)
-class Origin:
+class Identity:
     """What a state and the pruner that loads it must have in common.
 
     Attributes:
@@ -28,7 +28,7 @@ class Origin:
     processes: int
 
     @classmethod
-    def of(cls, model: nn.Module, asked: Mapping[str, Any], processes: int) -> Origin:
+    def of(cls, model: nn.Module, asked: Mapping[str, Any], processes: int) -> Identity:
         return cls({name: tuple(t.shape) for name, t in model.state_dict().items()}, dict(asked), processes)
 
     def to_state(self) -> dict[str, Any]:

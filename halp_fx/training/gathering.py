@@ -20,7 +20,7 @@ from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
 from ..kernels import SegmentLayout, channel_scores
 from ..scoring.gates import places_of
-from ..scoring.scored import Key, Place, Weights
+from ..scoring.scored import Key, Weights, WeightSlots
 from ..types import ChannelGroup, Coupling, Plan
 
 KEPT = 160
@@ -67,7 +67,7 @@ class Gathered:
         groups = (*coupling.prunable, *output_groups(find_branches(coupling).named(branches) if branches else ()))
         weights, parameters = Weights.of(model, coupling), dict(model.named_parameters())
 
-        def chosen(group: ChannelGroup) -> list[Place]:
+        def chosen(group: ChannelGroup) -> list[WeightSlots]:
             read = _read(group, parameters) if readers else []
             return read or places_of(group, weights, frozenset(), parameters)
 
@@ -121,7 +121,7 @@ class Gathered:
             self.rows = list(torch.cat([r for r in own if r is not None], 1))
 
 
-def _read(group: ChannelGroup, parameters: Mapping[str, Any]) -> list[Place]:
+def _read(group: ChannelGroup, parameters: Mapping[str, Any]) -> list[WeightSlots]:
     """The slots of weights that read a group's channels."""
     found = []
     for member in group.members:
@@ -129,5 +129,5 @@ def _read(group: ChannelGroup, parameters: Mapping[str, Any]) -> list[Place]:
         if member.role == "consumer" and name in parameters:
             row = np.full(parameters[name].shape[dim], -1, np.int64)
             row[member.slots] = np.arange(group.size)[:, None]
-            found.append(Place(("parameter", name), dim, member.role, row))
+            found.append(WeightSlots(("parameter", name), dim, member.role, row))
     return found

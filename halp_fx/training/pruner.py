@@ -40,7 +40,7 @@ from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .averages import averages_checked
-from .checkpoint import Origin
+from .checkpoint import Identity
 from .gathering import KEPT, Gathered
 from .leading import Lead
 from .masks import Masks
@@ -149,11 +149,11 @@ class Pruner:
         }  # fmt: skip
         team = Team.here()
         team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
-        self._origin = Origin.of(model, asked, team.size)
+        self._identity = Identity.of(model, asked, team.size)
         with preserved(model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
             self._lead = Lead.start(team, lambda: Session.start(copied(model), request, names))
-            self._ways = self._lead.ask(lambda s: ways_of(schedule, steps, min(s.yardstick.fraction, 1.0)))
+            self._ways = self._lead.ask(lambda s: ways_of(schedule, steps, min(s.yardstick.budget, 1.0)))
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
             session = self._lead.session
@@ -243,7 +243,7 @@ class Pruner:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the states of the model and the optimizer. In a job of several processes, that
         of the first process is enough."""
-        state = self._origin.to_state() | {"plan": self.plan.to_json(), "done": self.done}
+        state = self._identity.to_state() | {"plan": self.plan.to_json(), "done": self.done}
         state["counts"] = (self._calls, self._fresh, self.decisions, self.skipped)
         state["rows"] = self._gathered.stacked()
         state["hidden"] = [h.clone() for h in self._masks.hidden] if self._masks is not None else []
@@ -261,7 +261,7 @@ class Pruner:
             TrainingError: of another network, or another call of `Pruner`, or by another number of processes, or this
                 one has been used. Nothing is changed.
         """
-        self._origin.check(state)
+        self._identity.check(state)
         if self._calls or self.plan:
             raise TrainingError("this Pruner has been used: make a new one of the original network, then load")
         plan = Plan.from_json(state["plan"])

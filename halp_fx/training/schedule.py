@@ -11,14 +11,14 @@ from ..errors import BudgetError
 Schedule = Literal["exponential", "linear"] | Callable[[float], float]
 
 
-def ways_of(schedule: Schedule, steps: int, fraction: float) -> list[float]:
+def ways_of(schedule: Schedule, steps: int, budget: float) -> list[float]:
     """Shares of the way, in the logarithm of the cost, at which the steps stop; the last is 1.
 
     Args:
         schedule: "exponential": every step leaves the same share of the cost (HALP, arXiv 2110.10811, after FORCE,
             arXiv 2006.09081); "linear": every step takes the same cost away; or a rising function from the share of the
             steps that were taken to the share of the way.
-        fraction: the budget, as a share of the dense cost.
+        budget: the budget, as a share of the dense cost.
 
     Raises:
         BudgetError: another schedule, or a function that falls or leaves 0 to 1.
@@ -27,8 +27,8 @@ def ways_of(schedule: Schedule, steps: int, fraction: float) -> list[float]:
     if schedule == "exponential":
         return done
     if schedule == "linear":
-        whole = math.log(fraction) if fraction < 1 else 1.0
-        return [math.log(1 - (1 - fraction) * share) / whole if fraction < 1 else 1.0 for share in done[:-1]] + [1.0]
+        whole = math.log(budget) if budget < 1 else 1.0
+        return [math.log(1 - (1 - budget) * share) / whole if budget < 1 else 1.0 for share in done[:-1]] + [1.0]
     if not callable(schedule):
         raise BudgetError(f'schedule={schedule!r}: write "exponential", "linear", or pass a function')
     ways = [float(schedule(share)) for share in done[:-1]] + [1.0]

@@ -341,7 +341,7 @@ class Coupling:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ForwardPart:
     """A part of a forward that stays: a child module, or an operator ("relu", "default") with constant arguments."""
 
     child: str = ""

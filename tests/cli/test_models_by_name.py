@@ -10,7 +10,7 @@ from command_line import NETS
 from torch import nn
 
 from halp_fx.cli.data import load_data
-from halp_fx.cli.models import Source, import_function, make_model, parse_settings, parse_shape
+from halp_fx.cli.models import ModelSpec, import_function, make_model, parse_settings, parse_shape
 from halp_fx.cli.weights import load_weights
 from halp_fx.errors import HalpError, ModelError
 
@@ -100,7 +100,7 @@ def test_shapes_and_settings():
 
 
 def test_a_source_has_everything():
-    source = Source("nets.py:make", ["2x3x8x8"], ["classes=7"], dtype="bfloat16", channels_last=True)
+    source = ModelSpec("nets.py:make", ["2x3x8x8"], ["classes=7"], dtype="bfloat16", channels_last=True)
     model, (x,) = source.load()
     assert not model.training
     assert model[0].weight.dtype == x.dtype == torch.bfloat16
@@ -111,7 +111,7 @@ def test_a_source_has_everything():
 @pytest.mark.parametrize(("dtype", "device"), [("int8", "cpu"), ("float99", "cpu"), ("float32", "cuda:77")])
 def test_dtypes_and_devices_that_are_not_there(dtype, device):
     with pytest.raises(ModelError, match="is not"):
-        Source("nets.py:make", ["1x3x8x8"], dtype=dtype, device=device).load()
+        ModelSpec("nets.py:make", ["1x3x8x8"], dtype=dtype, device=device).load()
 
 
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}, lambda s: {"model": s}])

@@ -30,7 +30,7 @@ from halp_fx.pruning.widths import FINE, compose, width_options
     ],
 )
 def test_forms(text, resource, dense, expected):
-    assert parse_budget(text, resource).target(dense) == pytest.approx(expected)
+    assert parse_budget(text, resource).limit(dense) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ def test_costs_by_name_class_and_instance(written, resource, tmp_path, monkeypat
 def test_a_flop_is_half_a_mac():
     assert make_goals("3G", "flops").budget.amount == 1.5e9
     assert make_goals("3G", "macs").budget.amount == 3e9
-    assert make_goals("30%", "flops").budget.fraction == 0.3
+    assert make_goals("30%", "flops").budget.share == 0.3
     for latency in ("macs", "flops"):
         assert make_goals("3 GFLOPs", latency).budget.amount == 1.5e9
         assert make_goals("3GMACs", latency).budget.amount == 3e9
     goals = make_goals({"latency": "4ms", "flops": "2G"})
     assert [(cost.resource, budget.amount) for cost, budget in goals.further] == [("macs", 1e9)]
-    assert make_goals({"flops": 0.5}).budget.fraction == 0.5
+    assert make_goals({"flops": 0.5}).budget.share == 0.5
     with pytest.raises(BudgetError, match="one resource"):
         make_goals({"flops": 0.5, "macs": 0.5})
 

@@ -13,7 +13,7 @@ from test_prune import IMAGE, small_resnet
 
 import halp_fx
 from halp_fx.reporting.charts import MOST_ARCS, arcs, staircase
-from halp_fx.reporting.details import Curve, GroupReport, ModuleChange
+from halp_fx.reporting.details import GroupReport, ModuleChange, WidthCurve
 from halp_fx.reporting.page import fragment, page
 from halp_fx.reporting.wording import amount
 
@@ -111,7 +111,7 @@ def test_a_network_that_was_left_as_it_is():
 
 def test_a_large_network_stays_below_a_megabyte(report):
     widths = tuple(range(8, 273, 8))
-    curve = Curve(widths, tuple(w * 1.234567890123e-3 for w in widths))
+    curve = WidthCurve(widths, tuple(w * 1.234567890123e-3 for w in widths))
     groups = tuple(GroupReport(f"stage{i}.block.conv{i}", 272, 136, (), (f"l{i}",), curve, curve) for i in range(600))
     flows = tuple((a.name, b.name) for i, a in enumerate(groups) for b in groups[i + 1 : i + 20])
     modules = tuple(
@@ -133,7 +133,7 @@ def test_drawings(report):
     assert [x for x, _ in at] == sorted(x for x, _ in at)
     # Costs rise with the width, and SVG counts from the top.
     assert [y for _, y in at] == sorted((y for _, y in at), reverse=True)
-    assert staircase(replace(group, cost=Curve(), lost=Curve()), "MACs") == ""
+    assert staircase(replace(group, cost=WidthCurve(), lost=WidthCurve()), "MACs") == ""
     assert arcs(("a", "b", "c"), (("a", "b"), ("b", "a"), ("a", "gone"))).count("<path") == 2
 
 
