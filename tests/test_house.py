@@ -21,7 +21,7 @@ KERNELS = sorted((HOUSE / "kernels").glob("*.py"))
 
 # From the bottom to the top. A file imports from its own room, and from those before it.
 ROOMS = (
-    *("errors", "version", "files", "internals", "progress", "types", "kernels", "solver"),
+    *("errors", "version", "lazy", "files", "internals", "progress", "types", "kernels", "solver"),
     *("model", "tracing", "scoring", "latency", "coupling", "rules", "rewriting", "trials"),
     *("pruning", "reporting", "training", "saving", "exporting", "api", "compiling", "passes", "__init__", "cli"),
     "__main__",
@@ -137,6 +137,23 @@ def test_documented_paths_are_there_at_once():
     """In a process of its own: here other tests have imported them."""
     names = ("rules.pointwise", "latency.MacsCost", "solver.solve", "kernels.lookup", "types.Plan", "errors.HalpError")
     code = "import halp_fx; " + "; ".join(f"halp_fx.{name}" for name in names)
+    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_slow_to_import_waits_for_its_first_use():
+    slow = {
+        "scipy.sparse",
+        "scipy.optimize",
+        "networkx",
+        "torchvision",
+        "matplotlib",
+        "jinja2",
+        "onnx",
+        "torch._dynamo",
+    }
+    code = "import sys, torch; before = set(sys.modules); import halp_fx; halp_fx.prune, halp_fx.Pruner; "
+    code += f"sys.exit(' '.join(sorted({slow!r} & (set(sys.modules) - before))) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import scipy  # Its parts are imported when they are first used.
 import torch
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
 from torch import fx
 
 from ..tracing.graph import of, op
@@ -359,8 +358,8 @@ class Algebra:
 
 def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The component of each of `count` nodes, by the edges from `a[i]` to `b[i]`."""
-    edges = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-    return connected_components(edges, directed=False)[1]
+    edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+    return scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
 
 
 def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

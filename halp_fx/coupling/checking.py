@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import scipy  # Its parts are imported when they are first used.
 
 from ..errors import HalpError
 from ..tracing.checking import check_traced
@@ -75,7 +74,8 @@ def _wrong_channels(coupling: Coupling) -> Iterator[str]:
     yield from (f"{axis} is in a group, but has no labels" for axis in strange)
     count = int(links.starts[-1])
     a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in links.links)]) for side in ("a", "b"))
-    component = connected_components(coo_matrix((np.ones(len(a)), (a, b)), (count, count)), directed=False)[1]
+    edges = scipy.sparse.coo_matrix((np.ones(len(a)), (a, b)), (count, count))
+    component = scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
     channel = np.full(count, -1)
     lasting = np.zeros(count, dtype=bool)
     for axis, start, end in zip(links.axes, links.starts, links.starts[1:], strict=False):

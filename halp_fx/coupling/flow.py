@@ -5,12 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-import networkx as nx
 from torch import fx
 
+from ..lazy import Lazily
 from ..tracing.graph import getitem, unread
 from ..types import ModuleCall, Traced
+
+if TYPE_CHECKING:
+    import networkx as nx
+else:
+    nx = Lazily("networkx")
 
 # Behind everything that lasts: post-dominators need one end, and a network may have several outputs.
 _END = "end"

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-import scipy  # `scipy.optimize` is imported when it is first used: that takes a quarter of a second
-from scipy.sparse import coo_array, csr_array
+import scipy  # Its parts are imported when they are first used: `scipy.optimize` takes a quarter of a second
 
 from .local import Incumbent
 from .model import Model, judged_by
@@ -86,18 +85,20 @@ def solve_exact(
         return upper
     program, first = _formulate(model)
     rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
-    equalities = csr_array(coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns)))
+    equalities = scipy.sparse.csr_array(
+        scipy.sparse.coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns))
+    )
     right = np.concatenate(program.right)
     objective = np.concatenate(program.objective)
     constraints = [scipy.optimize.LinearConstraint(equalities, right, right)]
     if len(model.limit):
-        budget = csr_array(np.concatenate(program.budget, axis=1))
+        budget = scipy.sparse.csr_array(np.concatenate(program.budget, axis=1))
         constraints.append(scipy.optimize.LinearConstraint(budget, -np.inf, model.limit))
     if np.isfinite(incumbent.value):
         # Prunes what cannot beat the incumbent; slack because HiGHS treats rows with a tolerance of its own.
         slack = 1e-6 * max(1.0, abs(incumbent.value))
         constraints.append(
-            scipy.optimize.LinearConstraint(csr_array(objective[None]), -np.inf, slack - incumbent.value)
+            scipy.optimize.LinearConstraint(scipy.sparse.csr_array(objective[None]), -np.inf, slack - incumbent.value)
         )
     integrality = np.zeros(program.columns)
     integrality[: first[free]] = 1
@@ -128,8 +129,8 @@ def solve_exact(
             return max(upper, incumbent.value)
         # HiGHS allows 1e-6 over the budget and we do not: forbid this very choice and go on.
         binaries = np.array([first[v] + chosen[v] for v in range(free)])
-        forbid = coo_array((np.ones(free), (np.zeros(free, int), binaries)), shape=(1, program.columns))
-        constraints.append(scipy.optimize.LinearConstraint(csr_array(forbid), -np.inf, free - 1))
+        forbid = scipy.sparse.coo_array((np.ones(free), (np.zeros(free, int), binaries)), shape=(1, program.columns))
+        constraints.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(forbid), -np.inf, free - 1))
         upper = max(upper, incumbent.value)
 
 

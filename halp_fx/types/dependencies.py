@@ -15,17 +15,19 @@ from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
-import networkx as nx
 import numpy as np
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+import scipy  # Its parts are imported when they are first used.
 
 from ..errors import ModelError
+from ..lazy import Lazily
 
 if TYPE_CHECKING:
+    import networkx as nx
     from torch import fx
 
     from .values import Axis, ChannelGroup, Link, Links
+else:
+    nx = Lazily("networkx")
 
 LAYER = "layer"
 """The kind of an edge from a layer's input axis to its output axis. All other edges couple."""
@@ -234,8 +236,8 @@ class DependencyGraph:
         """The channel of every label: components at slot level, which scipy finds in milliseconds."""
         count = int(self.links.starts[-1])
         a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in self.links.links)]) for side in ("a", "b"))
-        edges = coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-        return connected_components(edges, directed=False)[1]
+        edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+        return scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
 
     def _labels(self, axis: Axis) -> np.ndarray:
         start, end = self.links.starts[self.links.axes.index(axis) :][:2].tolist()

@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import numpy as np
 from torch import fx
 
@@ -21,6 +20,9 @@ from .pickling import importable, packed, unpacked
 from .plans import Plan
 from .records import TensorSpec
 from .runs import ModuleCall, Run, ValueRead
+
+if TYPE_CHECKING:
+    import networkx as nx
 
 CONSTANT = "a constant in the forward repeats its width"
 """How the reason begins for which a trial freezes a group."""
