@@ -96,7 +96,7 @@ def test_networks_are_compared_turn_by_turn(monkeypatch):
     times = {3: [10.0, 10.0, 14.0, 14.0, 14.0], 4: [6.0, 8.4, 8.4, 6.0, 6.0]}
     samplers = {width: iter(row) for width, row in times.items()}
     monkeypatch.setattr(
-        "halp_fx.latency.interleaving._network_sampler",
+        "halp_fx.latency.interleaving._network_clock",
         lambda model, inputs, runtime: lambda: next(samplers[model.out_features]),
     )
     models = [nn.Linear(2, 3), nn.Linear(2, 4)]
@@ -110,7 +110,7 @@ def test_time_in_which_other_programs_ran_is_told_for_one_thread(monkeypatch, th
     now = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(now)))
     monkeypatch.setattr(time, "thread_time", lambda: speed * next(now))
-    monkeypatch.setattr("halp_fx.latency.interleaving._network_sampler", lambda *_: lambda: 1.0)
+    monkeypatch.setattr("halp_fx.latency.interleaving._network_clock", lambda *_: lambda: 1.0)
     (found,) = interleaved([nn.Linear(2, 3)], torch.rand(1, 2), repeats=5, max_time_s=20.0, threads=threads)
     # The wall's clock is read before and after the thread's own: 3 ticks against 1.
     assert found.waited == pytest.approx(waited if waited == 0 and threads > 1 else max(1 - speed / 3, 0))
