@@ -16,7 +16,8 @@ COUNTED = ("macs", "flops", "params", "memory")
 
 
 def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: int | None) -> str | Cost:
-    """What `prune` takes as `latency`: a counted cost by its name, or latency measured here or read from a table.
+    """What `prune` takes as `latency`: a counted cost by its name, or latency, measured here or by the table of another
+    device.
 
     Raises:
         HalpError: no such cost.
@@ -25,9 +26,11 @@ def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: i
         return cost
     if cost != "latency":
         raise HalpError(f"--cost {cost!r} is not known: latency, {', '.join(COUNTED)}")
+    from ..latency.elsewhere import of_other_device
     from ..latency.measured import MeasuredLatency
 
-    return MeasuredLatency(runtime, device, table, threads)
+    there = None if table is None else of_other_device(table)
+    return there or MeasuredLatency(runtime, device, table, threads)
 
 
 def budget_of(budgets: Sequence[str]) -> BudgetLike:

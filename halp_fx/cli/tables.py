@@ -13,7 +13,9 @@ from .guarding import goes_on, guarded
 if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
-table_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Latency tables: build, show, merge, check.")
+table_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Latency tables: build, request, measure, show, merge, check."
+)
 
 
 @table_app.command("build")
@@ -51,6 +53,71 @@ def build(
     output.say(f"{cost.path or 'in memory'}: {len(cost.measured)} points of {len(cost.measured.entries)} layers")
     output.say(f"sum of the dense network's layers: {total:.4g} ms")
     output.result({"path": str(cost.path), "points": len(cost.measured), "sum_ms": total})
+
+
+@table_app.command("request")
+@guarded(examples=("table request resnet18 --out request.json", "table request timm:resnet50 --input 8x3x224x224"))
+def request(
+    model: options.Model,
+    inputs: options.Inputs = None,
+    settings: options.Settings = None,
+    dtype: options.Dtype = "float32",
+    runtime: Annotated[str, typer.Option(help="What will execute the network: eager, cudagraph or onnxruntime.")] = (
+        "eager"
+    ),
+    channels_last: options.ChannelsLast = False,
+    min_keep: Annotated[float, typer.Option(help="Smallest width of a group, as a share of it.")] = 0.1,
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")] = Path("request.json"),
+    as_json: options.Json = False,
+) -> None:
+    """Write down what has to be timed of a model, for a device that does not have it: see `table measure`."""
+    from .models import ModelSpec
+    from .output import Output
+
+    output = Output(as_json)
+    network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, "cpu", channels_last).load()
+    from ..latency.request import Request, write_request
+    from ..pruning.widths import width_options
+    from ..trials.trials import channel_groups
+
+    coupling = channel_groups(network, example)
+    widths = {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}
+    made = Request.of(coupling, widths, model, runtime)
+    write_request(made, out)
+    output.say(f"{out}: {len(made.rows)} layers. Where the network will run: halp-fx table measure {out.name}")
+    output.result({"path": str(out), "layers": len(made.rows)})
+
+
+@table_app.command("measure")
+@guarded(examples=("table measure request.json --out pi5.json", "table measure request.json --threads 4"))
+def measure(
+    request: Annotated[Path, typer.Argument(help="What `table request` wrote.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="PATH", help="A file, or a folder, where it is named by device.")
+    ] = Path("."),
+    device: options.Device = "cpu",
+    threads: options.Threads = None,
+    as_json: options.Json = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Time the layers of a request on this device. The network is not needed; resumes where an earlier run stopped."""
+    from .output import Output
+
+    output = Output(as_json)
+    from ..latency.elsewhere import UNTIMED, measure_request
+    from ..latency.request import read_request
+    from ..progress import shown
+
+    asked = read_request(request)
+    goes_on("what was timed is kept: run the same command again")
+    with shown(not quiet):
+        table, path = measure_request(asked, out, device, threads)
+    left = [key for key, note in table.notes.items() if note.startswith(UNTIMED)]
+    output.say(f"{path or 'not saved'}: {len(table)} points of {len(table.entries)} layers of {asked.network}")
+    output.say(f"To prune by it: halp-fx prune {asked.network} --table {path and path.name} --budget 60%")
+    if left:
+        output.say(f"{len(left)} layers cannot be timed on their own, and count as nothing: {left[0][:90]}")
+    output.result({"path": str(path), "points": len(table), "untimed": left})
 
 
 @table_app.command("show")
@@ -107,12 +174,13 @@ def merge(
 
 
 @table_app.command("check")
-@guarded(examples=("table check t.json", "table check t.json --device cuda"))
+@guarded(examples=("table check t.json", "table check t.json --device cuda", "table check pi5.json --elsewhere"))
 def check(
     table: Annotated[Path, typer.Argument(help="A table.")],
     device: options.Device = "cpu",
     runtime: options.Runtime = "eager",
     threads: options.Threads = None,
+    elsewhere: Annotated[bool, typer.Option("--elsewhere", help="It is of another device: is it sound?")] = False,
 ) -> None:
     """Whether a file is a sound table, and whether it was measured on this device and setting (exit code 1: no)."""
     import numpy as np
@@ -132,5 +200,8 @@ def check(
         typer.echo(f"spread: median {np.median(spread):.1%}, worst {max(spread):.0%}; {wide} above {SPREAD_LIMIT:.0%}")
     if pairs:
         typer.echo(f"slower with fewer channels: {slower} of {pairs} adjacent pairs ({slower / pairs:.1%})")
+    if elsewhere:
+        typer.echo(f"measured on {found.fingerprint.device}, {found.fingerprint.runtime}")
+        return
     require_same(found, Fingerprint.of(torch.device(device), runtime, threads), str(table))
     typer.echo("measured on this device and setting")

@@ -2,6 +2,7 @@
 
 from .calibration import Calibration
 from .costs import CallableCost, Cost, MacsCost, ParamsCost, RooflineCost
+from .elsewhere import TableLatency, measure_request
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .files import read_table, write_table
 from .fingerprint import Fingerprint
@@ -10,6 +11,7 @@ from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
 from .pricing import PriceList, price
+from .request import Request, read_request, write_request
 from .store import cache_directory
 from .table import LatencyTable
 from .timing import Timing
@@ -29,15 +31,20 @@ __all__ = [
     "NetworkTiming",
     "ParamsCost",
     "PriceList",
+    "Request",
     "RooflineCost",
     "TableFileError",
+    "TableLatency",
     "TableVersionError",
     "Timing",
     "TimingError",
     "cache_directory",
     "interleaved",
     "layers",
+    "measure_request",
     "price",
+    "read_request",
     "read_table",
+    "write_request",
     "write_table",
 ]

@@ -75,7 +75,6 @@ class Fingerprint:
 
     @classmethod
     def _cuda(cls, device: torch.device, runtime: str) -> Fingerprint:
-        properties = torch.cuda.get_device_properties(device)
         switches = {
             "tf32": torch.backends.cudnn.allow_tf32,
             "matmul tf32": torch.backends.cuda.matmul.allow_tf32,
@@ -84,7 +83,7 @@ class Fingerprint:
         }
         graph = runtime == "cudagraph"
         return cls(
-            device=f"{properties.name}, {properties.total_memory >> 20} MiB",
+            device=_cuda_name(device),
             driver=_cuda_driver(),
             torch_version=torch.__version__,
             cudnn=str(torch.backends.cudnn.version() or ""),
@@ -119,18 +118,33 @@ class Fingerprint:
         return f"{words[:40].strip('-')}-{self.runtime.replace(':', '-')}-{digest}.json"
 
 
+def devices_here() -> frozenset[str]:
+    """What tables call the devices of this machine."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return frozenset((_cpu_name(), *(_cuda_name(torch.device("cuda", index)) for index in range(count))))
+
+
+def _cuda_name(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    return f"{properties.name}, {properties.total_memory >> 20} MiB"
+
+
 def _cpu_timer(threads: int) -> str:
     clock = "thread CPU" if threads == 1 else "wall"
     return ", ".join(filter(None, (f"{clock} time", "blocks", "median", "warm caches", memory_setting())))
 
 
+_CPUS, _BOARD = Path("/proc/cpuinfo"), Path("/proc/device-tree/model")
+
+
 @cache
 def _cpu_name() -> str:
     name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
+    if _BOARD.exists():  # ARM's cores have no names: "Raspberry Pi 5 Model B Rev 1.0".
+        name = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0 \n")
+    elif _CPUS.exists():
         rows: dict[str, str] = {}
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in _CPUS.read_text(encoding="utf-8", errors="replace").splitlines():
             name_of_field, _, value = line.partition(":")
             rows[name_of_field.strip()] = value.strip()
         # A virtual machine may hide the model's name; family and model number still tell processors apart.

@@ -6,7 +6,6 @@ a saved table is not measured again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -17,36 +16,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..progress import counted, work
+from ..progress import counted
 from ..solver import CostTable, Term
 from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
 from .errors import LatencyError
 from .fingerprint import Fingerprint, kind_of
-from .grids import Grid, Range, adaptive_grid
+from .grids import Grid
 from .interleaving import NetworkTiming, interleaved
 from .layers import Layer
+from .measuring import GridKey, measure_grids, wanted
 from .prediction import LayerError
-from .recheck import suspects
 from .runtimes import units
 from .sampler import Sampler
 from .store import open_store
-from .table import LatencyTable, Point
-from .timing import Effort, Timer, Timing
-
-EFFORT = Effort(min_blocks=5, min_time_s=0.004, max_time_s=0.04, precision=0.01)
-"""Per point, of which a network has a few hundred."""
-
-_SETTLING_ROUNDS = 4
-
-_MATTERS = 0.0025
+from .table import LatencyTable
+from .timing import LAYER_EFFORT, Effort, Timer, Timing
 
 _LONGEST_S = 3.0
 """For each network that is timed in turn."""
-
-GridKey = tuple[str, Point]
-"""Signature and dense widths of a layer: layers that share both have one grid."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +60,7 @@ class MeasuredLatency:
     table: str | PathLike[str] | LatencyTable | None = None
     threads: int | None = None
     allow_foreign: bool = False
-    effort: Effort = EFFORT
+    effort: Effort = LAYER_EFFORT
     timer: Timer | None = None
     _sampler: Sampler | None = field(default=None, init=False, repr=False)
     _grids: dict[GridKey, Grid] = field(default_factory=dict, init=False, repr=False)
@@ -103,17 +92,10 @@ class MeasuredLatency:
             LatencyError: the table file cannot be used.
         """
         found, dense = self.layers(coupling), coupling.widths()
-        ranges: dict[GridKey, tuple[Layer, Range, Range]] = {}
-        for layer in found:
-            pair = Range.of(layer.inputs, options, dense), Range.of(layer.output, options, dense)
-            first, known_in, known_out = ranges.get(_grid_key(layer), (layer, *pair))
-            # Twins may differ in how far their groups shrink.
-            ranges[_grid_key(layer)] = (first, pair[0].union(known_in), pair[1].union(known_out))
         sampler = self._open(coupling)
         with sampler.store.saving(), sampler.memory():
             sampler.check_stored(found)
-            sampler.limits.update(_limits(found, sampler))
-            self._measure_grids(ranges, sampler)
+            measure_grids(wanted(found, options, dense), self._grids, sampler)
         sampler.warn()
         return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
 
@@ -237,74 +219,11 @@ class MeasuredLatency:
             self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
         return self._sampler
 
-    def _measure_grids(self, ranges: Mapping[GridKey, tuple[Layer, Range, Range]], sampler: Sampler) -> None:
-        """All grids first, then, well apart in time, whatever looks wrong in them again."""
-        due = [key for key, row in ranges.items() if not _covers(self._grids.get(key), *row[1:])]
-        for _ in range(_SETTLING_ROUNDS):
-            with work("time layers", len(due), "layers") as done:
-                for key in due:
-                    self._grids[key] = _grid(*ranges[key], sampler)
-                    done()
-            due = [key for key in due if _settle(ranges[key][0], self._grids[key], sampler)]
-            if not due:
-                return
-
 
 def _grid_key(layer: Layer) -> GridKey:
     return layer.key, layer.dense
 
 
-def _covers(grid: Grid | None, in_range: Range, out_range: Range) -> bool:
-    ends = ((in_range.low, out_range.low), (in_range.high, out_range.high))
-    return grid is not None and all(grid.covers(*end) for end in ends)
-
-
 def _device_of(coupling: Coupling) -> torch.device:
     specs = (of(n).spec for n in coupling.traced.graph.nodes)
     return next((s.device for s in specs if s is not None), torch.device("cpu"))
-
-
-def _limits(found: Sequence[Layer], sampler: Sampler) -> dict[str, float]:
-    """Error in ms that may stand, per signature: 0.25 % of the network shared by its uses, for detail in what hardly
-    counts is measured in vain."""
-    uses = Counter(layer.key for layer in found)
-    total = sum(sampler.times(layer, [layer.dense])[0] for layer in found)
-    return {key: _MATTERS * total / count for key, count in uses.items()}
-
-
-def _grid(layer: Layer, in_range: Range, out_range: Range, sampler: Sampler) -> Grid:
-    """The grid of a layer, with a line wherever it is off by more than 2 % of the layer, what does not matter in it,
-    and noise."""
-    limit = sampler.limits[layer.key]
-
-    def tolerance(values: np.ndarray) -> float:
-        return max(0.02 * float(values.max()), limit, 2 * sampler.noise(layer))
-
-    narrow = in_range.low == in_range.high or out_range.low == out_range.high
-    first, most = _lines(sampler.times(layer, [layer.dense])[0], limit, narrow)
-    known = sampler.store.table.entries.get(layer.key, {}).keys()
-    return adaptive_grid(
-        in_range,
-        out_range,
-        lambda points: sampler.times(layer, points),
-        tolerance,
-        first,
-        most,
-        known,
-        confirm=lambda points: sum(sampler.settle(layer, p, most_runs=2, later=False) for p in points) > 0,
-    )
-
-
-def _lines(dense_ms: float, limit: float, narrow: bool) -> tuple[int, int]:
-    """Lines per axis to begin with and at most: what costs so little cannot be off by more."""
-    if dense_ms <= limit:
-        return 2, 2
-    return (5, 12) if narrow else (4, 8)
-
-
-def _settle(layer: Layer, grid: Grid, sampler: Sampler) -> bool:
-    """Measure the suspicious points of a grid again; whether there were any."""
-    corner = grid.in_widths[-1], grid.out_widths[-1]
-    again = [corner] if sampler.runs(layer, corner) < 2 else []
-    points = dict.fromkeys((*again, *suspects(grid, sampler.limits[layer.key] / 4)))
-    return sum(sampler.settle(layer, point) for point in points) > 0

@@ -110,6 +110,9 @@ class Effort:
         )
 
 
+LAYER_EFFORT = Effort(min_blocks=5, min_time_s=0.004, max_time_s=0.04, precision=0.01)
+"""Per layer and widths, of which a network has a few hundred."""
+
 Timer = Callable[[Thunk, torch.device, Effort], Timing]
 """What measures: replaceable, so that tests need no clock."""
 

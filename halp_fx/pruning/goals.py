@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import BudgetError
 from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost
 from ..latency.allocator import untouched
+from ..latency.elsewhere import of_other_device
 from ..latency.fingerprint import RUNTIMES
 from ..latency.prediction import LayerError
 from ..solver import CostTable
@@ -99,7 +100,7 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     Args:
         budget: for one resource, or a mapping from "latency", "macs", "flops" (2 a MAC), "params", "memory" to budgets.
         latency: None to measure here; a `Cost` to steer by, its class, or its name ("macs", "flops", "params",
-            "memory"); or a path to a saved table.
+            "memory"); or a path to a saved table, of this device or of another.
 
     Raises:
         BudgetError: malformed, out of range, or for an unknown resource.
@@ -163,7 +164,7 @@ def cost_called(latency: Any) -> Cost:
         return _DETERMINISTIC[name]()
     path = Path(latency)
     if path.exists() or path.suffix == ".json":
-        return MeasuredLatency(table=latency)
+        return of_other_device(path) or MeasuredLatency(table=latency)
     hint = f", or halp_fx.latency.MeasuredLatency(runtime={name!r})" if name in RUNTIMES else ""
     raise BudgetError(
         f"latency={str(latency)!r} is neither a cost ({_NAMES}{hint}) nor a latency table: a table is a .json file, or "

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..internals import tree_leaves
-from ..latency import MacsCost, MeasuredLatency
+from ..latency import MacsCost, MeasuredLatency, TableLatency
 from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
 from ..latency.lookup import cost_at, costs_along
@@ -151,6 +151,10 @@ def conditions_of(session: Session) -> Conditions:
     shapes = tuple(f"{'x'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
     software = f"halp_fx {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
     name, cost = type(yardstick.model).__name__, yardstick.goals.cost
+    if isinstance(cost, TableLatency):
+        there = cost.measured.fingerprint
+        timer = f"the sum of layers as timed there: {there.timer}"
+        return Conditions(name, shapes, there.device, there.runtime, there.threads, timer, software)
     if not isinstance(cost, MeasuredLatency):
         return Conditions(name, shapes, software=software)
     here = Fingerprint.of(device_of(args, kwargs), cost.runtime, cost.threads)

@@ -63,3 +63,19 @@ def test_profile_of_a_counted_cost(run):
     found = run("profile", *SMALL, "--cost", "macs", "--json").json
     assert found["unit"] == "MACs"
     assert found["dense"] == found["sum_of_layers"] == 3 * 16 * 9 * 64 + 16 * 16 * 9 * 36 + 16 * 4
+
+
+def test_a_table_of_another_device(run, tmp_path, monkeypatch):
+    assert "7 layers" in run("table", "request", *SMALL, "--out", "request.json").out
+    found = run("table", "measure", "request.json", "--out", "pi5.json", "--json")
+    assert found.json["points"] == len(read_table(tmp_path / "pi5.json"))
+    assert found.json["untimed"] == []
+    run("table", "measure", "request.json", "--quiet")
+    (named,) = tmp_path.glob("*-eager-*.json")
+    assert read_table(named).entries == read_table(tmp_path / "pi5.json").entries
+    (tmp_path / "pi5.json").write_text(named.read_text().replace('"device": "', '"device": "Board '))
+    assert "measured on Board " in run("table", "check", "pi5.json", "--elsewhere").out
+    assert run("table", "check", "pi5.json").code == 1
+    done = run("prune", *SMALL, "--table", "pi5.json", "--budget", "60%", "--out", "small", "--json")
+    assert done.code == 0, done.err
+    assert done.json["met"]
