@@ -62,15 +62,17 @@ class Tiling:
             tile. With that the kernel needs 87 registers (72 in bfloat16) and spills none, so an SM holds five to
             seven programs with 8 to 16 KiB in flight each, where 3 TB/s at 800 ns latency need about 20 KiB per SM.
             Tiles twice as high were tried: 165 registers, hence two programs.
-        items: how many items to aim at: several waves of the 700 programs that run at once.
+        items: how many items to aim at: about one wave of the 700 programs that run at once. An item has a start and an
+            end that take as long as half a dozen tiles; in six waves of small items ResNet-50 took 83 us (float32) and
+            75 us (bfloat16) on an H200, in one wave 71 and 53.
         max_steps: longest walk of an item, in tiles.
         direct: largest tensor (elements) whose contributions may be written one by one.
     """
 
     rows: int = 8
     cols: int = 128
-    items: int = 4096
-    max_steps: int = 64
+    items: int = 700
+    max_steps: int = 1024
     direct: int = 1 << 18
 
 

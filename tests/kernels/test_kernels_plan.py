@@ -59,9 +59,9 @@ def test_work_is_balanced_and_extra_traffic_is_small(name):
     layout, weights = network_layout(name)
     plan = build_plan(layout, weights, weights)
     area = plan.items[:, Field.ROWS] * plan.items[:, Field.COLS]
-    assert 2500 < len(plan.items) < 12000
-    # The last item to start may run alone: it must be small beside what a program slot does (800 slots).
-    assert area.max() < 0.4 * area.sum() / 800
+    assert 700 < len(plan.items) < 2500
+    # About one wave of 700 programs: none may have much more to do than its share.
+    assert area.max() < 1.1 * area.sum() / 700
     assert np.all(np.diff(area) <= 0), "the largest first"
     vector = plan.items[:, Field.KIND] >= 16
     assert area[vector].sum() > 0.999 * area.sum()

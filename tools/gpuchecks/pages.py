@@ -17,7 +17,8 @@ paper, compiled, too; two runs bitwise equal."""
 
 
 def page(rows: Sequence[Row]) -> str:
-    """A section for each part and machine, from the latest row of each case."""
+    """A section for each part and machine, from the latest row of each case. What whoever ran it has to say is a row, too:
+    part "remark", with a "text"."""
     parts = ["# On a GPU: what was measured", "Written by `python tools/gpu_check.py`.", GOALS]
     cards: list[Row] = []
     for row in rows:
@@ -30,6 +31,7 @@ def page(rows: Sequence[Row]) -> str:
         versions = ", ".join(f"{k} {v}" for k, v in card.items() if k != "card")
         days = sorted({row["when"][:10] for row in here})
         parts += [f"## {title}", f"{versions}; {' to '.join(dict.fromkeys((days[0], days[-1])))}."]
+        parts += [row["text"] for row in here if row["part"] == "remark"]
         for name, (heading, table) in SECTIONS.items():
             mine = [row for (part, _, _), row in latest.items() if part == name and row["case"] not in ("whole", "end")]
             if mine:

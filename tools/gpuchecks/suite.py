@@ -14,17 +14,18 @@ from xml.etree import ElementTree
 from .setting import Row, Setting
 
 ROOT = Path(__file__).parents[2]
-SUITES = {"tests/gpu": "gpu", "tests/kernels": "kernels"}
+SUITES = {"tests/gpu/test_kernels_gpu.py": True, "tests/kernels": True, "tests/gpu/test_networks_gpu.py": False}
+"""Whether its tests may run beside each other: those that time something may not."""
 
 
 def run(setting: Setting) -> Iterator[Row]:
-    for case in setting.due(*SUITES):
-        parallel = ["-n", "8"] if find_spec("xdist") and not setting.rehearsal else []
-        # In a rehearsal the whole networks' tests; the kernels' suite runs on any machine with the other tests.
+    # A rehearsal needs no more than a few tests of whole networks: the others run on any machine with the rest.
+    cases = ("tests/gpu/test_networks_gpu.py",) if setting.rehearsal else tuple(SUITES)
+    for case in setting.due(*cases):
+        parallel = ["-n", "8"] if SUITES[case] and find_spec("xdist") else []
         wanted = ["-k", "optimizer or clock or saved"] if setting.rehearsal else []
-        if setting.rehearsal and case != "tests/gpu":
-            continue
-        start, found = time.perf_counter(), setting.folder / f"{SUITES[case]}.xml"
+        start, name = time.perf_counter(), Path(case).stem
+        found = setting.folder / f"{name}.xml"
         words = ["--tb=short", "-p", "no:cacheprovider", f"--junitxml={found}", *parallel, *wanted]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", case, *words],
@@ -38,8 +39,8 @@ def run(setting: Setting) -> Iterator[Row]:
         if found.exists():
             row |= _counts(ElementTree.parse(found).getroot())
         if done.returncode:
-            (setting.folder / f"{SUITES[case]}.log").write_text(done.stdout + done.stderr)
-            row["failures"] = [*row.get("failures", ()), *done.stdout.splitlines()[-3:]]
+            (setting.folder / f"{name}.log").write_text(done.stdout + done.stderr)
+            row.setdefault("failures", done.stdout.splitlines()[-3:])
         yield row
 
 
@@ -50,5 +51,5 @@ def _counts(root: ElementTree.Element) -> Row:
     skipped = sum(c.find("skipped") is not None for c in cases)
     row: Row = {"passed": len(cases) - len(failed) - skipped, "failed_tests": len(failed), "skipped": skipped}
     if failed:
-        row["failures"] = [f"{c.get('name')}: {(f.get('message') or '')[:200]}" for c, f in failed]
+        row["failures"] = [f"{c.get('name')}: {(f.get('message') or '')[:600]}" for c, f in failed]
     return row
