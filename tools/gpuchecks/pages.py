@@ -17,8 +17,8 @@ paper, compiled, too; two runs bitwise equal."""
 
 
 def page(rows: Sequence[Row]) -> str:
-    """A section for each part and machine, from the latest row of each case. What whoever ran it has to say is a row, too:
-    part "remark", with a "text"."""
+    """A section for each part and machine, from the latest row of each case. What whoever ran it has to say is a row,
+    too: part "remark", with a "text"."""
     parts = ["# On a GPU: what was measured", "Written by `python tools/gpu_check.py`.", GOALS]
     cards: list[Row] = []
     for row in rows:
