@@ -72,17 +72,21 @@ def write(rows: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
-def one_part(given: argparse.Namespace) -> None:
-    """Runs in a process of its own: what goes wrong in a part ends that part alone."""
+def one_part(given: argparse.Namespace) -> int:
+    """Runs in a process of its own: what goes wrong in a part ends that part alone. The exit status: 1 if a case went
+    wrong."""
     _, module, function = PARTS[given.part]
     part = Part(given.part, getattr(import_module(f"gpuchecks.{module}"), function))
     on = machine(given.device)
     known = [] if given.again else [r for r in read(given.rows) if r["part"] == part.name and r["machine"] == on]
     done = frozenset(r["case"] for r in known if good(r))
     setting = Setting(given.device, given.folder, time.monotonic() + given.seconds, done)
+    wrong = 0
     for row in part.run(setting):
+        wrong += not good(row)
         write(given.rows, {"part": part.name, **row, "when": now(), "machine": on})
         print(f"{part.name}: {json.dumps(row)}", flush=True)
+    return int(wrong > 0)
 
 
 def good(row: Row) -> bool:
@@ -122,8 +126,7 @@ def now() -> str:
 def main() -> int:
     given = options()
     if given.part:
-        one_part(given)
-        return 0
+        return one_part(given)
     failed = 0
     if not given.page_only:
         import torch
