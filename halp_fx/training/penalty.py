@@ -1,4 +1,4 @@
-"""SparsityPenalty: a plan -> a loss that drives to zero what the plan will remove, before it does.
+"""SparsityPenalty: a plan or a budget -> a loss that drives to zero what will be removed, before it is.
 
 The penalty grows with training (growing regularisation, Wang et al., arXiv 2012.09243): weak at first, so that what
 the channels carry can move elsewhere, strong at the end, so that nothing is left to lose.
@@ -6,7 +6,7 @@ the channels carry can move elsewhere, strong at the end, so that nothing is lef
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,58 +14,92 @@ import torch
 from torch import nn
 
 from ..errors import TrainingError
-from ..model.naming import by_group
-from ..model.preserving import named_tensors
+from ..model.checks import check_finite, check_model
+from ..model.copying import copied
+from ..model.inputs import normalize_examples
+from ..model.naming import Ignored, by_group, ignored_names
+from ..model.preserving import named_tensors, preserved
+from ..model.randomness import Stream
+from ..pruning.budgets import BudgetLike
+from ..pruning.distributed import Team
+from ..pruning.goals import make_goals
+from ..pruning.request import Request, rereadable
+from ..pruning.session import Session
 from ..rewriting.slicing import index_of
+from ..scoring.losses import Loss, LossFn
 from ..trials.trials import channel_groups
 from ..types import SCORED, Coupling, Plan
+from .leading import Lead
 
 
 class SparsityPenalty:
-    """Half the sum of squares of what makes the channels that a plan removes, times a strength that grows.
+    """Half the sum of squares of what makes the channels that will be removed, times a strength that grows.
 
-        penalty = halp_fx.SparsityPenalty(model, plan, images[:1], steps=len(loader))
+        penalty = halp_fx.SparsityPenalty(model, 0.5, images[:1], data=loader, steps=len(loader))
         loss = loss_fn(model(images), labels) + penalty()
+        ...
+        small = halp_fx.rewrite(model, penalty.plan, images[:1], optimizer=optimizer)
 
     Attributes:
+        plan: what is penalised, and to be removed at the end.
         strength: of the next call.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        plan: Plan | Mapping[str, Any],
+        plan: Plan | Mapping[str, Any] | BudgetLike,
         example_inputs: Any = None,
         *,
         coupling: Coupling | None = None,
         steps: int,
         most: float = 1.0,
+        data: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+        loss: Loss | None = None,
+        latency: Any = None,
+        ignore: Ignored | Iterable[Ignored] = (),
+        round_to: int | None = None,
+        min_keep: float | int = 0.1,
     ) -> None:
         """Args:
-            plan: of this network: what `prune` would remove (`prune(model, budget, …).halp.plan`).
+            plan: of this network; or a budget as for `prune`, which is asked what it would remove now.
             example_inputs, coupling: as for `rewrite`.
             steps: calls over which the strength grows evenly from 0 to `most`, and stays there.
             most: times the learning rate, the share by which a weight shrinks in a step at the end.
+            data, loss_fn, loss, latency, ignore, round_to, min_keep: as for `prune`; for a budget alone.
 
         Raises:
             PlanError: the plan does not fit the model.
-            TrainingError: it removes no channels, or steps or most are out of range.
+            BudgetError, ModelError, SaliencyError: for a budget, as `prune`.
+            TrainingError: nothing is removed, or steps or most are out of range.
         """
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or not most > 0:
             raise TrainingError(f"steps={steps!r} must be a whole number of at least 1, and most={most!r} positive")
+        known: Any = plan
+        if not _is_plan(plan):
+            check_model(model)
+            check_finite(model)
+            request = Request(
+                goals=make_goals(known, latency), examples=normalize_examples(model, example_inputs),
+                data=rereadable(data), loss_fn=loss_fn, loss=loss, importance=None, round_to=round_to,
+                min_keep=min_keep, steps=None, solver="auto", tolerance=0.02, train_between=None, progress=False,
+                recalibrate=True,
+            )  # fmt: skip
+            known = _removed(model, request, ignored_names(model, ignore), repr(plan))
         coupling = coupling or channel_groups(model, example_inputs)
-        plan = by_group(plan, coupling)
+        self.plan = by_group(known, coupling)
         tensors = dict(named_tensors(model))
         self._places: list[tuple[nn.Parameter, int, torch.Tensor]] = []
         for group in coupling.prunable:
-            gone = np.setdiff1d(np.arange(group.size), plan.get(group.name, range(group.size)))
+            gone = np.setdiff1d(np.arange(group.size), self.plan.get(group.name, range(group.size)))
             for member in group.members if len(gone) else ():
                 tensor = tensors[member.axis.tensor]
                 if member.role in SCORED and isinstance(tensor, nn.Parameter):
                     slots = np.sort(member.slots[gone].reshape(-1))
                     self._places.append((tensor, member.axis.dim, index_of(slots, tensor)))
         if not self._places:
-            raise TrainingError("the plan removes no channels: there is nothing to penalise")
+            raise TrainingError("no channels are to be removed: there is nothing to penalise")
         self._steps, self._most, self._calls = steps, most, 0
 
     @property
@@ -78,3 +112,26 @@ class SparsityPenalty:
         self._calls += 1
         squares = [p.index_select(dim, slots).square().sum() for p, dim, slots in self._places]
         return 0.5 * strength * torch.stack(squares).sum()
+
+
+def _is_plan(what: Any) -> bool:
+    """Whether it names channels, and not amounts."""
+    if isinstance(what, Mapping) and not isinstance(what, Plan):
+        return not what or any(not isinstance(value, str | float | int) for value in what.values())
+    return isinstance(what, Plan)
+
+
+def _removed(model: nn.Module, request: Request, ignore: tuple[str, ...], asked: str) -> Plan:
+    """What `prune` would remove; the model stays as it is. In a job of several processes, what the first says."""
+    team = Team.here()
+    team.check(model, f"SparsityPenalty to {asked}")
+    with Stream().aside(), preserved(model):
+        lead = Lead.start(team, lambda: Session.start(copied(model), request, ignore))
+        return lead.ask(_plan_of)
+
+
+def _plan_of(session: Session) -> Plan:
+    for way in session.ways[:-1]:
+        session.step(way)
+    session.close()
+    return session.best.network.plan

@@ -80,7 +80,29 @@ def test_a_penalty_shrinks_what_goes_and_leaves_the_rest():
 
 def test_a_penalty_on_nothing_is_refused():
     model = network()
-    with pytest.raises(TrainingError, match="removes no channels"):
+    with pytest.raises(TrainingError, match="no channels are to be removed"):
         halp_fx.SparsityPenalty(model, Plan(), X, steps=3)
     with pytest.raises(TrainingError, match="steps=0"):
         halp_fx.SparsityPenalty(model, Plan(), X, steps=0)
+
+
+def test_a_penalty_by_a_budget_is_on_what_prune_removes():
+    model, data = network(), [(X, torch.arange(len(X)) % 5)]
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    given = {"data": data, "loss_fn": F.cross_entropy, "latency": "macs", "round_to": 1}
+    penalty = halp_fx.SparsityPenalty(model, 0.4, X[:1], steps=2, **given)
+    assert penalty.plan == halp_fx.prune(model, 0.4, X[:1], progress=False, **given).halp.plan
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    by_plan = halp_fx.SparsityPenalty(model, penalty.plan, X[:1], steps=2)
+    assert by_plan() == penalty() == 0
+    assert by_plan() == penalty() > 0
+    assert halp_fx.SparsityPenalty(model, {"macs": "40%"}, X[:1], steps=2).plan
+
+
+def test_a_penalty_by_a_budget_out_of_reach_is_refused():
+    with pytest.raises(halp_fx.InfeasibleError):
+        halp_fx.SparsityPenalty(network(), 0.001, X[:1], steps=2, latency="macs")
+    with pytest.raises(halp_fx.BudgetError):
+        halp_fx.SparsityPenalty(network(), "4 apples", X[:1], steps=2)
+    with pytest.raises(TrainingError, match="no channels are to be removed"):
+        halp_fx.SparsityPenalty(network(), 1.0, X[:1], steps=2, latency="macs")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,13 @@ from .data import Data, batches
 BATCH = 128
 
 
-def train(model: nn.Module, data: Data, epochs: int, rate: float, seed: int) -> nn.Module:
+Prepare = Callable[[nn.Module, torch.optim.Optimizer], Callable[[], object]]
+"""Given the model and its optimizer, returns what is to be called after every backward."""
+
+
+def train(
+    model: nn.Module, data: Data, epochs: int, rate: float, seed: int, prepare: Prepare | None = None
+) -> nn.Module:
     """SGD with Nesterov momentum, a cosine from `rate` to 0 after a short warm-up, in place; left in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -30,10 +37,12 @@ def train(model: nn.Module, data: Data, epochs: int, rate: float, seed: int) -> 
         return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    within = prepare(model, optimizer) if prepare is not None else lambda: None
     for _ in range(epochs):
         for x, y in batches(images, labels, BATCH, generator):
             optimizer.zero_grad(set_to_none=True)
             nn.functional.cross_entropy(model(x), y).backward()
+            within()
             nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             schedule.step()
