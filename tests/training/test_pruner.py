@@ -84,6 +84,28 @@ def test_the_budget_is_met_in_place(make, way):
     train(model, optimizer, pruner, batches(1))
 
 
+class Both(nn.Module):
+    """In training it returns what detectors do: more than in evaluation."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.side = network(), nn.Conv2d(8, 5, 1).double()
+        self.norm = nn.BatchNorm1d(5).double()
+
+    def forward(self, x):
+        y = self.norm(self.body(x))
+        return y + self.norm(self.side(self.body[:2](x)).mean((2, 3))) if self.training else y
+
+
+def test_what_norms_count_in_training_is_no_constant_of_the_forward():
+    """The network is coupled in both modes, and norms have counted on when it is cut."""
+    model = Both().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:2], optimizer=optimizer, **CALL)
+    train(model, optimizer, pruner, batches(14))
+    assert pruner.finish().halp.met
+
+
 def test_every_step_stops_on_its_way():
     model = network().train()
     pruner, shares = halp_fx.Pruner(model, 0.3, X[:1], **CALL | {"steps": 4, "interval": 1}), []

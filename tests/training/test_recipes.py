@@ -11,6 +11,7 @@ import train_classifier
 import train_detector
 from comparing import networks
 from PIL import Image
+from recipes import scenes
 
 import halp_fx
 
@@ -85,9 +86,23 @@ def test_a_detector_is_pruned(tmp_path):
     found = train_detector.main([*SCENES, "--folder", str(tmp_path)])
     assert found["share"] <= 0.5
     assert 0 <= found["precision"]["map"] <= found["precision"]["map_50"] <= 1
-    scenes = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
-    assert len(scenes) == 4
-    assert all(told["annotation"]["object"] for _, told in scenes)
+    drawn = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
+    assert len(drawn) == 4
+    assert all(told["annotation"]["object"] for _, told in drawn)
+
+
+def test_scenes_are_written_in_the_layout_of_yolo(tmp_path):
+    """The same boxes as in the layout of Pascal VOC."""
+    told = scenes.write_yolo(tmp_path, 2, 1, 96)
+    scenes.write(tmp_path, 2, 1, 96)
+    assert scenes.write_yolo(tmp_path, 2, 1, 96) == told
+    for number, (_, voc) in enumerate(torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="train")):
+        lines = (tmp_path / "labels" / "train" / f"train_{number:05d}.txt").read_text().splitlines()
+        for line, thing in zip(lines, voc["annotation"]["object"], strict=True):
+            kind, x, y, w, h = map(float, line.split())
+            assert scenes.CLASSES[int(kind)] == thing["name"]
+            box = [(x - w / 2) * 96 + 1, (y - h / 2) * 96 + 1, (x + w / 2) * 96, (y + h / 2) * 96]
+            assert box == pytest.approx([float(thing["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax")], abs=1e-3)
 
 
 def test_a_folder_that_is_no_voc_is_said(tmp_path):

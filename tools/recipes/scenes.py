@@ -1,8 +1,9 @@
-"""Scenes with things to find, written in the layout of Pascal VOC: shapes and letters of all sizes on textures, some
-behind others."""
+"""Scenes with things to find, written in the layout of Pascal VOC or of YOLO: shapes and letters of all sizes on
+textures, some behind others."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
@@ -26,17 +27,51 @@ def write(root: Path, train: int, test: int, side: int, seed: int = 0) -> None:
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("val", test)):
-        names = [f"{part}_{number:05d}" for number in range(count)]
-        for number, name in enumerate(names):
-            draw = np.random.default_rng([seed, part == "val", number])
-            image, boxes = _scene(draw, side, part == "train")
+        names = []
+        for name, image, boxes in _drawn(part, count, side, seed):
             image.save(home / "JPEGImages" / f"{name}.jpg", quality=92)
             _annotation(name, side, boxes).write(home / "Annotations" / f"{name}.xml")
+            names.append(name)
         (home / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names))
     done.touch()
 
 
+def write_yolo(root: Path, train: int, test: int, side: int, seed: int = 0) -> Path:
+    """`images/` and `labels/`, each with `train/` and `val/`, and the yaml file that names them, unless it is there.
+
+    Returns:
+        The yaml file.
+    """
+    told = root / f"scenes_{train}_{test}_{side}_{seed}.yaml"
+    if told.exists():
+        return told
+    for part, count in (("train", train), ("val", test)):
+        for kind in ("images", "labels"):
+            (root / kind / part).mkdir(parents=True, exist_ok=True)
+        for name, image, boxes in _drawn(part, count, side, seed):
+            image.save(root / "images" / part / f"{name}.jpg", quality=92)
+            (root / "labels" / part / f"{name}.txt").write_text("\n".join(_line(*box, side) for box in boxes))
+    names = "".join(f"  {number}: {name}\n" for number, name in enumerate(CLASSES))
+    told.write_text(f"path: {root.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    return told
+
+
 Box = tuple[str, tuple[int, int, int, int]]
+"""A class, and the first and last pixel that it has, x before y, counted from 1."""
+
+
+def _drawn(part: str, count: int, side: int, seed: int) -> Iterator[tuple[str, Image.Image, list[Box]]]:
+    for number in range(count):
+        draw = np.random.default_rng([seed, part == "val", number])
+        yield f"{part}_{number:05d}", *_scene(draw, side, part == "train")
+
+
+def _line(kind: str, corners: tuple[int, int, int, int], side: int) -> str:
+    """Class, centre and size, as shares of the side."""
+    left, top, right, bottom = (n / side for n in (corners[0] - 1, corners[1] - 1, *corners[2:]))
+    return (
+        f"{CLASSES.index(kind)} {(left + right) / 2:.6f} {(top + bottom) / 2:.6f} {right - left:.6f} {bottom - top:.6f}"
+    )
 
 
 def _scene(draw: np.random.Generator, side: int, training: bool) -> tuple[Image.Image, list[Box]]:

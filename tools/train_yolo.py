@@ -1,0 +1,108 @@
+"""Prune a YOLO of ultralytics inside its own trainer: on scenes that are drawn on the machine, or on any data.yaml.
+
+    python tools/train_yolo.py --data scenes --budget 0.5 --cost macs
+    python tools/train_yolo.py --data coco.yaml --network yolo11m --weights yolo11m.pt --side 640 --epochs 100
+
+The dense network is trained first, from its yaml file, unless --weights are given. The pruned one is validated as it
+came out of the trainer, as it is loaded from the file, and as exported. The folder then has `pruned/weights/best.pt`
+(for ultralytics), `network.safetensors` (for `halp_fx.load`), the exported file and `result.json`. What is changed of
+the trainer is `recipes.yolo.pruned_trainer`. Needs ultralytics; for --export onnx, onnx and onnxruntime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from recipes import scenes
+from recipes.yolo import offline, pruned_trainer
+
+import halp_fx
+
+
+def options(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="scenes", help="scenes, or a data.yaml as ultralytics takes it")
+    parser.add_argument("--network", default="yolo11n", help="a detector of ultralytics, by its yaml file")
+    parser.add_argument("--weights", help="of the dense network: a .pt file")
+    parser.add_argument("--side", type=int, default=128, help="pixels that images are scaled to")
+    parser.add_argument("--folder", type=Path, default=Path("run_yolo"), help="runs and results")
+    parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
+    parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
+    parser.add_argument("--dense-epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=12, help="of pruning")
+    parser.add_argument("--share", type=float, default=0.4, help="of the training, in which the network is pruned")
+    parser.add_argument("--images", type=int, nargs=2, default=[600, 150], help="drawn to train and to test on")
+    parser.add_argument("--export", default="onnx", choices=["onnx", "torchscript"])
+    parser.add_argument("--device", default=None, help="as for ultralytics: cpu, 0, …")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    given = options(arguments)
+    offline()
+    from ultralytics import YOLO
+
+    folder = given.folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    data = given.data
+    if data == "scenes":
+        data = str(scenes.write_yolo(folder / "scenes", *given.images, given.side, given.seed))
+    elif not Path(data).exists():
+        raise SystemExit(f"there is no {data}: pass scenes, or the yaml file of a data set in YOLO's layout")
+    common = {
+        "data": data, "imgsz": given.side, "batch": given.batch, "seed": given.seed, "device": given.device,
+        "plots": False, "exist_ok": True, "project": str(folder), "workers": 0 if given.data == "scenes" else 8,
+    }  # fmt: skip
+    if given.data == "scenes":
+        # Few images: steps count as they are, mosaics of tiny things teach little, and letters are not mirrored.
+        common |= {"nbs": given.batch, "mosaic": 0.0, "fliplr": 0.0, "warmup_epochs": 1.0}
+    weights = given.weights or folder / "dense" / "weights" / "best.pt"
+    if not Path(weights).exists():
+        if given.weights:
+            raise SystemExit(f"there is no {weights}")
+        YOLO(f"{given.network}.yaml").train(epochs=given.dense_epochs, name="dense", **common)
+    validated = {k: common[k] for k in ("data", "imgsz", "device", "plots", "exist_ok", "project")}
+    whole = precision(YOLO(weights).val(name="dense_val", **validated))
+    yolo = YOLO(weights)
+    trainer = pruned_trainer(_budget(given.budget), share=given.share, steps=given.steps, latency=given.cost)
+    yolo.train(trainer=trainer, epochs=given.epochs, name="pruned", **common)
+    # `yolo` has been loaded from best.pt by now. The network in the trainer knows where it comes from, so it is saved.
+    small = yolo.trainer.pruner.model
+    report = small.halp
+    best = yolo.trainer.best
+    small.load_state_dict(YOLO(best).model.state_dict())
+    halp_fx.save(small.cpu().eval(), folder / "network.safetensors")
+    file = YOLO(best).export(format=given.export, imgsz=given.side, simplify=False)
+    result = {
+        "dense": whole,
+        "pruned": precision(YOLO(best).val(name="pruned_val", **validated)),
+        "exported": precision(YOLO(file, task="detect").val(name="export_val", batch=1, **validated)),
+        "unit": report.unit, "cost": report.measured, "dense_cost": report.dense,
+        "share": report.measured / report.dense, "file": str(file),
+    }  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    print(report.summary())
+    print(f"mAP {result['pruned']}, exported {result['exported']} (dense {whole}) at {result['share']:.1%} of the cost")
+    return result
+
+
+def precision(found: Any) -> dict[str, float]:
+    """Mean average precision at an overlap of 0.5, and the mean over 0.5 to 0.95."""
+    return {"map_50": float(found.box.map50), "map": float(found.box.map)}
+
+
+def _budget(told: str) -> float | str:
+    try:
+        return float(told)
+    except ValueError:
+        return told
+
+
+if __name__ == "__main__":
+    main()
