@@ -29,6 +29,8 @@ EXTRAS = {
     "save": [],  # Nothing more is needed: the name is known from before.
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "recipes": ["torchmetrics>=1.4", "pycocotools>=2.0.8", "matplotlib>=3.8"],
+    "lightning": ["lightning>=2.3"],
+    "huggingface": ["transformers>=4.44", "accelerate>=0.33"],
     "triton": ["triton>=3.6; platform_system == 'Linux'"],
     "test": [
         "pytest>=8",

@@ -214,17 +214,19 @@ class Pruner:
         return self.model
 
     def attach(self) -> RemovableHandle:
-        """For trainers that hide the optimizer's step (Lightning, Hugging Face, timm): call `step` before each of them.
+        """For trainers that hide the optimizer's step (Hugging Face, timm): call `step` before each of them.
 
         Gradients are unscaled then, and clipped, if they are; steps that a `GradScaler` leaves out are left out.
 
         Raises:
-            TrainingError: the pruner has no optimizer.
+            TrainingError: the pruner has no optimizer; later, where a step makes its gradients itself (Lightning).
         """
         if self._optimizer is None:
             raise TrainingError("attach needs the optimizer: pass it to Pruner")
 
-        def before(*_: Any) -> None:
+        def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if callable(kwargs.get("closure", args[1] if len(args) > 1 else None)):
+                raise TrainingError("optimizer.step was given a closure: gradients are made inside, after this hook")
             self.step()
 
         handle = self._optimizer.register_step_pre_hook(before)

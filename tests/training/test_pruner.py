@@ -308,6 +308,14 @@ def test_what_is_attached_needs_an_optimizer():
         halp_fx.Pruner(network(), 0.4, X[:1], **CALL).attach()
 
 
+def test_a_step_that_makes_its_gradients_itself_is_refused():
+    model = network().train()
+    optimizer = sgd(model)
+    halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL).attach()
+    with pytest.raises(TrainingError, match="given a closure"):
+        optimizer.step(lambda: F.cross_entropy(model(X), torch.arange(4)))
+
+
 def test_micro_batches_add_up():
     """One step a step of the optimizer: the mean of micro-batches is the batch."""
     plans = []

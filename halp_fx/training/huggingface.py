@@ -1,0 +1,66 @@
+"""huggingface: a `Pruner` as a callback of the Trainer of transformers (`pip install 'halp-fx[huggingface]'`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import TrainingError
+from ..pruning.budgets import BudgetLike
+from .pruner import Pruner
+
+try:
+    from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+except ImportError as error:
+    raise TrainingError(f"this needs transformers: python -m pip install 'halp-fx[huggingface]' ({error})") from error
+
+
+class PrunerCallback(TrainerCallback):
+    """Prunes the model of a Trainer; `train` returns with the smaller network in the same object.
+
+        callback = PrunerCallback(0.5, {"pixel_values": images[:1]}, latency="macs")
+        Trainer(model, arguments, train_dataset=data, callbacks=[callback]).train()
+        model.halp  # the report
+        halp_fx.save(model, "small.safetensors")  # save_pretrained writes a config with the dense widths
+
+    The pruner's step comes right before the optimizer's, with gradients that are clipped, if `max_grad_norm` is set.
+
+    Attributes:
+        pruner: None before training starts.
+    """
+
+    pruner: Pruner | None = None
+
+    def __init__(self, budget: BudgetLike, example_inputs: Any = None, **options: Any) -> None:
+        """Args:
+        budget, example_inputs, options: as for `Pruner`; the optimizer is that of the training.
+        """
+        self._budget, self._examples, self._options = budget, example_inputs, options
+        self._handle: RemovableHandle | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Raises TrainingError if shapes may not change, or training goes on from a checkpoint."""
+        model: nn.Module = kwargs["model"]
+        wrapped: Any = kwargs["optimizer"]
+        optimizer: Optimizer = getattr(wrapped, "optimizer", wrapped)  # accelerate's is around it.
+        if args.world_size > 1 and self._options.get("mode") != "mask":
+            raise TrainingError(
+                f"the network is wrapped for {args.world_size} processes, so its shapes must stay until the end: pass "
+                "mode='mask'"
+            )
+        if state.global_step:
+            raise TrainingError("a Trainer's checkpoint does not know what was pruned: train from the start")
+        self.pruner = Pruner(model, self._budget, self._examples, optimizer=optimizer, **self._options)
+        self._handle = self.pruner.attach()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.pruner is not None and self._handle is not None:
+            self._handle.remove()
+            self.pruner.finish()

@@ -1,0 +1,148 @@
+"""Callbacks in the trainers of other libraries."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from test_pruner import batches
+from test_rebind import X, network
+from torch.nn import functional as F
+
+import halp_fx
+from halp_fx import TrainingError
+
+CALL = {"latency": "macs", "round_to": 1, "steps": 2, "interval": 3}
+
+
+class TestLightning:
+    @pytest.fixture
+    def lightning(self):
+        return pytest.importorskip("lightning", reason="not installed: lightning")
+
+    def module(self, lightning, optimizers=1):
+        class Module(lightning.LightningModule):
+            def __init__(self):
+                super().__init__()
+                self.net = network()
+
+            def forward(self, x):
+                return self.net(x)
+
+            def training_step(self, batch, _):
+                return F.cross_entropy(self(batch[0]), batch[1])
+
+            def configure_optimizers(self):
+                made = [torch.optim.SGD(self.net.parameters(), 0.05, momentum=0.9) for _ in range(optimizers)]
+                return made if optimizers > 1 else made[0]
+
+        return Module()
+
+    def trainer(self, lightning, folder, *callbacks, **options):
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+        quiet |= {"enable_checkpointing": False, "default_root_dir": folder, "max_epochs": 2}
+        return lightning.Trainer(callbacks=list(callbacks), **quiet | options)
+
+    def loader(self):
+        return torch.utils.data.DataLoader(list(batches(5)), batch_size=None)
+
+    @pytest.mark.parametrize(
+        ("network", "mode"), [("net", "shrink"), ("", "shrink"), ("net", "mask")], ids=["net", "module", "mask"]
+    )
+    def test_it_prunes_in_place_as_a_loop_does(self, lightning, tmp_path, network, mode):
+        from halp_fx.training.lightning import PrunerCallback
+
+        module = self.module(lightning)
+        callback = PrunerCallback(0.4, X[:1], network=network, mode=mode, **CALL)
+        self.trainer(lightning, tmp_path, callback, gradient_clip_val=0.1).fit(module, self.loader())
+        own = self.module(lightning).net.train()
+        optimizer = torch.optim.SGD(own.parameters(), 0.05, momentum=0.9)
+        pruner = halp_fx.Pruner(own, 0.4, X[:1], optimizer=optimizer, mode=mode, **CALL)
+        for x, y in [*batches(5), *batches(5)]:
+            optimizer.zero_grad()
+            F.cross_entropy(own(x), y).backward()
+            pruner.step()
+            torch.nn.utils.clip_grad_norm_(own.parameters(), 0.1)
+            optimizer.step()
+        pruner.finish()
+        assert callback.pruner.model.halp.met
+        assert all(torch.equal(p, q) for p, q in zip(module.net.parameters(), own.parameters(), strict=True))
+
+    def test_a_masked_run_goes_on_from_a_checkpoint(self, lightning, tmp_path):
+        from halp_fx.training.lightning import PrunerCallback
+
+        class Saver(lightning.Callback):
+            def on_train_epoch_end(self, trainer, _):
+                if trainer.current_epoch == 0:
+                    trainer.save_checkpoint(tmp_path / "one.ckpt")
+
+        found = []
+        for path in (None, tmp_path / "one.ckpt"):
+            module = self.module(lightning)
+            callback = PrunerCallback(0.4, X[:1], network="net", mode="mask", **CALL | {"interval": 4})
+            self.trainer(lightning, tmp_path, callback, Saver()).fit(module, self.loader(), ckpt_path=path)
+            found.append((callback.pruner.plan, list(module.parameters())))
+        assert found[0][0] == found[1][0]
+        assert all(torch.equal(p, q) for p, q in zip(found[0][1], found[1][1], strict=True))
+
+    def test_what_does_not_go_together_is_said(self, lightning, tmp_path):
+        from halp_fx.training.lightning import PrunerCallback
+
+        with pytest.raises(TrainingError, match="regrow=True needs the forward before"):
+            PrunerCallback(0.4, X[:1], mode="mask", regrow=True)
+        wrong = self.trainer(lightning, tmp_path, PrunerCallback(0.4, X[:1], network="nest", **CALL))
+        with pytest.raises(TrainingError, match=r"network='nest': .*no attribute"):
+            wrong.fit(self.module(lightning), self.loader())
+        two = self.module(lightning, optimizers=2)
+        two.automatic_optimization = False
+        with pytest.raises(TrainingError, match="for one optimizer, and there are 2"):
+            self.trainer(lightning, tmp_path, PrunerCallback(0.4, X[:1], **CALL)).fit(two, self.loader())
+
+
+class TestHuggingFace:
+    @pytest.fixture
+    def transformers(self):
+        pytest.importorskip("accelerate", reason="not installed: accelerate")
+        return pytest.importorskip("transformers", reason="not installed: transformers")
+
+    def model(self, transformers):
+        torch.manual_seed(0)
+        sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+        return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=5))
+
+    def arguments(self, transformers, folder):
+        return transformers.TrainingArguments(
+            str(folder), max_steps=8, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no",
+            disable_tqdm=True, optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.1,
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("mode", ["shrink", "mask"])
+    def test_it_prunes_in_place(self, transformers, tmp_path, mode):
+        from halp_fx.training.huggingface import PrunerCallback
+
+        torch.manual_seed(1)
+        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(32)]
+        examples = {"pixel_values": torch.randn(1, 3, 32, 32)}
+        model = self.model(transformers)
+        callback = PrunerCallback(0.5, examples, mode=mode, **CALL)
+        trainer = transformers.Trainer(
+            model, self.arguments(transformers, tmp_path), train_dataset=data, callbacks=[callback]
+        )
+        trainer.train()
+        assert model.halp.met
+        assert callback.pruner.decisions == 2
+        small = {n: p.shape for n, p in model.named_parameters()}
+        assert small == {
+            n: p.shape
+            for n, p in halp_fx.rewrite(self.model(transformers), callback.pruner.plan, examples).named_parameters()
+        }
+        assert sum(p.numel() for p in model.parameters()) < 0.7 * sum(
+            p.numel() for p in self.model(transformers).parameters()
+        )
+        assert model(**examples).logits.shape == (1, 5)
+        before = copy.deepcopy(model.state_dict())
+        trainer.args.max_steps = 1
+        trainer.remove_callback(callback)
+        trainer.train()
+        assert any(not torch.equal(t, before[n]) for n, t in model.state_dict().items())
