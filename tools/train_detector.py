@@ -1,11 +1,14 @@
-"""Prune a detector while it is trained: on scenes that are drawn on the machine, or on Pascal VOC in its layout.
+"""Prune a detector while it is trained: on scenes that are drawn on the machine, on Pascal VOC, or on COCO.
 
     python tools/train_detector.py --data scenes --budget 0.5 --cost macs
-    torchrun --nproc-per-node 8 tools/train_detector.py --data /data/voc --network ssd300_vgg16 --side 300
+    python tools/train_detector.py --data /data/voc --network ssd300_vgg16 --side 300 --backbone DEFAULT
+    torchrun --nproc-per-node 8 tools/train_detector.py --data /data/voc --recipe smcp --budget 50%
 
 The dense detector is trained first, unless --weights are given. A run that is stopped goes on from its last epoch when
 it is started again with the same settings. The folder then has `network.pt` (plan and weights) and `result.json`.
-Needs torchmetrics and pycocotools (`pip install halp-fx[recipes]`).
+`--recipe smcp` is what SMCP published for Pascal VOC: SSD512 with a ResNet-50
+that is cut after stage 3, pruned by straight-through masks from the first epochs on, over 800 epochs; fewer --epochs
+shorten all of it alike. Needs torchmetrics and pycocotools (`pip install halp-fx[recipes]`).
 """
 
 from __future__ import annotations
@@ -17,46 +20,63 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
-from recipes import boxes, runs
+from recipes import boxes, detectors, runs
 from recipes.processes import Job
 from torch import nn
 
 import halp_fx
 
+OWN = {
+    "network": "ssdlite320_mobilenet_v3_large", "side": 160, "dense_epochs": 30, "epochs": 20, "batch": 16,
+    "rate": 0.15, "decay": 5e-4, "interval": 10, "backbone": None,
+}  # fmt: skip
+SMCP = {
+    "network": detectors.SSD512, "side": 512, "dense_epochs": 0, "epochs": 800, "batch": 32, "rate": 8e-3,
+    "decay": 2e-3, "interval": 80, "backbone": "DEFAULT",
+}  # fmt: skip
+"""Published: rates for 128 images a step, twice as large for biases; norms do not decay; a step of pruning every 80
+steps of 128 images."""
+
+WARM = 50 / 800
+DROPS = ((600 / 800, 3 / 8), (700 / 800, 1 / 8), (740 / 800, 1 / 20), (770 / 800, 1 / 200))
+"""Shares of the epochs, and the rate from there on."""
+UNTOUCHED, RAMP, FROZEN = 60 / 800, 250 / 800, 350 / 800
+"""Shares of the epochs before pruning, while the cost falls, and after the last exchange of channels."""
+
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="scenes", help="scenes, or the folder that has VOCdevkit")
-    parser.add_argument("--network", default="ssdlite320_mobilenet_v3_large", help="a detector of torchvision")
+    parser.add_argument("--data", default="scenes", help="scenes, or the folder that has VOCdevkit, or annotations")
+    parser.add_argument("--recipe", default="own", choices=["own", "smcp"], help="what the other options default to")
+    parser.add_argument("--network", help=f"{detectors.SSD512}, or a detector of torchvision")
     parser.add_argument("--weights", help="of the dense detector: a file")
-    parser.add_argument("--side", type=int, default=160, help="pixels that images are scaled to")
+    parser.add_argument("--backbone", help="torchvision's weights of the backbone: DEFAULT, or none")
+    parser.add_argument("--side", type=int, help="pixels that images are scaled to")
     parser.add_argument("--folder", type=Path, default=Path("run_detector"), help="checkpoints and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
-    parser.add_argument("--dense-epochs", type=int, default=30)
-    parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--batch", type=int, default=16, help="images a step in each process")
-    parser.add_argument("--rate", type=float, default=0.15, help="for 128 images a step")
-    parser.add_argument("--decay", type=float, default=5e-4)
-    parser.add_argument("--steps", type=int, default=12, help="of pruning")
-    parser.add_argument("--interval", type=int, default=10)
+    parser.add_argument("--dense-epochs", type=int)
+    parser.add_argument("--epochs", type=int)
+    parser.add_argument("--batch", type=int, help="images a step in each process")
+    parser.add_argument("--rate", type=float, help="for 128 images a step")
+    parser.add_argument("--decay", type=float)
+    parser.add_argument("--steps", type=int, default=12, help="of pruning; smcp: as its epochs have it")
+    parser.add_argument("--interval", type=int, help="steps of training between two; smcp: for 128 images a step")
     parser.add_argument("--images", type=int, nargs=2, default=[1000, 300], help="drawn to train and to test on")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of a process on a CPU")
-    return parser.parse_args(arguments)
+    given = parser.parse_args(arguments)
+    for name, value in (SMCP if given.recipe == "smcp" else OWN).items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
+    given.backbone = None if given.backbone == "none" else given.backbone
+    return given
 
 
 def made(given: argparse.Namespace, classes: int) -> nn.Module:
     torch.manual_seed(given.seed)
-    model = torchvision.models.get_model(
-        given.network, weights=None, weights_backbone=None, num_classes=classes + 1
-    )  # fmt: skip
-    # Images come scaled: the detector's own scaling leaves them as they are.
-    model.transform.min_size, model.transform.max_size = (given.side,), given.side
-    if model.transform.fixed_size is not None:
-        model.transform.fixed_size = (given.side, given.side)
+    model = detectors.make(given.network, classes + 1, given.side, None if given.weights else given.backbone)
     if given.weights:
         model.load_state_dict(torch.load(given.weights, map_location="cpu"))
     return model
@@ -68,12 +88,25 @@ class Training(runs.Run):
     def __init__(self, given: argparse.Namespace, data: boxes.Boxes, job: Job, model: nn.Module, epochs: int) -> None:
         super().__init__(data, job, model.to(job.device), epochs)
         rate = given.rate * given.batch * job.size / 128
-        self.optimizer = torch.optim.SGD(self.groups(given.decay), lr=rate, momentum=0.9)
-        total = epochs * data.steps
-        warm = max(1, total // 20)
+        published = given.recipe == "smcp"
+        groups = self.with_fast_biases(given.decay, rate) if published else self.groups(given.decay)
+        self.optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9)
+        total = max(1, epochs * data.steps)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer, lambda step: min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
+            self.optimizer, lambda step: (stairs if published else cosine)(step / total, 1 / total)
         )
+        self.untouched = int(UNTOUCHED * epochs) if published else 0
+
+    def with_fast_biases(self, decay: float, rate: float) -> list[dict[str, Any]]:
+        """Parameter groups: norms do not decay, and biases of other layers learn twice as fast."""
+        norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        free = {id(p): p for norm in norms for p in norm.parameters()}
+        rest = [(name, p) for name, p in self.model.named_parameters() if id(p) not in free]
+        return [
+            {"params": [p for name, p in rest if not name.endswith("bias")], "weight_decay": decay},
+            {"params": [p for name, p in rest if name.endswith("bias")], "weight_decay": decay, "lr": 2 * rate},
+            {"params": list(free.values()), "weight_decay": 0.0},
+        ]
 
     def epoch(self, number: int, pruner: halp_fx.Pruner | None = None) -> None:
         self.trained.train()
@@ -84,7 +117,7 @@ class Training(runs.Run):
             self.optimizer.zero_grad(set_to_none=True)
             loss = sum(self.trained(pictures, targets).values())
             loss.backward()
-            if pruner is not None:
+            if pruner is not None and number >= self.untouched:
                 pruner.step()
             nn.utils.clip_grad_norm_(self.model.parameters(), 10.0)
             self.optimizer.step()
@@ -109,6 +142,38 @@ class Training(runs.Run):
         return {"map_50": float(told["map_50"]), "map": float(told["map"])}
 
 
+def cosine(share: float, step: float) -> float:
+    """The rate at a share of the training, of which one step is another."""
+    return min((share + step) * 20, 0.5 + 0.5 * math.cos(math.pi * min(share, 1)))
+
+
+def stairs(share: float, step: float) -> float:
+    """Published: a linear warm-up, then steps down."""
+    rate = min(1.0, (share + step) / WARM)
+    for start, lower in DROPS:
+        rate = lower if share >= start else rate
+    return rate
+
+
+def pruner_of(given: argparse.Namespace, training: Training, job: Job) -> halp_fx.Pruner:
+    example = ([torch.rand(3, given.side, given.side, device=job.device)],)
+    common: dict[str, Any] = {"optimizer": training.optimizer, "latency": given.cost}
+    if given.recipe == "own":
+        return halp_fx.Pruner(
+            training.model, given.budget, example, steps=given.steps, interval=given.interval, **common
+        )
+    interval = max(1, given.interval * 128 // (given.batch * job.size))
+    epochs = given.epochs - training.untouched - int(FROZEN * given.epochs)
+    steps = max(1, epochs * training.data.steps // interval)
+    ramp = RAMP / (1 - UNTOUCHED - FROZEN)
+    if hasattr(training.model.backbone, "stem"):
+        common["ignore"] = ["backbone.stem"]
+    return halp_fx.Pruner(
+        training.model, given.budget, example, steps=steps, interval=interval, mode="mask", regrow=True,
+        schedule=lambda share: min(1.0, 1 - math.exp(-12.5 * share / ramp)) if share < ramp else 1.0, **common,
+    )  # fmt: skip
+
+
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
     if given.threads:
@@ -122,18 +187,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     runs.dense(given, job, model, lambda epochs: Training(given, data, job, model, epochs))
     model.to(job.device)
     training = Training(given, data, job, model, given.epochs)
-    whole = training.precision()
-    example = ([torch.rand(3, given.side, given.side, device=job.device)],)
-    pruner = halp_fx.Pruner(
-        model, given.budget, example, optimizer=training.optimizer, steps=given.steps, interval=given.interval,
-        latency=given.cost,
-    )  # fmt: skip
+    whole = training.precision() if given.weights or given.dense_epochs else None
+    pruner = pruner_of(given, training, job)
     training.wrapped(pruner)
     for number in runs.epochs_left(given, training, pruner):
         training.epoch(number, pruner)
     small = pruner.finish()
     precision = training.precision()
-    words = f"mAP {precision} (dense {whole})"
+    words = f"mAP {precision} (dense {whole or 'not trained'})"
     return runs.left_behind(given, training, small, {"dense": whole, "precision": precision}, words)
 
 

@@ -31,8 +31,8 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("run_yolo"), help="runs and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
-    parser.add_argument("--dense-epochs", type=int, default=20)
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--dense-epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=12, help="of pruning")
     parser.add_argument("--share", type=float, default=0.4, help="of the training, in which the network is pruned")
@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             raise SystemExit(f"there is no {weights}")
         YOLO(f"{given.network}.yaml").train(epochs=given.dense_epochs, name="dense", **common)
     validated = {k: common[k] for k in ("data", "imgsz", "device", "plots", "exist_ok", "project")}
+    validated["rect"] = False  # Images of the size that is exported.
     whole = precision(YOLO(weights).val(name="dense_val", **validated))
     yolo = YOLO(weights)
     trainer = pruned_trainer(_budget(given.budget), share=given.share, steps=given.steps, latency=given.cost)
@@ -81,14 +82,14 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     file = YOLO(best).export(format=given.export, imgsz=given.side, simplify=False)
     result = {
         "dense": whole,
-        "pruned": precision(YOLO(best).val(name="pruned_val", **validated)),
+        "precision": precision(YOLO(best).val(name="pruned_val", **validated)),
         "exported": precision(YOLO(file, task="detect").val(name="export_val", batch=1, **validated)),
         "unit": report.unit, "cost": report.measured, "dense_cost": report.dense,
         "share": report.measured / report.dense, "file": str(file),
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     print(report.summary())
-    print(f"mAP {result['pruned']}, exported {result['exported']} (dense {whole}) at {result['share']:.1%} of the cost")
+    print(f"mAP {result['precision']}, exported {result['exported']} (dense {whole}) at {result['share']:.1%} of the cost")
     return result
 
 

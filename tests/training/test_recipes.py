@@ -11,7 +11,8 @@ import train_classifier
 import train_detector
 from comparing import networks
 from PIL import Image
-from recipes import scenes
+from recipes import boxes, detectors, scenes
+from recipes.processes import Job
 
 import halp_fx
 
@@ -89,6 +90,60 @@ def test_a_detector_is_pruned(tmp_path):
     drawn = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
     assert len(drawn) == 4
     assert all(told["annotation"]["object"] for _, told in drawn)
+
+
+def test_the_published_recipe_for_pascal_voc_is_shortened(tmp_path):
+    """SSD512 with a cut ResNet-50 by soft masks; the stem stays, and the last share of the epochs is frozen."""
+    call = ["--recipe", "smcp", "--backbone", "none", "--images", "8", "2", "--side", "64", "--batch", "4"]
+    call += ["--epochs", "3", "--interval", "0", "--cost", "macs", "--folder", str(tmp_path)]
+    found = train_detector.main(call)
+    assert found["share"] <= 0.5
+    assert found["dense"] is None
+    kept = torch.load(tmp_path / "network.pt")
+    assert kept["weights"]["backbone.stem.0.weight"].shape == (64, 3, 7, 7)
+    dense = detectors.make(detectors.SSD512, 8, 64, None).eval()
+    assert [tuple(m.shape[2:]) for m in dense.backbone(torch.rand(1, 3, 128, 128)).values()] == [
+        (n, n) for n in (16, 8, 4, 2, 1, 1, 1)
+    ]
+    count = sum(p.numel() for p in dense.parameters())
+    assert sum(t.numel() for n, t in kept["weights"].items() if "running" not in n) < 0.8 * count
+
+
+def test_the_published_rates():
+    """Of the epochs that are published, in steps of one."""
+    rates = {epoch: train_detector.stairs(epoch / 800, 0) for epoch in (25, 50, 599, 600, 700, 740, 770, 799)}
+    assert rates == {25: 0.5, 50: 1, 599: 1, 600: 3 / 8, 700: 1 / 8, 740: 1 / 20, 770: 1 / 200, 799: 1 / 200}
+
+
+def coco(root, scenes):
+    """The layout of COCO, of scenes as `(things, size)`; categories have gaps, as there."""
+    for part in ("train2017", "val2017"):
+        (root / part).mkdir(parents=True)
+        told = {"images": [], "annotations": [], "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]}
+        for number, (things, size) in enumerate(scenes):
+            Image.new("RGB", size, (90, 90, number)).save(root / part / f"{number}.jpg")
+            told["images"].append({"id": number, "file_name": f"{number}.jpg", "width": size[0], "height": size[1]})
+            for kind, box, crowd in things:
+                one = {"id": len(told["annotations"]), "image_id": number, "category_id": kind, "bbox": box}
+                told["annotations"].append(one | {"iscrowd": crowd, "area": box[2] * box[3]})
+        (root / "annotations").mkdir(exist_ok=True)
+        (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(told))
+    return root
+
+
+def test_coco_is_read(tmp_path):
+    things = [(7, [10, 20, 30, 40], 0), (3, [0, 0, 5, 5], 0), (3, [1, 1, 50, 50], 1)]
+    root = coco(tmp_path / "coco", [(things, (100, 50)), ([], (40, 40))] * 2)
+    data = boxes.load(str(root), tmp_path, 2, 50, Job(0, 1, torch.device("cpu")), 0, 0, (0, 0))
+    assert data.classes == ("cat", "dog")
+    pictures, targets = next(iter(data.test()))
+    assert pictures[0].shape == (3, 50, 50)
+    assert targets[0]["labels"].tolist() == [2, 1]
+    assert targets[0]["boxes"].tolist() == [[5, 20, 20, 60], [0, 0, 2.5, 5]]
+    assert targets[1]["boxes"].shape == (0, 4)
+    (root / "annotations" / "instances_val2017.json").unlink()
+    with pytest.raises(SystemExit, match=r"should have annotations/instances_val2017.json"):
+        boxes.load(str(root), tmp_path, 2, 50, Job(0, 1, torch.device("cpu")), 0, 0, (0, 0))
 
 
 def test_scenes_are_written_in_the_layout_of_yolo(tmp_path):

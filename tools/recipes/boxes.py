@@ -1,12 +1,16 @@
-"""Images with boxes, in the layout of Pascal VOC."""
+"""Images with boxes, in the layout of Pascal VOC or of COCO."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets, tv_tensors
@@ -24,12 +28,80 @@ VOC = (
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
-class Found(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """`torchvision.datasets.VOCDetection` as detectors of torchvision take it: boxes from 0, labels from 1."""
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """Attributes:
+    label: its class, from 1.
+    box: left, top, right and bottom, in pixels from 0.
+    counts: whether it is asked for when the detector is tested.
+    """
 
-    def __init__(self, parts: Sequence[Dataset[Any]], classes: Sequence[str], augment: bool, side: int) -> None:
-        self._all = torch.utils.data.ConcatDataset(parts)
+    label: int
+    box: tuple[float, float, float, float]
+    counts: bool = True
+
+
+class Voc(Dataset[tuple[Image.Image, list[Thing]]]):
+    """A part of Pascal VOC; what is difficult does not count."""
+
+    def __init__(self, root: Path, year: str, part: str, classes: Sequence[str]) -> None:
         self._label = {name: number for number, name in enumerate(classes, 1)}
+        try:
+            self._own = datasets.VOCDetection(str(root), year=year, image_set=part)
+        except (RuntimeError, FileNotFoundError) as error:
+            raise SystemExit(
+                f"{root} should have VOCdevkit/VOC{year} with JPEGImages, Annotations and ImageSets/Main/{part}.txt: "
+                f"{error}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, list[Thing]]:
+        image, told = self._own[index]
+        things = []
+        for thing in told["annotation"].get("object", []):
+            left, top, right, bottom = (float(thing["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
+            counts = thing.get("difficult", "0") != "1"
+            things.append(Thing(self._label[thing["name"]], (left - 1, top - 1, right, bottom), counts))
+        return image, things
+
+
+class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
+    """A part of COCO; crowds are left out.
+
+    Attributes:
+        classes: names, in the order of their numbers in the file.
+    """
+
+    def __init__(self, root: Path, part: str) -> None:
+        told = root / "annotations" / f"instances_{part}.json"
+        if not (told.exists() and (root / part).is_dir()):
+            raise SystemExit(f"{root} should have annotations/instances_{part}.json and the images in {part}/")
+        with redirect_stdout(io.StringIO()):  # It tells how long it takes.
+            self._own = datasets.CocoDetection(str(root / part), str(told))
+        known = sorted(self._own.coco.cats)
+        self.classes = tuple(self._own.coco.cats[number]["name"] for number in known)
+        self._label = {number: label for label, number in enumerate(known, 1)}
+
+    def __len__(self) -> int:
+        return len(self._own)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, list[Thing]]:
+        image, told = self._own[index]
+        things = []
+        for thing in told:
+            left, top, width, height = thing["bbox"]
+            if not thing.get("iscrowd") and width > 0 and height > 0:
+                things.append(Thing(self._label[thing["category_id"]], (left, top, left + width, top + height)))
+        return image, things
+
+
+class Found(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Images with things as detectors of torchvision take them."""
+
+    def __init__(self, parts: Sequence[Dataset[Any]], augment: bool, side: int) -> None:
+        self._all = torch.utils.data.ConcatDataset(parts)
         scaled = [v2.Resize((side, side), antialias=True), v2.ToDtype(torch.float32, scale=True)]
         varied = [v2.RandomPhotometricDistort(), v2.RandomZoomOut(side_range=(1.0, 2.0), p=0.3), v2.RandomIoUCrop()]
         varied += [v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes()]
@@ -40,15 +112,13 @@ class Found(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return len(self._all)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        image, told = self._all[index]
-        things = told["annotation"].get("object", [])
-        if not self._augment:
-            things = [t for t in things if t.get("difficult", "0") != "1"]
-        rows = [[float(t["bndbox"][k]) - (k[1:] == "min") for k in ("xmin", "ymin", "xmax", "ymax")] for t in things]
-        size = (image.height, image.width)
-        boxes = tv_tensors.BoundingBoxes(torch.tensor(rows).reshape(-1, 4), format="XYXY", canvas_size=size)
-        labels = torch.tensor([self._label[t["name"]] for t in things], dtype=torch.int64)
-        picture, target = self._transform(v2.functional.to_image(image), {"boxes": boxes, "labels": labels})
+        image, things = self._all[index]
+        things = [thing for thing in things if self._augment or thing.counts]
+        rows = torch.tensor([thing.box for thing in things], dtype=torch.float32).reshape(-1, 4)
+        boxes = tv_tensors.BoundingBoxes(rows, format="XYXY", canvas_size=(image.height, image.width))
+        labels = torch.tensor([thing.label for thing in things], dtype=torch.int64)
+        picture = v2.functional.to_image(image.convert("RGB"))
+        picture, target = self._transform(picture, {"boxes": boxes, "labels": labels})
         return picture.as_subclass(Tensor), {name: t.as_subclass(Tensor) for name, t in target.items()}
 
 
@@ -59,19 +129,18 @@ class Boxes:
     """
 
     def __init__(
-        self, root: Path, parts: tuple[Sequence[tuple[str, str]], Sequence[tuple[str, str]]], classes: Sequence[str],
-        batch: int, side: int, job: Job, seed: int, workers: int,
+        self, parts: tuple[Sequence[Dataset[Any]], Sequence[Dataset[Any]]], classes: Sequence[str], batch: int,
+        side: int, job: Job, seed: int, workers: int,
     ) -> None:  # fmt: skip
         self.classes, self.side = tuple(classes), side
-        train = Found([_voc(root, *p) for p in parts[0]], classes, True, side)
-        test = Found([_voc(root, *p) for p in parts[1]], classes, False, side)
+        train, test = Found(parts[0], True, side), Found(parts[1], False, side)
         self._sampler: DistributedSampler[Any] = DistributedSampler(train, job.size, job.rank, seed=seed)
         common: dict[str, Any] = {"num_workers": workers, "collate_fn": _collated}
         self._train = DataLoader(train, batch, sampler=self._sampler, drop_last=True, **common)
         self._test = DataLoader(Subset(test, range(job.rank, len(test), job.size)), batch, **common)
         self.steps = len(self._train)
         if not self.steps:
-            raise SystemExit(f"{root} has {len(train)} images to train on, which is less than one batch of {batch}")
+            raise SystemExit(f"there are {len(train)} images to train on, which is less than one batch of {batch}")
 
     def epoch(self, number: int) -> Iterator[Batch]:
         """This process's batches to train on, in an order that the number alone decides."""
@@ -88,25 +157,22 @@ def _collated(rows: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
     return list(pictures), list(targets)
 
 
-def _voc(root: Path, year: str, part: str) -> datasets.VOCDetection:
-    try:
-        return datasets.VOCDetection(str(root), year=year, image_set=part)
-    except (RuntimeError, FileNotFoundError) as error:
-        raise SystemExit(
-            f"{root} should have VOCdevkit/VOC{year} with JPEGImages, Annotations and ImageSets/Main/{part}.txt: "
-            f"{error}"
-        ) from error
-
-
 def load(
     name: str, folder: Path, batch: int, side: int, job: Job, seed: int, workers: int, images: tuple[int, int]
 ) -> Boxes:
-    """Scenes that are drawn into `folder`, or Pascal VOC at a path: 2007 and 2012 to train on, the test set of 2007."""
-    if name != "scenes":
-        parts = ((("2007", "trainval"), ("2012", "trainval")), (("2007", "test"),))
-        return Boxes(Path(name), parts, VOC, batch, side, job, seed, workers)
-    if job.leads:
-        scenes.write(folder, *images, side, seed)
-    job.wait()
-    parts = (((scenes.YEAR, "train"),), ((scenes.YEAR, "val"),))
-    return Boxes(folder, parts, scenes.CLASSES, batch, side, job, seed, workers)
+    """Scenes that are drawn into `folder`; or COCO, or Pascal VOC at a path: 2007 and 2012 to train on, the test set of
+    2007."""
+    root, given = Path(name), (batch, side, job, seed, workers)
+    if name == "scenes":
+        if job.leads:
+            scenes.write(folder, *images, side, seed)
+        job.wait()
+        train, test = (Voc(folder, scenes.YEAR, part, scenes.CLASSES) for part in ("train", "val"))
+        return Boxes(([train], [test]), scenes.CLASSES, *given)
+    if (root / "annotations").is_dir():
+        train, test = Coco(root, "train2017"), Coco(root, "val2017")
+        if train.classes != test.classes:
+            raise SystemExit(f"{root}: the parts of the data set have other classes: {train.classes}, {test.classes}")
+        return Boxes(([train], [test]), train.classes, *given)
+    parts = [Voc(root, "2007", "trainval", VOC), Voc(root, "2012", "trainval", VOC)]
+    return Boxes((parts, [Voc(root, "2007", "test", VOC)]), VOC, *given)
