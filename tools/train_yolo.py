@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result, indent=1))
     print(report.summary())
-    print(f"mAP {result['precision']}, exported {result['exported']} (dense {whole}) at {result['share']:.1%} of the cost")
+    print(f"mAP {result['precision']}, exported {result['exported']}, dense {whole}")
     return result
 
 

@@ -33,6 +33,13 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(
             f"the model is wrapped by {type(model).__name__}: pass model.module, then wrap the result again"
         )
+    spread = next((name for name, p in model.named_parameters() if type(p).__name__ == "DTensor"), None)
+    if spread is not None or type(model).__name__ == "FullyShardedDataParallel":
+        what = f"; {spread} is a DTensor" if spread else ""
+        raise ModelError(
+            f"the model is sharded (fully_shard, FSDP{what}): prune before it is. Call prune, or let a Pruner in "
+            "shrink mode finish, on the whole model; then shard what is left and build the optimizer"
+        )
     for name, tensor in named_tensors(model):
         _check_tensor(name, tensor)
 

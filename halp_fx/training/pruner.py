@@ -117,10 +117,8 @@ class Pruner:
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
-            TrainingError: the optimizer or an average is not of this model, the model is sharded, or what was asked for
-                does not go together.
+            TrainingError: the optimizer or an average is not of this model, or what was asked for does not go together.
         """
-        _check_whole(model)
         check_model(model)
         check_finite(model)
         _check_asked(steps, interval, mode, regrow, branches, solver, optimizer)
@@ -367,16 +365,6 @@ def _told(value: Any) -> str:
         if value is None or isinstance(value, str | Path)
         else getattr(value, "__name__", type(value).__name__)
     )
-
-
-def _check_whole(model: nn.Module) -> None:
-    """Raises TrainingError for a model whose parameters are spread over processes."""
-    spread = any(type(p).__name__ == "DTensor" for p in model.parameters())
-    if spread or type(model).__name__ == "FullyShardedDataParallel":
-        raise TrainingError(
-            "the model is sharded (fully_shard, FSDP): prune before it is. Let a Pruner in shrink mode finish, or call "
-            "prune, on the whole model; then shard what is left and build the optimizer"
-        )
 
 
 def _check_asked(

@@ -50,7 +50,7 @@ def work(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pruner, small = run(rank, 2, wrapped=True)
-    result = {"plan": pruner.plan.to_json(), "report": small.halp.measured, "state": small.state_dict()}
+    result = {"plan": pruner.plan.to_json(), "report": small.halp.measured, "state": copy.deepcopy(small.state_dict())}
     result["apart"] = run(rank, 2, wrapped=True, together=False)[0].plan.to_json()
     try:
         halp_fx.Pruner(network(), 0.4 + rank / 10, X[:1], **CALL)
@@ -63,12 +63,7 @@ def work(rank, folder):
         late.step()
     except halp_fx.HalpError as error:
         result["out of reach"] = f"{type(error).__name__}: {error}"
-    sharded = network()
-    fully_shard(sharded, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
-    try:
-        halp_fx.Pruner(sharded, 0.4, X[:1], **CALL)
-    except halp_fx.HalpError as error:
-        result["sharded"] = f"{type(error).__name__}: {error}"
+    result |= shard(small, rank)
     torch.save(result, f"{folder}/{rank}.pt")
     # The second process is gone before the first decides.
     last = halp_fx.Pruner(model, 0.5, X[:1], **CALL | {"interval": 1, "steps": 1})
@@ -78,6 +73,31 @@ def work(rank, folder):
         except halp_fx.HalpError as error:
             result["alone"] = f"{type(error).__name__}: {error}"
         torch.save(result, f"{folder}/{rank}.pt")
+
+
+def shard(small, rank):
+    """What was pruned is sharded, and trained on for two steps with halves of each batch; and refused from then on."""
+    fully_shard(small, mesh=torch.distributed.device_mesh.init_device_mesh("cpu", (2,)))
+    train_on(small, rank, 2)
+    result = {"trained on": {name: p.full_tensor() for name, p in small.named_parameters()}}
+    calls = {
+        "Pruner": lambda: halp_fx.Pruner(small, 0.4, X[:1], **CALL),
+        "prune": lambda: halp_fx.prune(small, 0.4, X[:1], latency="macs"),
+        "rewrite": lambda: halp_fx.rewrite(small, halp_fx.Plan(), X[:1]),
+    }
+    for name, call in calls.items():
+        with pytest.raises(halp_fx.ModelError, match=r"sharded \(fully_shard, FSDP; .* is a DTensor\): prune before"):
+            call()
+        result[f"{name} refused"] = True
+    return result
+
+
+def train_on(model, rank=0, size=1):
+    optimizer = sgd(model)
+    for x, y in batches(2, seed=5):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x[rank::size]), y[rank::size]).backward()
+        optimizer.step()
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +114,15 @@ def test_two_processes_and_one_prune_alike(results):
     assert all(torch.equal(t, results[1]["state"][n]) for n, t in results[0]["state"].items())
 
 
+def test_what_was_pruned_is_sharded_and_trained_on(results):
+    _, small = run()
+    small.load_state_dict(results[0]["state"])
+    train_on(small)
+    for result in results:
+        for name, parameter in small.named_parameters():
+            torch.testing.assert_close(result["trained on"][name], parameter.detach(), rtol=1e-9, atol=1e-12)
+
+
 def test_what_each_process_saw_counts_where_gradients_are_not_averaged(results):
     assert results[0]["apart"] == results[1]["apart"]
 
@@ -102,7 +131,7 @@ def test_errors_reach_all(results):
     for result in results:
         assert "ModelError: the processes of this job prune different networks" in result["differing"]
         assert "cannot be reached" in result["out of reach"]
-        assert "TrainingError: the model is sharded" in result["sharded"]
+        assert all(result[f"{name} refused"] for name in ("Pruner", "prune", "rewrite"))
 
 
 def test_a_process_that_is_gone_is_said(results):
