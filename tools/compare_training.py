@@ -16,6 +16,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,9 @@ from tabulate import tabulate
 from torch import nn
 
 import halp_fx
+from halp_fx.training.shrinking import shrink
 
 RATE = 0.05
-EARLY = 0.02
-"""Of the epoch before the cut, where there is one: the dense network is trained, and should not be disturbed."""
 
 Found = dict[str, Any]
 Way = Callable[[Task, int], tuple[nn.Module, Found]]
@@ -66,19 +66,32 @@ def inside(steps: int, **options: Any) -> Way:
 
 
 def after(penalised: bool) -> Way:
-    """An epoch of the dense network, with a penalty on what will go or without; the cut; the other epochs."""
+    """The first epoch with all channels, with a penalty on what will go or without; then the cut, in place, as `prune`
+    would have cut the dense network."""
 
     def run(task: Task, epochs: int) -> tuple[nn.Module, Found]:
+        first, found = _batches(task), {}
         penalty = halp_fx.SparsityPenalty(
-            task.model, task.budget, EXAMPLE, steps=_batches(task) * 6 // 7, most=5.0, data=task.calibration,
-            loss_fn=loss, latency="macs",
+            task.model, task.budget, EXAMPLE, steps=first * 6 // 7, most=1.0, data=task.calibration, loss_fn=loss,
+            latency="macs",
         )  # fmt: skip
-        push = (lambda *_: lambda: penalty().backward()) if penalised else None
-        training.train(task.model, task.data, 1, EARLY, task.seed, push)
-        small = halp_fx.rewrite(task.model, penalty.plan, EXAMPLE)
-        training.settled(small, task.data.train[0][:2048])
-        cut = training.accuracy(small, task.data)
-        return training.train(small, task.data, epochs - 1, RATE, task.seed), {"cut": cut}
+        coupling = halp_fx.channel_groups(task.model, EXAMPLE)
+
+        def prepare(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
+            batches = count(1)
+
+            def within() -> None:
+                batch = next(batches)
+                if penalised and batch < first:
+                    penalty().backward()
+                if batch == first:
+                    shrink(model, penalty.plan, coupling, None, optimizer)
+                    small = training.settled(copy.deepcopy(model), task.data.train[0][:2048])
+                    found["cut"] = training.accuracy(small, task.data)
+
+            return within
+
+        return training.train(task.model, task.data, epochs, RATE, task.seed, prepare), found
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import draw_detectors
 import pytest
 import torch
 import torchvision
@@ -107,6 +108,19 @@ def test_the_published_recipe_for_pascal_voc_is_shortened(tmp_path):
     ]
     count = sum(p.numel() for p in dense.parameters())
     assert sum(t.numel() for n, t in kept["weights"].items() if "running" not in n) < 0.8 * count
+
+
+def test_runs_are_put_side_by_side(tmp_path):
+    for name, share, precision in (("whole", 1.0, 0.5), ("half", 0.5, 0.45)):
+        (tmp_path / name).mkdir()
+        told = {"unit": "MACs", "cost": 2e9 * share, "share": share, "precision": {"map_50": precision, "map": 0.3}}
+        (tmp_path / name / "result.json").write_text(json.dumps(told))
+    runs = [str(tmp_path / name) for name in ("whole", "half")]
+    lines = draw_detectors.main([*runs, "--plot", str(tmp_path / "plot.svg")]).splitlines()
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["half", "1e+09", "50.0%", "45.0", "30.0"]
+    assert (tmp_path / "plot.svg").read_text().count("<path") > 10
+    with pytest.raises(SystemExit, match=r"there is no .*result.json"):
+        draw_detectors.main([str(tmp_path / "none")])
 
 
 def test_the_published_rates():
