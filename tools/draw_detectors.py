@@ -24,16 +24,11 @@ def main(arguments: list[str] | None = None) -> str:
     units = {one["unit"] for one in found}
     if len(units) > 1:
         raise SystemExit(f"the runs are of different costs: {', '.join(sorted(units))}")
-    rows = [
-        [
-            folder.name,
-            f"{one['cost']:.3g}",
-            f"{one['share']:.1%}",
-            *(100 * one["precision"][k] for k in ("map_50", "map")),
-        ]
-        for folder, one in zip(given.folders, found, strict=True)
-    ]
-    text = tabulate(rows, HEADS, tablefmt="github", floatfmt=".1f")
+    rows = []
+    for folder, one in zip(given.folders, found, strict=True):
+        precision = (f"{100 * one['precision'][key]:.1f}" for key in ("map_50", "map"))
+        rows.append([folder.name, f"{one['cost']:.3g} {one['unit']}", f"{one['share']:.1%}", *precision])
+    text = tabulate(rows, HEADS, tablefmt="github", disable_numparse=True)
     print(text)
     if given.plot:
         draw(found, given.plot)

@@ -117,7 +117,7 @@ def test_runs_are_put_side_by_side(tmp_path):
         (tmp_path / name / "result.json").write_text(json.dumps(told))
     runs = [str(tmp_path / name) for name in ("whole", "half")]
     lines = draw_detectors.main([*runs, "--plot", str(tmp_path / "plot.svg")]).splitlines()
-    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["half", "1e+09", "50.0%", "45.0", "30.0"]
+    assert [cell.strip() for cell in lines[3].split("|")[1:-1]] == ["half", "1e+09 MACs", "50.0%", "45.0", "30.0"]
     assert (tmp_path / "plot.svg").read_text().count("<path") > 10
     with pytest.raises(SystemExit, match=r"there is no .*result.json"):
         draw_detectors.main([str(tmp_path / "none")])
