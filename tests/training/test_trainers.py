@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 
 import pytest
 import torch
@@ -14,6 +16,14 @@ import halp_fx
 from halp_fx import TrainingError
 
 CALL = {"latency": "macs", "round_to": 1, "steps": 2, "interval": 3}
+
+
+@pytest.mark.parametrize(("module", "package"), [("lightning", "lightning.pytorch"), ("huggingface", "transformers")])
+def test_a_package_that_is_missing_is_named_with_its_extra(monkeypatch, module, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"halp_fx.training.{module}", raising=False)
+    with pytest.raises(TrainingError, match=rf"python -m pip install 'halp-fx\[{module}\]'"):
+        importlib.import_module(f"halp_fx.training.{module}")
 
 
 class TestLightning:
