@@ -134,6 +134,8 @@ def test_a_plan_for_other_channels_of_the_same_names_is_refused():
         with pytest.raises(halp_fx.PlanError, match="make the plan on what it is applied to"):
             apply(model, Plan.from_json(exported.to_json()), TOKENS)
     assert halp_fx.rewrite(model, eager, TOKENS).embed.out_features == 4 * len(eager["embed"])
+    small = PruneChannels(exported, TOKENS)(program).graph_module
+    assert relative_error(small(TOKENS), halp_fx.zero(program, exported, TOKENS)(TOKENS)) < 1e-10
 
 
 def test_what_is_kept_whole_of_other_channels_is_no_matter():
