@@ -138,8 +138,8 @@ _READERS = ("size", "numel", "nelement", "__len__")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), _SHAPE, torch.numel))
 
-# Called by itself: by a graph that was captured where attention was one operator, whose result lies otherwise than that of
-# the products that it is here (torch 2.11 leaves out the copy that the model made before a view).
+# Called by itself: by a graph that was captured where attention was one operator, whose result lies otherwise than that
+# of the products that it is here (torch 2.11 leaves out the copy that the model made before a view).
 _VIEW = torch.ops.aten.view.default
 
 # Ways from values to Python that are no operators.
