@@ -27,6 +27,7 @@ EXTRAS = {
     "demo": ["scikit-learn>=1.4"],
     "plots": ["matplotlib>=3.8"],
     "save": [],  # Nothing more is needed: the name is known from before.
+    "hub": ["huggingface_hub>=1.0"],
     "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
     "recipes": ["torchmetrics>=1.4", "pycocotools>=2.0.8", "matplotlib>=3.8"],
     "lightning": ["lightning>=2.3"],
@@ -40,6 +41,7 @@ EXTRAS = {
         "onnx>=1.16",
         "onnxscript>=0.5",
         "onnxruntime>=1.20",
+        "huggingface_hub>=1.0",
         "timm>=1.0.9",
         "torchmetrics>=1.4",
         "pycocotools>=2.0.8",

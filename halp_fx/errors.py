@@ -45,6 +45,10 @@ class PlanError(HalpError):
     """A plan does not fit the model: unknown group, index out of range, empty or frozen group."""
 
 
+class OtherChannelsError(PlanError):
+    """A plan was made for a network in which a group of this name has other channels."""
+
+
 class BudgetError(HalpError):
     """A budget is malformed, out of range, or below what the model can reach."""
 

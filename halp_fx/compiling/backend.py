@@ -54,11 +54,11 @@ class _Known:
         return same and self.asked.same(asked)
 
 
-@dataclass
+@dataclass(eq=False)
 class Backend:
     """What `backend="halp_fx"` names; `torch.compile` calls it once for every graph.
 
-    It has no slots: PyTorch puts tags on a backend that it registers.
+    It has no slots, and is hashed by identity: PyTorch puts tags on a backend that it registers, and 2.11 keys by it.
     """
 
     _known: list[_Known] = field(default_factory=list)

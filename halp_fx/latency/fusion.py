@@ -21,16 +21,26 @@ _NORMS = ("native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_ba
 _FUSIBLE = frozenset((*_ACTIVATIONS, *_NORMS, "elu", "leaky_relu", "add", "sub", "mul", "div"))
 
 
-def fused_layers(coupling: Coupling) -> tuple[Layer, ...]:
-    """The layers of the network with runs of elementwise operators as one `Layer` each, in order of their ends."""
-    single = {layer.nodes[0]: layer for layer in layers(coupling)}
+def fused_layers(coupling: Coupling, channels_last: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
+    """The layers of the network with runs of elementwise operators as one `Layer` each, in order of their ends.
+
+    Args:
+        channels_last: as for `layers`.
+    """
+    single = {layer.nodes[0]: layer for layer in layers(coupling, channels_last)}
     result = []
     for members in _runs(coupling.traced.graph):
-        if len(members) == 1:
+        if len(members) == 1 and not _half_read(members[0]):
             result.append(single[members[0].name])
         else:
-            result.append(_unit(members, coupling))
+            result.append(_unit(members, coupling, channels_last))
     return tuple(result)
+
+
+def _half_read(node: fx.Node) -> bool:
+    """Whether a compiler leaves out a part of what an operator makes: where a maximum was found, if nobody asks."""
+    read = {user.args[1] for user in node.users if user.target is getitem and user.users}
+    return op(node).startswith("max_pool") and read == {0}
 
 
 def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
@@ -67,7 +77,7 @@ def _only_reader(node: fx.Node) -> fx.Node | None:
     return readers[0] if len(set(readers)) == 1 else None
 
 
-def _unit(members: list[fx.Node], coupling: Coupling) -> Layer:
+def _unit(members: list[fx.Node], coupling: Coupling, channels_last: frozenset[str]) -> Layer:
     """One layer for a run: its function is a graph module of the members, without in-place writes."""
     graph = fx.Graph()
     inside: dict[fx.Node, Any] = {}
@@ -91,7 +101,7 @@ def _unit(members: list[fx.Node], coupling: Coupling) -> Layer:
     module = fx.GraphModule(torch.nn.Module(), graph)
     text = _text(graph)
     name = "+".join(op(m).rstrip("_") for m in members)
-    layer = layer_of_unit(last, outer, [result], coupling, module, name, text)
+    layer = layer_of_unit(last, outer, [result], coupling, module, name, text, channels_last)
     return replace(layer, nodes=tuple(m.name for m in members))
 
 

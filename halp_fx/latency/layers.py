@@ -99,19 +99,24 @@ class Layer:
         return n_in / max(dense_in, 1), n_out / dense_out if dense_out else n_in / max(dense_in, 1)
 
 
-def layers(coupling: Coupling) -> tuple[Layer, ...]:
+def layers(coupling: Coupling, channels_last: frozenset[str] = frozenset()) -> tuple[Layer, ...]:
     """Every operator of the network that does work, in the order of the forward. Found once for each coupling: who
-    looks for widths asks for the costs of many."""
+    looks for widths asks for the costs of many.
+
+    Args:
+        channels_last: nodes whose tensors lie so, however the network has them (`layouts`).
+    """
     known = _known.get(id(coupling))
     if known is None:
-        widths = coupling.widths()
-        known = tuple(_layer(node, coupling, widths) for node in coupling.traced.graph.nodes if does_work(node))
-        _known[id(coupling)] = known
+        known = _known[id(coupling)] = {}
         weakref.finalize(coupling, _known.pop, id(coupling), None)
-    return known
+    if channels_last not in known:
+        widths, nodes = coupling.widths(), coupling.traced.graph.nodes
+        known[channels_last] = tuple(_layer(node, coupling, widths, channels_last) for node in nodes if does_work(node))
+    return known[channels_last]
 
 
-_known: dict[int, tuple[Layer, ...]] = {}
+_known: dict[int, dict[frozenset[str], tuple[Layer, ...]]] = {}
 """By the identity of a coupling, as long as that lives: it holds mappings, and has no hash."""
 
 
@@ -130,11 +135,11 @@ def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:
     return (n for n in found if of(n).spec is not None)
 
 
-def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Layer:
+def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int], channels_last: frozenset[str]) -> Layer:
     target: OpOverload = node.target  # type: ignore[assignment]
     results = _result_nodes(node)
     roles = find_roles(list(_tensor_nodes(node)), results, coupling, op(node), node)
-    template = _templates(roles, coupling, widths, _written(node))
+    template = _templates(roles, coupling, widths, _written(node), channels_last)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), template)  # type: ignore[arg-type]
     args, kwargs = _plain(args), _plain(kwargs)
     key = f"{target.name()}({render(without_widths(target, args))}{', ' if kwargs else ''}{render(kwargs)})"
@@ -149,16 +154,18 @@ def layer_of_unit(
     function: Callable[..., Any],
     op: str,
     text: str,
+    channels_last: frozenset[str] = frozenset(),
 ) -> Layer:
     """A layer that stands for several operators: `function` takes the tensors of `inputs` in this order.
 
     Args:
         last: the node that names it.
         op, text: its name, and what its operators do, for the signature.
+        channels_last: as for `layers`.
     """
     widths = coupling.widths()
     roles = find_roles(inputs, results, coupling, op, None)
-    template = _templates(roles, coupling, widths, set())
+    template = _templates(roles, coupling, widths, set(), channels_last)
     args = tuple(map(template, inputs))
     key = f"{op}({render(args)}) {text}"
     return _make(last, op, key, roles, widths, function, args, {}, tuple(map(template, results)))
@@ -183,11 +190,16 @@ def _make(
 
 
 def _templates(
-    roles: Roles, coupling: Coupling, widths: Mapping[str, int], written: set[fx.Node]
+    roles: Roles,
+    coupling: Coupling,
+    widths: Mapping[str, int],
+    written: set[fx.Node],
+    channels_last: frozenset[str],
 ) -> Callable[[fx.Node], TensorTemplate]:
     def template(node: fx.Node) -> TensorTemplate:
         sizes = tuple(roles.size(e, widths) for e in coupling.shapes[node.name])
-        return TensorTemplate.of(of(node).one, sizes, node in written, of(node).value)
+        found = TensorTemplate.of(of(node).one, sizes, node in written, of(node).value)
+        return found.channels_last() if node.name in channels_last else found
 
     return template
 

@@ -27,6 +27,7 @@ from .errors import LatencyError
 from .fingerprint import kind_of
 from .fusion import fused_layers
 from .layers import Layer, layers
+from .layouts import channels_last
 from .timing import Timer, time_call, time_graph
 
 EXTERN = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
@@ -35,7 +36,9 @@ EXTERN = frozenset({"convolution", "addmm", "mm", "bmm", "baddbmm"})
 
 def units(coupling: Coupling, runtime: str) -> tuple[Layer, ...]:
     """What the runtime executes, one `Layer` a unit."""
-    return fused_layers(coupling) if _by_inductor(runtime) else layers(coupling)
+    if not _by_inductor(runtime):
+        return layers(coupling)
+    return fused_layers(coupling, channels_last(coupling, weights=kind_of(runtime)[0] == "inductor-frozen"))
 
 
 def callable_for(layer: Layer, args: tuple[Any, ...], kwargs: Mapping[str, Any], runtime: str) -> Thunk:

@@ -7,7 +7,7 @@ each dimension follows them, in which order the dimensions lie in memory, and wh
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -80,6 +80,10 @@ class TensorTemplate:
         order = sorted(range(len(strides)), key=lambda d: -strides[d])
         expanded = tuple(d for d, s in enumerate(strides) if s == 0 and spec.shape[d] > 1 and spec.stride)
         return cls(sizes, tuple(order), expanded, spec.dtype, zero, value)
+
+    def channels_last(self) -> TensorTemplate:
+        """This tensor with its second dimension the fastest in memory."""
+        return replace(self, order=(0, *range(2, len(self.sizes)), 1))
 
     def shape(self, n_in: int, n_out: int) -> tuple[int, ...]:
         return tuple(size.at(n_in, n_out) for size in self.sizes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelError, PlanError
+from ..errors import ModelError, OtherChannelsError, PlanError
 from ..types import ChannelGroup, Coupling, Member
-from ..types.plans import Plan
+from ..types.plans import Channels, Plan
 
 Ignored = str | nn.Module | torch.Tensor
 """A module, a parameter, the name of one or of a group, or a pattern of names such as "layer1.*"."""
@@ -92,10 +93,11 @@ def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
 
     Raises:
         PlanError: no such group or layer, a layer keeps a part of one channel, or two names of one group
-            differ.
+            differ. OtherChannelsError: a group has other channels than the plan was made for.
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     groups = {g.name: g for g in coupling.groups}
+    plan = _with_these_channels(plan, groups)
     if all(name in groups for name in plan):
         return plan
     kept: dict[str, tuple[int, ...]] = {}
@@ -109,6 +111,37 @@ def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
                 )
             source.setdefault(group, name)
     return Plan(kept, plan.dropped)
+
+
+def _with_these_channels(plan: Plan, groups: Mapping[str, ChannelGroup]) -> Plan:
+    """The plan, without what it keeps whole of groups that have other channels than where it was made.
+
+    Raises:
+        OtherChannelsError: it takes something from such a group.
+    """
+    others = []
+    for name, rows in plan.items():
+        made = plan.made_for.get(name)
+        if made is None or (name in groups and groups[name].channels == made):
+            continue
+        if name not in groups and made.number == made.outputs:
+            continue  # A layer of a group that has another name here, or none: that is told where it is looked for.
+        if len(rows) < made.number:
+            raise _other_channels(name, made, groups.get(name))
+        others.append(name)
+    return replace(plan, kept={n: rows for n, rows in plan.items() if n not in others}) if others else plan
+
+
+def _other_channels(name: str, made: Channels, group: ChannelGroup | None) -> OtherChannelsError:
+    if group is None:
+        here = "there is no such group"
+    else:
+        here = f"it has {group.channels}" if str(group.channels) != str(made) else "as many, each of other outputs"
+    return OtherChannelsError(
+        f"the plan was made for a network in which group {name!r} has {made}; here {here}. A graph that another tool "
+        "captured (torch.export, Dynamo) may allow other channels than the model itself, for the constants of its "
+        "forward are numbers of the graph there: make the plan on what it is applied to"
+    )
 
 
 def _resolved(name: str, rows: tuple[int, ...], groups: Mapping[str, ChannelGroup]) -> dict[str, tuple[int, ...]]:

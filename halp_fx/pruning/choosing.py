@@ -21,12 +21,14 @@ from .yardstick import Yardstick
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Which widths a scored network gets in a step that stops at `way` of the way."""
+    """Which widths a scored network gets in a step that stops at `way` of the way, for a sum of layer costs that is
+    `asked` for (None: what the calibration says)."""
 
     request: Request
     yardstick: Yardstick
     network: Network
     way: float
+    asked: float | None = None
 
     def choose(self, floor: float) -> Choice:
         """The best widths within the budget, each at least `floor` of what is there if that can be.
@@ -83,7 +85,7 @@ class Question:
             first = stem(yardstick.coupling)
             held |= {first} if recipe.stem_stays and first in options else set()
         options |= {name: options[name][-1:] for name in held}
-        unit, limits = yardstick.goals.cost.unit, yardstick.limits(self.way)
+        unit, limits = yardstick.goals.cost.unit, yardstick.limits(self.way, self.asked)
         if recipe is not None:
             return published_problem(left, saliency, options, tables, limits, unit, branches)
         return build_problem(

@@ -72,3 +72,8 @@ class Candidate:
 def best_of(candidates: Sequence[Candidate], budget: float, slack: float) -> Candidate:
     """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
     return min(candidates, key=lambda c: (not c.keeps(budget, slack), abs(c.deviation(budget))))
+
+
+def with_plan(candidates: Sequence[Candidate], plan: Plan) -> Candidate | None:
+    """The candidate that this plan leads to; None if there is none."""
+    return next((c for c in candidates if c.network.plan == plan), None)

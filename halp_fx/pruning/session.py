@@ -29,11 +29,12 @@ from ..types import Coupling, Plan
 from .blocks import block_sizes
 from .choosing import Question, options_of
 from .clock import Clock
+from .closing import sums_beside
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
 from .limits import check_limits
-from .networks import Candidate, Choice, Network, Stop, best_of
+from .networks import Candidate, Choice, Network, Stop, best_of, with_plan
 from .outcome import out_of_reach
 from .published import as_taken, stand_ins
 from .request import Request
@@ -45,8 +46,8 @@ logger = logging.getLogger("halp_fx")
 
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 
-MAX_ROUNDS = 4
-"""Candidates that are measured while closing in on the budget."""
+MAX_ROUNDS = 6
+"""Candidates that are measured while closing in on the budget: compiled ones take half a minute each."""
 
 STEP_FACTOR = 0.85
 """With data, one step stops at about this share of the cost: saliency is a local model. In four steps instead of twelve
@@ -258,13 +259,14 @@ class Session:
     def _round(self) -> bool:
         """One candidate more; whether another may be better."""
         try:
-            smaller, choice = self._within_reach(1.0) if not self.candidates else self._solve_and_rewrite(1.0)
+            found = self._next() if self.candidates else self._within_reach(1.0)
         except InfeasibleError:
             if self.candidates:  # Several budgets, within reach by the first calibration: keep what was found.
                 return False
             raise
-        if any(smaller.plan == known.network.plan for known in self.candidates):
+        if found is None:
             return False  # No finer choice of widths.
+        smaller, choice = found
         yardstick, total = self.yardstick, self._predicted_total(smaller.plan, choice)
         with self.clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
@@ -279,6 +281,19 @@ class Session:
             return False
         yardstick.learn(total, measured)
         return True
+
+    def _next(self) -> tuple[Network, Choice] | None:
+        """What the calibration asks for; where that was measured, a network beside it, None if there is none."""
+        found = self._solve_and_rewrite(1.0)
+        again = with_plan(self.candidates, found[0].plan)
+        if again is None:
+            return found
+        if self.yardstick.goals.measured:  # Else the tables add up to the cost.
+            for total in sums_beside(self.yardstick.asked(), again, self.candidates, self.yardstick.budget):
+                found = self._solve_and_rewrite(1.0, asked=total)
+                if with_plan(self.candidates, found[0].plan) is None:
+                    return found
+        return None
 
     def _closed_in(self, candidate: Candidate) -> bool:
         """Whether another round would be in vain."""
@@ -355,19 +370,20 @@ class Session:
         self.yardstick.learn(self._predicted_total(smaller.plan, choice), measured)
         return self._solve_and_rewrite(way, floor)
 
-    def _solve_and_rewrite(self, way: float, floor: float = 0.0) -> tuple[Network, Choice]:
+    def _solve_and_rewrite(self, way: float, floor: float = 0.0, asked: float | None = None) -> tuple[Network, Choice]:
         """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows
         only at these widths that they cannot shrink so keep theirs from then on.
 
         Args:
             floor: no group loses more than this share of its present channels, as long as that can be met.
+            asked: the sum of layer costs to spend; None: what the calibration says.
         """
         network = self.network
         assert network.saliency is not None
         assert network.coupling is not None
         while True:
             with self.clock("solve"):
-                choice = Question(self.request, self.yardstick, network, way).choose(floor)
+                choice = Question(self.request, self.yardstick, network, way, asked).choose(floor)
             with self.clock("rewrite"):
                 solution = choice.solution
                 step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
@@ -376,21 +392,6 @@ class Session:
                     if not self.planned:
                         small = rewrite(small, step, self.request.examples, coupling=network.coupling)
                 except RewriteError as error:
-                    self._hold(error, network.coupling, step)
+                    self.yardstick.hold(error, network.coupling, step)
                     continue
             return Network(small, compose(network.plan, step), saliency=network.saliency), choice
-
-    def _hold(self, error: RewriteError, coupling: Coupling, step: Plan) -> None:
-        """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it
-        makes.
-
-        Raises:
-            RewriteError: the step takes nothing from any of them.
-        """
-        yardstick = self.yardstick
-        sizes = {g.name: g.size for g in coupling.prunable if g.name not in yardstick.held}
-        found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
-        if not found:
-            raise error
-        yardstick.held.add(found[-1])
-        yardstick.notes = (*yardstick.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")

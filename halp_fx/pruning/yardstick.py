@@ -15,6 +15,7 @@ from statistics import median
 from torch import nn
 
 from ..coupling.branches import Branch, without
+from ..errors import RewriteError
 from ..latency import Calibration, MeasuredLatency, NetworkTiming
 from ..solver import CostTable
 from ..types import Coupling, Inputs, Plan
@@ -132,11 +133,18 @@ class Yardstick:
         """The budget as a share of the dense cost."""
         return self.goals.budget.limit(self.dense) / self.dense
 
-    def limits(self, way: float = 1.0) -> dict[str, float]:
-        """Sums of layer costs per resource that may be spent, for a step that stops at `way` of the way (0: dense,
-        1: the end), in the logarithm of the cost."""
-        steering = self.scale * self.calibration.budget_for(min(self.budget, 1.0) ** way)
-        return self.goals.limits(self.coupling, steering, way)
+    def asked(self, way: float = 1.0) -> float:
+        """The sum of layer costs that the calibration asks for, for a step that stops at `way` of the way (0: dense, 1:
+        the end), in the logarithm of the cost."""
+        return self.scale * self.calibration.budget_for(min(self.budget, 1.0) ** way)
+
+    def limits(self, way: float = 1.0, asked: float | None = None) -> dict[str, float]:
+        """Sums of layer costs per resource that may be spent, for a step that stops at `way` of the way.
+
+        Args:
+            asked: of the steering cost; None: what the calibration says.
+        """
+        return self.goals.limits(self.coupling, self.asked(way) if asked is None else asked, way)
 
     @property
     def steering(self) -> frozenset[str]:
@@ -174,6 +182,20 @@ class Yardstick:
             f"{self.dense:.4g}), scattering by up to {max(scatter):.0%} within one"
         )
         return median(shares)
+
+    def hold(self, error: RewriteError, coupling: Coupling, step: Plan) -> None:
+        """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it
+        makes.
+
+        Raises:
+            RewriteError: the step takes nothing from any of them.
+        """
+        sizes = {g.name: g.size for g in coupling.prunable if g.name not in self.held}
+        found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
+        if not found:
+            raise error
+        self.held.add(found[-1])
+        self.notes = (*self.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")
 
     def learn(self, total: float, share: float) -> None:
         """Take a measured network into the calibration."""

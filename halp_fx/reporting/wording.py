@@ -118,6 +118,9 @@ def _long(report: Report) -> list[str]:
         parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
     parts.append(f"channels ranked by: {report.saliency}")
     parts += prediction(report)
+    if len(report.rounds) > 1:
+        shares = ", ".join(f"{round_.measured / report.dense:.1%}" for round_ in report.rounds)
+        parts.append(f"{len(report.rounds)} networks were measured on the way to the budget: {shares} of dense")
     if report.seconds:
         parts.append("seconds: " + ", ".join(f"{stage} {took:.1f}" for stage, took in report.seconds.items()))
     return parts

@@ -12,6 +12,7 @@ from ..model.checks import check_model
 from ..model.tensors import every_tensor, first_names, signature
 from ..reporting.report import Report
 from ..rewriting.descent import origin_of
+from ..types import Origin
 from .checkpoint import Checkpoint, State, StoredOrigin, filled, write
 
 
@@ -33,8 +34,12 @@ def save(small: nn.Module, path: str | Path) -> None:
     write(_taken(small), Path(path))
 
 
-def _taken(small: nn.Module) -> Checkpoint:
-    """The state of a network, as it stands."""
+def checked(small: nn.Module) -> Origin:
+    """Where a network comes from that can be saved.
+
+    Raises:
+        CheckpointError, ModelError: it cannot be, as `save` says.
+    """
     check_model(small)
     origin = origin_of(small)
     if origin is None:
@@ -54,6 +59,12 @@ def _taken(small: nn.Module) -> Checkpoint:
         raise CheckpointError(
             f"module {odd[0]!r} keeps extra state (get_extra_state) beside its tensors, which only pickle could save"
         )
+    return origin
+
+
+def _taken(small: nn.Module) -> Checkpoint:
+    """The state of a network, as it stands."""
+    origin = checked(small)
     tied = first_names(small)
     tensors, strides = {}, {}
     for name, tensor, _ in every_tensor(small):

@@ -4,7 +4,7 @@ from .cuts import Cuts
 from .dependencies import CONCAT, LAYER, Dependency, DependencyGraph, in_runs
 from .mismatches import Mismatch
 from .origins import Origin, Signature
-from .plans import Plan
+from .plans import Channels, Plan
 from .records import RECORD, Record, TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 from .values import (
@@ -41,6 +41,7 @@ __all__ = [
     "Axis",
     "ChannelGroup",
     "ChannelMap",
+    "Channels",
     "ComputedWeight",
     "Coupling",
     "Cuts",

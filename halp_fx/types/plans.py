@@ -6,9 +6,27 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import lt
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import PlanError
+
+
+class Channels(NamedTuple):
+    """What the channels of a group are, in short. Graphs of one network that were captured in different ways may have
+    other channels under the same name: whole heads of an attention, or single features.
+
+    Attributes:
+        number: how many there are.
+        outputs: of the layer that makes them.
+        digest: CRC-32 of which outputs each channel is.
+    """
+
+    number: int
+    outputs: int
+    digest: int
+
+    def __str__(self) -> str:
+        return f"{self.number} channels of {self.outputs // self.number} outputs each"
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,10 +36,13 @@ class Plan(Mapping[str, tuple[int, ...]]):
     Attributes:
         kept: group name -> indices.
         dropped: names of the residual branches that go whole (see `branches`), sorted.
+        made_for: what the channels of groups were in the network that the plan was made for, so that it is refused
+            where they are others. Empty for plans that were written by hand; it does not count in comparisons.
     """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    made_for: Mapping[str, Channels] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         clean = {}
@@ -57,6 +78,8 @@ class Plan(Mapping[str, tuple[int, ...]]):
         data["kept"] = {k: list(v) for k, v in self.kept.items()}
         if self.dropped:
             data["dropped"] = list(self.dropped)
+        if self.made_for:
+            data["made_for"] = {k: list(v) for k, v in self.made_for.items()}
         return json.dumps(data)
 
     @classmethod
@@ -70,6 +93,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
             data = json.loads(text)
             form, kept, dropped = data["format"], data["kept"], data.get("dropped", [])
             rows = {str(k): tuple(v) for k, v in kept.items()}
+            made_for = {str(k): Channels(*map(int, v)) for k, v in data.get("made_for", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is not a plan in JSON: {error}") from error
         if form not in _PLAN_FORMATS:
@@ -80,7 +104,9 @@ class Plan(Mapping[str, tuple[int, ...]]):
             raise PlanError("a plan's kept channels must be whole numbers")
         if not isinstance(dropped, list) or any(not isinstance(name, str) for name in dropped):
             raise PlanError("a plan's dropped branches must be a list of names")
-        return cls(rows, tuple(dropped))
+        if any(made.number < 1 for made in made_for.values()):
+            raise PlanError("a plan is made for groups of at least one channel")
+        return cls(rows, tuple(dropped), made_for)
 
 
 _PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from zlib import crc32
 
 import numpy as np
 from torch import fx
 
 from .dependencies import DependencyGraph
 from .pickling import importable, packed, unpacked
-from .plans import Plan
+from .plans import Channels, Plan
 from .records import TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 
@@ -123,6 +124,13 @@ class ChannelGroup:
     members: tuple[Member, ...]
     frozen: str | None = None
     zero_exact: bool = True
+
+    @property
+    def channels(self) -> Channels:
+        """What its channels are, by the first layer that makes them."""
+        first = next((m for m in self.members if m.role == "producer"), self.members[0])
+        rows = np.sort(first.slots, axis=1).astype("<i8")
+        return Channels(self.size, rows.size, crc32(rows.tobytes()))
 
     def __repr__(self) -> str:
         state = f", frozen={self.frozen!r}" if self.frozen else ""

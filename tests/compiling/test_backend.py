@@ -251,6 +251,7 @@ def test_it_can_be_registered_under_a_name():
     name = "halp_fx_by_name"
     if name not in torch._dynamo.list_backends():
         torch._dynamo.register_backend(BACKEND, name=name)
+    assert {BACKEND: name}[BACKEND] == name, "torch 2.11 keys by it, later ones do not"
     model = network()
     plan = half_plan(halp_fx.channel_groups(model, X))
     fast = torch.compile(model, backend=name, options={"plan": plan, "inner": "eager"})

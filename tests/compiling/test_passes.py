@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from oracle import Net, half_plan, randomized, relative_error
@@ -10,6 +12,7 @@ from torch.fx.passes.infra.pass_base import PassBase, PassResult
 from torch.fx.passes.infra.pass_manager import PassManager
 
 import halp_fx
+from halp_fx import Plan
 from halp_fx.passes import PruneChannels
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
@@ -93,3 +96,61 @@ def test_sizes_that_are_left_open_have_to_be_named():
 def test_what_is_no_graph_is_refused():
     with pytest.raises(halp_fx.ModelError, match=r"takes an fx\.GraphModule, not a Net"):
         PruneChannels(0.5, X)(network())
+
+
+class Attentive(nn.Module):
+    """Self-attention whose eager forward allows fewer channels than its exported graph, where sizes are numbers."""
+
+    def __init__(self, heads=4):
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.attention = nn.MultiheadAttention(16, heads, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.embed(x)
+        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+
+TOKENS = torch.randn(2, 7, 6, dtype=torch.float64)
+
+
+def both_plans(model):
+    program = torch.export.export(model, (TOKENS,)).module()
+    # Half of each group, chosen as `prune` does.
+    settings = {"latency": "macs", "progress": False, "round_to": 1}
+    return program, [halp_fx.prune(net, 0.5, TOKENS, **settings).halp.plan for net in (model, program)]
+
+
+def test_a_plan_for_other_channels_of_the_same_names_is_refused():
+    model = randomized(Attentive()).eval()
+    program, (eager, exported) = both_plans(model)
+    assert eager.made_for["embed"].number < exported.made_for["embed"].number, "too easy: the groups are the same"
+    with pytest.raises(
+        halp_fx.errors.OtherChannelsError, match="'embed' has 4 channels of 4 outputs each; here it has"
+    ):
+        PruneChannels(eager, TOKENS)(program)
+    for apply in (halp_fx.rewrite, halp_fx.zero):
+        with pytest.raises(halp_fx.PlanError, match="make the plan on what it is applied to"):
+            apply(model, Plan.from_json(exported.to_json()), TOKENS)
+    assert halp_fx.rewrite(model, eager, TOKENS).embed.out_features == 4 * len(eager["embed"])
+    small = PruneChannels(exported, TOKENS)(program).graph_module
+    assert relative_error(small(TOKENS), halp_fx.zero(program, exported, TOKENS)(TOKENS)) < 1e-10
+
+
+def test_what_is_kept_whole_of_other_channels_is_no_matter():
+    model = randomized(Attentive()).eval()
+    program, (eager, _) = both_plans(model)
+    whole = replace(eager, kept={"embed": range(eager.made_for["embed"].number)})
+    assert PruneChannels(whole, TOKENS)(program).graph_module.embed.weight.shape == (16, 6)
+
+
+def test_as_many_channels_of_other_outputs_are_others():
+    model = randomized(Attentive()).eval()
+    coupling = halp_fx.channel_groups(model, TOKENS)
+    plan = half_plan(coupling)
+    made = next(g for g in coupling.groups if g.name == "embed").channels
+    assert halp_fx.rewrite(model, replace(plan, made_for={"embed": made}), TOKENS).embed.out_features == 8
+    other = made._replace(digest=made.digest ^ 1)
+    with pytest.raises(halp_fx.errors.OtherChannelsError, match="here as many, each of other outputs"):
+        halp_fx.rewrite(model, replace(plan, made_for={"embed": other}), TOKENS)

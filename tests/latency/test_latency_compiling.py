@@ -12,6 +12,7 @@ from torch import nn
 
 from halp_fx.errors import LatencyError
 from halp_fx.latency import compiling, interleaved, runtimes
+from halp_fx.trials.trials import channel_groups
 
 X = torch.rand(2, 3)
 BRIEF = {"min_time_s": 0.0, "max_time_s": 0.01, "repeats": 3, "runtime": "inductor"}
@@ -100,6 +101,8 @@ def test_other_errors_pass():
 
 
 def test_nothing_compiled_is_an_error(backend, monkeypatch):
+    torch._dynamo.reset()  # Where versions are counted together, others may have used up those of PyTorch's own code.
+
     class Off(Net):
         @torch.compiler.disable
         def forward(self, x):
@@ -169,3 +172,21 @@ def test_a_unit_with_as_many_versions_as_there_may_be_begins_anew(backend, monke
 def test_the_real_compiler():
     (found,) = interleaved([Net(4).eval()], X, **BRIEF)
     assert found.count >= 1
+
+
+def test_the_real_compiler_lays_out_convolutions_as_their_units_do(monkeypatch):
+    from torch._inductor.select_algorithm import extern_kernels
+
+    seen, convolution = [], extern_kernels.convolution
+
+    def looked_at(x, weight, *rest, **settings):
+        seen.append((x.stride(), weight.is_contiguous(memory_format=torch.channels_last)))
+        return convolution(x, weight, *rest, **settings)
+
+    monkeypatch.setattr(extern_kernels, "convolution", looked_at)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3)).eval(), torch.rand(1, 3, 6, 6)
+    interleaved([model], x, **BRIEF)
+    found = [u for u in runtimes.units(channel_groups(model, x), "inductor") if u.op == "convolution"]
+    strides = [unit.arguments(*unit.dense)[0][0].stride() for unit in found]
+    assert [stride for stride, _ in seen[:2]] == strides
+    assert all(copied for _, copied in seen), "what the unit's convolution does itself"

@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from halp_fx.latency.fusion import fused_layers
 from halp_fx.latency.layers import layers
-from halp_fx.latency.runtimes import callable_for
+from halp_fx.latency.layouts import channels_last as laid_out
+from halp_fx.latency.runtimes import callable_for, units
 from halp_fx.latency.templates import Size, TensorTemplate
 from halp_fx.trials.trials import channel_groups
 from halp_fx.types import TensorSpec
@@ -48,13 +49,17 @@ def couple(channels_last=False):
     return channel_groups(model, x)
 
 
+def compiled(coupling):
+    return units(coupling, "inductor")
+
+
 def some_widths(coupling, seed):
     rng = random.Random(seed)
     return {g.name: g.size if g.frozen else rng.randint(1, g.size) for g in coupling.groups}
 
 
 @pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("unit", [layers, fused_layers], ids=["operators", "fused"])
+@pytest.mark.parametrize("unit", [layers, fused_layers, compiled], ids=["operators", "fused", "compiled"])
 def test_every_layer_replays_at_any_widths(unit, channels_last):
     coupling = couple(channels_last)
     found = unit(coupling)
@@ -134,6 +139,55 @@ def test_fused_units_compute_what_their_operators_do():
         assert torch.allclose(callable_for(unit, args, {}, "eager")(), expected, atol=1e-6)
     # The residual input has a second reader, so it does not join the unit of the addition.
     assert len({x.key for x in fused}) <= len(fused)
+
+
+class Pooled(nn.Module):
+    """Channels of one width in several layouts: of a convolution, pooled, cut in two, flattened, and as a matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(8, 6)
+
+    def forward(self, x):
+        x = F.max_pool2d(self.first(x), 2)
+        left, right = x.chunk(2, 1)
+        x = torch.cat([left, self.second(right).relu()], 1) + 1
+        return F.gelu(self.fc(x.flatten(2).transpose(1, 2)).unsqueeze(1))
+
+
+def order_of(layer):
+    x = layer.args[0] if isinstance(layer.args[0], TensorTemplate) else layer.args[0][0]
+    return x.order
+
+
+def test_compiled_units_lie_channels_last_between_convolutions_and_weights_as_they_are():
+    coupling = channel_groups(Pooled().eval(), torch.rand(2, 3, 8, 8))
+    found = {x.op: x for x in compiled(coupling)}
+    assert {op: order_of(x) for op, x in found.items() if op in ("convolution", "max_pool2d_with_indices", "cat")} == (
+        dict.fromkeys(("convolution", "max_pool2d_with_indices", "cat"), (0, 2, 3, 1))
+    )
+    assert found["convolution"].args[1].order == (0, 1, 2, 3)
+    assert order_of(found["gelu"]) == (0, 1, 2, 3), "a matrix with a dimension of 1 is no image"
+    frozen = {x.op: x for x in units(coupling, "inductor-frozen")}
+    assert frozen["convolution"].args[1].order == (0, 2, 3, 1)
+    assert {order_of(x) for x in units(coupling, "eager") if x.op == "convolution"} == {(0, 1, 2, 3), (0, 1, 2, 3)}
+
+
+def test_without_its_library_nothing_is_laid_out_anew(monkeypatch):
+    coupling = channel_groups(Pooled().eval(), torch.rand(2, 3, 8, 8))
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert not laid_out(coupling)
+
+
+def test_a_compiled_pool_does_not_say_where_it_found_what_nobody_asks():
+    found = {x.op: x for x in compiled(channel_groups(Pooled().eval(), torch.rand(2, 3, 8, 8)))}
+    pool = found["max_pool2d_with_indices"]
+    args, kwargs = pool.arguments(5)
+    with torch.no_grad():
+        pooled = callable_for(pool, args, kwargs, "eager")()
+    assert isinstance(pooled, torch.Tensor)
+    assert torch.equal(pooled, F.max_pool2d(args[0], 2))
 
 
 def test_template_keeps_expanded_dimensions_and_values():

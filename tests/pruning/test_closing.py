@@ -9,12 +9,17 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from test_prune import Small
 from test_report import Clock, latency
 
 import halp_fx
 from halp_fx.latency import Calibration, CallableCost, MacsCost, NetworkTiming
+from halp_fx.pruning.closing import sums_beside
 from halp_fx.pruning.goals import make_goals
+from halp_fx.pruning.networks import Candidate
+from halp_fx.pruning.session import MAX_ROUNDS
 from halp_fx.pruning.yardstick import Yardstick
 
 INPUTS = torch.rand(2, 3, 8, 8)
@@ -24,6 +29,8 @@ class Machine:
     """Takes a time for a network that follows its number of parameters, raised by `overhead` of the dense network's.
 
     Attributes:
+        law: share of the dense network's time -> the share that is measured; for compiled code, which layers do not add
+            up to.
         scatter, waited: of the dense network's times.
         disturbed: factors on the dense network's time, one a measurement, while there are any; its share of the
             pruned one's time moves with it.
@@ -33,6 +40,7 @@ class Machine:
 
     def __init__(self, monkeypatch, overhead):
         self.overhead = overhead
+        self.law = lambda share: share
         self.disturbed = []
         self.pairs = 0
         self.faults = 0.0
@@ -47,7 +55,7 @@ class Machine:
         self.pairs += len(models) > 1
         counts = [sum(p.numel() for p in model.parameters()) for model in models]
         factor = self.disturbed.pop(0) if self.disturbed and len(models) > 1 else 1.0
-        ms = [10.0 * (self.overhead + (1 - self.overhead) * count / counts[0]) for count in counts]
+        ms = [10.0 * self.law(self.overhead + (1 - self.overhead) * count / counts[0]) for count in counts]
         ms[0] *= factor
         return tuple(NetworkTiming(x, self.scatter * x, 9, share=x / ms[0], waited=self.waited) for x in ms)
 
@@ -63,6 +71,73 @@ def test_the_loop_closes_in_on_a_budget_that_layers_do_not_add_up_to(monkeypatch
     assert abs(report.rounds[0].measured / report.budget - 1) > 0.03, "too easy: the first round already meets it"
     assert abs(report.measured / report.budget - 1) <= 0.03
     assert not any("budget" in note for note in report.notes)
+
+
+COMPILED = {
+    "root": math.sqrt,
+    "square": lambda share: share**2,
+    "steps": lambda share: math.ceil(share / 0.05) * 0.05,
+    "jump": lambda share: share if share > 0.55 else share / 1.3,
+}
+
+
+@pytest.mark.parametrize("law", COMPILED.values(), ids=COMPILED)
+@pytest.mark.parametrize("budget", [0.8, 0.7, 0.6, 0.4])
+def test_the_loop_closes_in_where_the_network_is_no_sum_of_its_layers(monkeypatch, law, budget):
+    Machine(monkeypatch, overhead=0.0).law = law
+    report = pruned(budget).halp
+    assert abs(report.measured / report.budget - 1) <= 0.02
+    shares = ", ".join(f"{r.measured / 10:.1%}" for r in report.rounds)
+    assert f"{len(report.rounds)} networks were measured on the way to the budget: {shares} of" in report.summary()
+
+
+def test_where_the_calibration_asks_for_a_known_network_the_loop_looks_beside_it(monkeypatch):
+    Machine(monkeypatch, overhead=0.0).law = math.sqrt
+    report = pruned(0.6).halp
+    monkeypatch.setattr("halp_fx.pruning.session.sums_beside", lambda *_: ())
+    before = pruned(0.6).halp
+    assert before.measured / before.budget < 0.98, "too easy: the calibration alone meets it"
+    known = [r.measured for r in before.rounds]
+    assert [r.measured for r in report.rounds[: len(known)]] == pytest.approx(known)
+    assert abs(report.measured / report.budget - 1) <= 0.02
+
+
+def test_what_the_calibration_alone_meets_stays(monkeypatch):
+    """Eager networks, as a rule: the plan is that of its line through what was measured."""
+    monkeypatch.setattr("halp_fx.pruning.session.sums_beside", None)
+    Machine(monkeypatch, overhead=0.05)
+    for budget in (0.8, 0.6, 0.5):
+        report = pruned(budget).halp
+        assert abs(report.measured / report.budget - 1) <= 0.02
+
+
+def test_a_budget_between_two_steps_ends_with_the_closest_network_below(monkeypatch):
+    Machine(monkeypatch, overhead=0.0).law = lambda share: min(math.ceil(share / 0.13) * 0.13, 1.0)
+    report = pruned(0.6).halp
+    assert report.measured == pytest.approx(5.2)
+    assert 2 < len(report.rounds) <= MAX_ROUNDS
+    assert any("undercut by 13.3%" in note for note in report.notes)
+
+
+def candidate(total, measured):
+    return Candidate(None, total, measured, measured, None)
+
+
+@given(st.floats(0.1, 1.0), st.lists(st.tuples(st.floats(1.0, 10.0), st.floats(0.1, 1.0)), min_size=1), st.data())
+def test_sums_beside_a_network_lead_towards_the_budget_and_not_past_another(fraction, measured, data):
+    candidates = [candidate(*row) for row in measured]
+    known = data.draw(st.sampled_from(candidates))
+    asked = known.total * data.draw(st.floats(1.0, 1.05))
+    sums = list(sums_beside(asked, known, candidates, fraction))
+    too_small = known.measured < fraction
+    assert sums == sorted(sums, reverse=not too_small)
+    for total in sums:
+        assert (total >= asked) if too_small else (total <= asked)
+        for other in candidates:
+            if (other.measured > fraction) == (known.measured > fraction):
+                continue
+            assert not (asked < other.total <= total)
+            assert not (total <= other.total < asked)
 
 
 def test_a_budget_that_proves_out_of_reach_is_refused_with_the_smallest_network(monkeypatch):

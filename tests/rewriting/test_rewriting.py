@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ import halp_fx
 from halp_fx import Plan, PlanError, RewriteError, TraceError
 from halp_fx.rewriting.verification import verify
 from halp_fx.tracing.forward import all_traces
+from halp_fx.types import Channels
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -157,6 +159,17 @@ def test_plan_survives_json():
     for text in ("", "[]", '{"format": "other", "kept": {}}', '{"format": "halp_fx.plan/1", "kept": {"a": [0.5]}}'):
         with pytest.raises(PlanError):
             Plan.from_json(text)
+
+
+@pytest.mark.parametrize("made_for", [[], {"a": 3}, {"a": [3, 6]}, {"a": [0, 6, 1]}, {"a": ["x", 6, 1]}], ids=str)
+def test_plan_remembers_the_channels_that_it_was_made_for(made_for):
+    known = Plan({"a": (0, 2)}, made_for={"a": Channels(3, 6, 77)})
+    again = Plan.from_json(known.to_json())
+    assert again.made_for == known.made_for
+    assert again == Plan({"a": (0, 2)}), "it is what is kept that makes a plan"
+    assert "made_for" not in Plan({"a": (0, 2)}).to_json(), "an older halp_fx reads it as before"
+    with pytest.raises(PlanError):
+        Plan.from_json(json.dumps({**json.loads(known.to_json()), "made_for": made_for}))
 
 
 class Constant(nn.Module):

@@ -227,3 +227,37 @@ def test_noise_that_all_channels_get_alike_is_no_other_forward(name, batch):
     plan = {g.name: range(g.size // 2) for g in coupling.prunable}
     small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
     small.train()(torch.randn(2, 3, 8, 8))
+
+
+class AsCaptured(nn.Module):
+    """Attention as torch 2.11 exports it: the fused operator's result lies as the queries do, so no copy comes before
+    the view."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        heads = self.inner(x).view(7, 8, 4).transpose(0, 1).view(2, 4, 7, 4)
+        found = torch.ops.aten.scaled_dot_product_attention.default(heads, heads, heads)
+        return self.outer(torch.ops.aten.view.default(found.permute(2, 0, 1, 3), [14, 16]))
+
+
+def test_a_captured_view_of_fused_attention_is_recorded():
+    model, x = AsCaptured().eval(), torch.rand(7, 2, 16)
+    traced = halp_fx.trace(model, x)
+    products = [n for n in traced.graph.nodes if str(n.target) == "aten.addmm.default"]
+    assert [of(n).one.shape for n in products] == [(14, 16), (14, 16)]
+
+
+def test_a_view_that_strides_forbid_is_still_an_error():
+    class Wrong(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 6)
+
+        def forward(self, x):
+            return self.fc(x).t().view(-1)
+
+    with pytest.raises(TraceError, match="view size is not compatible"):
+        halp_fx.trace(Wrong(), torch.rand(4, 6))
