@@ -10,6 +10,7 @@ from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
 from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
+from .details import Contender
 from .report import Report, RewriteKind, Round
 
 
@@ -85,6 +86,11 @@ def report_on(session: Session) -> Report:
         flows=flows_of(coupling),
         steps=steps_of(session),
         conditions=conditions_of(session),
+        contenders=tuple(
+            Contender(j.name, j.measured * dense, j.distance, j.tuned)
+            for j in (session.contest.judged if session.contest else ())
+        ),
+        judged_by=f"{session.contest.kind} on {session.contest.samples} samples" if session.contest else "",
     )
 
 
