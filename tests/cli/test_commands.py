@@ -112,7 +112,10 @@ def test_apply(run, tmp_path):
     assert "error: " in other.err
 
 
-def test_sweep(run, tmp_path):
+def test_sweep(run, tmp_path, monkeypatch):
+    scorings = []
+    score = halp_fx.pruning.standing.score
+    monkeypatch.setattr(halp_fx.pruning.standing, "score", lambda *a, **k: scorings.append(1) or score(*a, **k))
     found = run("sweep", *COUNTED, "--budgets", "80%, 50%,0.01%", "--out", "curve")
     assert found.code == 0
     assert "0.01%: a budget of" in found.out
@@ -120,6 +123,7 @@ def test_sweep(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert [r["budget"] for r in rows] == ["80%", "50%"]
     assert float(rows[1]["measured"]) < float(rows[0]["measured"])
+    assert len(scorings) == 1
     assert (tmp_path / "curve" / "50" / "report.html").is_file()
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 
