@@ -43,6 +43,7 @@ class Scoring:
     silent: tuple[str, ...]
     evenness: float
     uniform: bool
+    dropping: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def saliency_tensors(saliency: Saliency) -> dict[str, torch.Tensor]:
 
 def scoring_of(saliency: Saliency) -> Scoring:
     s, names = saliency, (tuple(saliency.scores), tuple(saliency.values))
-    return Scoring(*names, s.kind, s.batches, s.skipped, s.silent, float(s.evenness), s.uniform)
+    return Scoring(*names, s.kind, s.batches, s.skipped, s.silent, float(s.evenness), s.uniform, dict(s.dropping))
 
 
 def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
@@ -177,4 +178,4 @@ def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
     s = scoring
     scores = {name: tensors[f"score {name}"].numpy() for name in s.groups}
     values = {n: WidthValues(tensors[f"order {n}"].numpy(), tensors[f"value {n}"].numpy()) for n in s.valued}
-    return Saliency(scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.uniform)
+    return Saliency(scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.uniform, s.dropping)

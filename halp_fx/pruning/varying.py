@@ -16,9 +16,8 @@ import numpy as np
 
 from ..progress import work
 from ..rewriting.applying import rewrite
-from ..scoring.divergence import Reference
+from ..scoring.divergence import Reference, shared_out
 from ..scoring.recalibrating import recalibrate
-from ..scoring.sampled import samples_in
 from ..solver import WidthGroup, WidthProblem, solve
 from ..types import Plan
 from .choosing import options_of
@@ -43,7 +42,7 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
     """
     yardstick, request = session.yardstick, session.request
     model, coupling, best = yardstick.model, yardstick.coupling, session.best.network
-    compared, settled = _shared_out(data)
+    compared, settled = shared_out(data, SAMPLES)
     reference = Reference.of(model, compared, request.loss)
     order, now = _orders(session), coupling.widths(best.plan)
     left, tables, _ = yardstick.left(best.plan)
@@ -92,18 +91,6 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
                 spread = max(spread * 0.97, SPREAD / 4)
             done()
     return plan_of(found) if closest < first else None
-
-
-def _shared_out(data: Sequence[Any]) -> tuple[list[Any], list[Any]]:
-    """Batches of `SAMPLES` samples to compare on, and as many to settle on: other ones, where there are."""
-    parts: list[list[Any]] = [[], []]
-    counts = [0, 0]
-    for batch in data:
-        part = int(counts[0] >= SAMPLES)
-        if counts[part] < SAMPLES:
-            parts[part].append(batch)
-            counts[part] += samples_in(batch) or 1
-    return parts[0], parts[1] or parts[0]
 
 
 def _orders(session: Session) -> dict[str, list[int]]:

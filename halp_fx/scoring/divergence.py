@@ -86,6 +86,20 @@ class Reference:
         return found / self.samples if math.isfinite(found) else math.inf
 
 
+def shared_out(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]:
+    """The first batches, until they have so many samples, to compare on; and as many to re-estimate batch norms on: of
+    the next ones where there are any."""
+    parts: list[list[Any]] = [[], []]
+    counts = [0, 0]
+    for batch in data:
+        part = int(counts[0] >= samples)
+        if counts[part] >= samples:
+            break
+        parts[part].append(batch)
+        counts[part] += samples_in(batch) or 1
+    return parts[0], parts[1] or parts[0]
+
+
 def _parts(output: Any) -> Parts:
     """The tensors that a forward puts out.
 
