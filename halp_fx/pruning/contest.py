@@ -9,7 +9,7 @@ maximised: the distance of its outputs to those of the dense network, on a quart
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ModelError, SaliencyError
+from ..errors import ModelError, RewriteError, SaliencyError
 from ..progress import work
 from ..rewriting.applying import rewrite
 from ..scoring.divergence import Reference
@@ -78,7 +78,8 @@ def contested(
     """
     if team.size > 1 and request.train_between is not None:
         raise ModelError("effort='thorough' with train_between is for one process: leave one of them out in a job")
-    kept, held = parted(request.data or (), request.batches)
+    batches = list(islice(request.data or (), request.batches))
+    kept, held = parted(batches)
     reference = Reference.of(model, held, request.loss)
     apart = replace(request, data=kept, score_fn=None)
     found: list[Contender] = []
@@ -94,13 +95,18 @@ def contested(
         if request.train_between is None:  # What it has learnt on its way a network of other widths has not.
             best = min(found, key=lambda c: c.rank)
             plan = varied(best.session, kept)
-            if plan is not None:
-                found.append(_judged("widths varied", _session_of(plan, best.session), reference))
+            try:
+                if plan is not None:
+                    found.append(_judged("widths varied", _session_of(plan, best.session), reference))
+            except RewriteError as error:
+                logger.info("varied widths are left out: %s", error)
         done()
     if request.train_between is not None:
         found = _tuned(found, request, reference)
     found.sort(key=lambda c: c.rank)
     session = found[0].session
+    if request.train_between is None:
+        _made_of_all(session, batches)
     judged = tuple(Judged(c.name, c.session.best.measured, c.distance, c.tuned) for c in found)
     session.contest = Contest(judged, reference.kind, reference.samples)
     logger.info("%s is closest to the dense network: %.4g", found[0].name, found[0].distance)
@@ -111,16 +117,15 @@ def contested(
     return session
 
 
-def parted(data: Iterable[Any], most: int) -> tuple[list[Any], list[Any]]:
+def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """Batches to prune with, and those held out for the judge; with few batches a part of the samples of each.
 
     Raises:
         SaliencyError: there is too little to hold some out.
     """
-    batches = list(islice(data, most))
     if len(batches) >= HELD_OUT:
         held = batches[HELD_OUT - 1 :: HELD_OUT]
-        return [b for i, b in enumerate(batches) if i % HELD_OUT < HELD_OUT - 1], held
+        return [b for i, b in enumerate(batches) if i % HELD_OUT < HELD_OUT - 1], list(held)
     counts = [samples_in(batch) or 0 for batch in batches]
     if not batches or min(counts) < HELD_OUT:
         raise SaliencyError(
@@ -152,6 +157,17 @@ def _session_of(plan: Plan, like: Session) -> Session:
     session.candidates = [session.as_it_is(network)]
     session.finish()
     return session
+
+
+def _made_of_all(session: Session, batches: Sequence[Any]) -> None:
+    """The best network again, now that nothing has to be held out any more."""
+    best, yardstick = session.best, session.yardstick
+    session.request = replace(session.request, data=batches)
+    session.network = Network(yardstick.model, Plan(), yardstick.coupling)
+    small = rewrite(yardstick.model, best.network.plan, session.request.examples, coupling=yardstick.coupling)
+    again = replace(best, network=replace(best.network, model=small))
+    session.candidates = [again if c is best else c for c in session.candidates]
+    session.finish()
 
 
 def _tuned(found: list[Contender], request: Request, reference: Reference) -> list[Contender]:

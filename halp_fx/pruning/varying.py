@@ -1,7 +1,7 @@
 """varying: a network that meets a budget -> widths beside it that leave it closer to the dense one, if there are any.
 
 One coefficient a group says how much wider or narrower than now it should be; a solver finds the widths closest to
-that within the budget, exactly, and the network is cut to them and compared with the dense one, on a few batches. It
+that within the budget, exactly, and the network is cut to them, compensated and compared with the dense one. It
 begins at coefficients of 1, which is the network as it is, and goes from the best so far in random directions, shorter
 ones after failures: what the search over coefficients of SPDY (arXiv 2201.13096) does, around a solution instead of
 from scratch. Channels go in the order in which they went.
@@ -9,25 +9,30 @@ from scratch. Channels go in the order in which they went.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from ..errors import HalpError
 from ..progress import work
 from ..rewriting.applying import rewrite
 from ..scoring.divergence import Reference, shared_out
-from ..scoring.recalibrating import recalibrate
 from ..solver import WidthGroup, WidthProblem, solve
 from ..types import Plan
 from .choosing import options_of
+from .networks import Network
+from .restoring import compensated
 from .session import Session
 
 EVALUATIONS = 64
 """Networks that are compared with the dense one at most."""
 
 SAMPLES = 256
-"""That batch norms are re-estimated on, and again that outputs are compared on, for each network."""
+"""That layers are compensated with, and again that outputs are compared on, for each network. Without compensation
+what came closer was further away when it was compensated (0.98 instead of 0.90 before and 0.67 with it)."""
 
 SPREAD, SHARE = 0.3, 0.25
 """Deviation of the logarithm of a coefficient, to begin with, and share of the coefficients that change at once."""
@@ -38,7 +43,7 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
 
     Args:
         session: closed; its best network is where the search begins.
-        data: batches; the first are compared on, the next ones are for batch norms.
+        data: batches; the first are compared on, the next ones are compensated with.
     """
     yardstick, request = session.yardstick, session.request
     model, coupling, best = yardstick.model, yardstick.coupling, session.best.network
@@ -48,17 +53,20 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
     left, tables, _ = yardstick.left(best.plan)
     options = options_of(left, Plan(), request)
     free = [name for name in options if len(options[name]) > 1 and name not in yardstick.held and name in order]
-    budgets = yardstick.limits()
+    budgets, whole = yardstick.limits(), Network(model, Plan(), coupling)
+    settling = replace(request, data=settled, recalibrate=True)
 
     def plan_of(widths: Mapping[str, int]) -> Plan:
         kept = {n: tuple(sorted(order[n][: widths[n]])) for n in free}
         return Plan({**best.plan.kept, **kept}, best.plan.dropped)
 
     def distance(plan: Plan) -> float:
-        small = rewrite(model, plan, request.examples, coupling=coupling, check=False)
-        if request.recalibrate:
-            recalibrate(small, settled, loss=request.loss)
-        return reference.distance(small)
+        small = Network(rewrite(model, plan, request.examples, coupling=coupling, check=False), plan)
+        try:
+            compensated(small, whole, settling, yardstick, SAMPLES)
+            return reference.distance(small.model)
+        except HalpError:  # A forward that does not run at these widths, which no trial had.
+            return math.inf
 
     def nearest(wanted: np.ndarray) -> dict[str, int]:
         groups = {}
