@@ -9,6 +9,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_closing import Machine
+from test_report import Clock, latency
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -237,3 +239,27 @@ def test_the_model_is_left_as_it_was(tmp_path):
         small = halp_fx.prune(net, 0.5, IMAGES[:1], data=BATCHES, latency=MacsCost(), state=tmp_path, progress=False)
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
     assert all(m.training for m in (*net.modules(), *small.modules()))
+
+
+def timed(monkeypatch, clock, **settings):
+    Machine(monkeypatch, overhead=0.2)
+    return pruned(0.7, latency=latency(clock), tolerance=0.05, **settings)
+
+
+def test_times_are_kept_and_another_device_is_refused(tmp_path, monkeypatch):
+    whole = timed(monkeypatch, first := Clock())
+    with monkeypatch.context() as patch:
+        interrupting(patch, 8)
+        with pytest.raises(Interrupted):
+            timed(patch, Clock(), state=tmp_path)
+    again = timed(monkeypatch, clock := Clock(), state=tmp_path)
+    the_same(whole, again)
+    # What is timed afresh are the layers of the network that came out.
+    assert clock.calls < first.calls / 2
+    foreign = json.loads((tmp_path / "latency.json").read_text())
+    foreign["fingerprint"]["device"] = "another"
+    (tmp_path / "latency.json").write_text(json.dumps(foreign))
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(StateError, match=r"another device or setting.*device: 'another'"):
+        timed(monkeypatch, Clock(), state=tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
