@@ -127,7 +127,7 @@ def prune(
         optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and
             returns the network whose outputs are closest to the dense one's on a quarter of the data that is held out
-            (docs/closing.md). It needs data, and takes about ten times as long.
+            (docs/closing.md). It needs data, and takes about six times as long.
         state: a folder in which scores, times, steps and rounds are kept. The same call goes on from there after an
             interruption, and a call with another budget from the narrowest network that is wider (docs/closing.md).
         progress: show how far it is: bars on a terminal and in a notebook, a line now and then in a log file.

@@ -37,7 +37,7 @@ from .walking import walked
 logger = logging.getLogger("halp_fx")
 
 HELD_OUT = 4
-"""Every so manieth batch, or sample, is held out for the judge."""
+"""One batch, or sample, of so many is held out for the judge."""
 
 TUNED = 3
 """Networks that are trained once more before they are judged for good, where there is a `train_between`."""

@@ -161,7 +161,7 @@ class Notebook:
         )
         write_record(record, tensors, self._path(self.at))
         cost = session.request.goals.cost
-        if isinstance(cost, MeasuredLatency):
+        if isinstance(cost, MeasuredLatency) and yardstick.tables is not None:
             write_table(cost.measured, self.folder / TIMES)
 
     def turn(self) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import HalpError
+from ..errors import HalpError, InfeasibleError
 from ..progress import work
 from ..rewriting.applying import rewrite
 from ..scoring.divergence import Reference, shared_out
@@ -77,7 +77,10 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
             # What is wider than it should be is worth a little more: what is left of the budget is spent evenly.
             groups[name] = WidthGroup(own, -(np.minimum(off, 0) ** 2) - 1e-3 * np.exp(-np.maximum(off, 0)))
         problem = WidthProblem("varied", groups, tuple(tables), budgets)
-        return dict(solve(problem, "lagrangian", time_limit=5.0).widths)
+        try:
+            return dict(solve(problem, "lagrangian", time_limit=5.0).widths)
+        except InfeasibleError:  # What was measured since says that the budget is smaller than what was found for it.
+            return now
 
     draw = np.random.default_rng(0)
     at, spread = np.zeros(len(free)), SPREAD

@@ -241,25 +241,27 @@ def test_the_model_is_left_as_it_was(tmp_path):
     assert all(m.training for m in (*net.modules(), *small.modules()))
 
 
-def timed(monkeypatch, clock, **settings):
+def timed(monkeypatch, clock, budget=0.7, **settings):
     Machine(monkeypatch, overhead=0.2)
-    return pruned(0.7, latency=latency(clock), tolerance=0.05, **settings)
+    return pruned(budget, latency=latency(clock), tolerance=0.05, **settings)
 
 
 def test_times_are_kept_and_another_device_is_refused(tmp_path, monkeypatch):
+    folder = tmp_path / "state"
     whole = timed(monkeypatch, first := Clock())
     with monkeypatch.context() as patch:
         interrupting(patch, 8)
         with pytest.raises(Interrupted):
-            timed(patch, Clock(), state=tmp_path)
-    again = timed(monkeypatch, clock := Clock(), state=tmp_path)
+            timed(patch, Clock(), state=folder)
+    again = timed(monkeypatch, clock := Clock(), state=folder)
     the_same(whole, again)
+    assert timed(monkeypatch, Clock(), 1.0, state=tmp_path / "met")[0].halp.met
     # What is timed afresh are the layers of the network that came out.
     assert clock.calls < first.calls / 2
-    foreign = json.loads((tmp_path / "latency.json").read_text())
+    foreign = json.loads((folder / "latency.json").read_text())
     foreign["fingerprint"]["device"] = "another"
-    (tmp_path / "latency.json").write_text(json.dumps(foreign))
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    (folder / "latency.json").write_text(json.dumps(foreign))
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
     with pytest.raises(StateError, match=r"another device or setting.*device: 'another'"):
-        timed(monkeypatch, Clock(), state=tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+        timed(monkeypatch, Clock(), state=folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
