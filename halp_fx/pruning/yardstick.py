@@ -142,8 +142,8 @@ class Yardstick:
     @property
     def learned(self) -> Learned:
         """What was found out so far; `start` takes it."""
-        points, held = self.calibration.points, tuple(sorted(self.held))
-        return Learned(self.dense, self.scale, points, held, self.notes, self.scatter, self.busy, self.waited, self.idle)
+        found = self.calibration.points, tuple(sorted(self.held)), self.notes
+        return Learned(self.dense, self.scale, *found, self.scatter, self.busy, self.waited, self.idle)
 
     def _take(self, known: Learned) -> None:
         self.dense, self.scale, self.calibration = known.dense, known.scale, Calibration(known.points)
