@@ -223,3 +223,19 @@ def test_distances_of_every_kind(dense):
     assert lossy.kind == "loss"
     with torch.no_grad():
         assert lossy.distance(dense) == pytest.approx(float(F.cross_entropy(dense(IMAGES), LABELS)), rel=1e-5)
+
+
+def test_outputs_that_do_not_compare_are_named(dense):
+    class Finder(torch.nn.Module):
+        def __init__(self, net, bar):
+            super().__init__()
+            self.net, self.bar = net, bar
+
+        def forward(self, x):
+            y = self.net(x)
+            return y[y > self.bar] if self.bar is not None else y.argmax(1)
+
+    with pytest.raises(SaliencyError, match=r"shape \(120,\).*a tensor of shape \(0,\)\) for one batch"):
+        Reference.of(Finder(dense, -1e9), [IMAGES]).distance(Finder(dense, 1e9))
+    with pytest.raises(SaliencyError, match=r"what they put out, a tensor of shape \(24,\): pass loss="):
+        Reference.of(Finder(dense, None), [IMAGES])
