@@ -30,6 +30,7 @@ from .request import Request
 from .restoring import compensated
 from .resuming import Notebook
 from .session import Session
+from .standing import scored
 from .variants import variants
 from .varying import varied
 from .walking import walked
@@ -148,13 +149,12 @@ def _judged(name: str, session: Session, reference: Reference) -> Contender:
 
 
 def _session_of(plan: Plan, like: Session) -> Session:
-    """A closed session for another plan."""
+    """A closed session for another plan: one step from the dense network."""
     yardstick, request = like.yardstick, like.request
     session = replace(like, candidates=[], trail=[], compensation=None)
     small = rewrite(yardstick.model, plan, request.examples, coupling=yardstick.coupling)
-    session.network = Network(yardstick.model, Plan(), yardstick.coupling)
-    network = Network(small, plan, saliency=like.best.network.saliency)
-    session.candidates = [session.as_it_is(network)]
+    session.network = scored(Network(yardstick.model, Plan()), request, yardstick)
+    session.candidates = [session.as_it_is(Network(small, plan, saliency=session.network.saliency))]
     session.finish()
     return session
 

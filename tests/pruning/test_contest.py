@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -239,3 +240,23 @@ def test_outputs_that_do_not_compare_are_named(dense):
         Reference.of(Finder(dense, -1e9), [IMAGES]).distance(Finder(dense, 1e9))
     with pytest.raises(SaliencyError, match=r"what they put out, a tensor of shape \(24,\): pass loss="):
         Reference.of(Finder(dense, None), [IMAGES])
+
+
+def test_varied_widths_may_be_wider_than_any_step_left(dense, monkeypatch):
+    """The report then tells values of the dense network: those of the last step know no such widths."""
+    wide = Plan({"a": range(16), "branch.0": [0, 3], "b": [5, 7]})
+    inner = contest._judged
+    monkeypatch.setattr(contest, "varied", lambda *_: wide)
+    monkeypatch.setattr(
+        contest, "_judged", lambda name, *rest: replace(inner(name, *rest), distance=float(name != "widths varied"))
+    )
+    small = pruned(dense, 0.55, effort="thorough", compensate=True)
+    assert small.halp.plan == wide
+    assert small.halp.contenders[0].name == "widths varied"
+    (group,) = (g for g in small.halp.groups if g.name == "a")
+    assert group.lost.values[-1] == 0
+    assert small.halp.met
+    again = halp_fx.rewrite(dense, wide, IMAGES[:1])
+    halp_fx.compensate(again, dense, DATA, wide, IMAGES[:1])
+    halp_fx.recalibrate(again, DATA)
+    torch.testing.assert_close(small(IMAGES), again(IMAGES))
