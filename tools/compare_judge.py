@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from compare import dense
 from comparing import data, networks, training
-from comparing.methods import EXAMPLE, Task, loss
+from comparing.methods import Task, loss
 from scipy.stats import spearmanr
 
 import halp_fx
@@ -36,6 +36,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
     parser.add_argument("--tuning", type=int, default=10, help="epochs of fine-tuning; 0 leaves it out")
     parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="to train on, to test on")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--table-only", action="store_true")
     return parser.parse_args()
 
@@ -43,7 +44,7 @@ def options() -> argparse.Namespace:
 def judged(task: Task, folder: Path) -> tuple[dict[str, halp_fx.Plan], dict[str, float]]:
     """Of every network that was judged the plan, and the distance."""
     small = halp_fx.prune(
-        task.model, task.budget, EXAMPLE, data=task.calibration, loss_fn=loss, latency="macs", effort="thorough",
+        task.model, task.budget, task.example, data=task.calibration, loss_fn=loss, latency="macs", effort="thorough",
         state=folder, progress=False,
     )  # fmt: skip
     report = report_of(small)
@@ -60,11 +61,11 @@ def slug(name: str) -> str:
 
 def accuracies(task: Task, plan: halp_fx.Plan, tuning: int) -> dict[str, float]:
     """Without training, and after it."""
-    small = halp_fx.rewrite(task.model, plan, EXAMPLE)
-    halp_fx.compensate(small, task.model, task.calibration, plan, EXAMPLE)
+    small = halp_fx.rewrite(task.model, plan, task.example)
+    halp_fx.compensate(small, task.model, task.calibration, plan, task.example)
     found = {"compensated": training.accuracy(small, task.data)}
     if tuning:
-        small = halp_fx.rewrite(task.model, plan, EXAMPLE)
+        small = halp_fx.rewrite(task.model, plan, task.example)
         training.settled(small, task.data.train[0][:2048])
         training.train(small, task.data, tuning, 0.05, task.seed)
         found["tuned"] = training.accuracy(small, task.data)
@@ -95,7 +96,7 @@ def main() -> None:
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     known = {(r["data"], r["network"], r["budget"], r["way"]) for r in rows}
     for name in () if given.table_only else given.data:
-        made = data.make(name, given.folder, *given.images)
+        made = data.make(name, given.folder, *given.images).to(given.device)
         for network in given.networks:
             model = dense(given, made, network, 0)
             for budget in given.budgets:
