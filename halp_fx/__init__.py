@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         ProblemError,
         RewriteError,
         SaliencyError,
+        StateError,
         TraceError,
         TrainingError,
     )
@@ -63,7 +64,8 @@ _HOMES = {
     "coupling.residual": ("find_branches",),
     "errors": (
         *("BudgetError", "CheckpointError", "ExportError", "HalpError", "InfeasibleError", "LatencyError"),
-        *("ModelError", "PlanError", "ProblemError", "RewriteError", "SaliencyError", "TraceError", "TrainingError"),
+        *("ModelError", "PlanError", "ProblemError", "RewriteError", "SaliencyError", "StateError", "TraceError"),
+        "TrainingError",
     ),
     "exporting": ("Export", "export", "quantize"),
     "latency": ("CallableCost", "MacsCost", "MeasuredLatency", "MemoryCost", "ParamsCost", "RooflineCost"),
@@ -138,6 +140,7 @@ __all__ = [
     "Saliency",
     "SaliencyError",
     "SparsityPenalty",
+    "StateError",
     "TraceError",
     "TrainingError",
     "WidthProblem",

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from .errors import StateError
 from .model.checks import check_finite, check_model
 from .model.inputs import normalize_examples
 from .model.naming import Ignored, ignored_names
@@ -18,13 +21,15 @@ from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
 from .progress import shown, work
 from .pruning.budgets import BudgetLike
+from .pruning.contest import contested
 from .pruning.distributed import Team, changed, check_alone, follow
 from .pruning.frontier import Frontier
 from .pruning.goals import make_budgets, make_goals
 from .pruning.limits import LimitLike, named_limits
 from .pruning.published import as_published
-from .pruning.request import Request, Solver, rereadable
-from .pruning.session import Session
+from .pruning.request import Effort, Request, Solver, rereadable
+from .pruning.resuming import Notebook
+from .pruning.walking import walked
 from .reporting.curve import Curve, curve_of
 from .reporting.making import report_on
 from .reporting.report import report_of
@@ -64,6 +69,8 @@ def prune(
     max_drop: float | None = None,
     compensate: bool = False,
     optimizer: Optimizer | None = None,
+    effort: Effort = "normal",
+    state: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> nn.Module:
     """A smaller network of the same class that meets the budget when measured.
@@ -118,6 +125,11 @@ def prune(
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
             (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
         optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
+        effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and
+            returns the network whose outputs are closest to the dense one's on a quarter of the data that is held out
+            (docs/closing.md). It needs data, and takes about six times as long.
+        state: a folder in which scores, times, steps and rounds are kept. The same call goes on from there after an
+            interruption, and a call with another budget from the narrowest network that is wider (docs/closing.md).
         progress: show how far it is: bars on a terminal and in a notebook, a line now and then in a log file.
 
     Returns:
@@ -129,6 +141,7 @@ def prune(
             names what it does not have; processes of a job do not agree.
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
         TrainingError: the optimizer cannot follow; said before anything runs.
+        StateError: `state` is of another model, other data or options, or cannot be read; it is left as it was.
     """
     check_model(model)
     if optimizer is not None:
@@ -157,15 +170,19 @@ def prune(
             score_fn=stream.given(score_fn),
             max_drop=max_drop,
             compensate=compensate,
+            effort=effort,
         )
         request = as_published(asked)
         stays = ignored_names(model, ignore)
         team = Team.here()
         way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"
+        if state is not None and team.size > 1:
+            raise StateError("state= is for one process: leave it out where torch.distributed is initialised")
         team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
         if team.leads:
             with team.leading():
-                small = _pruned(model, request, stays, team)
+                notebook = None if state is None else Notebook.open(Path(state), model, request, stays, stream)
+                small = _pruned(model, request, stays, team, notebook)
             team.tell("done", report_of(small).plan, changed(small, request), report_of(small))
         else:
             small = follow(team, model, request, stays)
@@ -350,20 +367,14 @@ def zero(
     return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
 
 
-def _pruned(model: nn.Module, request: Request, ignore: Sequence[str], team: Team) -> nn.Module:
+def _pruned(
+    model: nn.Module, request: Request, ignore: Sequence[str], team: Team, notebook: Notebook | None
+) -> nn.Module:
     """The stages in order."""
     with shown(request.progress):
         with preserved(model):
-            session = Session.start(model, request, ignore)
-            ways = session.ways
-            with work("prune", len(ways), "steps") as done:
-                for way in ways[:-1]:
-                    session.step(way)
-                    session.train(team)
-                    done()
-                    if not session.judge():
-                        break
-                session.close()
+            go = contested if request.effort == "thorough" else walked
+            session = go(model, request, ignore, team, notebook)
         small = session.best.network.model
         small.halp = report_on(session)  # type: ignore[assignment]
     return small

@@ -94,6 +94,11 @@ class CheckpointError(HalpError):
     """A network cannot be saved, or a saved one cannot be loaded: see `saving.errors` for the kinds."""
 
 
+class StateError(HalpError):
+    """A folder of a search (`prune(..., state=)`) is of another model, other data or other options, or cannot be read.
+    Nothing was written to it."""
+
+
 class DenseWeightsError(CheckpointError, RuntimeError):
     """A pruned network was given the weights of the dense one (`load_state_dict`, which raises RuntimeError for weights
     that do not fit). None were taken."""

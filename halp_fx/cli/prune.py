@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -54,6 +54,12 @@ def prune(
     branches: options.Branches = False,
     steps: Annotated[int | None, typer.Option(min=1, help="Removal in so many steps; default: by the budget.")] = None,
     tolerance: Annotated[float, typer.Option(help="Deviation from a measured budget that is close enough.")] = 0.02,
+    effort: Annotated[
+        str, typer.Option(help="fast, normal, or thorough: several ways and a judge (needs --data).")
+    ] = "normal",
+    state: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep the search there; after an interruption it goes on.")
+    ] = None,
     exports: Annotated[
         list[str] | None,
         typer.Option("--export", metavar="KIND", help="onnx or pt2: model.onnx, model.pt2, too."),
@@ -98,6 +104,8 @@ def prune(
         branches=branches,
         steps=steps,
         tolerance=tolerance,
+        effort=cast(Any, effort),
+        state=state,
         progress=not quiet,
     )
     report = halp_fx.reporting.report.report_of(small)

@@ -59,11 +59,11 @@ def sweep(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Prune a model to many budgets from one latency table; leave a folder for each, a CSV file, and a curve.
+    """Prune a model to many budgets from one latency table and one scoring (with --data: on one way past all of them);
+    leave a folder for each, a CSV file, and a curve.
 
     Budgets that no network meets are named and left out; exit code 3 if none is met.
     """
-    from ..errors import InfeasibleError
     from .costs import cost_of
     from .data import load_data
     from .folders import leave, leave_report, ready
@@ -75,30 +75,27 @@ def sweep(
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = load_data(data, tuple(example[0].shape), batch)
-    from ..api import prune
+    from ..api import pareto
     from ..reporting.report import report_of
 
     goes_on(TIMED)
+    curve = pareto(
+        dense,
+        [b.strip() for b in budgets.split(",") if b.strip()],
+        example,
+        data=batches,
+        loss_fn=import_function(loss) if loss else None,
+        latency=price,
+        ignore=ignore or (),
+        branches=branches,
+        progress=not quiet,
+    )
+    for budget, why in curve.refused.items():
+        output.say(f"{budget}: {why}")
     rows: list[dict[str, Any]] = []
-    refused = None
-    for budget in filter(None, (b.strip() for b in budgets.split(","))):
-        try:
-            small = prune(
-                dense,
-                budget,
-                example,
-                data=batches,
-                loss_fn=import_function(loss) if loss else None,
-                latency=price,
-                ignore=ignore or (),
-                branches=branches,
-                progress=not quiet,
-            )
-        except InfeasibleError as error:
-            output.say(f"{budget}: {error}")
-            refused = error
-            continue
-        report = report_of(small)
+    for point in curve.points:
+        small = curve.network(point)
+        report, budget = report_of(small), point.asked
         folder = ready(out / budget.replace("%", ""))
         leave(small, report.plan, folder, output)
         leave_report(report, folder, output)
@@ -106,9 +103,6 @@ def sweep(
         output.say(f"{budget}: {report.verdict}")
         _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.
         output.wrote(out / "sweep.csv")
-    if not rows:
-        assert refused is not None
-        raise refused
     _draw(rows, out, output)
     output.result({"rows": rows, "out": str(out)})
 

@@ -22,6 +22,7 @@ from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
 from .errors import LatencyError
+from .files import require_same
 from .fingerprint import Fingerprint, kind_of
 from .grids import Grid
 from .interleaving import NetworkTiming, interleaved
@@ -204,6 +205,18 @@ class MeasuredLatency:
             raise LatencyError("no table yet: call tables() or total() first")
         return self._sampler.store.table
 
+    def adopt(self, table: LatencyTable, device: torch.device, name: str) -> None:
+        """Take in times that were kept elsewhere, for networks on this device; of a point that is known already, the
+        time from more measurements stays.
+
+        Raises:
+            ForeignTableError: they were measured on another device or setting; `name` is what the message calls them.
+        """
+        store = self._open_on(device).store
+        if not self.allow_foreign:
+            require_same(table, store.table.fingerprint, name)
+        store.table.merge(table)
+
     @property
     def path(self) -> Path | None:
         """The file that times are saved to; None before the first use, and for a table in memory."""
@@ -211,8 +224,11 @@ class MeasuredLatency:
 
     def _open(self, coupling: Coupling) -> Sampler:
         """The sampler for the device; the table is opened at the first use."""
+        return self._sampler or self._open_on(_device_of(coupling))
+
+    def _open_on(self, device: torch.device) -> Sampler:
         if self._sampler is None:
-            device = torch.device(self.device) if self.device is not None else _device_of(coupling)
+            device = torch.device(self.device) if self.device is not None else device
             if self.runtime == "cudagraph" and device.type != "cuda":
                 raise LatencyError(f"runtime 'cudagraph' needs a model on a CUDA device, not on {device}")
             store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)

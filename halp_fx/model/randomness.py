@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 States = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
+"""Of Python, numpy, PyTorch on the CPU, and each GPU."""
 
 
 class Stream:
@@ -18,6 +20,28 @@ class Stream:
 
     def __init__(self) -> None:
         self._states = _states()
+
+    def kept(self) -> tuple[dict[str, torch.Tensor], str]:
+        """The caller's states and those that stand now, as `restore` takes them: tensors by name, and text."""
+        found: dict[str, torch.Tensor] = {}
+        words = {}
+        for name, (python, numpy, cpu, on_gpu) in (("caller", self._states), ("own", _states())):
+            found |= {f"{name}.numpy": torch.from_numpy(numpy[1].astype(np.int64)), f"{name}.torch": cpu.clone()}
+            found |= {f"{name}.gpu{i}": state.cpu().clone() for i, state in enumerate(on_gpu)}
+            words[name] = [python, [numpy[0], *numpy[2:]]]
+        return found, json.dumps(words)
+
+    def restore(self, tensors: Mapping[str, torch.Tensor], words: str) -> None:
+        """Go on with random states that were `kept`; the caller has theirs back at the end of `aside`."""
+        read = json.loads(words)
+        made = {}
+        for name, (python, (kind, *rest)) in read.items():
+            version, inner, gauss = python
+            gpus = [tensors[key] for i in range(len(tensors)) if (key := f"{name}.gpu{i}") in tensors]
+            numpy = (kind, tensors[f"{name}.numpy"].numpy().astype(np.uint32), *rest)
+            made[name] = ((version, tuple(inner), gauss), numpy, tensors[f"{name}.torch"], gpus)
+        self._states = made["caller"]
+        _restore(made["own"])
 
     @contextmanager
     def aside(self) -> Iterator[None]:

@@ -91,6 +91,7 @@ class Question:
         return build_problem(
             left, values, options, tables, limits, unit, branches,
             silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
+            dropping={} if saliency.uniform else saliency.dropping,
         )  # fmt: skip
 
 

@@ -69,6 +69,32 @@ class Candidate:
         return self.deviation(budget) <= slack and self.measured <= 1.0
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A network that stood for election.
+
+    Attributes:
+        name: of the way that led to it.
+        measured: its cost, of dense.
+        distance: of its outputs from the dense network's.
+        tuned: the same after another training; None if it was not trained.
+    """
+
+    name: str
+    measured: float
+    distance: float
+    tuned: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """All networks that stood for election, the best first; the kind of distance, and on how many samples."""
+
+    judged: tuple[Judged, ...]
+    kind: str
+    samples: int
+
+
 def best_of(candidates: Sequence[Candidate], budget: float, slack: float) -> Candidate:
     """The candidate closest to the budget; one that keeps it (within the slack) before one that does not."""
     return min(candidates, key=lambda c: (not c.keeps(budget, slack), abs(c.deviation(budget))))

@@ -98,7 +98,9 @@ def as_taken(request: Request, saliency: Saliency) -> Saliency:
     """What scores say to a method. Where nothing was asked for and there is no data, magnitudes say which channels go,
     and not how many; published methods add up scores, whatever they are."""
     values = saliency.values if request.solver not in RECIPES else {}
-    return replace(saliency, uniform=saliency.uniform or request.blind, values=values)
+    uniform = saliency.uniform or request.blind or request.even
+    evenness = saliency.evenness if request.evenness is None else request.evenness
+    return replace(saliency, uniform=uniform, evenness=evenness, values=values)
 
 
 def _parts(coupling: Coupling, branches: Sequence[Branch]) -> tuple[ChannelGroup, ...]:

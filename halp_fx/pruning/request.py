@@ -16,6 +16,7 @@ from ..scoring.callables import Importance, check_importance
 from ..scoring.losses import Loss, LossFn, check_loss
 from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
+from ..solver.solution import BASELINES
 from ..types import Inputs
 from .goals import Goals
 from .limits import Limit
@@ -24,6 +25,9 @@ Solver = Method | Literal["mdp"]
 """A method of `solve`, or a published method that is more than one (`published`)."""
 
 SOLVERS = (*get_args(Method), "mdp")
+
+Effort = Literal["fast", "normal", "thorough"]
+"""How much is tried: larger steps, the default, or several ways and a judge (`contest`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +38,10 @@ class Request:
         goals: budgets and costs.
         examples: arguments of the forward for each example. The first is timed.
         data: batches that can be read again for every step.
-        batches: of the data, that a scoring uses at most. The other attributes are as `prune` documents them.
+        batches: of the data, that a scoring uses at most.
+        evenness: weight of even widths beside the values; None: as scores have it.
+        even: widths are even, and scores only say which channels stay.
+        The other attributes are as `prune` documents them.
     """
 
     goals: Goals
@@ -57,6 +64,9 @@ class Request:
     max_drop: float | None = None
     compensate: bool = False
     limits: tuple[Limit, ...] = ()
+    effort: Effort = "normal"
+    evenness: float | None = None
+    even: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
@@ -69,10 +79,23 @@ class Request:
             raise BudgetError("max_drop is a drop of what score_fn returns: pass score_fn as well")
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise BudgetError(f"max_drop={self.max_drop!r} must be a number of at least 0, in the unit of score_fn")
+        if self.effort not in get_args(Effort):
+            raise BudgetError(f"effort={self.effort!r} is not one of {', '.join(get_args(Effort))}")
+        if self.effort == "thorough":
+            self._check_thorough()
         if self.compensate and self.data is None:
             raise SaliencyError("compensate=True needs data: pass data, batches of inputs (128 samples or more)")
         check_loss(self.data, self.loss_fn, self.loss)
         check_importance(self.importance)
+
+    def _check_thorough(self) -> None:
+        """Raises BudgetError or SaliencyError where several ways cannot be judged."""
+        if self.data is None:
+            raise SaliencyError("effort='thorough' judges networks by what they put out: pass data, batches of inputs")
+        if self.solver == "mdp" or self.solver in BASELINES:
+            raise BudgetError(f"effort='thorough' tries several ways, and solver={self.solver!r} is one: leave one out")
+        if self.max_drop is not None:
+            raise BudgetError("max_drop stops a way, and effort='thorough' tries several: leave one of them out")
 
     @property
     def blind(self) -> bool:

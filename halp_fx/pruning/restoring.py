@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..rewriting.compensating import Compensation, compensate
+from ..rewriting.compensating import SAMPLES, Compensation, compensate
 from ..types import Plan
 from .networks import Network
 from .request import Request
@@ -10,12 +10,15 @@ from .widths import remaining
 from .yardstick import Yardstick
 
 
-def compensated(cut: Network, whole: Network, request: Request, yardstick: Yardstick) -> Compensation:
+def compensated(
+    cut: Network, whole: Network, request: Request, yardstick: Yardstick, samples: int = SAMPLES
+) -> Compensation:
     """Fit the layers of `cut`, in place, to what they put out in the dense network, or, where networks are trained in
     between, in the one that training left: what it has learnt is not to be taken back.
 
     Args:
         whole: the network that `cut` was made of, scored.
+        samples: used at most.
     """
     if request.train_between is None:
         whole = Network(yardstick.model, Plan(), yardstick.coupling)
@@ -23,5 +26,5 @@ def compensated(cut: Network, whole: Network, request: Request, yardstick: Yards
     assert whole.coupling is not None
     return compensate(
         cut.model, whole.model, remaining(whole.plan, cut.plan), request.data,
-        coupling=whole.coupling, loss=request.loss, recalibrate=bool(request.recalibrate),
+        coupling=whole.coupling, loss=request.loss, samples=samples, recalibrate=bool(request.recalibrate),
     )  # fmt: skip

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from ..coupling.branches import Branches
-from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, RewriteError
 from ..model.checks import check_prunable
 from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
 from ..rewriting.compensating import Compensation
 from ..scoring.recalibrating import recalibrate
-from ..scoring.saliency import Saliency, score
 from ..solver import Solution
 from ..trials.branches import tried
 from ..trials.trials import channel_groups
-from ..types import Coupling, Plan
+from ..types import Plan
 from .blocks import block_sizes
 from .choosing import Question, options_of
 from .clock import Clock
@@ -34,24 +32,22 @@ from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
 from .limits import check_limits
-from .networks import Candidate, Choice, Network, Stop, best_of, with_plan
+from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
 from .outcome import out_of_reach
-from .published import as_taken, stand_ins
 from .request import Request
 from .restoring import compensated
+from .standing import Scorer, scored
 from .widths import compose, plan_from
-from .yardstick import Yardstick
+from .yardstick import Learned, Yardstick
 
 logger = logging.getLogger("halp_fx")
-
-Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 
 MAX_ROUNDS = 6
 """Candidates that are measured while closing in on the budget: compiled ones take half a minute each."""
 
-STEP_FACTOR = 0.85
+STEP_FACTOR, LARGE_STEP = 0.85, 0.6
 """With data, one step stops at about this share of the cost: saliency is a local model. In four steps instead of twelve
-to 20 % of the MACs, inverted residuals lost 7 points (docs/benchmarks_accuracy.md)."""
+to 20 % of the MACs, inverted residuals lost 7 points (docs/benchmarks_accuracy.md). The second is for effort="fast"."""
 
 
 STEP_FLOOR = 0.5
@@ -75,6 +71,7 @@ class Session:
         compensation: the last one, if it was asked for.
         trail: where the steps so far left the network.
         planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
+        contest: that its best network won (`contest`), if there was one.
     """
 
     request: Request
@@ -87,13 +84,17 @@ class Session:
     compensation: Compensation | None = None
     trail: list[Stop] = field(default_factory=list)
     planned: bool = False
+    contest: Contest | None = None
 
     @classmethod
-    def start(cls, model: nn.Module, request: Request, ignore: Sequence[str] = ()) -> Session:
+    def start(
+        cls, model: nn.Module, request: Request, ignore: Sequence[str] = (), known: Learned | None = None
+    ) -> Session:
         """Trace and couple the network, try its branches, and time its layers.
 
         Args:
             ignore: tensors and groups that stay (`ignored_names`).
+            known: what an earlier session's yardstick has learned; the dense network was then judged, too.
 
         Raises:
             ModelError: nothing in the network can shrink.
@@ -114,23 +115,33 @@ class Session:
             yardstick = Yardstick.start(
                 *(request.goals, coupling, options, model, request.inputs, branches.removable),
                 sizes=lambda: block_sizes(request, coupling, options),
+                known=known,
             )
         session = cls(request, yardstick, branches, Network(model, Plan()), clock=clock)
         if request.score_fn is not None:
             session.judgement = Judgement(request.score_fn, request.max_drop)
-        if not yardstick.met_already:
+        if known is None and not yardstick.met_already:
             session._judged(session.network, 1.0)
         return session
 
     @property
     def ways(self) -> list[float]:
-        """Shares of the way (in the logarithm of the cost) at which the steps stop; the last is 1."""
-        steps = 1 if self.yardstick.met_already else self.request.steps
+        """Shares of the way (in the logarithm of the cost) at which the steps stop, from where the network stands; the
+        last is 1."""
+        yardstick, steps, here = self.yardstick, self.request.steps, 0.0
+        if yardstick.met_already:
+            return [1.0]
+        end = math.log(min(yardstick.budget, 1.0))
+        if self.network.plan and end:
+            here = math.log(yardstick.predict(yardstick.total(self.network.plan))) / end
         if steps is None:
             renewed = self.request.data is not None or self.request.train_between is not None
-            wanted = math.ceil(math.log(min(self.yardstick.budget, 1.0)) / math.log(STEP_FACTOR))
+            factor = LARGE_STEP if self.request.effort == "fast" else STEP_FACTOR
+            wanted = math.ceil((1 - here) * end / math.log(factor))
             steps = max(1, wanted) if renewed else 1
-        return [(i + 1) / steps for i in range(steps)]
+        else:
+            steps = max(1, round((1 - here) * steps))
+        return [here + (1 - here) * (i + 1) / steps for i in range(steps)]
 
     @property
     def slack(self) -> float:
@@ -156,7 +167,7 @@ class Session:
         Raises:
             InfeasibleError: the smallest network is above the budget.
         """
-        self._score(scorer)
+        self.score(scorer)
         whole = self.network
         self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
         self.trail.append(Stop(way, self.network.plan, parameter_count(self.network.model)))
@@ -190,18 +201,22 @@ class Session:
             InfeasibleError: the smallest network is above the budget.
         """
         if not (self._met_as_it_is or self.stopped):
-            self._score(scorer)
+            self.score(scorer)
             while len(self.candidates) < MAX_ROUNDS and self._round():
                 pass
             if not self._met_as_it_is:
                 self._check_reach()
-                self._compensate(self.best.network, self.network)
-                self.settle(self.best.network)
+                self.finish()
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
             self.candidates = [self.as_it_is(self.network)]
         elif self.stopped and self.judgement is not None and self.judgement.sound is not None:
             self.candidates = [self.as_it_is(self.judgement.sound)]
+
+    def finish(self) -> None:
+        """Let the best network make up for what it lost."""
+        self._compensate(self.best.network, self.network)
+        self.settle(self.best.network)
 
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
@@ -215,46 +230,24 @@ class Session:
             with self.clock("compensate"):
                 self.compensation = compensated(cut, whole, self.request, self.yardstick)
 
-    def stands(self) -> Coupling:
-        """The coupling of the network as it stands. Groups are frozen that the original coupling does not let shrink
-        (ignored by the caller), or that a dropped branch held together and are other groups now."""
-        left, _, _ = self.yardstick.left(self.network.plan)
-        if not self.network.plan:
-            return left
-        now = channel_groups(self.network.model, self.request.examples, like=left)
-        widths = left.widths(self.network.plan)
-        known = {(g.name, widths[g.name]) for g in left.prunable}
-        groups = tuple(
-            g if g.frozen or (g.name, g.size) in known else replace(g, frozen="frozen in the original network")
-            for g in now.groups
-        )
-        return replace(now, groups=groups)
-
     @property
     def _met_as_it_is(self) -> bool:
         """Whether the dense network meets the budget and nothing was removed yet."""
         return self.yardstick.met_already and not self.network.plan
 
-    def _score(self, scorer: Scorer) -> None:
-        """Score the network as it stands: its groups, and the channels that its removable branches add."""
-        request, network = self.request, self.network
+    def score(self, scorer: Scorer = None) -> None:
+        """Score the network as it stands, unless it is scored, or the budget is met as it is, or was given up.
+
+        Args:
+            scorer: as for `step`.
+        """
+        network = self.network
+        if self._met_as_it_is or self.stopped or (scorer is None and network.coupling is not None):
+            return
         if self.judgement is None or self.judgement.sound is not network:  # Else it was settled to be judged.
             self.settle(network)
         with self.clock("score"):
-            scored = now = self.stands()
-            _, _, branches = self.yardstick.left(network.plan)
-            if branches:
-                here = find_branches(now).named(b.name for b in branches)
-                scored = replace(now, groups=(*now.groups, *stand_ins(request, now, here)))
-            if scorer is not None:
-                saliency = scorer(network.model, scored)
-            else:
-                saliency = score(
-                    *(network.model, scored, request.data, request.loss_fn, request.importance),
-                    loss=request.loss,
-                    batches=request.batches,
-                )
-        self.network = replace(network, coupling=now, saliency=as_taken(request, saliency))
+            self.network = scored(network, self.request, self.yardstick, scorer)
 
     def _round(self) -> bool:
         """One candidate more; whether another may be better."""

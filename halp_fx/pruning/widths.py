@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -69,6 +70,7 @@ def build_problem(
     silent: Sequence[str] = (),
     evenness: float = 0.0,
     uniform: bool = False,
+    dropping: Mapping[str, float] | None = None,
 ) -> WidthProblem:
     """What the solver is asked.
 
@@ -79,6 +81,7 @@ def build_problem(
         silent: groups whose values only rank their channels: even widths decide about them (`evenness`).
         evenness: weight of even widths beside the values of the other groups.
         uniform: all values only rank channels.
+        dropping: what is lost without a branch, measured: all that is lost, its groups included.
     """
     groups = {}
     for group in coupling.prunable:
@@ -88,9 +91,8 @@ def build_problem(
     removable = [
         branch_choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches
     ]
-    choices = tuple(c for c in removable if c)
     # A branch that adds nothing can go without a loss, and so can what is in it.
-    idle = {name for choice in choices if choice.value == 0 for name in choice.groups}
+    idle = {name for choice in removable if choice and choice.value == 0 for name in choice.groups}
     quiet = [name for name in silent if name not in idle]
     loud = {name: v for name, v in values.items() if name in groups and name not in (*quiet, *idle)}
     even = even_values(groups, loud, [*quiet, *(loud if evenness > 0 else ())], tables, budgets)
@@ -100,7 +102,15 @@ def build_problem(
         neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, tables, budgets)
     for name, value in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, value)
+    choices = tuple(_measured(c, groups, (dropping or {}).get(c.name)) for c in removable if c)
     return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
+
+
+def _measured(choice: BranchChoice, groups: Mapping[str, WidthGroup], loss: float | None) -> BranchChoice:
+    """The branch worth so much that dropping it loses this, with what its groups are worth at their full widths."""
+    if loss is None or choice.value == 0:
+        return choice
+    return replace(choice, value=loss - sum(float(groups[name].value[-1]) for name in choice.groups))
 
 
 def in_branch(table: CostTable, branch: Branch) -> bool:

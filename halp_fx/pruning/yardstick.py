@@ -46,6 +46,25 @@ SCATTER = 0.1
 machine it is 0.01 to 0.03."""
 
 
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """What a yardstick has found out by measuring; everything else about it follows from the network and the cost.
+
+    Attributes:
+        points: of the calibration. The others are as in `Yardstick`.
+    """
+
+    dense: float
+    scale: float
+    points: tuple[tuple[float, float], ...]
+    held: tuple[str, ...]
+    notes: tuple[str, ...]
+    scatter: float
+    busy: str
+    waited: float
+    idle: float
+
+
 @dataclass(slots=True)
 class Yardstick:
     """Measures networks against the dense one, and learns from what it measured.
@@ -94,23 +113,43 @@ class Yardstick:
         inputs: Inputs,
         branches: Sequence[Branch] = (),
         sizes: Callable[[], Mapping[str, int]] = dict,
+        known: Learned | None = None,
     ) -> Yardstick:
         """Measure the dense network as the first point, and unless it meets the budget as it is, the layers over the
-        widths that the groups may take, in blocks of these sizes."""
+        widths that the groups may take, in blocks of these sizes.
+
+        Args:
+            known: what an earlier run has learned; the network is then not measured again.
+        """
         self = cls(goals, coupling, model, inputs, branches=branches)
-        found = goals.as_found(model, inputs)
-        self._quietly([(model, coupling, None)])
-        self.notes = _memory_notes(found, self.dense)
+        if known is None:
+            found = goals.as_found(model, inputs)
+            self._quietly([(model, coupling, None)])
+            self.notes = _memory_notes(found, self.dense)
+        else:
+            self._take(known)
         if not self.met_already:
             self.blocks = sizes()
             self.tables = goals.tables(coupling, in_blocks(options, self.blocks))
-            self.scale = self.dense
-            layers = goals.cost.total(coupling)
-            self.learn(layers, 1.0)
-            if isinstance(goals.cost, MeasuredLatency) and goals.cost.launched:
-                self.idle = max(1 - layers / self.dense, 0.0)
-            self.notes += launch_notes(self.idle)
+            if not self.calibration.points:
+                self.scale = self.dense
+                layers = goals.cost.total(coupling)
+                self.learn(layers, 1.0)
+                if isinstance(goals.cost, MeasuredLatency) and goals.cost.launched:
+                    self.idle = max(1 - layers / self.dense, 0.0)
+                self.notes += launch_notes(self.idle)
         return self
+
+    @property
+    def learned(self) -> Learned:
+        """What was found out so far; `start` takes it."""
+        found = self.calibration.points, tuple(sorted(self.held)), self.notes
+        return Learned(self.dense, self.scale, *found, self.scatter, self.busy, self.waited, self.idle)
+
+    def _take(self, known: Learned) -> None:
+        self.dense, self.scale, self.calibration = known.dense, known.scale, Calibration(known.points)
+        self.held, self.notes = set(known.held), known.notes
+        self.scatter, self.busy, self.waited, self.idle = known.scatter, known.busy, known.waited, known.idle
 
     @property
     def met_already(self) -> bool:

@@ -81,6 +81,23 @@ class StepReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Contender:
+    """A network that was judged, with effort="thorough".
+
+    Attributes:
+        name: of the way that led to it.
+        measured: its cost, in the unit of the report.
+        distance: of its outputs from the dense network's, on data held out.
+        tuned: the same after one more training; None if it was not trained.
+    """
+
+    name: str
+    measured: float
+    distance: float
+    tuned: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Conditions:
     """What was pruned, and where.
 

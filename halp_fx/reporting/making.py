@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from ..latency import MemoryCost
 from ..model.tensors import parameter_count
+from ..pruning.networks import Contest
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.saliency import Saliency
 from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
+from .details import Contender
 from .report import Report, RewriteKind, Round
 
 
@@ -35,6 +37,8 @@ def report_on(session: Session) -> Report:
         notes.append(_silence(saliency))
     if session.compensation is not None:
         notes += session.compensation.notes
+    if session.contest is not None:
+        notes.append(_won(session.contest))
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
     said = session.stopped or verdict(
@@ -85,6 +89,22 @@ def report_on(session: Session) -> Report:
         flows=flows_of(coupling),
         steps=steps_of(session),
         conditions=conditions_of(session),
+        contenders=tuple(
+            Contender(j.name, j.measured * dense, j.distance, j.tuned)
+            for j in (session.contest.judged if session.contest else ())
+        ),
+        judged_by=f"{session.contest.kind} on {session.contest.samples} samples" if session.contest else "",
+    )
+
+
+def _won(contest: Contest) -> str:
+    """Which network won, and by how much."""
+    first, tuned = contest.judged[0], contest.judged[0].tuned is not None
+    found = [(j.name, j.tuned if tuned else j.distance) for j in contest.judged]
+    figures = ", ".join(f"{name} {distance:.4g}" for name, distance in found if distance is not None)
+    return (
+        f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network on "
+        f"{contest.samples} samples that nobody else has seen{', trained once more' if tuned else ''}: {figures}"
     )
 
 

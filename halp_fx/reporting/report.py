@@ -15,7 +15,7 @@ from ..errors import HalpError, PlanError
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
 from ..types.plain import from_plain, to_plain
-from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport
+from .details import Conditions, Contender, GroupReport, LayerChange, ModuleChange, StepReport
 from .wording import summarized, verdict
 
 _FORMAT = "halp_fx.report/1"
@@ -113,6 +113,8 @@ class Report:
         flows: pairs of groups of which a layer computes the second from the first.
         steps: the network after each step but the last.
         conditions: what was pruned, where, and how costs were taken.
+        contenders: with effort="thorough" all networks that were judged, the one that was taken first.
+        judged_by: what their distance is, and on how many samples.
     """
 
     unit: str
@@ -145,6 +147,8 @@ class Report:
     steps: tuple[StepReport, ...] = ()
     conditions: Conditions = field(default_factory=Conditions)
     compilation: Compilation | None = None
+    contenders: tuple[Contender, ...] = ()
+    judged_by: str = ""
 
     @property
     def dense_ms(self) -> float:

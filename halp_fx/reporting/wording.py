@@ -103,6 +103,11 @@ def _further(report: Report) -> list[str]:
     if report.scores:
         steps = [[cost, cost / report.dense, score] for cost, score in report.scores]
         parts.append(tabulate(steps, headers=[report.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
+    if report.contenders:
+        rows = [[c.name, c.measured / report.dense, c.distance, c.tuned] for c in report.contenders]
+        headers = ["way, the one taken first", "of dense", f"{report.judged_by}", "trained once more"]
+        headers, rows = (headers, rows) if rows[0][-1] is not None else (headers[:3], [row[:3] for row in rows])
+        parts.append(tabulate(rows, headers=headers, floatfmt=("", ".1%", ".4g", ".4g"), missingval="-"))
     if str(report.rewrite_kind):
         parts.append(f"rewrite: {report.rewrite_kind}")
     return parts

@@ -42,6 +42,9 @@ ROWS, ROWS_PER_INPUT = 8192, 4
 LARGEST = 2**28
 """Elements of the largest activation: all samples go through the network together (1 GiB in float32)."""
 
+SAMPLES = 1024
+"""Samples that layers are fitted to at most, unless asked for more."""
+
 FEW = 128
 """Samples below which it is said that more would do better (docs/compensation.md)."""
 
@@ -108,7 +111,7 @@ def compensate(
     *,
     coupling: Coupling,
     loss: Loss | None = None,
-    samples: int = 1024,
+    samples: int = SAMPLES,
     recalibrate: bool = True,
 ) -> Compensation:
     """As `halp_fx.compensate`, for a coupling at hand."""

@@ -62,6 +62,7 @@ class Saliency:
         values: group name -> its order of removal and its value at every width, where that is no sum of scores.
         evenness: weight of the value that even widths have of themselves (`pruning.evenness`).
         uniform: scores only say which channels stay; groups become equally narrow.
+        dropping: branch -> what the network loses without it, measured, in the unit of the values (`pruning.standing`).
     """
 
     scores: Mapping[str, np.ndarray]
@@ -72,6 +73,7 @@ class Saliency:
     values: Mapping[str, WidthValues] = field(default_factory=dict)
     evenness: float = 0.0
     uniform: bool = False
+    dropping: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def known(self) -> dict[str, WidthValues]:

@@ -74,7 +74,7 @@ def _read(kind: Any, data: Any) -> Any:
             raise _not(data, "a list")
         kinds = inner[:1] * len(data) if Ellipsis in inner else inner
         return tuple(_read(k, v) for k, v in zip(kinds, data, strict=True))
-    if outer is Mapping:
+    if outer in (Mapping, dict):
         if not isinstance(data, dict):
             raise _not(data, "an object")
         return {k: _read(inner[1], v) for k, v in data.items()}

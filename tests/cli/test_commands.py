@@ -46,6 +46,23 @@ def test_prune_leaves_a_folder(run, tmp_path):
     assert halp_fx.Plan.from_json((tmp_path / "small" / "plan.json").read_text())
 
 
+def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
+    def pruned(out, *more):
+        torch.manual_seed(0)  # Without --weights they are random.
+        return run("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--out", out, "--json", *more)
+
+    kept = ("--state", "search", "--effort", "fast")
+    first = pruned("small", *kept)
+    monkeypatch.setattr("halp_fx.pruning.session.scored", None)  # Nothing is scored again.
+    again = pruned("again", *kept)
+    assert first.code == again.code == 0
+    assert (tmp_path / "small" / "plan.json").read_text() == (tmp_path / "again" / "plan.json").read_text()
+    other = pruned("other", "--state", "search")
+    assert other.code == 1
+    assert "effort = 'fast', and this call has effort = 'normal'" in " ".join(other.err.split())
+    assert "effort='much' is not one of" in pruned("other", "--effort", "much").err
+
+
 def test_prune_in_json(run):
     found = run("prune", *COUNTED, "--budget", "60%", "--json")
     assert found.json["met"] is True
@@ -112,7 +129,10 @@ def test_apply(run, tmp_path):
     assert "error: " in other.err
 
 
-def test_sweep(run, tmp_path):
+def test_sweep(run, tmp_path, monkeypatch):
+    scorings = []
+    score = halp_fx.pruning.standing.score
+    monkeypatch.setattr(halp_fx.pruning.standing, "score", lambda *a, **k: scorings.append(1) or score(*a, **k))
     found = run("sweep", *COUNTED, "--budgets", "80%, 50%,0.01%", "--out", "curve")
     assert found.code == 0
     assert "0.01%: a budget of" in found.out
@@ -120,6 +140,7 @@ def test_sweep(run, tmp_path):
         rows = list(csv.DictReader(file))
     assert [r["budget"] for r in rows] == ["80%", "50%"]
     assert float(rows[1]["measured"]) < float(rows[0]["measured"])
+    assert len(scorings) == 1
     assert (tmp_path / "curve" / "50" / "report.html").is_file()
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import BudgetError, MacsCost, Plan
+from halp_fx.pruning import choosing
 
 
 def resnet():
@@ -105,3 +106,51 @@ def test_explain_lists_branches():
     assert "branch that may be dropped" in text
     assert "layer4.1.conv1" in text
     assert "neither summand leads to the other" in text
+
+
+def labelled(count):
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(16, 3, 32, 32, generator=generator), torch.tensor([1, 2] * 8)) for _ in range(count)]
+
+
+def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypatch):
+    model, data, problems = resnet(), labelled(2), []
+    build = choosing.build_problem
+    monkeypatch.setattr(choosing, "build_problem", lambda *a, **k: problems.append(build(*a, **k)) or problems[-1])
+    call = {"data": data, "latency": "macs", "branches": True, "progress": False}
+    monkeypatch.setattr("halp_fx.pruning.standing.BRANCH_SAMPLES", 16)  # One batch each.
+    halp_fx.prune(model, 0.6, PICTURE, steps=1, **call)
+    problem = problems[0]
+    assert len(problem.branches) >= 4
+    widths = {name: int(group.widths[-1]) for name, group in problem.groups.items()}
+    whole, _ = problem.evaluate(widths)
+
+    def outputs(*dropped):
+        other = halp_fx.rewrite(model, Plan({}, dropped), PICTURE)
+        with torch.no_grad():
+            return F.log_softmax(halp_fx.recalibrate(other, data[1:])(data[0][0]).double(), 1)
+
+    with torch.no_grad():
+        dense = F.log_softmax(model(data[0][0]).double(), 1)
+    kl = {"log_target": True, "reduction": "batchmean"}
+    for branch in problem.branches:
+        lost = float(F.kl_div(outputs(branch.name), dense, **kl) - F.kl_div(outputs(), dense, **kl))
+        without, _ = problem.evaluate(widths, [branch.name])
+        assert whole - without == pytest.approx(max(lost, 0), rel=1e-4, abs=1e-7)
+        # Narrowing what is in it loses what the groups' own values say.
+        (group,) = branch.groups
+        narrow = widths | {group: int(problem.groups[group].widths[0])}
+        own = problem.groups[group].value
+        assert whole - problem.evaluate(narrow)[0] == pytest.approx(own[-1] - own[0], rel=1e-9)
+
+
+def test_where_outputs_do_not_compare_branches_are_worth_what_they_add(monkeypatch):
+    seen = []
+    inner = halp_fx.pruning.standing._losses_without
+    monkeypatch.setattr("halp_fx.pruning.standing._losses_without", lambda *a: seen.append(inner(*a)) or seen[-1])
+    call = {"data": labelled(1), "steps": 1, "latency": "macs", "branches": True, "progress": False}
+    halp_fx.prune(resnet(), 0.6, PICTURE, **call)
+    assert len(seen[0]) >= 4
+    monkeypatch.setattr("halp_fx.scoring.divergence.tree_leaves", lambda values: [])
+    assert halp_fx.prune(resnet(), 0.6, PICTURE, **call).halp.met
+    assert seen[1] == {}

@@ -65,8 +65,8 @@ def test_without_data_points_are_those_of_prune():
 
 def test_one_scoring_without_data_and_one_way_with_it(monkeypatch):
     calls = []
-    real = halp_fx.pruning.session.score
-    monkeypatch.setattr("halp_fx.pruning.session.score", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = halp_fx.pruning.standing.score
+    monkeypatch.setattr("halp_fx.pruning.standing.score", lambda *a, **k: calls.append(1) or real(*a, **k))
     curve_of()
     assert len(calls) == 1
     calls.clear()

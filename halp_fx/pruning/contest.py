@@ -1,0 +1,183 @@
+"""contest: several ways to a budget -> the network of one of them, chosen by how far it is from the dense one.
+
+Values say what a network loses as long as little is gone; at small budgets the best of them loses to even widths here
+and there (docs/benchmarks_accuracy.md), and a solver cannot tell, for it is their optimum. So several ways are gone
+(`variants`), their widths are varied (`varying`), and what comes out is judged by something that none of them
+maximised: the distance of its outputs to those of the dense network, on a quarter of the data that nobody else sees.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from ..errors import ModelError, RewriteError, SaliencyError
+from ..progress import work
+from ..rewriting.applying import rewrite
+from ..scoring.divergence import Reference
+from ..scoring.sampled import samples_in, samples_of
+from ..types import Plan
+from .distributed import Team
+from .judging import Judgement
+from .networks import Contest, Judged, Network
+from .request import Request
+from .restoring import compensated
+from .resuming import Notebook
+from .session import Session
+from .standing import scored
+from .variants import variants
+from .varying import varied
+from .walking import walked
+
+logger = logging.getLogger("halp_fx")
+
+HELD_OUT = 4
+"""One batch, or sample, of so many is held out for the judge."""
+
+TUNED = 3
+"""Networks that are trained once more before they are judged for good, where there is a `train_between`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A network that was judged.
+
+    Attributes:
+        name: of the way that led to it.
+        session: closed; it has the network.
+        distance: from the dense network.
+        tuned: the same after another training; None if it was not trained.
+    """
+
+    name: str
+    session: Session
+    distance: float
+    tuned: float | None = None
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """The smallest is the best: what keeps the budget, then what was trained once more, then what is close."""
+        session = self.session
+        keeps = session.best.keeps(session.yardstick.budget, session.slack)
+        return not keeps, self.tuned is None, self.distance if self.tuned is None else self.tuned
+
+
+def contested(
+    model: nn.Module, request: Request, ignore: Sequence[str], team: Team, notebook: Notebook | None = None
+) -> Session:
+    """The session of the best way.
+
+    Raises:
+        As `Session.start` and `Session.close`; SaliencyError: too little data to hold some out, or networks whose
+        outputs do not compare.
+    """
+    if team.size > 1 and request.train_between is not None:
+        raise ModelError("effort='thorough' with train_between is for one process: leave one of them out in a job")
+    batches = list(islice(request.data or (), request.batches))
+    kept, held = parted(batches)
+    reference = Reference.of(model, held, request.loss)
+    apart = replace(request, data=kept, score_fn=None)
+    found: list[Contender] = []
+    ways = list(variants(apart))
+    with work("ways", len(ways) + 1, "ways") as done:
+        for name, asked in ways:
+            part = None if notebook is None else notebook.part(name, model, asked, ignore)
+            session = walked(model, asked, ignore, team, part)
+            if session.yardstick.met_already:
+                return session
+            found.append(_judged(name, session, reference))
+            done()
+        if request.train_between is None:  # What it has learnt on its way a network of other widths has not.
+            best = min(found, key=lambda c: c.rank)
+            plan = varied(best.session, kept)
+            try:
+                if plan is not None:
+                    found.append(_judged("widths varied", _session_of(plan, best.session), reference))
+            except RewriteError as error:
+                logger.info("varied widths are left out: %s", error)
+        done()
+    if request.train_between is not None:
+        found = _tuned(found, request, reference)
+    found.sort(key=lambda c: c.rank)
+    session = found[0].session
+    if request.train_between is None:
+        _made_of_all(session, batches)
+    judged = tuple(Judged(c.name, c.session.best.measured, c.distance, c.tuned) for c in found)
+    session.contest = Contest(judged, reference.kind, reference.samples)
+    logger.info("%s is closest to the dense network: %.4g", found[0].name, found[0].distance)
+    if request.score_fn is not None:
+        session.judgement = Judgement(request.score_fn, None)
+        for network, share in ((Network(model, Plan()), 1.0), (session.best.network, session.best.measured)):
+            session.judgement.holds(network, share)
+    return session
+
+
+def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
+    """Batches to prune with, and those held out for the judge; with few batches a part of the samples of each.
+
+    Raises:
+        SaliencyError: there is too little to hold some out.
+    """
+    if len(batches) >= HELD_OUT:
+        held = batches[HELD_OUT - 1 :: HELD_OUT]
+        return [b for i, b in enumerate(batches) if i % HELD_OUT < HELD_OUT - 1], list(held)
+    counts = [samples_in(batch) or 0 for batch in batches]
+    if not batches or min(counts) < HELD_OUT:
+        raise SaliencyError(
+            f"effort='thorough' holds a quarter of the data out to judge by, and there are {len(batches)} batches of "
+            f"{counts} samples: pass {HELD_OUT} batches or more"
+        )
+    pairs = [(b, n - n // HELD_OUT, n) for b, n in zip(batches, counts, strict=True)]
+    return [samples_of(b, 0, i) for b, i, _ in pairs], [samples_of(b, i, n - i) for b, i, n in pairs]
+
+
+def _judged(name: str, session: Session, reference: Reference) -> Contender:
+    """The way with the distance of its network: re-estimated, and compensated as far as that takes nothing back."""
+    request, small = session.request, session.best.network
+    with session.clock("judge"):
+        if not request.compensate and request.train_between is None:
+            small = Network(deepcopy(small.model), small.plan)
+            whole = Network(session.yardstick.model, Plan(), session.yardstick.coupling)
+            compensated(small, whole, replace(request, recalibrate=True), session.yardstick)
+        return Contender(name, session, reference.distance(small.model))
+
+
+def _session_of(plan: Plan, like: Session) -> Session:
+    """A closed session for another plan: one step from the dense network."""
+    yardstick, request = like.yardstick, like.request
+    session = replace(like, candidates=[], trail=[], compensation=None)
+    small = rewrite(yardstick.model, plan, request.examples, coupling=yardstick.coupling)
+    session.network = scored(Network(yardstick.model, Plan()), request, yardstick)
+    session.candidates = [session.as_it_is(Network(small, plan, saliency=session.network.saliency))]
+    session.finish()
+    return session
+
+
+def _made_of_all(session: Session, batches: Sequence[Any]) -> None:
+    """The best network again, now that nothing has to be held out any more."""
+    best, yardstick = session.best, session.yardstick
+    session.request = replace(session.request, data=batches)
+    session.network = Network(yardstick.model, Plan(), yardstick.coupling)
+    small = rewrite(yardstick.model, best.network.plan, session.request.examples, coupling=yardstick.coupling)
+    again = replace(best, network=replace(best.network, model=small))
+    session.candidates = [again if c is best else c for c in session.candidates]
+    session.finish()
+
+
+def _tuned(found: list[Contender], request: Request, reference: Reference) -> list[Contender]:
+    """The closest ones judged after one more training, of copies: what comes out is trained by the caller."""
+    assert request.train_between is not None
+    found = sorted(found, key=lambda c: c.rank)
+    judged = []
+    for contender in found[:TUNED]:
+        with contender.session.clock("train_between"):
+            trained = deepcopy(contender.session.best.network.model)
+            request.train_between(trained)
+        judged.append(replace(contender, tuned=reference.distance(trained)))
+    return [*judged, *found[TUNED:]]

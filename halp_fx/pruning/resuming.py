@@ -1,0 +1,253 @@
+"""resuming: a folder and a call of `prune` -> a session that goes on from what the folder has of it.
+
+A folder has a file for every place at which a search stood (`records`), and `search.json`, which says what it is of
+(`asked`). The same call goes on from its last record. A call with another budget goes on from the narrowest network
+that costs more than it; if there is none, from the dense network and its scores.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..errors import HalpError, StateError
+from ..files import replacing
+from ..latency import MeasuredLatency
+from ..latency.files import read_table, write_table
+from ..model.preserving import named_tensors
+from ..model.randomness import Stream
+from ..model.tensors import every_tensor
+from ..rewriting.applying import rewrite
+from ..scoring.recalibrating import statistics
+from ..types.plain import from_plain, to_plain
+from .asked import Asked
+from .budgets import Budget
+from .networks import Network
+from .records import (
+    FORMAT,
+    KeptRound,
+    Record,
+    Tensors,
+    check_format,
+    read_record,
+    read_tensors,
+    saliency_of,
+    saliency_tensors,
+    scoring_of,
+    write_record,
+)  # fmt: skip
+from .request import Request
+from .session import Session
+from .standing import standing
+
+logger = logging.getLogger("halp_fx")
+
+INDEX, TIMES = "search.json", "latency.json"
+
+_NETWORK, _RANDOM = "network ", "random "
+
+
+@dataclass(slots=True)
+class Notebook:
+    """Where a search writes down how far it is.
+
+    Attributes:
+        folder: of the search.
+        stream: the random numbers of the caller.
+        records: that were there, by number.
+        at: the number of the place at which the search stands.
+    """
+
+    folder: Path
+    stream: Stream
+    records: dict[int, Record]
+    at: int = -1
+
+    @classmethod
+    def open(cls, folder: Path, model: nn.Module, request: Request, ignore: Sequence[str], stream: Stream) -> Notebook:
+        """The notebook in a folder, begun if there is none.
+
+        Raises:
+            StateError: it is of something else, or cannot be read; nothing was written.
+        """
+        try:
+            import safetensors  # noqa: F401
+        except ImportError as error:
+            raise StateError("state= needs safetensors: python -m pip install 'halp-fx[save]'") from error
+        asked, index = Asked.of(model, request, ignore), folder / INDEX
+        files = sorted(folder.glob("[0-9]*.safetensors"))
+        if index.exists():
+            asked.check(_index(index), str(folder))
+        elif files or (folder.exists() and not folder.is_dir()):
+            what = f"holds {files[0].name}" if files else "is a file"
+            raise StateError(f"{folder} {what}, and there is no {INDEX} in it: pass another folder")
+        else:
+            with replacing(index) as temporary:
+                temporary.write_text(json.dumps({"format": FORMAT, "asked": to_plain(asked)}), encoding="utf-8")
+        return cls(folder, stream, {int(path.stem): read_record(path) for path in files})
+
+    def part(self, name: str, model: nn.Module, request: Request, ignore: Sequence[str]) -> Notebook:
+        """The notebook of a part of this search, in a folder of its own."""
+        return Notebook.open(self.folder / name.replace(",", "").replace(" ", "-"), model, request, ignore, self.stream)
+
+    def start(self, model: nn.Module, request: Request, ignore: Sequence[str]) -> tuple[Session, tuple[float, ...]]:
+        """A session that stands where the search came to, and the ways that it has to go (`Session.ways`): none where
+        it is closed.
+
+        Raises:
+            As `Session.start`; StateError: the latency table is of another device.
+        """
+        self._take_times(model, request)
+        aim = _aim(request)
+        number = max((n for n, record in self.records.items() if record.aim == aim), default=None)
+        same = number is not None
+        if number is None:
+            number = self._wider(request)
+        if number is None:
+            session = Session.start(model, request, ignore)
+            self.at = max(self.records, default=-1) + 1
+            return session, tuple(session.ways)
+        record = self.records[number]
+        session = Session.start(model, request, ignore, record.learned)
+        tensors = read_tensors(self._path(number))
+        self._restore(session, record, tensors)
+        said = "the network" if record.plan else "the dense network"
+        logger.info("going on from %s: %s at %.1f %% of the cost", self._path(number), said, 100 * record.share)
+        if same:
+            self.at = number
+            session.clock.seconds = dict(record.seconds)
+            self._resume(session, record)
+            self.stream.restore({n.removeprefix(_RANDOM): t for n, t in tensors.items()}, record.random)
+            return session, record.left
+        self.at = max(self.records) + 1
+        return session, tuple(session.ways)
+
+    def keep(self, session: Session, left: Sequence[float]) -> None:
+        """Write down where a session stands.
+
+        Args:
+            left: the ways that it has to go yet; none where it is closed.
+        """
+        done = not left
+        network = session.best.network if done else session.network
+        tensors = {f"{_NETWORK}{name}": t for name, t in _changed(network, session.request).items()}
+        random, words = self.stream.kept()
+        tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in random.items()}
+        if network.saliency is not None:
+            tensors |= saliency_tensors(network.saliency)
+        best, judgement, yardstick = session.best if done else None, session.judgement, session.yardstick
+        record = Record(
+            aim=_aim(session.request),
+            plan=network.plan,
+            share=best.measured if best else yardstick.predict(yardstick.total(network.plan)) if network.plan else 1.0,
+            left=tuple(left),
+            scored=network.coupling is not None,
+            learned=yardstick.learned,
+            random=words,
+            trail=tuple(session.trail),
+            scores=tuple(judgement.scores) if judgement else (),
+            stopped=session.stopped,
+            scoring=None if network.saliency is None else scoring_of(network.saliency),
+            compensation=session.compensation,
+            rounds=tuple(KeptRound.of(c) for c in session.candidates) if done else (),
+            best=next(i for i, c in enumerate(session.candidates) if c is best) if done else 0,
+            seconds=dict(session.clock.seconds),
+        )
+        write_record(record, tensors, self._path(self.at))
+        cost = session.request.goals.cost
+        if isinstance(cost, MeasuredLatency) and yardstick.tables is not None:
+            write_table(cost.measured, self.folder / TIMES)
+
+    def turn(self) -> None:
+        """What is kept next is another network."""
+        self.at += 1
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:04d}.safetensors"
+
+    def _take_times(self, model: nn.Module, request: Request) -> None:
+        path, cost = self.folder / TIMES, request.goals.cost
+        if isinstance(cost, MeasuredLatency) and path.exists():
+            try:
+                cost.adopt(read_table(path), next(model.parameters()).device, str(path))
+            except HalpError as error:
+                raise StateError(f"the times in {self.folder} cannot be used: {error}") from error
+
+    def _wider(self, request: Request) -> int | None:
+        """The record of the narrowest network that costs more than the budget; None if several budgets hold."""
+        if request.goals.further:
+            return None
+        found = {}
+        for number, record in self.records.items():
+            dense = record.learned.dense
+            if record.share > request.goals.budget.limit(dense) / dense and not record.stopped:
+                found[number] = record.share
+        # Of one network, the record that has its scores.
+        return min(found, key=lambda n: (found[n], not self.records[n].scored, n), default=None)
+
+    def _restore(self, session: Session, record: Record, tensors: Tensors) -> None:
+        """Let a session stand at the network of a record."""
+        request, yardstick = session.request, session.yardstick
+        model = yardstick.model
+        if record.plan or record.done:
+            model = rewrite(model, record.plan, request.examples, coupling=yardstick.coupling, check=False)
+            own = {name: tensor for name, tensor, _ in every_tensor(model)}
+            with torch.no_grad():
+                for name, tensor in tensors.items():
+                    if name.startswith(_NETWORK):
+                        own[name.removeprefix(_NETWORK)].copy_(tensor)
+        saliency = None if record.scoring is None else saliency_of(record.scoring, tensors)
+        network = Network(model, record.plan, saliency=saliency)
+        if record.scored and not record.done:
+            network = Network(model, record.plan, standing(network, request, yardstick), saliency)
+        session.network = network
+        session.trail = list(record.trail)
+        if session.judgement is not None:
+            session.judgement.scores = list(record.scores)
+            session.judgement.sound = network
+
+    def _resume(self, session: Session, record: Record) -> None:
+        """What else a record of this very budget says."""
+        session.compensation = record.compensation
+        if session.judgement is not None:
+            session.judgement.stopped = record.stopped
+        if record.done:
+            if not record.plan:
+                session.yardstick.tables = None  # As `Session.as_it_is` leaves it.
+            # The networks of other rounds are not looked at again.
+            session.candidates = [
+                kept.candidate(session.network if i == record.best else Network(session.yardstick.model, kept.plan))
+                for i, kept in enumerate(record.rounds)
+            ]
+
+
+def _index(path: Path) -> Asked:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        check_format(data["format"], path)
+        return from_plain(Asked, data["asked"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StateError(f"{path} cannot be read: {error}. Pass another folder as state") from error
+
+
+def _aim(request: Request) -> dict[str, str]:
+    def said(budget: Budget) -> str:
+        return f"{budget.share!r} of dense" if budget.amount is None else repr(budget.amount)
+
+    goals = request.goals
+    return {cost.resource: said(budget) for cost, budget in ((goals.cost, goals.budget), *goals.further)}
+
+
+def _changed(network: Network, request: Request) -> dict[str, torch.Tensor]:
+    """The tensors of a network that its plan alone does not lead to."""
+    if not network.plan:
+        return {}
+    if request.train_between is None and not request.compensate:
+        return statistics(network.model)
+    return {name: tensor.detach().cpu() for name, tensor in named_tensors(network.model)}

@@ -1,0 +1,94 @@
+"""A network as it stands -> the same, scored: with its own coupling, and what its groups and branches are worth."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from torch import nn
+
+from ..coupling.branches import Branch
+from ..coupling.residual import find_branches
+from ..errors import SaliencyError
+from ..rewriting.applying import rewrite
+from ..scoring.divergence import Reference, shared_out
+from ..scoring.recalibrating import recalibrate
+from ..scoring.saliency import Saliency, score
+from ..trials.trials import channel_groups
+from ..types import Coupling, Plan
+from .networks import Network
+from .published import as_taken, stand_ins
+from .request import Request
+from .yardstick import Yardstick
+
+logger = logging.getLogger("halp_fx")
+
+BRANCH_SAMPLES = 256
+"""That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
+
+Scorer = Callable[[nn.Module, Coupling], Saliency] | None
+"""What a network as it stands is worth, given it and its coupling; None: score it as was asked for."""
+
+
+def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Scorer = None) -> Network:
+    """The network with its coupling and its saliency."""
+    scored = now = standing(network, request, yardstick)
+    _, _, branches = yardstick.left(network.plan)
+    if branches:
+        here = find_branches(now).named(b.name for b in branches)
+        scored = replace(now, groups=(*now.groups, *stand_ins(request, now, here)))
+    if scorer is not None:
+        saliency = scorer(network.model, scored)
+    else:
+        saliency = score(
+            *(network.model, scored, request.data, request.loss_fn, request.importance),
+            loss=request.loss,
+            batches=request.batches,
+        )
+    if branches and saliency.kind == "fisher" and scorer is None:
+        saliency = replace(saliency, dropping=_losses_without(network, request, now, here))
+    return replace(network, coupling=now, saliency=as_taken(request, saliency))
+
+
+def _losses_without(
+    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch]
+) -> dict[str, float]:
+    """What a network loses without each of its branches: how much further it is from itself, per sample. Empty where
+    what it puts out does not compare."""
+    assert request.data is not None
+    compared, settled = shared_out(islice(request.data, request.batches), BRANCH_SAMPLES)
+
+    def distance(*dropped: str) -> float:
+        plan = Plan({}, dropped)
+        other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
+        if request.recalibrate:
+            recalibrate(other, settled, loss=request.loss)
+        return reference.distance(other)
+
+    try:
+        reference = Reference.of(network.model, compared, request.loss)
+        whole = distance()
+        found = {b.name: max(distance(b.name) - whole, 0.0) for b in branches}
+    except SaliencyError as error:
+        logger.info("branches are valued by the channels that they add: %s", error)
+        return {}
+    return {name: loss for name, loss in found.items() if math.isfinite(loss)}
+
+
+def standing(network: Network, request: Request, yardstick: Yardstick) -> Coupling:
+    """The coupling of a network that was cut. Groups are frozen that the original coupling does not let shrink
+    (ignored by the caller), or that a dropped branch held together and are other groups now."""
+    left, _, _ = yardstick.left(network.plan)
+    if not network.plan:
+        return left
+    now = channel_groups(network.model, request.examples, like=left)
+    widths = left.widths(network.plan)
+    known = {(g.name, widths[g.name]) for g in left.prunable}
+    groups = tuple(
+        g if g.frozen or (g.name, g.size) in known else replace(g, frozen="frozen in the original network")
+        for g in now.groups
+    )
+    return replace(now, groups=groups)

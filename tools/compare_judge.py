@@ -1,0 +1,118 @@
+"""Does the judge of effort="thorough" know which network is best? Rank correlation of its word with accuracy.
+
+For every data set and network of `compare.py` (with its dense networks): `prune(..., effort="thorough")`,
+then every network that was judged is made again and its accuracy taken, compensated without training, and after
+fine-tuning by the recipe of `comparing.training`. Rows go to a JSON-lines file; a run goes on where it was stopped.
+
+    python tools/compare_judge.py --folder compare --data glyphs --networks residual --budgets 0.1
+    python tools/compare_judge.py --folder compare --table-only
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare import dense
+from comparing import data, networks, training
+from comparing.methods import Task, loss
+from scipy.stats import spearmanr
+
+import halp_fx
+from halp_fx.pruning.records import read_record
+from halp_fx.reporting.report import report_of
+
+
+def options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("compare"), help="data, dense networks, searches and rows")
+    parser.add_argument("--data", nargs="+", default=["glyphs", "textures"], choices=list(data.SETS))
+    parser.add_argument("--networks", nargs="+", default=["residual", "inverted"], choices=list(networks.NETWORKS))
+    parser.add_argument("--budgets", nargs="+", type=float, default=[0.2, 0.1], help="shares of the MACs")
+    parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
+    parser.add_argument("--tuning", type=int, default=10, help="epochs of fine-tuning; 0 leaves it out")
+    parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="to train on, to test on")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--table-only", action="store_true")
+    return parser.parse_args()
+
+
+def judged(task: Task, folder: Path) -> tuple[dict[str, halp_fx.Plan], dict[str, float]]:
+    """Of every network that was judged the plan, and the distance."""
+    small = halp_fx.prune(
+        task.model, task.budget, task.example, data=task.calibration, loss_fn=loss, latency="macs", effort="thorough",
+        state=folder, progress=False,
+    )  # fmt: skip
+    report = report_of(small)
+    distances = {c.name: c.distance for c in report.contenders}
+    # The last record of a way is its end; varied widths have no way of their own.
+    ends = {p.parent.name: p for p in sorted(folder.glob("*/[0-9]*.safetensors"))}
+    plans = {name: read_record(ends[key]).plan for name in distances if (key := slug(name)) in ends}
+    return plans | {report.contenders[0].name: report.plan}, distances
+
+
+def slug(name: str) -> str:
+    return name.replace(",", "").replace(" ", "-")
+
+
+def accuracies(task: Task, plan: halp_fx.Plan, tuning: int) -> dict[str, float]:
+    """Without training, and after it."""
+    small = halp_fx.rewrite(task.model, plan, task.example)
+    halp_fx.compensate(small, task.model, task.calibration, plan, task.example)
+    found = {"compensated": training.accuracy(small, task.data)}
+    if tuning:
+        small = halp_fx.rewrite(task.model, plan, task.example)
+        training.settled(small, task.data.train[0][:2048])
+        training.train(small, task.data, tuning, 0.05, task.seed)
+        found["tuned"] = training.accuracy(small, task.data)
+    return found
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """A line for every cell: how many networks, and the rank correlations of closeness with accuracy."""
+    cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        cells.setdefault((row["data"], row["network"], row["budget"]), []).append(row)
+    lines = ["| data | network | MACs | networks | without training | after fine-tuning |", "|---|---|---|---|---|---|"]
+    for (name, network, budget), own in cells.items():
+        found = []
+        for kind in ("compensated", "tuned"):
+            pairs = [(-row["distance"], row[kind]) for row in own if kind in row]
+            found.append(f"{spearmanr(*zip(*pairs, strict=True)).statistic:.2f}" if len(pairs) > 2 else "")
+        lines.append(f"| {name} | {network} | {budget:.0%} | {len(own)} | {found[0]} | {found[1]} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    given = options()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    logging.getLogger("halp_fx").setLevel(logging.ERROR)
+    path = given.folder / "judged.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(r["data"], r["network"], r["budget"], r["way"]) for r in rows}
+    for name in () if given.table_only else given.data:
+        made = data.make(name, given.folder, *given.images).to(given.device)
+        for network in given.networks:
+            model = dense(given, made, network, 0)
+            for budget in given.budgets:
+                task = Task(model, made, budget, 0)
+                plans, distances = judged(task, given.folder / f"search_{name}_{network}_{budget}")
+                for way, plan in plans.items():
+                    if (name, network, budget, way) in known:
+                        continue
+                    row = {"data": name, "network": network, "budget": budget, "way": way, "distance": distances[way]}
+                    row |= accuracies(task, plan, given.tuning)
+                    rows.append(row)
+                    with path.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
