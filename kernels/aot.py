@@ -52,7 +52,9 @@ class Compiled:
         return len(re.findall(instruction, self.ptx))
 
 
-def _compile(name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, warps: int):
+def _compile(
+    name: str, kernel: Any, types: dict[str, str], constants: dict[str, Any], target: GPUTarget, warps: int
+) -> Compiled:
     names = kernel.arg_names
     signature = {n: types.get(n, "constexpr") for n in names}
     constexprs = {(names.index(n),): value for n, value in constants.items()}

@@ -81,7 +81,8 @@ def _targets(layout: SegmentLayout, device: torch.device) -> dict[int, list[tupl
             channels = torch.from_numpy(segment.channels % (layout.num_channels + 1)).to(device)
             targets[segment.tensor].append((segment.dim, channels))
         layout.cache[key] = targets
-    return layout.cache[key]
+    found: dict[int, list[tuple[int, Tensor]]] = layout.cache[key]
+    return found
 
 
 def _sums_along(

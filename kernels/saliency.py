@@ -90,7 +90,7 @@ def prepare(
         layout.check(weights, grads, variant.needs_grad)
         device = weights[layout.scored[0]].device
         layout.cache[key] = Launch.of(build_plan(layout, weights, used, tiling), tiling, layout, device)
-    launch = layout.cache[key]
+    launch: Launch = layout.cache[key]
     launch.point_at(weights, weights if used is None else used)
     return launch
 

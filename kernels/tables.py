@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ class TableStack:
         )
 
 
-def _checked(number: int, in_widths, out_widths, times) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _checked(number: int, in_widths: Any, out_widths: Any, times: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     axes = []
     for name, widths in (("in_widths", in_widths), ("out_widths", out_widths)):
         axis = np.asarray(widths)

@@ -169,7 +169,16 @@ class _Builder:
         tall, wide = -(-rows // self.tiling.rows), -(-cols // self.tiling.cols)
         return rows * cols / (tall * wide * self.tiling.rows * self.tiling.cols)
 
-    def _matrix(self, number, place, rows, cols, row_maps, col_maps, steps) -> None:
+    def _matrix(
+        self,
+        number: int,
+        place: _Dense | _Tabled,
+        rows: int,
+        cols: int,
+        row_maps: list[np.ndarray],
+        col_maps: list[np.ndarray],
+        steps: int,
+    ) -> None:
         t = self.tiling
         down = bool(col_maps)
         high, wide = (t.rows * steps, t.cols) if down else (t.rows, t.cols * steps)
@@ -185,7 +194,7 @@ class _Builder:
             item[:, Field.COL_SUMS] = base + r0 // high * cols + c0
         self.items.append(item)
 
-    def _direct(self, number, kind, numel, maps, aligned, steps) -> None:
+    def _direct(self, number: int, kind: int, numel: int, maps: list[np.ndarray], aligned: bool, steps: int) -> None:
         t = self.tiling
         full, tail = divmod(numel, t.cols)
         r0 = np.append(np.arange(0, full, t.rows * steps), [full] * (tail > 0)).astype(np.int64)
@@ -199,7 +208,16 @@ class _Builder:
         item[:, Field.ELEMENTS] = self._claim(maps, 1, numel) + r0 * t.cols
         self.items.append(item)
 
-    def _blank(self, number, place, r0, c0, rows, cols, down: bool) -> np.ndarray:
+    def _blank(
+        self,
+        number: int,
+        place: _Dense | _Tabled,
+        r0: np.ndarray,
+        c0: np.ndarray,
+        rows: np.ndarray,
+        cols: np.ndarray,
+        down: bool,
+    ) -> np.ndarray:
         t = self.tiling
         item = np.full((len(r0), FIELDS), -1, np.int64)
         item[:, Field.KIND], item[:, Field.TENSOR] = place.kind, number

@@ -58,14 +58,15 @@ class DigitNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.layer3(self.layer2(self.layer1(self.stem(x))))
-        return self.fc(y.mean((2, 3)))
+        classes: torch.Tensor = self.fc(y.mean((2, 3)))
+        return classes
 
 
 @dataclass(frozen=True, slots=True)
 class Digits:
     """Handwritten digits, enlarged to 16 x 16: a shuffled training loader and a test set."""
 
-    train: DataLoader
+    train: DataLoader[tuple[torch.Tensor, ...]]
     images: torch.Tensor
     labels: torch.Tensor
 

@@ -196,7 +196,7 @@ def _timm(name: str, arguments: dict[str, Any]) -> Any:
 
 def _ultralytics(name: str, arguments: dict[str, Any]) -> Any:
     try:
-        from ultralytics import YOLO
+        from ultralytics.models import YOLO
         from ultralytics.utils import ROOT
     except ImportError as error:
         raise ModelError(f"ultralytics:{name} needs ultralytics: pip install ultralytics") from error

@@ -125,7 +125,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _draw(rows: list[dict[str, Any]], out: Path, output: Any) -> None:
     """The curve, where matplotlib is there."""
-    from ..latency.errors import LatencyError
+    from ..errors import LatencyError
     from ..reporting.plots import save, trade_off
 
     points = [(r["measured"], r["importance_kept"], r["budget"]) for r in rows]

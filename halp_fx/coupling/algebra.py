@@ -359,7 +359,7 @@ class Algebra:
 def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The component of each of `count` nodes, by the edges from `a[i]` to `b[i]`."""
     edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-    return scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
+    return np.asarray(scipy.sparse.csgraph.connected_components(edges, directed=False)[1])
 
 
 def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -377,7 +377,7 @@ def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     renamed = np.arange(int(classes.max()) + 1)
     renamed[met] = smallest[component]
     number = np.cumsum(renamed == np.arange(len(renamed))) - 1
-    return number[renamed][classes]
+    return np.asarray(number[renamed][classes])
 
 
 def _first(plane: Plane, dims: Iterable[int]) -> Plane:

@@ -41,7 +41,7 @@ class Flow:
 
     def leads(self, first: fx.Node, last: fx.Node) -> bool:
         """Whether a value is, or is computed from, another one."""
-        return nx.has_path(self.reads, first, last)
+        return bool(nx.has_path(self.reads, first, last))
 
     def serving(self, value: fx.Node, reader: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
         """The nodes that serve only to give one operator this value, and the values that they read from outside."""

@@ -17,7 +17,7 @@ from math import isfinite
 
 import numpy as np
 
-from .errors import LatencyError
+from ..errors import LatencyError
 
 _LEAST_SLOPE = 0.3
 """Below the smallest measured network, the curve falls at least at this share of the ratio there: two points near

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .errors import LatencyError
+from ..errors import LatencyError
 
 BACKEND: str | Callable[..., Any] = "inductor"
 

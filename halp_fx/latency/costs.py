@@ -222,7 +222,7 @@ def macs(layer: Layer, n_in: int, n_out: int = 0) -> float:
     if formula is None:
         return 0.0
     args, kwargs, results = layer.shapes(n_in, n_out)
-    return formula(*args, **kwargs, out_val=results[0]) / 2
+    return float(formula(*args, **kwargs, out_val=results[0])) / 2
 
 
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})

@@ -16,9 +16,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..errors import LatencyError
 from ..internals import tree_leaves
 from .clocks import Thunk
-from .errors import LatencyError
 
 _MADE: WeakKeyDictionary[nn.Module, dict[str, Thunk]] = WeakKeyDictionary()
 

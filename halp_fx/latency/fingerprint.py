@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from ..errors import LatencyError
 from .allocator import memory_setting
-from .errors import LatencyError
 
 RUNTIMES = ("eager", "inductor", "inductor-frozen", "cudagraph", "aoti", "onnxruntime")
 

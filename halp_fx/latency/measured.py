@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..errors import LatencyError
 from ..progress import counted
 from ..solver import CostTable, Term
 from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
-from .errors import LatencyError
 from .files import require_same
 from .fingerprint import Fingerprint, kind_of
 from .grids import Grid

@@ -18,12 +18,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ..errors import LatencyError
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Coupling
 from .clocks import Thunk, captured
 from .compiling import Compiled, mode_options, nothing_compiled
 from .deployed import deployed_call
-from .errors import LatencyError
 from .fingerprint import kind_of
 from .fusion import fused_layers
 from .layers import Layer, layers

@@ -220,7 +220,7 @@ class Yardstick:
             f"in {MAX_TRIES} tries the dense network took {min(times):.4g} to {max(times):.4g} {unit} (at best "
             f"{self.dense:.4g}), scattering by up to {max(scatter):.0%} within one"
         )
-        return median(shares)
+        return float(median(shares))
 
     def hold(self, error: RewriteError, coupling: Coupling, step: Plan) -> None:
         """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..types import LAYER, Axis, DependencyGraph
 from .plots import new_figure, save
@@ -72,8 +72,9 @@ def picture(graph: DependencyGraph) -> Figure:
     return figure
 
 
-def _data(graph: DependencyGraph, axis: Axis) -> dict:
-    return graph.graph.nodes[axis]
+def _data(graph: DependencyGraph, axis: Axis) -> dict[str, Any]:
+    found: dict[str, Any] = graph.graph.nodes[axis]
+    return found
 
 
 def _places(graph: DependencyGraph) -> dict[Axis, tuple[float, int]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..latency.errors import LatencyError
+from ..errors import LatencyError
 from ..solver import CostTable
 from .details import GroupReport
 from .profiling import Profile

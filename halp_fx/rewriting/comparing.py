@@ -127,14 +127,14 @@ def _several(coupling: Coupling) -> np.ndarray:
 
 
 def _pair(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return a << 32 | b
+    return np.asarray(a << 32 | b)
 
 
 def _among(keys: np.ndarray, ordered: np.ndarray) -> np.ndarray:
     """Which keys are in a sorted array."""
     if not len(ordered):
         return np.zeros(len(keys), dtype=bool)
-    return ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys
+    return np.asarray(ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys)
 
 
 def _axes(links: Links) -> np.ndarray:

@@ -79,11 +79,13 @@ class Sampled:
         if categories and (target is not None or output.ndim == 2):
             self.kind = "labels drawn from the network's softmax"
             if not bool(torch.isfinite(output).all()):
-                return output.detach().sum() * torch.nan
+                lost: torch.Tensor = output.detach().sum() * torch.nan
+                return lost
             logits = output.float().movedim(1, -1).reshape(-1, output.shape[1])
             chances = torch.softmax(logits.detach(), 1).cpu()
             labels = torch.multinomial(chances, 1, generator=self.generator)[:, 0].to(output.device)
-            return nn.functional.cross_entropy(logits, labels, reduction="sum")
+            drawn: torch.Tensor = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            return drawn
         if target is not None:
             return None
         self.kind = "random directions of the network's outputs"

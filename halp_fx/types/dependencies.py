@@ -237,7 +237,7 @@ class DependencyGraph:
         count = int(self.links.starts[-1])
         a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in self.links.links)]) for side in ("a", "b"))
         edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-        return scipy.sparse.csgraph.connected_components(edges, directed=False)[1]
+        return np.asarray(scipy.sparse.csgraph.connected_components(edges, directed=False)[1])
 
     def _labels(self, axis: Axis) -> np.ndarray:
         start, end = self.links.starts[self.links.axes.index(axis) :][:2].tolist()

@@ -127,6 +127,7 @@ def copy_into(call: Call, algebra: Algebra) -> Planes:
 
 def sorted_into(call: Call, algebra: Algebra) -> Planes:
     """`bucketize(x, row)` and `searchsorted(row, x)`: elementwise, where all share one row of boundaries."""
+    x: Value
     x, rows = (call.args[1], call.args[0]) if call.op == "searchsorted" else call.args[:2]
     if rows.planes or rows.ndim != 1 or "sorter" in call.kwargs:
         algebra.pin_all(call.tensors(), f"{call.where} compares with boundaries along this axis")
