@@ -65,7 +65,7 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
             try:
                 command(*args, **kwargs)
             except InfeasibleError as error:
-                _stop(f"error: {_as_options(str(error))}", OUT_OF_REACH)
+                _stop(f"error: {as_options(str(error))}", OUT_OF_REACH)
             except HalpError as error:
                 _stop(f"error: {error}", FAILED)
             except KeyboardInterrupt:
@@ -94,7 +94,8 @@ _OPTIONS = {
 """How the library calls what commands have options for."""
 
 
-def _as_options(words: str) -> str:
+def as_options(words: str) -> str:
+    """What the library says, in the words of a command line."""
     for pattern, option in _OPTIONS.items():
         words = re.sub(pattern, option, words)
     return words

@@ -29,7 +29,9 @@ Inputs = Annotated[
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
-Runtime = Annotated[str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE or cudagraph.")]
+Runtime = Annotated[
+    str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE, cudagraph, aoti or onnxruntime.")
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as PyTorch is set.")]
 Cost = Annotated[str, typer.Option(help="latency, macs, params or memory.")]
 Branches = Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import options
-from .guarding import OUT_OF_REACH, TIMED, goes_on, guarded
+from .guarding import OUT_OF_REACH, TIMED, as_options, goes_on, guarded
 
 if TYPE_CHECKING:
     from ..reporting.report import Report
@@ -91,7 +91,7 @@ def sweep(
         progress=not quiet,
     )
     for budget, why in curve.refused.items():
-        output.say(f"{budget}: {why}")
+        output.say(f"{budget}: {as_options(why)}")
     rows: list[dict[str, Any]] = []
     for point in curve.points:
         small = curve.network(point)

@@ -142,6 +142,7 @@ def test_sweep(run, tmp_path, monkeypatch):
     assert float(rows[1]["measured"]) < float(rows[0]["measured"])
     assert len(scorings) == 1
     assert (tmp_path / "curve" / "50" / "report.html").is_file()
+    assert "--min-keep" in found.err + found.out
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 
 
