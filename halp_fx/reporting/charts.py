@@ -18,6 +18,7 @@ _WIDE, _LEFT, _RIGHT = 260, 6, 6
 _COST_TOP, _COST_HIGH = 20, 74
 _LOST_TOP, _LOST_HIGH = 112, 40
 _HIGH = 172
+_APART = 44
 
 ROW = 30
 """Height of a row of the network's drawing."""
@@ -42,10 +43,12 @@ def staircase(group: GroupReport, unit: str) -> Markup:
         parts += _line(group.cost, x, _COST_TOP, _COST_HIGH, group.kept, f"cost, {unit}", "line")
     if len(group.lost.widths) > 1:
         parts += _line(group.lost, x, _LOST_TOP, _LOST_HIGH, group.kept, "what is lost", "line faint")
-    parts.append(f'<text x="{_LEFT}" y="{_HIGH - 2}">{widths[0]}</text>')
-    parts.append(f'<text x="{_WIDE - _RIGHT}" y="{_HIGH - 2}" text-anchor="end">{widths[-1]}</text>')
-    if group.kept not in (0, widths[0], widths[-1]):
-        middle = min(max(at, 40.0), _WIDE - 40.0)
+    picked = group.kept not in (0, widths[0], widths[-1])
+    for width, end, anchor in ((widths[0], _LEFT, "start"), (widths[-1], _WIDE - _RIGHT, "end")):
+        if not picked or abs(at - end) >= _APART:  # Two numbers that touch read as one.
+            parts.append(f'<text x="{end}" y="{_HIGH - 2}" text-anchor="{anchor}">{width}</text>')
+    if picked:
+        middle = min(max(at, _LEFT + 12.0), _WIDE - _RIGHT - 12.0)
         parts.append(f'<text class="picked" x="{middle:.1f}" y="{_HIGH - 2}" text-anchor="middle">{group.kept}</text>')
     words = f"{group.name}: {group.kept} of {group.size} channels kept"
     return _svg(_WIDE, _HIGH, words, parts)

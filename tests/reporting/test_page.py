@@ -134,6 +134,12 @@ def test_drawings(report):
     # Costs rise with the width, and SVG counts from the top.
     assert [y for _, y in at] == sorted((y for _, y in at), reverse=True)
     assert staircase(replace(group, cost=WidthCurve(), lost=WidthCurve()), "MACs") == ""
+    widths = tuple(range(8, 129, 8))
+    curve = WidthCurve(widths, tuple(map(float, widths)))
+    for kept, ends in ((64, ["8", "128"]), (120, ["8"]), (16, ["128"]), (128, ["8", "128"])):
+        drawn = staircase(GroupReport("g", 128, kept, (), ("l",), curve), "MACs")
+        assert re.findall(r'<text x="[\d.]+" y="170" text-anchor="\w+">(\d+)<', drawn) == ends
+        assert drawn.count(f">{kept}</text>") == 1
     assert arcs(("a", "b", "c"), (("a", "b"), ("b", "a"), ("a", "gone"))).count("<path") == 2
 
 
