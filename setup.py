@@ -48,7 +48,7 @@ EXTRAS = {
         "playwright>=1.45",
         "triton>=3.6; platform_system == 'Linux'",
     ],
-    "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3"],
+    "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3", "coverage>=7.6"],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8", "sphinx-copybutton>=0.5"],
 }
 
