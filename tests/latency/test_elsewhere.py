@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -234,3 +236,17 @@ def test_boards_are_called_by_their_names(tmp_path, monkeypatch):
     (tmp_path / "model").write_bytes(b"Raspberry Pi 5 Model B Rev 1.0\0")
     monkeypatch.setattr(fingerprint, "_BOARD", tmp_path / "model")
     assert fingerprint._cpu_name.__wrapped__().startswith("Raspberry Pi 5 Model B Rev 1.0, ")
+
+
+def test_a_device_needs_no_library_of_networks(path, tmp_path):
+    write_request(requested(wide())[1], path)
+    blocked = ["torchvision", "timm", "transformers", "ultralytics", "networkx", "matplotlib", "onnx", "onnxruntime"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({blocked})); from pathlib import Path; import halp_fx; "
+        "from halp_fx.latency.timing import Effort; request = halp_fx.latency.read_request(Path(sys.argv[1])); "
+        "table, _ = halp_fx.latency.measure_request(request, sys.argv[2], effort=Effort(1, 0, 0.001)); "
+        "assert table.entries.keys() == {row.layer.key for row in request.rows}, table.notes"
+    )
+    command = [sys.executable, "-c", code, str(path), str(tmp_path / "t.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
