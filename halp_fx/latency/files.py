@@ -118,7 +118,8 @@ def require_same(table: LatencyTable, here: Fingerprint, name: str) -> None:
     if fields:
         rows = "; ".join(f"{k}: {there!r} in the table, {ours!r} here" for k, (there, ours) in fields.items())
         raise ForeignTableError(
-            f"{name} was measured on another device or setting ({rows}). Build a table here, or pass "
-            "allow_foreign=True if you mean to use it",
+            f"{name} was measured on another device or setting ({rows}). Build a table here, "
+            "prune by the times of that device with halp_fx.latency.TableLatency, or pass allow_foreign=True if they "
+            "hold here, too",
             fields,
         )

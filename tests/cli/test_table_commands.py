@@ -76,6 +76,11 @@ def test_a_table_of_another_device(run, tmp_path, monkeypatch):
     (tmp_path / "pi5.json").write_text(named.read_text().replace('"device": "', '"device": "Board '))
     assert "measured on Board " in run("table", "check", "pi5.json", "--elsewhere").out
     assert run("table", "check", "pi5.json").code == 1
+    profiled = run("profile", *SMALL, "--table", "pi5.json", "--json").json
+    assert profiled["unit"] == "ms"
+    assert profiled["layers"][0]["cost"] == max(
+        t.median_ms for row in read_table(named).entries.values() for t in row.values()
+    )
     done = run("prune", *SMALL, "--table", "pi5.json", "--budget", "60%", "--out", "small", "--json")
     assert done.code == 0, done.err
     assert done.json["met"]
