@@ -49,6 +49,8 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    pyplot.rcParams.update({"font.size": 9, "svg.hashsalt": "halp_fx", "svg.fonttype": "none"})
+
     points = sorted(((100 * one["share"], one["precision"]) for one in found), key=lambda point: point[0])
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
     for key, words in (("map_50", "overlap 0.5"), ("map", "overlaps 0.5 to 0.95")):
@@ -57,7 +59,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_ylabel("mean average precision, %")
     axes.set_ylim(bottom=0)
     axes.legend()
-    figure.savefig(path)
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
 
