@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,6 +105,8 @@ class TestLightning:
         wrong = self.trainer(lightning, tmp_path, PrunerCallback(0.4, X[:1], network="nest", **CALL))
         with pytest.raises(TrainingError, match=r"network='nest': .*no attribute"):
             wrong.fit(self.module(lightning), self.loader())
+        with pytest.raises(TrainingError, match=r"wrapped the network for 2 processes.*mode='mask'"):
+            PrunerCallback(0.4, X[:1]).on_train_start(SimpleNamespace(optimizers=[None], world_size=2), None)
         two = self.module(lightning, optimizers=2)
         two.automatic_optimization = False
         with pytest.raises(TrainingError, match="for one optimizer, and there are 2"):
@@ -156,3 +159,14 @@ class TestHuggingFace:
         trainer.remove_callback(callback)
         trainer.train()
         assert any(not torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+    def test_what_does_not_go_together_is_said(self, transformers):
+        from halp_fx.training.huggingface import PrunerCallback
+
+        held = {"model": None, "optimizer": None}
+        with pytest.raises(TrainingError, match=r"wrapped for 2 processes.*mode='mask'"):
+            PrunerCallback(0.5).on_train_begin(SimpleNamespace(world_size=2), None, None, **held)
+        with pytest.raises(TrainingError, match="does not know what was pruned: train from the start"):
+            PrunerCallback(0.5).on_train_begin(
+                SimpleNamespace(world_size=1), SimpleNamespace(global_step=3), None, **held
+            )
