@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +121,7 @@ class Backend:
         coupling = channel_groups(found.network, found.examples)
         _check_evaluates(coupling)
         if plan is not None:
+            plan = _in_this_graph(plan, found)
             small = rewrite(found.network, plan, found.examples, coupling=coupling)
             what = "as planned"
         else:
@@ -183,6 +184,13 @@ def _check_context(graph: fx.GraphModule, inputs: Sequence[Any]) -> None:
         )
     if any(frame.name.startswith("torch_dynamo_resume_in_") for frame in stack):
         raise RefusedError(f"this graph is the rest of a forward that broke into several. {_INSTEAD}")
+
+
+def _in_this_graph(plan: Plan, found: Unlifted) -> Plan:
+    """A plan of the whole model without the layers that this forward does not run: a head that only trains has."""
+    here = {*found.names, *(name.rpartition(".")[0] for name in found.names)}
+    gone = {group for group in plan.made_for if group.partition(":")[0] not in here}
+    return replace(plan, kept={name: rows for name, rows in plan.items() if name not in gone})
 
 
 _RANDOM = ("native_dropout", "bernoulli", "rrelu_with_noise", "feature_dropout", "alpha_dropout")

@@ -246,6 +246,34 @@ def test_options_are_checked(options, match):
         Options.of(options)
 
 
+class Helped(Net):
+    """With a second head that only the forward in train mode runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.aside, self.second = nn.Conv2d(8, 6, 1), nn.Linear(6, 5)
+
+    def forward(self, x):
+        found = super().forward(x)
+        if self.training:
+            return found, self.second(self.aside(self.norm(self.conv(x)).relu()).mean((2, 3)))
+        return found
+
+
+def test_a_plan_may_name_layers_that_this_forward_does_not_run():
+    model = randomized(Helped()).eval()
+    plan = halp_fx.prune(model, 0.5, X, latency="macs", round_to=1, progress=False).halp.plan
+    assert {"aside", "conv"} <= plan.keys(), "too easy: the plan names nothing else"
+    fast = compiled(model, plan=plan)
+    with torch.no_grad():
+        assert relative_error(fast(X), halp_fx.rewrite(model, plan, X)(X)) < 1e-12
+        model.head.bias.add_(1.0)
+        assert relative_error(fast(X), halp_fx.rewrite(model, plan, X)(X)) < 1e-12, "sliced again"
+    wrong = compiled(model, plan=Plan({"asides": (0,)}))
+    with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="which is no group and no layer"):
+        wrong(X)
+
+
 def test_it_can_be_registered_under_a_name():
     """As PyTorch does with what an entry point names."""
     name = "halp_fx_by_name"
