@@ -1,0 +1,44 @@
+"""Plans as JSON: what is none is refused, and says why."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from halp_fx import Plan, PlanError
+
+GOOD = json.loads(Plan({"a": (0, 2)}, ("b",)).to_json())
+
+MALFORMED = {
+    "no JSON": ("{", "not a plan in JSON"),
+    "a list": ([1], "not a plan in JSON"),
+    "no channels": ({k: v for k, v in GOOD.items() if k != "kept"}, "not a plan in JSON"),
+    "a number for channels": (GOOD | {"kept": {"a": 3}}, "not a plan in JSON"),
+    "another format": (GOOD | {"format": "other/9"}, "plan format 'other/9' is not known here"),
+    "a truth for a channel": (GOOD | {"kept": {"a": [0, True]}}, "must be whole numbers"),
+    "half a channel": (GOOD | {"kept": {"a": [0, 1.5]}}, "must be whole numbers"),
+    "nothing kept": (GOOD | {"kept": {"a": []}}, "group 'a': a plan must keep at least one channel"),
+    "falling": (GOOD | {"kept": {"a": [2, 0]}}, "group 'a': kept channels must be ascending"),
+    "twice": (GOOD | {"kept": {"a": [2, 2]}}, "group 'a': kept channels must be ascending"),
+    "negative": (GOOD | {"kept": {"a": [-1, 0]}}, "not negative"),
+    "a branch for a list": (GOOD | {"dropped": "b"}, "must be a list of names"),
+    "a number for a branch": (GOOD | {"dropped": [3]}, "must be a list of names"),
+    "made for nothing": (GOOD | {"made_for": {"a": [0, 0, 7]}}, "at least one channel"),
+    "made for words": (GOOD | {"made_for": {"a": ["x", 1, 7]}}, "not a plan in JSON"),
+}
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_plan_is_refused(case):
+    data, message = MALFORMED[case]
+    with pytest.raises(PlanError, match=message):
+        Plan.from_json(data if isinstance(data, str) else json.dumps(data))
+
+
+def test_a_plan_comes_back():
+    for plan in (Plan(), Plan({"a": (0, 2), "c": (1,)}), Plan({"a": (0,)}, ("y", "x", "x"))):
+        assert Plan.from_json(plan.to_json()) == plan
+    assert Plan({}, ("y", "x", "x")).dropped == ("x", "y")
+    assert not Plan()
+    assert Plan({}, ("x",))
