@@ -104,7 +104,7 @@ def prune(
         ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as
             "layer1.*".
         round_to: kept widths are multiples of this many slots; None: 8, fewer for small groups.
-        min_keep: smallest width of a group: fraction (float) or channels (int).
+        min_keep: smallest width of a group: share (float) or channels (int).
         limits: for what single modules, parameters, groups or patterns produce, in place of `min_keep`: the smallest
             and the largest width, as shares of their channels (floats) or numbers of them (ints), or one width to have:
             `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds.

@@ -34,7 +34,7 @@ def width_options(
         group: a group that may shrink.
         round_to: widths are multiples of this many slots of the producing layers, where hardware runs best. None
             takes 8, or less for groups so small that few widths would be left.
-        min_keep: smallest width: a fraction of the group (a float), or a number of channels (an int).
+        min_keep: smallest width: a share of the group (a float), or a number of channels (an int).
         floor: a further smallest width.
         steps: with `round_to` None, `COARSE` or `FINE`.
 
@@ -44,14 +44,14 @@ def width_options(
     if round_to is not None and (isinstance(round_to, bool) or int(round_to) != round_to or round_to < 1):
         raise BudgetError(f"round_to={round_to!r} must be a whole number of at least 1")
     if isinstance(min_keep, bool) or not min_keep > 0:
-        raise BudgetError(f"min_keep={min_keep!r} must be a fraction in (0, 1] or a number of channels")
+        raise BudgetError(f"min_keep={min_keep!r} must be a share in (0, 1] or a number of channels")
     slots = min((m.slots.shape[1] for m in group.members if m.role == "producer"), default=1)
     if round_to is None:
         round_to = next(r for r in (8, 4, 2, 1) if group.size * slots >= steps * r or r == 1)
     step = round_to // math.gcd(round_to, slots)
     share = isinstance(min_keep, float)
     if share and min_keep > 1:
-        raise BudgetError(f"min_keep={min_keep!r} is a fraction above 1: write a whole number for a channel count")
+        raise BudgetError(f"min_keep={min_keep!r} is a share above 1: write a whole number for a channel count")
     least = max(math.ceil(min_keep * group.size) if share else int(min_keep), floor)
     if group.size // step > MAX_OPTIONS:
         step *= math.ceil(group.size / step / MAX_OPTIONS)
