@@ -27,7 +27,7 @@ from ..errors import TraceError
 from ..internals import TorchDispatchMode, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
-from ..model.preserving import decomposed, named_tensors
+from ..model.preserving import decomposed, named_tensors, run_in_pieces
 from ..tracing.graph import getitem, of, operator, written_through_alias
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
@@ -167,7 +167,7 @@ class _Restrict(TorchDispatchMode):
             args[0].mul_(0)
         elif step.silent is not None:
             args = tuple(a * 0 if i == step.silent else a for i, a in enumerate(args))
-        return _over_kept(func, args, kwargs, step.keeps) if step.keeps else func(*args, **kwargs)
+        return _over_kept(func, args, kwargs, step.keeps) if step.keeps else run_in_pieces(func, args, kwargs)
 
     def _follow(self, name: str, given: Any) -> None:
         """Leave the paths that go on in another way."""

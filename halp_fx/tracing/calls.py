@@ -23,6 +23,7 @@ from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
+from ..model.preserving import run_in_pieces
 from ..types import ModuleCall
 from .tags import Source, active, sources_of
 
@@ -138,10 +139,6 @@ _READERS = ("size", "numel", "nelement", "__len__")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), _SHAPE, torch.numel))
 
-# Called by itself: by a graph that was captured where attention was one operator, whose result lies otherwise than that
-# of the products that it is here (torch 2.11 leaves out the copy that the model made before a view).
-_VIEW = torch.ops.aten.view.default
-
 # Ways from values to Python that are no operators.
 _VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
 
@@ -180,12 +177,7 @@ class PythonNames(TorchFunctionMode):
                 return self._whole(_overload(self.current, args), args, None)
             if func is batch_norm and args[0].numel() == 0:
                 return self._normalized(*args, **(kwargs or {}))
-            try:
-                result = func(*args, **(kwargs or {}))
-            except RuntimeError:
-                if func is not _VIEW:
-                    raise
-                result = torch.ops.aten.reshape.default(*args)
+            result = run_in_pieces(func, args, kwargs or {})
             self.failed = None
             if func not in _SIZES:
                 return result
