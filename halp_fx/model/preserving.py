@@ -258,20 +258,6 @@ def decomposed() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-def run_in_pieces(func: Any, args: Any, kwargs: Any) -> Any:
-    """Run a function of PyTorch while attention is `decomposed`.
-
-    A graph that was captured where attention was one operator has views that fit that operator's result (torch 2.11
-    leaves out the copy that a model makes before such a view); the products' result lies otherwise, and is copied.
-    """
-    try:
-        return func(*args, **kwargs)
-    except RuntimeError:
-        if func is not torch.ops.aten.view.default:
-            raise
-        return torch.ops.aten.reshape.default(*args)
-
-
 @contextmanager
 def uncached_autocast() -> Iterator[None]:
     """Without autocast's cache of cast weights: in the same context, a second forward would not be seen to cast, and

@@ -27,7 +27,8 @@ from ..errors import TraceError
 from ..internals import TorchDispatchMode, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
-from ..model.preserving import decomposed, named_tensors, run_in_pieces
+from ..model.preserving import decomposed, named_tensors
+from ..tracing.calls import run_in_pieces
 from ..tracing.graph import getitem, of, operator, written_through_alias
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots

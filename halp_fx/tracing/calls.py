@@ -23,7 +23,6 @@ from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
-from ..model.preserving import run_in_pieces
 from ..types import ModuleCall
 from .tags import Source, active, sources_of
 
@@ -201,6 +200,20 @@ class PythonNames(TorchFunctionMode):
         args = (x, weight, bias, mean, var, training, momentum, eps)
         result = (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
         return self._whole(torch.ops.aten.native_batch_norm.default, args, result)[0]
+
+
+def run_in_pieces(func: Any, args: Any, kwargs: Any) -> Any:
+    """Run a function of PyTorch while attention is in pieces (`model.preserving.decomposed`).
+
+    A graph that was captured where attention was one operator has views that fit that operator's result (torch 2.11
+    leaves out the copy that a model makes before such a view); the products' result lies otherwise, and is copied.
+    """
+    try:
+        return func(*args, **kwargs)
+    except RuntimeError:
+        if func is not torch.ops.aten.view.default:
+            raise
+        return torch.ops.aten.reshape.default(*args)
 
 
 _ALL = slice(None)
