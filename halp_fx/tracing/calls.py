@@ -34,6 +34,7 @@ _TORCH_DIR = torch.__path__[0] + "/"
 # This room's own files: they never are the code that called into torch. `forward.py` is, for what PyTorch's own modules
 # do when nobody else's code is in between.
 _OWN_FILES = frozenset(map(str, Path(__file__).parent.glob("*.py"))) - {str(Path(__file__).with_name("forward.py"))}
+_OWN_FILES |= {run_in_pieces.__code__.co_filename}
 # Frames between an operator's caller and the modes that see it.
 _BETWEEN = (
     *("torch/overrides.py", "torch/_tensor.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),
