@@ -31,14 +31,13 @@ class TraceError(ModelError):
 
     Attributes:
         recorded: the `fx.Graph` of what ran before the failure.
-        sources: of the numbers that the failing function was given, in a trial (see `tags`); None if no function of
-            PyTorch failed.
+        call: the call of PyTorch that failed (`types.FailedCall`); None if none did.
     """
 
-    def __init__(self, message: str, recorded: Any = None, sources: frozenset[Any] | None = None) -> None:
+    def __init__(self, message: str, recorded: Any = None, call: Any = None) -> None:
         super().__init__(message)
         self.recorded = recorded
-        self.sources = sources
+        self.call = call
 
 
 class PlanError(HalpError):

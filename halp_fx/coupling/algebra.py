@@ -37,6 +37,7 @@ from .planes import vector as vector
 # Longer links are freed from repeated pairs.
 _MANY = 4096
 _NONE = np.array([], dtype=np.int64)
+_APART, _TOGETHER = "apart", "together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +281,7 @@ class Algebra:
         for pieces in found.values():
             place = f"{pieces.call.place}#pieces"
             holds = pieces.proportional(classes)
-            if self.choose(place, "apart" if holds else "together") == "together" or not holds:
+            if self.choose(place, _APART if holds else _TOGETHER) == _TOGETHER or not holds:
                 self.couple(pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk")
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -354,6 +355,11 @@ class Algebra:
             classes = _components(self.starts[-1], a, b) if fresh else _merged(classes, a, b)
             self._classes = len(self.links), classes
         return classes
+
+
+def without_pieces(choices: Mapping[str, str]) -> dict[str, str]:
+    """Choices without those that follow from others: whether pieces have to be coupled to stay in proportion."""
+    return {place: choice for place, choice in choices.items() if choice not in (_APART, _TOGETHER)}
 
 
 def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:

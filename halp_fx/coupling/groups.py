@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 import numpy as np
 from torch import fx
 
 from ..errors import ModelError
-from ..tracing.graph import of
+from ..tracing.graph import of, op
 from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 
@@ -65,6 +65,12 @@ def _line(plane: Plane) -> Line | None:
     small = compact(plane)
     # A plane that varies nowhere is in every dimension as it is in the first, if it has one.
     return Line((small.data_ptr(), tuple(small.shape), small.stride(), dims), dims, small.numpy()) if dims else None
+
+
+def _there(line: Line, dim: int) -> np.ndarray:
+    """Where along a dimension a line has labels."""
+    rows = line.labels if len(line.dims) == 1 else np.moveaxis(line.labels, dim, 0)
+    return np.asarray((rows.reshape(len(rows), -1) > 0).any(axis=1))
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,28 @@ class Partition:
                 raise ModelError(f"{name!r} matches no module, parameter or group. Groups here: {some}, …")
         groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
         return replace(self, groups=groups, _terms={})
+
+    def without_products(self, outlines: Mapping[fx.Node, Outline]) -> Partition:
+        """The same with one of two groups frozen where a dimension is as long as the product of both (experts and their
+        hidden channels as columns of one matrix): an extent is a sum."""
+        reasons: dict[str, str] = {}
+        for node, outline in outlines.items():
+            for a, b in self._products(outline):
+                if not {a, b} & reasons.keys():
+                    smaller = min((a, b), key=self._sizes.__getitem__)
+                    where = f"{op(node)} in {of(node).module!r} ({of(node).source})"
+                    reasons[smaller] = f"{where} lays it and another width along one dimension"
+        return self.with_frozen(reasons)
+
+    def _products(self, outline: Outline) -> Iterator[tuple[str, str]]:
+        """Pairs of groups that both have a say in the same elements of a dimension."""
+        if len(outline.lines) < 2:
+            return
+        moving = [(line, found) for line in outline.lines if (found := self._moving(line)) is not None]
+        for (first, (dim, terms)), (second, (other, others)) in combinations(moving, 2):
+            apart = {name for name, _ in terms}.isdisjoint(name for name, _ in others)
+            if dim == other and apart and (_there(first, dim) & _there(second, dim)).any():
+                yield terms[0][0], others[0][0]
 
     def extents(self, outline: Outline) -> tuple[Extent, ...]:
         """The shape of a node's result in terms of the widths of groups that may shrink."""

@@ -7,6 +7,7 @@ Mathematics and invariants: `docs/coupling.md`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,6 +104,7 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
+    partition = partition.without_products(found.outlines)
     first, *others = (
         Further(
             forward,
@@ -371,14 +373,17 @@ def _settle_grids(algebra: Algebra) -> None:
 
 
 def _tie(algebra: Algebra, ties: Sequence[Tie]) -> None:
-    """Couple the channels along two axes in equal runs; nothing happens where they do not divide."""
+    """Couple the channels along two axes in equal runs: as many as divide both."""
     for tie in ties:
         classes = algebra.classes()
-        labels = [_labels(algebra, axis) for axis in (tie.a, tie.b)]
-        short, long = sorted((row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels), key=len)
-        if len(short) and len(long) % len(short) == 0:
-            short = np.repeat(short, len(long) // len(short))
-            algebra.tie_channels(short, long)
+        labels = (_labels(algebra, axis) for axis in (tie.a, tie.b))
+        a, b = (row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels)
+        runs = math.gcd(len(a), len(b))
+        if len(a) and len(b):
+            first = a[:: len(a) // runs]
+            algebra.tie_channels(
+                np.concatenate([np.repeat(first, len(row) // runs) for row in (a, b)]), np.concatenate([a, b])
+            )
 
 
 def _labels(algebra: Algebra, axis: Axis) -> np.ndarray:

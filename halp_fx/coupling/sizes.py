@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from torch import fx, nn
 
 from ..internals import ConvNd
 from ..tracing.graph import of, op, place_of
+from ..tracing.tags import FromAttribute, FromSize, Source
 from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
@@ -25,16 +28,39 @@ def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
 
 
-def groups_at(found: Mismatch, coupling: Coupling) -> set[str]:
+def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset[Source]]) -> set[str]:
     """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
-    and result can shrink: a stage with one head fails for another reason than one with several, if it fails."""
+    and result can shrink: a stage with one head fails for another reason than one with several, if it fails. An
+    operator that handles none is held up by those whose widths it was given, or by what leads to it.
+
+    Args:
+        given: where the numbers come from that operators are given, by node.
+    """
     nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
-    failed = [_moving(n, coupling) for n in nodes if n.name == found.node]
-    alike = [n for n in nodes if not failed or _moving(n, coupling) == failed[0]]
-    return {name for node in alike for name in _groups_above(node, coupling)}
+    failed = [moving(n, coupling) for n in nodes if n.name == found.node]
+    alike = [n for n in nodes if not failed or moving(n, coupling) == failed[0]]
+    names: set[str] = set()
+    for node in alike:
+        sources = found.sources if node.name == found.node else given.get(node.name, frozenset())
+        held = groups_given(sources, coupling) | groups_followed(sources, coupling)
+        names.update(groups_of(node, coupling) or held or _groups_above(node, coupling))
+    return names or set(found.groups)
 
 
-def _moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
+def groups_given(sources: Iterable[Source], coupling: Coupling) -> set[str]:
+    """The groups whose widths are among the sizes that an operator was given."""
+    sizes = (s for s in sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
+    return {group for s in sizes for group, _ in coupling.shapes[s.node][s.dim].terms}
+
+
+def groups_followed(sources: Iterable[Source], coupling: Coupling) -> set[str]:
+    """The groups that attributes follow which an operator was given."""
+    given = {(s.module, s.attribute) for s in sources if isinstance(s, FromAttribute)}
+    return {name for e in coupling.mended if (e.module, e.attribute) in given for name, _ in e.extent.terms}
+
+
+def moving(node: fx.Node, coupling: Coupling) -> list[list[bool]]:
+    """Which dimensions of an operator's result and arguments can shrink."""
     return [[bool(e.terms) for e in coupling.shapes[n.name]] for n in (node, *node.all_input_nodes)]
 
 

@@ -20,7 +20,7 @@ from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, is_view, of, op, place_of
+from ..tracing.graph import getitem, given_to, is_view, of, op, place_of
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
 from .pairing import Loose, does, silent_modules, working
@@ -226,7 +226,7 @@ class _Forward:
             groups_around(old, self._view),
             place_of(old),
             old.name,
-            sources=_sources(new),
+            sources=given_to(new),
             cause=failure,
         )
 
@@ -236,7 +236,7 @@ class _Forward:
             groups,
             place_of(node),
             node.name,
-            sources=failure.sources or frozenset(),
+            sources=failure.call.sources if failure.call is not None else frozenset(),
             cause=failure,
         )
 
@@ -271,19 +271,16 @@ class _Forward:
         if any(old.target != new.target for old, new in zip(before, after, strict=False)):
             before, after = (self._loose.firm(working(g, self._silent)) if g is not None else [] for g in graphs)
         rest = before[min(len(after), len(before) - 1) :]
-        if failure.sources is not None:
-            # An operator failed. What it reads is written down when it is read: its arguments may come before it.
-            rest = [n for n in rest if n.op == "call_function" and n.target is not getitem] or rest
-        return rest[0]
-
-
-def _sources(node: fx.Node) -> frozenset[Any]:
-    """Of the numbers that made a result's shape: given to this operator, or to a view that led to it."""
-    while not of(node).sources and len(node.all_input_nodes) == 1:
-        node = node.all_input_nodes[0]
-        if not is_view(node):
-            break
-    return of(node).sources
+        call = failure.call
+        if call is None:
+            return rest[0]
+        # An operator failed. What it reads is written down when it is read: its arguments may come before it. And other
+        # widths can make a call before it up of more operators, or of fewer: it is the nearest of its line.
+        counted = next((n for n in rest if n.op == "call_function" and n.target is not getitem), rest[0])
+        nodes: list[fx.Node] = list(self._before.graph.nodes)
+        at = nodes.index(counted)
+        same = [i for i, n in enumerate(nodes) if (of(n).function, of(n).source) == (call.function, call.source)]
+        return nodes[min(same, key=lambda i: (abs(i - at), i), default=at)]
 
 
 def _numbers(node: fx.Node) -> list[float]:

@@ -23,7 +23,7 @@ from torch.nn.functional import batch_norm
 from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
-from ..types import ModuleCall
+from ..types import FailedCall, ModuleCall
 from .tags import Source, active, sources_of
 
 Known = fx.Node | tuple[fx.Node, int] | None
@@ -157,9 +157,10 @@ class PythonNames(TorchFunctionMode):
         shape, that part), and `read(function, tensor)` about values that it takes without an operator."""
         super().__init__()
         self.current = ""
-        # Of the numbers that the function was given; and that the last one was given, if it failed.
+        # Of the numbers that the function was given.
         self.sources: frozenset[Source] = frozenset()
-        self.failed: frozenset[Source] | None = None
+        # The last one, if it failed.
+        self.failed: FailedCall | None = None
         self._whole = whole
         self._sized = sized
         self._read = read
@@ -168,7 +169,8 @@ class PythonNames(TorchFunctionMode):
         # The mode is off inside this call, so only the outermost function gets here.
         # An operator that is called by itself is named like the function that calls it: "flatten.using_ints".
         self.current = getattr(func, "__name__", "").partition(".")[0]
-        self.sources = self.failed = sources_of((args, kwargs)) if active() else frozenset()
+        self.sources = sources_of((args, kwargs)) if active() else frozenset()
+        self.failed = None
         try:
             if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
                 self._read(self.current, args[0])
@@ -177,10 +179,12 @@ class PythonNames(TorchFunctionMode):
             if func is batch_norm and args[0].numel() == 0:
                 return self._normalized(*args, **(kwargs or {}))
             result = run_in_pieces(func, args, kwargs or {})
-            self.failed = None
             if func not in _SIZES:
                 return result
             return self._sized(args, result, _part_of_shape(sys._getframe(1)) if func == _SHAPE else _ALL)
+        except Exception:
+            self.failed = FailedCall(self.current, caller(), self.sources)
+            raise
         finally:
             self.current = ""
 

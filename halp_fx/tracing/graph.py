@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from ..types import RECORD, Record
-from .tags import FromSize
+from .tags import FromSize, Source
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
 _UNTAGGED = {"nms"}
@@ -65,6 +65,15 @@ def is_view(node: fx.Node) -> bool:
     """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
     widths of 1) have it."""
     return op(node) in _VIEWS or node.target is written_through_alias
+
+
+def given_to(node: fx.Node) -> frozenset[Source]:
+    """Where the numbers come from that made a result's shape: given to this operator, or to a view that led to it."""
+    while not of(node).sources and len(node.all_input_nodes) == 1:
+        node = node.all_input_nodes[0]
+        if not is_view(node):
+            break
+    return of(node).sources
 
 
 def ancestors(nodes: Iterable[fx.Node]) -> list[fx.Node]:

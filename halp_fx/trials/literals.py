@@ -11,13 +11,11 @@ from typing import Any
 from torch import nn
 
 from ..coupling.sizes import takes_size
-from ..model.copying import copied, hollowed
 from ..rewriting.literals import has_literals, is_literal
-from ..tracing.forward import run_again
 from ..tracing.graph import of
 from ..types import Coupling, Decisions
 from .mending import followed, joined
-from .tagging import tagging
+from .tagging import run_tagged
 
 # Functions that are given sizes to compare them with those of their tensors.
 _COMPARES = {"multi_head_attention_forward"}
@@ -29,11 +27,7 @@ def literal_decisions(model: nn.Module, coupling: Coupling, examples: Any) -> De
         return Decisions()
     found = []
     for view in coupling.views():
-        before = view.traced
-        used = hollowed(model, floating=True) if before.on_meta else copied(model)
-        with tagging(used):
-            tagged = run_again(used, examples, before.run, before.on_meta, really=not before.on_meta)
-        for node, run in zip(before.graph.nodes, tagged.graph.nodes, strict=True):
+        for node, run in run_tagged(model, view.traced, examples):
             given = [s for s in of(run).sources if is_literal(s)]
             if given and (takes_size(node) or of(node).function in _COMPARES):
                 found.append(followed(model, view, node, given))

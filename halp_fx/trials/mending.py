@@ -9,21 +9,23 @@ all modules that run the same line of the program at once; `trials` tries them o
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 from torch import fx, nn
 
-from ..coupling.sizes import groups_of, own_axis, takes_size
+from ..coupling.sizes import groups_followed, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
-from ..tracing.graph import of, op, place_of
+from ..tracing.graph import is_view, of, op, place_of
 from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
 from .following import EXACT, MULTIPLES, Following, Sizes, owners, source_of
+from .tagging import Given
+from .tying import asked, in_turn, near
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -32,47 +34,74 @@ MAX_EDITS = 4
 """Attributes that are tried in addition to a tie or another choice."""
 
 _OTHER = {"whole": "positions", "positions": "whole"}
-_MAX_TIED_GROUPS = 4
 
 
-def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
+def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given) -> Iterator[Decisions]:
     """Proposals for a failing operator, the likeliest first: attributes that equal a size there, ties to groups
     further up, all these attributes at once, attributes that equal a simple multiple of a size; then the other choice
     of a rule, which changes the numbers that a forward computes from sizes (1 / sqrt(head dimension)).
 
     Where tags say which attributes the operator was given, or which sizes, only these are proposed.
+
+    Args:
+        given: what operators are given at full width: modules that run the same line may be given other sizes.
     """
     for nodes in _places(coupling, mismatch):
-        yield from islice(_moves_at(model, coupling, nodes, mismatch), MAX_MOVES)
+        yield from islice(_moves_at(model, coupling, nodes, mismatch, given), MAX_MOVES)
 
 
 def _moves_at(
-    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given
 ) -> Iterator[Decisions]:
     attributes = _attributes(nodes, mismatch)
     if mismatch.by_value and not attributes:
         # The operator computes with a size: at no other width does it compute the same.
         yield from _flip_moves(model, coupling, nodes)
         return
-    ties, needed = _tie_moves(coupling, nodes, mismatch)
+    if nodes and not groups_of(nodes[0], coupling) and groups_followed(mismatch.sources, coupling):
+        # What it handles keeps its widths, but an attribute does not, for other operators want it to follow one.
+        yield from _constant_moves(coupling, mismatch)
+        return
+    wanted = _wanted(coupling, nodes, mismatch, given)
+    needed = bool(wanted and wanted[0])
+    # An operator that needs a tie is another case than one that does not.
+    nodes = [node for node, row in zip(nodes, wanted, strict=True) if bool(row) == needed]
+    tied = in_turn(wanted if needed else [near(node, coupling) for node in nodes])
     if needed:
-        yield from ties
+        yield from tied
     if attributes:
         likely, others = _given_moves(model, coupling, nodes, attributes)
         yield from likely
         if not needed:
-            yield from ties
+            yield from tied
         yield from _constant_moves(coupling, mismatch)
         yield from others
-    else:
+    elif not _explained(nodes[0], coupling, mismatch):
         edits = _attribute_moves(model, coupling, nodes, EXACT)
         yield from edits
         if not needed:
-            yield from ties
+            yield from tied
         if len(edits) > 1:
             yield joined(edits)
         yield from _attribute_moves(model, coupling, nodes, MULTIPLES)
     yield from _flip_moves(model, coupling, nodes)
+
+
+def _wanted(coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given) -> list[list[Tie]]:
+    """Of operators, the first of which failed, the ties that are needed by what they were given."""
+    given = {**given, mismatch.node: mismatch.sources}
+    return [asked(node, coupling, given.get(node.name, frozenset())) for node in nodes]
+
+
+def _explained(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:
+    """Whether the sizes of tensors that an operator was given are all that it was given: `reshape(b, n, c)`."""
+    records = {n.name: of(n) for n in coupling.traced.graph.nodes}
+    read = {1, *(records[s.node].one.shape[s.dim] for s in mismatch.sources if isinstance(s, FromSize))}
+    level, results = [node], [node]
+    while level:
+        level = [user for n in level for user in n.users if is_view(user)]
+        results += level
+    return len(read) > 1 and any(read.issuperset(of(n).one.shape) for n in results if of(n).spec is not None)
 
 
 def _is_shape(numbers: Sequence[int | None], node: fx.Node) -> bool:
@@ -96,9 +125,14 @@ def _constant_moves(coupling: Coupling, mismatch: Mismatch) -> Iterator[Decision
     yield from (Decisions(mends=(mend,)) for mend in fixed)
 
 
-def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch) -> Iterator[Decisions]:
-    """Attributes that equal a size where a proposal still fails: two things may have to change at once."""
+def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given) -> Iterator[Decisions]:
+    """Ties that are needed and attributes that equal a size where a proposal still fails: two things may have to change
+    at once."""
     for nodes in _places(coupling, mismatch)[:1]:
+        wanted = _wanted(coupling, nodes, mismatch, given)
+        if wanted and wanted[0]:
+            yield in_turn(wanted)[0]
+            continue
         attributes = _attributes(nodes, mismatch)
         if attributes:
             likely, others = _given_moves(model, coupling, nodes, attributes)
@@ -166,7 +200,7 @@ class _Reach:
 
 
 def _attributes(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[_Attribute]:
-    module = next((of(n).module for n in nodes if n.name == mismatch.node), None)
+    module = of(nodes[0]).module if nodes and mismatch.node else None
     found = {(s.module, s.attribute) for s in mismatch.sources if isinstance(s, FromAttribute)}
     if module is None:
         return []
@@ -225,13 +259,16 @@ def _distinct(found: Sequence[Decisions]) -> Iterator[Decisions]:
 
 
 def _places(coupling: Coupling, mismatch: Mismatch) -> list[list[fx.Node]]:
-    """The operators that a failure may be due to, by place in the program, each in all modules that run it."""
+    """The operators that a failure may be due to, by place in the program, each in all modules that run it from there
+    on: the failing one first."""
     nodes = list(coupling.traced.graph.nodes)
     if mismatch.node:
         alike = [n for n in nodes if place_of(n) == mismatch.place]
-        ordinal = _ordinals(alike)
         failed = next(n for n in alike if n.name == mismatch.node)
-        return [[n for n in alike if ordinal[n] == ordinal[failed]]]
+        ordinal, moves = _ordinals(alike), moving(failed, coupling)
+        # Those before it did not fail, and where other dimensions can shrink something else may help.
+        rest = alike[alike.index(failed) :]
+        return [[n for n in rest if ordinal[n] == ordinal[failed] and moving(n, coupling) == moves]]
     # All shapes are right, but channels are coupled to others than before: something was cut elsewhere.
     cut = [n for n in nodes if takes_size(n) and not set(mismatch.groups).isdisjoint(groups_of(n, coupling))]
     return [[n for n in cut if place_of(n) == place] for place in dict.fromkeys(map(place_of, cut))]
@@ -286,68 +323,32 @@ def joined(found: Sequence[Decisions]) -> Decisions:
     return move
 
 
-def _tie_moves(coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch) -> tuple[list[Decisions], bool]:
-    """Ties of a group at these operators with one of the next groups further up; the k-th of every operator in one.
-
-    And whether they are needed: tags say that the failing operator was given the size of another group. Then only
-    ties with that one are returned.
-    """
-    rows = [_ties(node, coupling) for node in nodes]
-    moves = range(max(map(len, rows), default=0))
-    sizes = (s for s in mismatch.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ())))
-    read = {group for s in sizes for group, _ in coupling.shapes[s.node][s.dim].terms}
-    needed: list[int] = []
-    for node, row in zip(nodes, rows, strict=True):
-        if node.name == mismatch.node:
-            own = set(groups_of(node, coupling))
-            needed = [k for k, (a, b, _) in enumerate(row) if {a, b} & read and {a, b} & (own - read)]
-    ties = [[tie for _, _, tie in row] for row in rows]
-    found = [
-        Decisions(ties=tuple(dict.fromkeys(row[min(k, len(row) - 1)] for row in ties if row))) for k in needed or moves
-    ]
-    return found, bool(needed)
-
-
-def _ties(node: fx.Node, coupling: Coupling) -> list[tuple[str, str, Tie]]:
-    """Pairs of groups, and the tie of each."""
-    groups = {g.name: g for g in coupling.groups}
-    near: dict[str, None] = {}
-    level, seen = [node], {node}
-    while level and len(near) < _MAX_TIED_GROUPS:
-        near |= {name: None for n in level for name in groups_of(n, coupling)}
-        level = [n for n in dict.fromkeys(a for n in level for a in n.all_input_nodes) if n not in seen]
-        seen.update(level)
-    if len(near) == 1:
-        # A forward that checks its widths fails at whatever operator comes next: it need not read the tensor.
-        near |= {name: None for n in _following(node) for name in groups_of(n, coupling)}
-    names = list(near)[:_MAX_TIED_GROUPS]
-    pairs = [(groups[a], groups[b]) for i, b in enumerate(names) for a in names[:i]]
-    axes = [(a, b, own_axis(a, coupling), own_axis(b, coupling)) for a, b in pairs if _divide(a.size, b.size)]
-    return [(a.name, b.name, Tie(x, y)) for a, b, x, y in axes if x is not None and y is not None]
-
-
-def _following(node: fx.Node) -> Iterator[fx.Node]:
-    """The operators that the same module runs next."""
-    module = of(node).module
-    while (node := node.next).op != "root" and node.op != "output":
-        if node.op == "call_function" and of(node).module == module:
-            yield node
-
-
-def _divide(a: int, b: int) -> bool:
-    return min(a, b) > 1 and max(a, b) % min(a, b) == 0
-
-
 def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> list[Decisions]:
-    """The other choice at each place in the modules that run these operators, or in modules within these."""
+    """The other choice at each place in the modules that run these operators, or in modules within these; and at all of
+    these places."""
     modules = dict(model.named_modules())
     scopes = {_scope(of(n).module, modules) for n in nodes}
     flips: dict[str, dict[str, str]] = {}
     for key, choice in coupling.decisions.choices.items():
         module, _, place = key.partition("/")
-        if choice in _OTHER and any(s == module or module.startswith(f"{s}.") for s in scopes):
-            flips.setdefault(place, {})[key] = _OTHER[choice]
-    return [Decisions(choices) for choices in flips.values()]
+        # "0,1": of several pieces these follow a width, and others stay.
+        other = "all" if choice[:1].isdigit() else _OTHER.get(choice)
+        if other and any(not s or s == module or module.startswith(f"{s}.") for s in scopes):
+            flips.setdefault(place, {})[key] = other
+    if "" in scopes and len(flips) > 1:
+        # The model's own forward runs everything: what is near comes first.
+        flips = dict(sorted(flips.items(), key=lambda flip: _distance(nodes, {k.partition("/")[0] for k in flip[1]})))
+    every = [dict(chain.from_iterable(choices.items() for choices in flips.values()))] if len(flips) > 1 else []
+    return [Decisions(choices) for choices in (*flips.values(), *every)]
+
+
+def _distance(nodes: Sequence[fx.Node], modules: Collection[str]) -> int:
+    """How many operators lie between the first of these and what one of these modules runs."""
+    order = list(nodes[0].graph.nodes)
+    at = order.index(nodes[0])
+    return min(
+        (abs(i - at) for i, n in enumerate(order) if n.op == "call_function" and of(n).module in modules), default=0
+    )
 
 
 def _scope(module: str, modules: Mapping[str, nn.Module]) -> str:

@@ -1,17 +1,43 @@
-"""Trial networks run with tagged attributes (`tracing.tags`)."""
+"""Trial networks run with tagged attributes (`tracing.tags`); what operators are given in the network as it is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
+from ..errors import TraceError
+from ..model.copying import copied, hollowed
+from ..model.inputs import Examples
 from ..model.preserving import INTERNAL
 from ..rewriting.attributes import follows_tensors
-from ..tracing.tags import MAX_ELEMENTS, FromAttribute, sizes_tagged, tagged
+from ..tracing.forward import run_again
+from ..tracing.graph import given_to
+from ..tracing.tags import MAX_ELEMENTS, FromAttribute, Source, sizes_tagged, tagged
+from ..types import Traced
+
+Given = Mapping[str, frozenset[Source]]
+"""Where the numbers come from that operators are given: by node."""
+
+
+def given_in(model: nn.Module, before: Traced, examples: Examples) -> dict[str, frozenset[Source]]:
+    """What each operator of a forward is given, at full width. Nothing is known of a forward that refuses tags."""
+    try:
+        return {node.name: given_to(run) for node, run in run_tagged(model, before, examples)}
+    except TraceError:
+        return {}
+
+
+def run_tagged(model: nn.Module, before: Traced, examples: Examples) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Run a forward once more, at full width and with tags: its operators, and the same ones with tags."""
+    used = hollowed(model, floating=True) if before.on_meta else copied(model)
+    with tagging(used):
+        again = run_again(used, examples, before.run, before.on_meta, really=not before.on_meta)
+    pairs = zip(before.graph.nodes, again.graph.nodes, strict=False)
+    yield from ((node, run) for node, run in pairs if node.target == run.target)
 
 
 @contextmanager

@@ -9,8 +9,6 @@ frozen, with that reason. Whatever was mended must hold for a second choice of w
 from __future__ import annotations
 
 import gc
-import math
-import random
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -20,10 +18,10 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..coupling.algebra import varying
-from ..coupling.mends import with_mends
+from ..coupling.algebra import varying, without_pieces
+from ..coupling.mends import resolve, with_mends
 from ..coupling.propagation import Propagated, propagate, settle
-from ..coupling.sizes import groups_at, own_axis, reads_widths, takes_sizes
+from ..coupling.sizes import groups_at, groups_followed, own_axis, reads_widths, takes_sizes
 from ..model.checks import check_model
 from ..model.copying import hollowed
 from ..model.inputs import Examples, normalize_examples
@@ -38,14 +36,18 @@ from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch, Plan, Traced
 from .literals import literal_decisions
 from .mending import edits, moves
-from .tagging import tagging
+from .plans import by_turns, drawn, halves, shares
+from .tagging import Given, given_in, tagging
 
-_TRIAL_SHARES = (0.5, 0.75, 0.625)
 MAX_TRIALS = 16
-"""Trials with one model; when they are used up, nothing is mended: what fails is frozen."""
+"""Trials without progress with one model; when they are used up, nothing is mended: what fails is frozen."""
 
 _HALVES = 3
 """The trial in which all groups are halved: what was mended must not rest on unequal shares either."""
+
+_ONE_OF_TWO = 4
+"""The trial in which groups of two channels lose one by turns: in the others they all do, and seem to follow each
+other."""
 
 _EVERY_FORWARD = 2
 """The trial in which further forwards (train mode, other examples) run, too."""
@@ -150,6 +152,10 @@ class _Trials:
     ignore: Sequence[str]
     reasons: dict[Axis, str] = field(default_factory=dict)
     count: int = 0
+    # Those that got no further.
+    vain: int = 0
+    # How many of them there may be until the place at hand is given up.
+    spent_at: int = MAX_TRIALS_AT_PLACE
     accepted: bool = False
     gave_up: bool = False
     tried: list[tuple[Decisions, Decisions]] = field(default_factory=list)
@@ -161,6 +167,11 @@ class _Trials:
     # The plans of the trials with one coupling.
     _planned: Coupling | None = None
     _plans: dict[int, Plan] = field(default_factory=dict)
+    _given: dict[int, Given] = field(default_factory=dict)
+    # Places in the program at which ties were given up.
+    untied: set[tuple[str, str]] = field(default_factory=set)
+    # Attributes that follow no width, as an operator has shown.
+    constant: set[tuple[str, str]] = field(default_factory=set)
     # The coupling that was tried last, and what came of its trials.
     last: Coupling | None = None
     outcomes: dict[int, Mismatch | None] = field(default_factory=dict)
@@ -211,13 +222,15 @@ class _Trials:
         numbers = [0, 1] if decided else [0]
         if decided and self._plan(coupling, _HALVES) not in (self._plan(coupling, 0), self._plan(coupling, 1)):
             numbers.append(_HALVES)
+        if sum(g.size == 2 for g in coupling.prunable) > 1:
+            numbers.append(_ONE_OF_TWO)
         return [*numbers, _EVERY_FORWARD] if coupling.further else numbers
 
     def _plan(self, coupling: Coupling, number: int) -> Plan:
         if self._planned is not coupling:
             self._planned, self._plans = coupling, {}
         if number not in self._plans:
-            self._plans[number] = {1: _drawn, _HALVES: _halves}.get(number, _shares)(coupling)
+            self._plans[number] = {1: drawn, _HALVES: halves, _ONE_OF_TWO: by_turns}.get(number, shares)(coupling)
         return self._plans[number]
 
     def run(self, coupling: Coupling, number: int, couplings: bool) -> Mismatch | None:
@@ -239,7 +252,12 @@ class _Trials:
             self._template = hollowed(self.model, floating=True) if self.traced.on_meta else self.model
         small = shrink(self._template, plan, coupling)
         with tagging(small):
-            return verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
+            found = verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
+        if found is None or not found.sources:
+            return found
+        # The nodes of the network as it is may have other names than those of the trial's.
+        given = self.given(found.view, coupling.views()[found.view].traced).get(found.node)
+        return replace(found, sources=given) if given else found
 
     def after(self, coupling: Coupling, failure: _Failure) -> Coupling:
         """What to go on with after a failure: with a proposal that helps; when the trials are used up, from the start
@@ -249,21 +267,33 @@ class _Trials:
             if trial.outcome is _Outcome.FURTHER:
                 self.accepted = True
                 return trial.coupling
-            if self.count >= MAX_TRIALS:
+            if self.vain >= MAX_TRIALS:
                 return self._unmended()
         return self._frozen(coupling, failure.mismatch)
 
     def _mended(self, coupling: Coupling, failure: _Failure) -> _Trial:
         """The first proposal that lets the trial get further, or the last one."""
         trial = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
-        begun = self.count
-        for move in moves(self.model, coupling.views()[failure.mismatch.view], failure.mismatch):
-            if self.count - begun >= MAX_TRIALS_AT_PLACE:
+        self.spent_at = self.vain + MAX_TRIALS_AT_PLACE
+        view, mismatch = coupling.views()[failure.mismatch.view], failure.mismatch
+        proposed: Iterable[Decisions] = moves(self.model, view, mismatch, self.given(mismatch.view, view.traced))
+        if any((s.module, s.attribute) in self.constant for s in mismatch.sources if isinstance(s, FromAttribute)):
+            proposed = [
+                move for move in proposed if move.choices
+            ]  # All the others were tried when it followed a width.
+        for move in proposed:
+            if self._spent():
                 break
             trial = self._proposed(coupling, move, failure)
             if trial.outcome is _Outcome.FURTHER:
                 break
         return trial
+
+    def given(self, view: int, traced: Traced) -> Given:
+        """What operators of a forward are given at full width."""
+        if view not in self._given:
+            self._given[view] = given_in(self.model, traced, self.examples)
+        return self._given[view]
 
     def _proposed(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
         """A proposal: with an attribute that most likely has to change, too; as it is; or with another attribute."""
@@ -272,7 +302,8 @@ class _Trials:
             trial = self._with(coupling, move, failure)
         if trial.outcome is not _Outcome.STUCK or move.mends or trial.mismatch is None:
             return trial
-        for edit in edits(self.model, trial.coupling.views()[trial.mismatch.view], trial.mismatch):
+        view = trial.coupling.views()[trial.mismatch.view]
+        for edit in edits(self.model, view, trial.mismatch, self.given(trial.mismatch.view, view.traced)):
             edited = self._with(trial.coupling, edit, failure)
             if edited.outcome is _Outcome.FURTHER:
                 return edited
@@ -281,21 +312,31 @@ class _Trials:
     def _tied(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
         """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
         left = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
-        given = any(isinstance(s, FromAttribute) for s in failure.mismatch.sources)
-        if self.count >= MAX_TRIALS or not move.ties or move.mends or not given:
+        by_attribute = any(isinstance(s, FromAttribute) for s in failure.mismatch.sources)
+        if self._spent() or not move.ties or move.mends or not by_attribute:
             return left
         tied = self.couple(coupling.decisions | move)
-        edit = next(edits(self.model, tied.views()[failure.mismatch.view], failure.mismatch), None)
+        view = tied.views()[failure.mismatch.view]
+        given = self.given(failure.mismatch.view, view.traced)
+        edit = next(edits(self.model, view, failure.mismatch, given), None)
         return left if edit is None else self._with(tied, edit, failure)
 
     def _with(self, coupling: Coupling, move: Decisions, failure: _Failure) -> _Trial:
         """The coupling with a proposal, and whether its trial gets further than the failure."""
         left = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
-        if self.count >= MAX_TRIALS or (coupling.decisions, move) in self.tried:
+        if self._spent() or (coupling.decisions, move) in self.tried:
+            return left
+        if any((m.module, m.attribute) in self.constant and m.terms for m in move.mends):
             return left
         self.tried.append((coupling.decisions, move))
         decisions = coupling.decisions | move
+        if move.choices:
+            decisions = replace(decisions, choices=without_pieces(decisions.choices))
         tried = self.couple(decisions) if move.choices or move.ties else with_mends(coupling, decisions)
+        if move.choices and len(tried.mended) < len(decisions.mends):
+            # An attribute that counted what does not shrink any more.
+            decisions = replace(tried.decisions, mends=tuple(m for m in decisions.mends if resolve(m, tried.groups)))
+            tried = with_mends(tried, decisions)
         if not tried.prunable or len(tried.mended) < len(decisions.mends):
             return left
         last = failure.number == self._numbers(tried)[-1]
@@ -303,7 +344,12 @@ class _Trials:
         passed = found is None or self._position(found) > self._position(failure.mismatch)
         if move.choices and found is not None and found.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
+        self.vain += not passed
         return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)
+
+    def _spent(self) -> bool:
+        """Whether enough was tried in vain, at one place or at all."""
+        return self.vain >= min(self.spent_at, MAX_TRIALS)
 
     def _unmended(self) -> Coupling:
         """The coupling to start over from when the trials are used up."""
@@ -312,9 +358,11 @@ class _Trials:
         return self.couple(self.literals)
 
     def _frozen(self, coupling: Coupling, mismatch: Mismatch) -> Coupling:
-        """With the groups frozen that the failing operator handles. Ties of such a group did not help: they go."""
-        names = groups_at(mismatch, coupling.views()[mismatch.view]) | set(mismatch.groups)
-        names &= {g.name for g in coupling.prunable}
+        """With the groups frozen that the failing operator handles. Ties of such a group did not help, nor did
+        attributes that follow one: they go, the first time that a place fails."""
+        view = coupling.views()[mismatch.view]
+        given = self.given(mismatch.view, view.traced)
+        names = groups_at(mismatch, view, given) & {g.name for g in coupling.prunable}
         what = "{} at {}".format(*mismatch.place) if mismatch.place[0] else mismatch.short
         reason = f"{CONSTANT}: {what}"
         if not names:
@@ -324,7 +372,13 @@ class _Trials:
         axes = {m.axis for g in groups for m in g.members}
         decisions = coupling.decisions
         ties = tuple(t for t in decisions.ties if not {t.a, t.b} & axes)
-        if ties != decisions.ties:
+        by_attribute = names & groups_followed(mismatch.sources, view)
+        if by_attribute:
+            # An operator whose own widths are fixed was given it.
+            attributes = {s.attribute for s in mismatch.sources if isinstance(s, FromAttribute)}
+            self.constant |= {(m.module, m.attribute) for m in decisions.mends if m.attribute in attributes}
+        if (ties != decisions.ties or by_attribute) and mismatch.place not in self.untied:
+            self.untied.add(mismatch.place)
             mends = tuple(m for m in decisions.mends if not {axis for axis, _ in m.terms} & axes)
             return self.couple(replace(decisions, ties=ties, mends=mends))
         return self.freeze(coupling, groups, reason)
@@ -344,26 +398,3 @@ class _Trials:
     def _orders(self) -> list[dict[str, int]]:
         traces = (self.traced, *(t for t in self.further if t.run.repeatable))
         return [{node.name: i for i, node in enumerate(t.graph.nodes)} for t in traces]
-
-
-def _shares(coupling: Coupling) -> Plan:
-    """Each group at one of several shares of its width, so that equal widths do not hide what depends on which."""
-    kept = {}
-    for i, group in enumerate(coupling.prunable):
-        share = _TRIAL_SHARES[i % len(_TRIAL_SHARES)]
-        kept[group.name] = range(max(1, min(math.ceil(group.size * share), group.size - 1)))
-    return Plan({name: tuple(rows) for name, rows in kept.items()})
-
-
-def _halves(coupling: Coupling) -> Plan:
-    return Plan({g.name: tuple(range(max(1, g.size // 2))) for g in coupling.prunable})
-
-
-def _drawn(coupling: Coupling) -> Plan:
-    """Other widths, drawn at random: a number that equals a width by coincidence would have to do so again."""
-    draw = random.Random(0)
-    kept = {}
-    for group in coupling.prunable:
-        width = draw.randint(max(1, group.size // 4), max(1, group.size - 1))
-        kept[group.name] = tuple(sorted(draw.sample(range(group.size), width)))
-    return Plan(kept)

@@ -6,7 +6,7 @@ from .mismatches import Mismatch
 from .origins import Origin, Signature
 from .plans import Channels, Plan
 from .records import RECORD, Record, TensorSpec
-from .runs import ModuleCall, Run, ValueRead
+from .runs import FailedCall, ModuleCall, Run, ValueRead
 from .values import (
     CONSTANT,
     SCORED,
@@ -49,6 +49,7 @@ __all__ = [
     "Dependency",
     "DependencyGraph",
     "Extent",
+    "FailedCall",
     "ForwardPart",
     "Further",
     "Inputs",

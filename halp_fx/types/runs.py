@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +67,18 @@ class ValueRead:
 
     node: str
     where: str
+
+
+@dataclass(frozen=True, slots=True)
+class FailedCall:
+    """The call of a function of PyTorch with which a forward failed.
+
+    Attributes:
+        function: its name.
+        source: the line of the program that called it.
+        sources: where the numbers come from that it was given, in a trial (see `tracing.tags`).
+    """
+
+    function: str
+    source: str
+    sources: frozenset[Any]

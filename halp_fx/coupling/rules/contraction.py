@@ -47,6 +47,7 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     k_dim = len(batch) + 1
     left = [p.unsqueeze(-1).expand(space) for p in a.planes]
     right = [p.unsqueeze(-3).expand(space) for p in b.planes]
+    left, right = _outer(left, right, len(batch), call, algebra)
     kept: list[Plane] = []
     for plane in left:
         partners = [q for q in right if set(varying(q)) & set(varying(plane)) and not independent(q, plane)]
@@ -60,10 +61,33 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
         _mark(b, plane, k_dim, algebra)
         plane = _unblocked(plane, a, left, len(batch), call, algebra)
         plane = _without(plane, k_dim, bool(partners), call, algebra)
-        if not any(set(varying(plane)) & set(varying(p)) for p in kept):
+        # Coupled, the labels of the other side stand for its own.
+        if not partners or not any(set(varying(plane)) & set(varying(p)) for p in kept):
             kept.append(plane)
     flat = [p.select(k_dim, 0) for p in kept]
     return tuple(algebra.grid(p) for p in flat if varying(p))
+
+
+def _outer(
+    left: list[Plane], right: list[Plane], batch: int, call: Call, algebra: Algebra
+) -> tuple[list[Plane], list[Plane]]:
+    """The planes, where every head has rows of its own and columns of its own (channels attend to channels). What stays
+    are whole heads; or, as the other choice, the same rows of every head, and the same columns."""
+
+    def crosses(p: Plane, q: Plane) -> bool:
+        shared, either = set(varying(p)) & set(varying(q)), set(varying(p)) ^ set(varying(q))
+        return bool(shared) and max(shared) < batch and {batch, batch + 2} <= either and not independent(p, q)
+
+    met = [(i, j) for i, p in enumerate(left) for j, q in enumerate(right) if crosses(p, q)]
+    if not met or algebra.choose(f"{call.place}#outer", "whole") == "whole":
+        return left, right
+    rows, columns = {i for i, _ in met}, {j for _, j in met}
+
+    def alike(planes: list[Plane], which: set[int]) -> list[Plane]:
+        dims = [[d for d in varying(p) if d < batch] for p in planes]
+        return [algebra.tie(p, dims[i], call, "batch") if i in which else p for i, p in enumerate(planes)]
+
+    return alike(left, rows), alike(right, columns)
 
 
 def _unblocked(plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra) -> Plane:

@@ -77,10 +77,14 @@ def _slid_over(x: Value, call: Call, algebra: Algebra) -> tuple[Value, Planes]:
 
 
 def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels along dimensions 0 and 1 of a weight; the kernel's own dimensions are fixed."""
+    """Labels along dimensions 0 and 1 of a weight; the kernel's own dimensions are fixed. Of kernels that a layer
+    computes (rows for every place of every channel) all places of a channel go together."""
     rows: list[torch.Tensor] = [torch.zeros(weight.shape[d], dtype=torch.int32) for d in (0, 1)]
     for plane in weight.planes:
         dims = varying(plane)
+        if len(dims) > 1 and dims[0] < 2 <= dims[1] and not weight.parameter:
+            plane = algebra.tie(plane, dims[1:], call, "kernel")
+            dims = varying(plane)
         if len(dims) == 1 and dims[0] < 2 and not rows[dims[0]].any():
             rows[dims[0]] = vector(plane, dims[0])
         else:

@@ -19,6 +19,8 @@ def distances(call: Call, algebra: Algebra) -> Planes:
     """`cdist`: (*, m, k) and (*, n, k) -> (*, m, n). Coupled as in a @ b^T; k is what a distance runs over."""
     a, b = call.args[:2]
     if any(a.ndim - 1 in varying(p) for p in a.planes):
+        # Of both: rows of the second may be labelled, too, and they are no part of what is summed.
+        algebra.sum_over(call, {0: a.ndim - 1, 1: b.ndim - 1})
         algebra.restrict(call, {a.ndim - 1})
     spec = replace(b.spec, shape=_swapped(b.shape), stride=_swapped(b.spec.stride))
     turned = replace(b, spec=spec, planes=tuple(p.transpose(-1, -2) for p in b.planes))

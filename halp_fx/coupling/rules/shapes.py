@@ -179,11 +179,15 @@ def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | N
     """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
 
     Where several pieces have one size and others are no multiples of it (C, C and a constant number), those follow a
-    width, and the others stay: -1. That is decided once, for at another width C may be that number.
+    width, and the others stay: -1. That is decided once, for at another width C may be that number. Pieces of several
+    units each are no such case, nor is the last piece of `chunk`, or of a `split` into pieces of one size: it is what
+    is left over.
     """
     units = math.gcd(*sizes)
     width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
-    alike = [str(i) for i, n in enumerate(sizes) if n == width] if any(n % max(width, 1) for n in sizes) else []
+    others = [n for n in sizes if n % max(width, 1)]
+    constant = others and not call.op.endswith("split") and (units == 1 or min(others) == units)
+    alike = [str(i) for i, n in enumerate(sizes) if n == width] if constant else []
     reading = algebra.choose(f"{call.place}#{len(sizes)} sizes", ",".join(alike) or "all")
     if reading != "all":
         moving = {int(i) for i in reading.split(",")}
@@ -195,8 +199,9 @@ def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | N
         )
     if units == 1 and set(sizes) != {1}:
         return None
-    if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1:
-        return None  # A trial would be left with one unit, which does not show where the pieces begin.
+    if units == 2 and len(sizes) > 2 and len(set(sizes)) > 1 and "split" not in call.op:
+        # A trial would be left with one unit, which does not show where pieces begin that do not lie side by side.
+        return None
     return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
 
 
