@@ -48,10 +48,21 @@ def narrow(model: nn.Module, plan: Plan, *, coupling: Coupling) -> tuple[Cuts, U
         empty_caches(model, coupling)
         sync_attributes(model, original, coupling, plan)
         drop(model, find_branches(coupling).named(plan.dropped) if plan.dropped else ())
+        _rewritten(model)
     except BaseException:
         before.put_back()
         raise
     return cuts, before.put_back
+
+
+def _rewritten(model: nn.Module) -> None:
+    """Write every module's tables of tensors again, as they are: Dynamo asks for shapes anew only where a table was
+    written (torch 2.11), and code that was compiled for the wide network failed on the narrow one."""
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            items = dict(table)
+            table.clear()
+            table.update(items)
 
 
 def cut_in_place(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> None:
