@@ -96,7 +96,8 @@ def prune(
             Without data nothing says how wide a group should be: all become about equally narrow.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
             added up.
-        importance: "fisher" (None and "auto": with data), "taylor" (the published sum of scores), "magnitude", or a
+        importance: "fisher" (None and "auto": with data), "batches" (they: for budgets up to a quarter of the dense
+            cost), "taylor" (the published sum of scores), "magnitude" (they: without data), or a
             callable from a `ChannelGroup`, or from a group and the model, to the scores of its channels or to
             `WidthValues`; both are given as they stand at the step.
         latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its

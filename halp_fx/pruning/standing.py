@@ -14,6 +14,7 @@ from ..coupling.branches import Branch
 from ..coupling.residual import find_branches
 from ..errors import SaliencyError
 from ..rewriting.applying import rewrite
+from ..scoring.callables import Importance
 from ..scoring.divergence import Reference, shared_out
 from ..scoring.recalibrating import recalibrate
 from ..scoring.saliency import Saliency, score
@@ -28,6 +29,10 @@ logger = logging.getLogger("halp_fx")
 
 BRANCH_SAMPLES = 256
 """That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
+
+SMALL = 0.25
+"""Budgets up to this share of the dense cost are met by another value (`batchwise`): it was ahead in the mean at 10 and
+at 20 % of the MACs (docs/benchmarks_accuracy.md), and was not measured above."""
 
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 """What a network as it stands is worth, given it and its coupling; None: score it as was asked for."""
@@ -44,13 +49,19 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
         saliency = scorer(network.model, scored)
     else:
         saliency = score(
-            *(network.model, scored, request.data, request.loss_fn, request.importance),
+            *(network.model, scored, request.data, request.loss_fn, value_of(request, yardstick.budget)),
             loss=request.loss,
             batches=request.batches,
         )
     if branches and saliency.kind == "fisher" and scorer is None:
         saliency = replace(saliency, dropping=_losses_without(network, request, now, here))
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
+
+
+def value_of(request: Request, share: float) -> Importance | None:
+    """What a caller who left it open is given."""
+    small = request.importance in (None, "auto") and request.data is not None and share <= SMALL
+    return "batches" if small else request.importance
 
 
 def _losses_without(

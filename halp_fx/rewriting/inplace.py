@@ -58,11 +58,11 @@ def narrow(model: nn.Module, plan: Plan, *, coupling: Coupling) -> tuple[Cuts, U
 def _rewritten(model: nn.Module) -> None:
     """Write every module's tables of tensors again, as they are: Dynamo asks for shapes anew only where a table was
     written (torch 2.11), and code that was compiled for the wide network failed on the narrow one."""
-    for module in model.modules():
-        for table in (module._parameters, module._buffers):
-            items = dict(table)
-            table.clear()
-            table.update(items)
+    tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]
+    for table in tables:
+        items = dict(table)
+        table.clear()
+        table.update(items)
 
 
 def cut_in_place(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> None:

@@ -15,12 +15,12 @@ from ..types import ChannelGroup
 from .values import WidthValues
 
 Importance = (
-    Literal["auto", "fisher", "taylor", "magnitude"]
+    Literal["auto", "fisher", "batches", "taylor", "magnitude"]
     | Callable[[ChannelGroup], Any]
     | Callable[[ChannelGroup, nn.Module], Any]
 )
 
-KINDS = ("auto", "fisher", "taylor", "magnitude")
+KINDS = ("auto", "fisher", "batches", "taylor", "magnitude")
 
 
 def check_importance(importance: Importance | None) -> None:

@@ -35,6 +35,8 @@ logger = logging.getLogger("halp_fx")
 Drawn = Sampled | Callable[[nn.Module, Mapping[str, torch.Tensor], Any, int], torch.Tensor]
 """(model, tensors by name, batch, its number) -> the loss."""
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 AGREES = 1e-2
 """Rows of a batch and of a sample run alone differ by rounding, which sums over many places amplify: below this share
 of the largest derivative of the row."""
@@ -64,12 +66,18 @@ class Rows:
 
 @dataclass
 class Gates:
-    """Runs batches on aliases of the parameters: `.grad` and `requires_grad` stay."""
+    """Runs batches on aliases of the parameters: `.grad` and `requires_grad` stay.
+
+    Attributes:
+        statistics: whether batch norms take those of the batch, and gates are differentiated through them. Modes and
+            momenta are given back by whoever `preserved` the model.
+    """
 
     model: nn.Module
     groups: Sequence[ChannelGroup]
     weights: Weights
     loss: Drawn
+    statistics: bool = False
     parameters: dict[str, torch.Tensor] = field(init=False)
     buffers: dict[str, torch.Tensor] = field(init=False)
     constants: list[torch.Tensor] = field(init=False)
@@ -182,6 +190,10 @@ class Gates:
     def _run(self, batch: Any, number: int, follow: Callable[..., Any]) -> tuple[dict[str, torch.Tensor], Any, Any]:
         """Aliases of the parameters, what followed the forward, and the loss."""
         set_mode(self.model)
+        if self.statistics:
+            for norm in self.model.modules():
+                if isinstance(norm, BATCH_NORMS):
+                    norm.training, norm.momentum = True, 0.0  # Its running statistics stay as they are.
         aliases = {n: alias_of(p) for n, p in self.parameters.items()}
         watch = follow({**aliases, **self.buffers}, self.constants)
         with torch.enable_grad(), watch:

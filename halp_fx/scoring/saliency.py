@@ -24,6 +24,7 @@ from ..errors import SaliencyError
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, scored_name
+from .batchwise import batch_rows
 from .callables import Importance, asked, check_importance, scores_of
 from .fisher import fisher_values
 from .gates import Gates, none_counted
@@ -100,9 +101,10 @@ def score(
         loss_fn: (output, target) -> scalar loss, for batches of (input, target). The input may be a tensor, a tuple or
             list (positional arguments), or a dict (keyword arguments). "fisher" works without any loss: batches are
             then inputs, or pairs of which the first is the input.
-        importance: "fisher" or "taylor" (these need data), "magnitude", None or "auto" for fisher with data and
-            magnitude without, or a callable from a group, or from a group and the model as it stands, to `size` scores
-            or to `WidthValues`.
+        importance: "fisher", "batches" or "taylor" (these need data), "magnitude", None or "auto" for fisher with data
+            and magnitude without, or a callable from a group, or from a group and the model as it stands, to `size`
+            scores or to `WidthValues`. "batches" is the Fisher information at the grain of batches (`batchwise`); where
+            there are no batch norms, or small or few batches, it is "fisher".
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> scalar, or a dict of losses that are
             added up (detectors). It may call `model.train()`: modes and statistics are given back.
         batches: how many are used at most.
@@ -126,7 +128,13 @@ def score(
             return heard(Saliency(magnitudes(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
             raise SaliencyError(f"importance={kind!r} needs data")
-        if kind == "fisher":
+        if kind == "batches":
+            rows, data = batch_rows(model, coupling, data, Sampled(loss_fn, loss), batches)
+            if rows is not None:
+                scores = split(rows.rows.double().square().mean(0) / 2, groups)
+                found = Saliency(scores, "fisher", rows.batches, rows.skipped, evenness=EVENNESS)
+                return heard(found, model, coupling)
+        if kind in ("fisher", "batches"):
             return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss), batches), model, coupling)
         if loss_fn is None and loss is None:
             raise SaliencyError("importance='taylor' needs loss_fn (or loss); 'fisher' needs none")

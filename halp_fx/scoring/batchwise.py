@@ -1,0 +1,97 @@
+"""batchwise: channel groups + batches -> what each channel is worth where batch norms will be re-estimated.
+
+A pruned network's batch norms are re-estimated, so what counts is the loss with statistics of the network as it then
+is. Gates are therefore differentiated through the statistics of the batch: what a channel adds to the mean and the
+scale of what a norm sees is taken out by the norm, and is no loss. Samples of a batch share its statistics, so a row is
+the derivative of a batch's loss by the gates, s_B, and the value of a channel 1/2 E[s_B^2] / samples: with labels drawn
+from the network the Fisher information of its gate, in the unit of the loss of a sample. Values of channels add up: of
+a few tens of rows for hundreds of channels, sets would be found that cancel by chance.
+
+Networks of small budgets were better by it than by sets of gates with fixed statistics (docs/benchmarks_accuracy.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain, pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..model.preserving import preserved, uncached_autocast
+from ..progress import counted
+from ..types import Coupling
+from .gates import BATCH_NORMS, Gates, Rows, none_counted
+from .losses import moved
+from .magnitude import masked
+from .sampled import Sampled, samples_in, samples_of
+
+SIZE = 64
+"""Samples of a row: larger batches are cut into pieces of about this size."""
+
+LEAST = 16
+"""Samples of a batch: statistics of fewer are noise."""
+
+ROWS = 4
+"""Pieces, at least: what one or two say of a channel is chance."""
+
+
+def batch_rows(
+    model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled, batches: int
+) -> tuple[Rows | None, Iterable[Any]]:
+    """The rows of as many pieces as `batches` batches hold, each divided by the root of its samples.
+
+    Returns:
+        None for the rows where nothing can be told this way: no batch norms, small or few batches; and the batches, the
+        ones that were looked at first.
+
+    Raises:
+        SaliencyError: no batch with finite gradients.
+    """
+    source = iter(data)
+    seen = [batch for _, batch in zip(range(1), source, strict=False)]
+    if not seen or not has_batch_norms(model) or (samples_in(seen[0]) or 0) < LEAST:
+        return None, chain(seen, source)
+    gates = Gates.of(model, coupling, loss)
+    gates.statistics = True
+    rows: list[torch.Tensor] = []
+    used = skipped = 0
+    with preserved(model), uncached_autocast():
+        for batch in counted(chain(seen[:1], source), "score", "batches", batches):
+            if used + skipped >= batches:
+                break
+            if used + skipped and len(rows) < ROWS:
+                seen.append(batch)
+            own = [gates.by_weights(moved(p, gates.device), used + skipped) / n**0.5 for p, n in pieces(batch)]
+            good = [row for row in own if bool(torch.isfinite(row).all())]
+            rows += good
+            used, skipped = used + bool(good), skipped + (not good)
+    if not rows:
+        raise none_counted(skipped)
+    if len(rows) < ROWS:
+        return None, seen
+    found = torch.stack(rows)
+    gone = masked(gates.weights, coupling.prunable)
+    for group in coupling.prunable:
+        start = gates.starts[group.name]
+        found[:, start : start + group.size][:, torch.from_numpy(gone[group.name])] = 0
+    return Rows(found, used, skipped, "batches with their own statistics"), ()
+
+
+def has_batch_norms(model: nn.Module) -> bool:
+    """Whether there are statistics that are re-estimated."""
+    return any(isinstance(m, BATCH_NORMS) and m.track_running_stats for m in model.modules())
+
+
+def pieces(batch: Any) -> Iterator[tuple[Any, int]]:
+    """A batch in pieces of about `SIZE` samples, and how many samples each has. A batch whose samples cannot be told
+    apart is one piece of one."""
+    count = samples_in(batch)
+    if count is None or count < 1.5 * SIZE:
+        yield batch, count or 1
+        return
+    number = round(count / SIZE)
+    ends = [count * i // number for i in range(number + 1)]
+    for start, end in pairwise(ends):
+        yield samples_of(batch, start, end - start), end - start

@@ -1,0 +1,133 @@
+"""Values at the grain of batches, through batch statistics: against finite differences, and where they do not apply."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import halp_fx
+from halp_fx.pruning.standing import value_of
+from halp_fx.scoring.batchwise import pieces
+
+
+def network(norm=nn.BatchNorm2d):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Conv2d(6, 5, 3), norm(5), nn.ReLU(), nn.Flatten(), nn.Linear(80, 4)
+    ).double()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.3, 0.5)
+    return model.eval()
+
+
+def data(count, size):
+    draw = torch.Generator().manual_seed(1)
+    return [torch.randn(size, 3, 8, 8, generator=draw, dtype=torch.float64) for _ in range(count)]
+
+
+def squares(model, batch):
+    """A loss that nothing is drawn for: a mean over samples."""
+    return model(batch).square().sum(1).mean()
+
+
+def scores(model, batches, importance="batches", **given):
+    coupling = halp_fx.channel_groups(model, batches[0][:2])
+    return halp_fx.score(model, coupling, batches, importance=importance, **given).scores
+
+
+def test_rows_are_derivatives_through_the_statistics_of_the_batch():
+    model, batches = network(), data(5, 16)
+    found = scores(model, batches, loss=squares)
+    step = 1e-5
+    for (name, own), norm in zip(sorted(found.items()), (model[1], model[4]), strict=True):
+        expected = np.zeros(len(own))
+        for channel in range(len(own)):
+            for batch in batches:
+                losses = []
+                for sign in (1, -1):
+                    with torch.no_grad():
+                        before = norm.weight[channel].item(), norm.bias[channel].item()
+                        norm.weight[channel] *= 1 + sign * step
+                        norm.bias[channel] *= 1 + sign * step
+                        model.train()
+                        losses.append(float(squares(model, batch)) * len(batch))
+                        model.eval()
+                        norm.weight[channel], norm.bias[channel] = before
+                derivative = (losses[0] - losses[1]) / (2 * step)
+                expected[channel] += derivative**2 / len(batch) / 2 / len(batches)
+        np.testing.assert_allclose(own, expected, rtol=1e-4, err_msg=name)
+
+
+def test_a_large_batch_is_cut_into_pieces():
+    (whole,) = data(1, 256)
+    assert [n for _, n in pieces(whole)] == [64] * 4
+    assert torch.equal(torch.cat([p for p, _ in pieces(whole)]), whole)
+    assert [n for _, n in pieces(whole[:150])] == [75, 75]
+    assert [n for _, n in pieces(whole[:90])] == [90]
+    model = network()
+    cut, apart = scores(model, [whole], loss=squares), scores(model, list(whole.split(64)), loss=squares)
+    for name, own in cut.items():
+        np.testing.assert_allclose(own, apart[name])
+
+
+@pytest.mark.parametrize(
+    ("norm", "count", "size"),
+    [(lambda n: nn.GroupNorm(1, n), 5, 16), (nn.BatchNorm2d, 5, 8), (nn.BatchNorm2d, 3, 16)],
+    ids=["no batch norms", "small batches", "few batches"],
+)
+def test_where_it_does_not_apply_sets_of_gates_are_scored(norm, count, size):
+    model, batches = network(norm), data(count, size)
+    found, sets = scores(model, batches), scores(model, batches, "fisher")
+    for name, own in found.items():
+        np.testing.assert_array_equal(own, sets[name])
+
+
+def test_the_model_stays_as_it_is():
+    model = network()
+    model[1].momentum, model[4].momentum = None, 0.3
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [m.training for m in model.modules()]
+    scores(model, data(5, 16))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert [m.training for m in model.modules()] == modes
+    assert (model[1].momentum, model[4].momentum) == (None, 0.3)
+
+
+def test_what_is_not_finite_is_left_out():
+    model, batches = network(), data(6, 16)
+    broken = [*batches[:2], torch.full_like(batches[0], torch.nan), *batches[2:]]
+    one, other = scores(model, batches, loss=squares), scores(model, broken, loss=squares)
+    for name, own in one.items():
+        np.testing.assert_allclose(own, other[name])
+    with pytest.raises(halp_fx.SaliencyError, match="non-finite"):
+        scores(model, [torch.full_like(batches[0], torch.nan)] * 4, loss=squares)
+
+
+@pytest.mark.parametrize(
+    ("importance", "with_data", "share", "expected"),
+    [
+        (None, True, 0.1, "batches"),
+        ("auto", True, 0.2, "batches"),
+        (None, True, 0.5, None),
+        (None, False, 0.1, None),
+        ("fisher", True, 0.1, "fisher"),
+    ],
+)
+def test_small_budgets_are_scored_by_batches(importance, with_data, share, expected):
+    request = SimpleNamespace(importance=importance, data=[] if with_data else None)
+    assert value_of(request, share) == expected
+
+
+def test_prune_meets_a_small_budget_by_it():
+    model, batches = network().float(), [b.float() for b in data(5, 16)]
+    ways = {
+        importance: halp_fx.prune(
+            model, 0.2, batches[0][:1], data=batches, importance=importance, latency="macs", round_to=1, progress=False
+        ).halp.plan
+        for importance in (None, "batches")
+    }
+    assert ways[None] == ways["batches"]
