@@ -59,8 +59,10 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
 
 
 def value_of(request: Request, share: float) -> Importance | None:
-    """What a caller who left it open is given."""
-    small = request.importance in (None, "auto") and request.data is not None and share <= SMALL
+    """What a caller who left it open is given. Values through the statistics of batches are those of a network whose
+    batch norms are re-estimated."""
+    left_open = request.importance in (None, "auto") and request.data is not None
+    small = left_open and request.recalibrate and share <= SMALL
     return "batches" if small else request.importance
 
 

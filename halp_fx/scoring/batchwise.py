@@ -12,6 +12,7 @@ Networks of small budgets were better by it than by sets of gates with fixed sta
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import chain, pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import SaliencyError
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling
@@ -27,11 +29,13 @@ from .losses import moved
 from .magnitude import masked
 from .sampled import Sampled, samples_in, samples_of
 
+logger = logging.getLogger("halp_fx")
+
 SIZE = 64
 """Samples of a row: larger batches are cut into pieces of about this size."""
 
 LEAST = 16
-"""Samples of a batch: statistics of fewer are noise."""
+"""Samples of a batch: statistics of fewer are noise, and of one there are none."""
 
 ROWS = 4
 """Pieces, at least: what one or two say of a channel is chance."""
@@ -43,7 +47,8 @@ def batch_rows(
     """The rows of as many pieces as `batches` batches hold, each divided by the root of its samples.
 
     Returns:
-        None for the rows where nothing can be told this way: no batch norms, small or few batches; and the batches, the
+        None for the rows where nothing can be told this way: no batch norms, small or few batches, a forward that fails
+        with statistics of the batch; and the batches, the
         ones that were looked at first.
 
     Raises:
@@ -63,10 +68,16 @@ def batch_rows(
                 break
             if used + skipped and len(rows) < ROWS:
                 seen.append(batch)
-            own = [gates.by_weights(moved(p, gates.device), used + skipped) / n**0.5 for p, n in pieces(batch)]
+            try:
+                own = [gates.by_weights(moved(p, gates.device), used + skipped) / n**0.5 for p, n in pieces(batch)]
+            except SaliencyError as error:
+                if used + skipped:
+                    raise
+                logger.info("no values through the statistics of batches: %s", error)
+                return None, chain(seen, source)
             good = [row for row in own if bool(torch.isfinite(row).all())]
             rows += good
-            used, skipped = used + bool(good), skipped + (not good)
+            used, skipped = used + bool(good), skipped + (bool(own) and not good)
     if not rows:
         raise none_counted(skipped)
     if len(rows) < ROWS:
@@ -85,11 +96,12 @@ def has_batch_norms(model: nn.Module) -> bool:
 
 
 def pieces(batch: Any) -> Iterator[tuple[Any, int]]:
-    """A batch in pieces of about `SIZE` samples, and how many samples each has. A batch whose samples cannot be told
-    apart is one piece of one."""
-    count = samples_in(batch)
-    if count is None or count < 1.5 * SIZE:
-        yield batch, count or 1
+    """A batch in pieces of about `SIZE` samples, and how many samples each has; nothing of a batch that is too small,
+    as the last of a loader may be."""
+    count = samples_in(batch) or 0
+    if count < 1.5 * SIZE:
+        if count >= LEAST:
+            yield batch, count
         return
     number = round(count / SIZE)
     ends = [count * i // number for i in range(number + 1)]

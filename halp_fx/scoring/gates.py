@@ -35,7 +35,8 @@ logger = logging.getLogger("halp_fx")
 Drawn = Sampled | Callable[[nn.Module, Mapping[str, torch.Tensor], Any, int], torch.Tensor]
 """(model, tensors by name, batch, its number) -> the loss."""
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""Not those of several processes: they would wait for each other, each with batches of its own."""
 
 AGREES = 1e-2
 """Rows of a batch and of a sample run alone differ by rounding, which sums over many places amplify: below this share

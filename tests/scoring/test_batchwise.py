@@ -86,6 +86,27 @@ def test_where_it_does_not_apply_sets_of_gates_are_scored(norm, count, size):
         np.testing.assert_array_equal(own, sets[name])
 
 
+class FailsInTraining(nn.BatchNorm2d):
+    def forward(self, x):
+        if self.training:
+            raise RuntimeError("no statistics here")
+        return super().forward(x)
+
+
+def test_a_forward_that_fails_with_statistics_of_the_batch_is_scored_by_sets():
+    model, batches = network(FailsInTraining), data(5, 16)
+    found, sets = scores(model, batches), scores(model, batches, "fisher")
+    for name, own in found.items():
+        np.testing.assert_array_equal(own, sets[name])
+
+
+def test_the_rest_of_a_loader_is_left_out():
+    model, batches = network(), data(5, 16)
+    one, other = scores(model, batches, loss=squares), scores(model, [*batches, batches[0][:1]], loss=squares)
+    for name, own in one.items():
+        np.testing.assert_array_equal(own, other[name])
+
+
 def test_the_model_stays_as_it_is():
     model = network()
     model[1].momentum, model[4].momentum = None, 0.3
@@ -108,17 +129,18 @@ def test_what_is_not_finite_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("importance", "with_data", "share", "expected"),
+    ("importance", "data", "recalibrate", "share", "expected"),
     [
-        (None, True, 0.1, "batches"),
-        ("auto", True, 0.2, "batches"),
-        (None, True, 0.5, None),
-        (None, False, 0.1, None),
-        ("fisher", True, 0.1, "fisher"),
+        (None, [], True, 0.1, "batches"),
+        ("auto", [], True, 0.2, "batches"),
+        (None, [], True, 0.5, None),
+        (None, [], False, 0.1, None),
+        (None, None, True, 0.1, None),
+        ("fisher", [], True, 0.1, "fisher"),
     ],
 )
-def test_small_budgets_are_scored_by_batches(importance, with_data, share, expected):
-    request = SimpleNamespace(importance=importance, data=[] if with_data else None)
+def test_small_budgets_are_scored_by_batches(importance, data, recalibrate, share, expected):
+    request = SimpleNamespace(importance=importance, data=data, recalibrate=recalibrate)
     assert value_of(request, share) == expected
 
 
