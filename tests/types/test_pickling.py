@@ -81,5 +81,5 @@ def test_errors():
     error = pickle.loads(pickle.dumps(InfeasibleError("too little", 3.0, ("a", "b"))))
     assert (str(error), error.minimum, error.groups) == ("too little", 3.0, ("a", "b"))
     error = pickle.loads(pickle.dumps(TraceError("fails", torch.fx.Graph())))
-    assert (str(error), error.recorded, error.sources) == ("fails", None, None)
+    assert (str(error), error.recorded, error.call) == ("fails", None, None)
     assert isinstance(error, halp_fx.ModelError)
