@@ -96,10 +96,10 @@ def prune(
             Without data nothing says how wide a group should be: all become about equally narrow.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
             added up.
-        importance: "fisher" (None and "auto": with data), "batches" (they: for budgets up to a quarter of the dense
-            cost), "taylor" (the published sum of scores), "magnitude" (they: without data), or a
-            callable from a `ChannelGroup`, or from a group and the model, to the scores of its channels or to
-            `WidthValues`; both are given as they stand at the step.
+        importance: "fisher", "batches", "taylor" (the published sum of scores), "magnitude", or a callable from a
+            `ChannelGroup`, or from a group and the model, to the scores of its channels or to `WidthValues`; both are
+            given as they stand at the step. None and "auto": with data "fisher", for budgets up to a quarter of the
+            dense cost "batches" (unless `recalibrate` is off); without data "magnitude".
         latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
             class, or its name ("macs", "flops", "params", "memory").
         ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as

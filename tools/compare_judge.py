@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 
 import halp_fx
 from halp_fx.pruning.records import read_record
+from halp_fx.pruning.resuming import folder_name
 from halp_fx.reporting.report import report_of
 
 
@@ -51,12 +52,8 @@ def judged(task: Task, folder: Path) -> tuple[dict[str, halp_fx.Plan], dict[str,
     distances = {c.name: c.distance for c in report.contenders}
     # The last record of a way is its end; varied widths have no way of their own.
     ends = {p.parent.name: p for p in sorted(folder.glob("*/[0-9]*.safetensors"))}
-    plans = {name: read_record(ends[key]).plan for name in distances if (key := slug(name)) in ends}
+    plans = {name: read_record(ends[key]).plan for name in distances if (key := folder_name(name)) in ends}
     return plans | {report.contenders[0].name: report.plan}, distances
-
-
-def slug(name: str) -> str:
-    return name.replace(",", "").replace(" ", "-")
 
 
 def accuracies(task: Task, plan: halp_fx.Plan, tuning: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ from .files import read_table
 from .fingerprint import Fingerprint, devices_here
 from .grids import Grid, Range, adaptive_grid
 from .layers import Layer
-from .measuring import GridKey, measure_grids, wanted
+from .measuring import GridKey, grid_key, measure_grids, wanted
 from .request import Request
 from .runtimes import units
 from .sampler import Sampler
@@ -123,9 +123,9 @@ class TableLatency(CountedCost):
         """The layers of a network, all of which the table has."""
         found = units(coupling, self.measured.fingerprint.runtime)
         for layer in found:
-            if (layer.key, layer.dense) not in self._grids:
-                self._grids[layer.key, layer.dense] = _grid_of(self.measured, layer)
-        missing = [layer for layer in found if self._grids[layer.key, layer.dense] is None]
+            if grid_key(layer) not in self._grids:
+                self._grids[grid_key(layer)] = _grid_of(self.measured, layer)
+        missing = [layer for layer in found if self._grids[grid_key(layer)] is None]
         if missing:
             raise LatencyError(
                 f"the table of {self.measured.fingerprint.device} has no times of {len(missing)} of this network's "
@@ -135,7 +135,7 @@ class TableLatency(CountedCost):
         return found
 
     def _grid(self, layer: Layer) -> Grid:
-        grid = self._grids[layer.key, layer.dense]
+        grid = self._grids[grid_key(layer)]
         assert grid is not None
         return grid
 

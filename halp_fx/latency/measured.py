@@ -27,7 +27,7 @@ from .fingerprint import Fingerprint, kind_of
 from .grids import Grid
 from .interleaving import NetworkTiming, interleaved
 from .layers import Layer
-from .measuring import GridKey, measure_grids, wanted
+from .measuring import GridKey, grid_key, measure_grids, wanted
 from .prediction import LayerError
 from .runtimes import units
 from .sampler import Sampler
@@ -98,7 +98,7 @@ class MeasuredLatency:
             sampler.check_stored(found)
             measure_grids(wanted(found, options, dense), self._grids, sampler)
         sampler.warn()
-        return tuple(cost_table(layer, self._grids[_grid_key(layer)], self.resource) for layer in found)
+        return tuple(cost_table(layer, self._grids[grid_key(layer)], self.resource) for layer in found)
 
     def staircases(self, coupling: Coupling, options: Options) -> tuple[CostTable, ...]:
         """What each layer that makes channels of one group costs at every width in `options`, its input as wide as it
@@ -149,7 +149,7 @@ class MeasuredLatency:
         result = {}
         with sampler.store.saving(), sampler.memory():
             for layer, point in found:
-                grid = self._grids.get(_grid_key(layer))
+                grid = self._grids.get(grid_key(layer))
                 covered = grid is not None and grid.covers(*point)
                 result[layer.name] = grid.at(*point) if grid and covered else sampler.times(layer, [point])[0]
         return result
@@ -234,10 +234,6 @@ class MeasuredLatency:
             store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)
             self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
         return self._sampler
-
-
-def _grid_key(layer: Layer) -> GridKey:
-    return layer.key, layer.dense
 
 
 def _device_of(coupling: Coupling) -> torch.device:

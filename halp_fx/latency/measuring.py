@@ -23,6 +23,11 @@ from .table import Point
 GridKey = tuple[str, Point]
 """Signature and dense widths of a layer: layers that share both have one grid."""
 
+
+def grid_key(layer: Layer) -> GridKey:
+    return layer.key, layer.dense
+
+
 _SETTLING_ROUNDS = 4
 
 _MATTERS = 0.0025
@@ -44,7 +49,7 @@ class Wanted:
 
     @property
     def key(self) -> GridKey:
-        return self.layer.key, self.layer.dense
+        return grid_key(self.layer)
 
     def joined(self, other: Wanted) -> Wanted:
         """With the widths of its twin, which may differ in how far its groups shrink."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -18,6 +18,14 @@ def every_tensor(model: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
             for name, tensor in table.items():
                 if tensor is not None:
                     yield f"{prefix}.{name}" if prefix else name, tensor, name not in passing
+
+
+def overwrite(model: nn.Module, values: Mapping[str, torch.Tensor]) -> None:
+    """Give some tensors of a model, by any of their names, the numbers of others of the same shapes."""
+    own = {name: tensor for name, tensor, _ in every_tensor(model)}
+    with torch.no_grad():
+        for name, value in values.items():
+            own[name].copy_(value)
 
 
 def parameter_count(model: nn.Module) -> int:

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import HalpError, ModelError
 from ..model.preserving import named_tensors, preserved
-from ..model.tensors import every_tensor
+from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
@@ -131,9 +131,9 @@ def check_alone(what: str) -> None:
         )
 
 
-def changed(model: nn.Module, request: Request) -> dict[str, torch.Tensor]:
-    """The tensors of a network that a plan alone does not lead to, on the CPU, by name."""
-    if not request.compensate:
+def changed(model: nn.Module, request: Request, trained: bool = False) -> dict[str, torch.Tensor]:
+    """The tensors of a network that a plan alone does not lead to, on the CPU, by name; all, if it was `trained`."""
+    if not (request.compensate or trained):
         return statistics(model)
     return {name: tensor.detach().cpu() for name, tensor in named_tensors(model)}
 
@@ -155,10 +155,7 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
                 now = channel_groups(network, request.examples, like=coupling) if plan else coupling
                 network = rewrite(network, remaining(plan, reached), request.examples, coupling=now)
             before, now_at = now_at, (network, reached)
-            own = {name: tensor for name, tensor, _ in every_tensor(network)}
-            with torch.no_grad():
-                for name, value in tensors.items():
-                    own[name].copy_(value)
+            overwrite(network, tensors)
             if order == "done":
                 (network.halp,) = report
                 return network

@@ -13,21 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from ..errors import HalpError, StateError
 from ..files import replacing
 from ..latency import MeasuredLatency
 from ..latency.files import read_table, write_table
-from ..model.preserving import named_tensors
 from ..model.randomness import Stream
-from ..model.tensors import every_tensor
+from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
-from ..scoring.recalibrating import statistics
 from ..types.plain import from_plain, to_plain
 from .asked import Asked
 from .budgets import Budget
+from .distributed import changed
 from .networks import Network
 from .records import (
     FORMAT,
@@ -94,7 +92,7 @@ class Notebook:
 
     def part(self, name: str, model: nn.Module, request: Request, ignore: Sequence[str]) -> Notebook:
         """The notebook of a part of this search, in a folder of its own."""
-        return Notebook.open(self.folder / name.replace(",", "").replace(" ", "-"), model, request, ignore, self.stream)
+        return Notebook.open(self.folder / folder_name(name), model, request, ignore, self.stream)
 
     def start(self, model: nn.Module, request: Request, ignore: Sequence[str]) -> tuple[Session, tuple[float, ...]]:
         """A session that stands where the search came to, and the ways that it has to go (`Session.ways`): none where
@@ -136,7 +134,9 @@ class Notebook:
         """
         done = not left
         network = session.best.network if done else session.network
-        tensors = {f"{_NETWORK}{name}": t for name, t in _changed(network, session.request).items()}
+        trained = session.request.train_between is not None
+        own = changed(network.model, session.request, trained) if network.plan else {}
+        tensors = {f"{_NETWORK}{name}": tensor for name, tensor in own.items()}
         random, words = self.stream.kept()
         tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in random.items()}
         if network.saliency is not None:
@@ -197,11 +197,7 @@ class Notebook:
         model = yardstick.model
         if record.plan or record.done:
             model = rewrite(model, record.plan, request.examples, coupling=yardstick.coupling, check=False)
-            own = {name: tensor for name, tensor, _ in every_tensor(model)}
-            with torch.no_grad():
-                for name, tensor in tensors.items():
-                    if name.startswith(_NETWORK):
-                        own[name.removeprefix(_NETWORK)].copy_(tensor)
+            overwrite(model, {n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         saliency = None if record.scoring is None else saliency_of(record.scoring, tensors)
         network = Network(model, record.plan, saliency=saliency)
         if record.scored and not record.done:
@@ -227,6 +223,11 @@ class Notebook:
             ]
 
 
+def folder_name(part: str) -> str:
+    """Of the folder of a part of a search, in that of the search."""
+    return part.replace(",", "").replace(" ", "-")
+
+
 def _index(path: Path) -> Asked:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -242,12 +243,3 @@ def _aim(request: Request) -> dict[str, str]:
 
     goals = request.goals
     return {cost.resource: said(budget) for cost, budget in ((goals.cost, goals.budget), *goals.further)}
-
-
-def _changed(network: Network, request: Request) -> dict[str, torch.Tensor]:
-    """The tensors of a network that its plan alone does not lead to."""
-    if not network.plan:
-        return {}
-    if request.train_between is None and not request.compensate:
-        return statistics(network.model)
-    return {name: tensor.detach().cpu() for name, tensor in named_tensors(network.model)}

@@ -13,7 +13,8 @@ from ..scoring.saliency import EVENNESS
 from .request import Request
 
 EVEN = 4 * EVENNESS
-"""More weight of even widths: at 10 % of the MACs 1.3 points better in the mean than the default, though not always."""
+"""More weight of even widths: at 10 % of the MACs 1.3 points better than the default in the mean of four cells, and no
+better in six with two networks each (docs/benchmarks_accuracy.md)."""
 
 
 def variants(request: Request) -> Iterator[tuple[str, Request]]:

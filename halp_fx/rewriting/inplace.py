@@ -48,14 +48,14 @@ def narrow(model: nn.Module, plan: Plan, *, coupling: Coupling) -> tuple[Cuts, U
         empty_caches(model, coupling)
         sync_attributes(model, original, coupling, plan)
         drop(model, find_branches(coupling).named(plan.dropped) if plan.dropped else ())
-        _rewritten(model)
+        _tables_written(model)
     except BaseException:
         before.put_back()
         raise
     return cuts, before.put_back
 
 
-def _rewritten(model: nn.Module) -> None:
+def _tables_written(model: nn.Module) -> None:
     """Write every module's tables of tensors again, as they are: Dynamo asks for shapes anew only where a table was
     written (torch 2.11), and code that was compiled for the wide network failed on the narrow one."""
     tables: list[dict[str, Any]] = [t for m in model.modules() for t in (m._parameters, m._buffers)]

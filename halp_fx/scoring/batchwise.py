@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from ..progress import counted
 from ..types import Coupling
 from .gates import BATCH_NORMS, Gates, Rows, none_counted
 from .losses import moved
-from .magnitude import masked
 from .sampled import Sampled, samples_in, samples_of
 
 logger = logging.getLogger("halp_fx")
@@ -48,14 +47,13 @@ def batch_rows(
 
     Returns:
         None for the rows where nothing can be told this way: no batch norms, small or few batches, a forward that fails
-        with statistics of the batch; and the batches, the
-        ones that were looked at first.
+        with statistics of the batch. And the batches, the ones that were looked at first.
 
     Raises:
         SaliencyError: no batch with finite gradients.
     """
     source = iter(data)
-    seen = [batch for _, batch in zip(range(1), source, strict=False)]
+    seen = list(islice(source, 1))
     if not seen or not has_batch_norms(model) or (samples_in(seen[0]) or 0) < LEAST:
         return None, chain(seen, source)
     gates = Gates.of(model, coupling, loss)
@@ -83,10 +81,7 @@ def batch_rows(
     if len(rows) < ROWS:
         return None, seen
     found = torch.stack(rows)
-    gone = masked(gates.weights, coupling.prunable)
-    for group in coupling.prunable:
-        start = gates.starts[group.name]
-        found[:, start : start + group.size][:, torch.from_numpy(gone[group.name])] = 0
+    gates.clear_masked(found, coupling.prunable)
     return Rows(found, used, skipped, "batches with their own statistics"), ()
 
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from ..model.preserving import preserved
 from ..types import Coupling
 from .gates import Gates, Rows
-from .magnitude import masked
 from .sampled import Sampled
 from .sets import elimination
 from .values import WidthValues
@@ -31,12 +29,11 @@ def fisher_values(
     gates = Gates.of(model, coupling, loss)
     with preserved(model):
         found = gates.rows(data, batches)
-    gone = masked(gates.weights, coupling.prunable)
+    gates.clear_masked(found.rows, coupling.prunable)
     values = {}
     for group in coupling.prunable:
         start = gates.starts[group.name]
         own = found.rows[:, start : start + group.size]
-        own[:, torch.from_numpy(gone[group.name])] = 0
         gram = (own.T @ own / len(own)).double().cpu().numpy()
         values[group.name] = WidthValues.of_losses(*elimination(gram))
     return values, found

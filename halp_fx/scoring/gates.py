@@ -27,6 +27,7 @@ from ..model.preserving import set_mode, uncached_autocast
 from ..progress import counted
 from ..types import ChannelGroup, Coupling
 from .losses import moved
+from .magnitude import masked
 from .sampled import Sampled, samples_in, samples_of
 from .scored import Key, Weights, WeightSlots, WeightWatch
 
@@ -240,6 +241,13 @@ class Gates:
                 row = torch.from_numpy(place.channels)
                 found.setdefault(place.key[1], []).append((place.dim, torch.where(row >= 0, row + start, -1)))
         return found
+
+    def clear_masked(self, rows: torch.Tensor, groups: Sequence[ChannelGroup]) -> None:
+        """Zeros, in place, in the columns of channels that a mask has removed already: they go first."""
+        gone = masked(self.weights, groups)
+        for group in groups:
+            own = rows[:, self.starts[group.name] : self.starts[group.name] + group.size]
+            own[:, torch.from_numpy(gone[group.name])] = 0
 
     def layout(self, nodes: frozenset[str]) -> tuple[list[Key], SegmentLayout]:
         """Where the channels lie in the tensors that are scored, given which computed weights were met."""

@@ -27,7 +27,7 @@ from ..types import Coupling, scored_name
 from .batchwise import batch_rows
 from .callables import Importance, asked, check_importance, scores_of
 from .fisher import fisher_values
-from .gates import Gates, none_counted
+from .gates import Gates, Rows, none_counted
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
 from .magnitude import magnitudes, masked, split
 from .sampled import Sampled
@@ -131,9 +131,7 @@ def score(
         if kind == "batches":
             rows, data = batch_rows(model, coupling, data, Sampled(loss_fn, loss), batches)
             if rows is not None:
-                scores = split(rows.rows.double().square().mean(0) / 2, groups)
-                found = Saliency(scores, "fisher", rows.batches, rows.skipped, evenness=EVENNESS)
-                return heard(found, model, coupling)
+                return heard(_of_gates(rows, coupling), model, coupling)
         if kind in ("fisher", "batches"):
             return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss), batches), model, coupling)
         if loss_fn is None and loss is None:
@@ -210,6 +208,11 @@ def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Los
 
 def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled, batches: int) -> Saliency:
     values, found = fisher_values(model, coupling, data, loss, batches)
-    # What each channel is worth alone, for those who look at channels.
+    # What each channel is worth alone is for those who look at channels.
+    return replace(_of_gates(found, coupling), values=values)
+
+
+def _of_gates(found: Rows, coupling: Coupling) -> Saliency:
+    """The Fisher information of each channel's gate alone."""
     scores = split(found.rows.double().square().mean(0) / 2, coupling.prunable)
-    return Saliency(scores, "fisher", found.batches, found.skipped, values=values, evenness=EVENNESS)
+    return Saliency(scores, "fisher", found.batches, found.skipped, evenness=EVENNESS)

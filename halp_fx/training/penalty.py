@@ -25,6 +25,7 @@ from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
 from ..pruning.request import Request, rereadable
 from ..pruning.session import Session
+from ..pruning.walking import walk
 from ..rewriting.slicing import index_of
 from ..scoring.losses import Loss, LossFn
 from ..trials.trials import channel_groups
@@ -131,7 +132,5 @@ def _removed(model: nn.Module, request: Request, ignore: tuple[str, ...], asked:
 
 
 def _plan_of(session: Session) -> Plan:
-    for way in session.ways[:-1]:
-        session.step(way)
-    session.close()
+    walk(session, session.ways, Team.here())
     return session.best.network.plan

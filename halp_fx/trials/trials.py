@@ -278,9 +278,8 @@ class _Trials:
         view, mismatch = coupling.views()[failure.mismatch.view], failure.mismatch
         proposed: Iterable[Decisions] = moves(self.model, view, mismatch, self.given(mismatch.view, view.traced))
         if any((s.module, s.attribute) in self.constant for s in mismatch.sources if isinstance(s, FromAttribute)):
-            proposed = [
-                move for move in proposed if move.choices
-            ]  # All the others were tried when it followed a width.
+            # All the others were tried when it followed a width.
+            proposed = [move for move in proposed if move.choices]
         for move in proposed:
             if self._spent():
                 break
