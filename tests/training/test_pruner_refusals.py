@@ -100,3 +100,16 @@ def test_a_budget_out_of_reach_is_said_and_nothing_is_cut():
 def test_wrapped_and_compiled_models_are_told_from_the_bare_one():
     with pytest.raises(halp_fx.ModelError, match=r"pass model\.module"):
         halp_fx.Pruner(nn.DataParallel(network()), 0.4, X[:1], **CALL)
+
+
+def test_what_is_attached_needs_an_optimizer():
+    with pytest.raises(TrainingError, match="attach needs the optimizer"):
+        halp_fx.Pruner(network(), 0.4, X[:1], **CALL).attach()
+
+
+def test_a_step_that_makes_its_gradients_itself_is_refused():
+    model = network().train()
+    optimizer = sgd(model)
+    halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL).attach()
+    with pytest.raises(TrainingError, match="given a closure"):
+        optimizer.step(lambda: F.cross_entropy(model(X), torch.arange(4)))
