@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import nn
 
@@ -15,13 +15,20 @@ from ..types import Coupling, Plan
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """A network on its way: the model, and the plan that leads to it from the original; when it has been scored,
-    its own coupling and saliency."""
+    """A network on its way.
+
+    Attributes:
+        plan: leads to the model from the original.
+        coupling: the model's own, when it has been scored.
+        saliency: the model's own, when it has been scored; until then, of the network that it was cut out of.
+        step: what was kept of that network.
+    """
 
     model: nn.Module
     plan: Plan
     coupling: Coupling | None = None
     saliency: Saliency | None = None
+    step: Plan = field(default_factory=Plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from .judging import Scored
 from .networks import Candidate, Choice, Network, Stop
 from .yardstick import Learned
 
-FORMAT = "halp_fx.search/1"
+FORMAT = "halp_fx.search/2"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -42,6 +42,7 @@ class Scoring:
     skipped: int
     silent: tuple[str, ...]
     evenness: float
+    memory: float
     uniform: bool
     dropping: Mapping[str, float]
 
@@ -108,6 +109,11 @@ class Record:
     def done(self) -> bool:
         return not self.left
 
+    @property
+    def before(self) -> Plan:
+        """Of the network that this one was cut out of."""
+        return next((stop.plan for stop in reversed(self.trail) if stop.plan != self.plan), Plan())
+
 
 def write_record(record: Record, tensors: Tensors, path: Path) -> None:
     """Replace a file whole.
@@ -170,7 +176,8 @@ def saliency_tensors(saliency: Saliency) -> dict[str, torch.Tensor]:
 
 def scoring_of(saliency: Saliency) -> Scoring:
     s, names = saliency, (tuple(saliency.scores), tuple(saliency.values))
-    return Scoring(*names, s.kind, s.batches, s.skipped, s.silent, float(s.evenness), s.uniform, dict(s.dropping))
+    weights = (float(s.evenness), float(s.memory))
+    return Scoring(*names, s.kind, s.batches, s.skipped, s.silent, *weights, s.uniform, dict(s.dropping))
 
 
 def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
@@ -178,4 +185,4 @@ def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
     s = scoring
     scores = {name: tensors[f"score {name}"].numpy() for name in s.groups}
     values = {n: WidthValues(tensors[f"order {n}"].numpy(), tensors[f"value {n}"].numpy()) for n in s.valued}
-    return Saliency(scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.uniform, s.dropping)
+    return Saliency(scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.memory, s.uniform, s.dropping)

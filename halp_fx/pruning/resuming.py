@@ -43,6 +43,7 @@ from .records import (
 from .request import Request
 from .session import Session
 from .standing import standing
+from .widths import remaining
 
 logger = logging.getLogger("halp_fx")
 
@@ -199,7 +200,7 @@ class Notebook:
             model = rewrite(model, record.plan, request.examples, coupling=yardstick.coupling, check=False)
             overwrite(model, {n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         saliency = None if record.scoring is None else saliency_of(record.scoring, tensors)
-        network = Network(model, record.plan, saliency=saliency)
+        network = Network(model, record.plan, saliency=saliency, step=remaining(record.before, record.plan))
         if record.scored and not record.done:
             network = Network(model, record.plan, standing(network, request, yardstick), saliency)
         session.network = network

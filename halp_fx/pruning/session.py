@@ -387,4 +387,4 @@ class Session:
                 except RewriteError as error:
                     self.yardstick.hold(error, network.coupling, step)
                     continue
-            return Network(small, compose(network.plan, step), saliency=network.saliency), choice
+            return Network(small, compose(network.plan, step), saliency=network.saliency, step=step), choice

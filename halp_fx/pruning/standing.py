@@ -55,6 +55,8 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
         )
     if branches and saliency.kind == "fisher" and scorer is None:
         saliency = replace(saliency, dropping=_losses_without(network, request, now, here))
+    if network.saliency is not None:
+        saliency = saliency.recalling(network.saliency, network.step)
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
 
 

@@ -84,6 +84,7 @@ WAYS = {
     "stopped": {"score_fn": lambda m: float(m.a.out_channels), "max_drop": 8.0, "train_between": trained},
     "shuffled": {"data": shuffled(), "train_between": trained},
     "no data": {"data": None},
+    "remembering": {"data": [IMAGES[i : i + 16] for i in (0, 2, 5, 8)], "importance": "batches"},
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 from torch import nn
 
 import halp_fx
+from halp_fx import Plan, Saliency
+from halp_fx.pruning import session
 from halp_fx.pruning.standing import value_of
 from halp_fx.scoring.batchwise import pieces
 
@@ -105,6 +108,43 @@ def test_the_rest_of_a_loader_is_left_out():
     one, other = scores(model, batches, loss=squares), scores(model, [*batches, batches[0][:1]], loss=squares)
     for name, own in one.items():
         np.testing.assert_array_equal(own, other[name])
+
+
+def test_what_was_said_before_a_step_counts_half():
+    now = Saliency(
+        {"a": np.array([1.0, 3.0]), "b": np.array([4.0]), "c": np.ones(2), "d": np.ones(3)}, "fisher", memory=0.5
+    )
+    before = {"a": np.array([7.0, 5.0, 9.0]), "b": np.array([2.0]), "c": np.ones(4), "e": np.ones(1)}
+    earlier = Saliency(before, "fisher", silent=("d",), memory=0.5)
+    found = now.recalling(earlier, Plan({"a": (0, 2)}))
+    expected = {"a": [4.0, 6.0], "b": [3.0], "c": [1.0, 1.0], "d": [1.0, 1.0, 1.0]}
+    assert {name: own.tolist() for name, own in found.scores.items()} == expected
+    forgetful = replace(now, memory=0.0)
+    assert forgetful.recalling(earlier, Plan({"a": (0, 2)})) is forgetful
+
+
+def test_steps_remember_what_was_scored_before(monkeypatch):
+    model, batches = network(), data(5, 16)
+    inner, seen = session.scored, []
+
+    def scored(network, *rest):
+        found = inner(network, *rest)
+        own = halp_fx.score(network.model, found.coupling, batches, importance="batches").scores
+        seen.append((found.saliency.scores, own, network.plan))
+        return found
+
+    monkeypatch.setattr(session, "scored", scored)
+    options = {"data": batches, "importance": "batches", "latency": "macs", "steps": 3, "round_to": 1}
+    halp_fx.prune(model, 0.4, batches[0][:1], progress=False, **options)
+    assert len(seen) == 3
+    mean = {}
+    for scores, own, plan in seen:
+        for name, found in own.items():
+            rows = list(plan.get(name, range(len(found))))
+            if name in mean:
+                found = (found + mean[name][rows]) / 2
+            np.testing.assert_allclose(scores[name], found, rtol=1e-6)
+            mean.setdefault(name, np.zeros(len(found)))[rows] = found
 
 
 def test_the_model_stays_as_it_is():
