@@ -299,8 +299,9 @@ def rewrite(
     """
     if optimizer is not None:
         check_bound(optimizer, model)
-    coupling = coupling or channel_groups(model, example_inputs)
-    small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
+    with torch.inference_mode(False):  # As in `prune`.
+        coupling = coupling or channel_groups(model, example_inputs)
+        small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
     if optimizer is not None:
         rebind(optimizer, model, small, plan, example_inputs, coupling=coupling)
     return small
@@ -365,7 +366,8 @@ def zero(
     Raises:
         PlanError: the plan does not fit the model.
     """
-    return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
+    with torch.inference_mode(False):
+        return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
 
 
 def _pruned(

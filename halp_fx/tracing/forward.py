@@ -52,9 +52,11 @@ def run_again(
 ) -> Traced:
     """Record a model in the way that `run` says; `meta_only` and `really` as for `record`."""
     args, kwargs = examples[run.example]
-    if run.training:
-        args, kwargs = tree_map(_at_least_two, (args, kwargs))
-    return record(model, args, kwargs, run, meta_only, really)
+    # In inference mode PyTorch does not take operators to pieces: a convolution would be another one.
+    with torch.inference_mode(False):
+        if run.training:
+            args, kwargs = tree_map(_at_least_two, (args, kwargs))
+        return record(model, args, kwargs, run, meta_only, really)
 
 
 @dataclass(frozen=True, slots=True)
