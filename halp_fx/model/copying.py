@@ -140,24 +140,47 @@ def _rebind(model: nn.Module, made: nn.Module) -> None:
 
 
 def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> FunctionType:
-    """The function with cells of its own for the modules that it closes over, also through other functions."""
-    cells = [_rebound_cell(cell, twins) for cell in function.__closure__ or ()]
-    if all(new is old for new, old in zip(cells, function.__closure__ or (), strict=True)):
-        return function
-    made = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, tuple(cells))
-    made.__kwdefaults__ = function.__kwdefaults__
-    made.__dict__.update(function.__dict__)
-    return made
+    """The function with cells of its own for the modules that it closes over, also through other functions, which may
+    close over each other. Other cells are shared: a count goes on."""
+    cells: dict[int, CellType] = {}
+
+    def own(cell: CellType) -> CellType:
+        if id(cell) not in cells:
+            content = _content(cell)
+            cells[id(cell)] = cell
+            if isinstance(content, nn.Module) and id(content) in twins:
+                cells[id(cell)] = CellType(twins[id(content)])
+            elif isinstance(content, FunctionType) and _reaches(content, twins):
+                cells[id(cell)] = new = CellType()  # Before what goes in: that may close over it.
+                new.cell_contents = remade(content)
+        return cells[id(cell)]
+
+    def remade(old: FunctionType) -> FunctionType:
+        closure = tuple(map(own, old.__closure__ or ()))
+        made = FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, closure)
+        made.__kwdefaults__ = old.__kwdefaults__
+        made.__dict__.update(old.__dict__)
+        return made
+
+    return remade(function) if _reaches(function, twins) else function
 
 
-def _rebound_cell(cell: CellType, twins: Mapping[int, nn.Module]) -> CellType:
+def _reaches(function: FunctionType, twins: Mapping[int, nn.Module]) -> bool:
+    """Whether a function closes over one of these modules, or over functions that do."""
+    left, seen = [function], set[int]()
+    while left:
+        inner = left.pop()
+        for content in map(_content, inner.__closure__ or () if id(inner) not in seen else ()):
+            if isinstance(content, nn.Module) and id(content) in twins:
+                return True
+            if isinstance(content, FunctionType):
+                left.append(content)
+        seen.add(id(inner))
+    return False
+
+
+def _content(cell: CellType) -> Any:
     try:
-        content = cell.cell_contents
+        return cell.cell_contents
     except ValueError:  # Empty.
-        return cell
-    if isinstance(content, nn.Module) and id(content) in twins:
-        return CellType(twins[id(content)])
-    if isinstance(content, FunctionType) and content.__closure__ and cell not in content.__closure__:
-        rebound = _rebound(content, twins)
-        return cell if rebound is content else CellType(rebound)
-    return cell
+        return None

@@ -6,6 +6,7 @@ import copy
 import functools
 import types
 
+import numpy as np
 import pytest
 import torch
 from oracle import assert_equals_twin, half_plan, randomized
@@ -235,6 +236,32 @@ def test_hooks_that_close_over_their_model():
     assert model.seen["a"].shape[1] == 8
     small(inputs)
     assert (model.seen["a"].shape[1], small.seen["a"].shape[1]) == (8, 4)
+
+
+class Calling(Watching):
+    """A hook that calls functions, which close over each other, over the model, and over things that do not compare."""
+
+    def __init__(self):
+        super().__init__()
+        self.odd, numbers = [], np.arange(3.0)
+
+        def even(n):
+            return odd(n - 1) if n else self.odd.append(numbers.sum())
+
+        def odd(n):
+            return even(n - 1) if n else None
+
+        self.a.register_forward_hook(lambda module, args, result: even(2))
+
+
+def test_hooks_that_call_functions_in_a_circle():
+    model, inputs = randomized(Calling()), image()
+    coupling = halp_fx.channel_groups(model, inputs)
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    model.odd.clear()
+    small.odd.clear()
+    small(inputs)
+    assert (model.odd, small.odd) == ([], [3.0])
 
 
 class Keeping(Chain):
