@@ -17,7 +17,7 @@ from ..solver import CostTable
 from ..types import Coupling
 from .costs import CountedCost, Options, cost_table
 from .files import read_table
-from .fingerprint import Fingerprint, devices_here
+from .fingerprint import Fingerprint, check_device, devices_here
 from .grids import Grid, Range, adaptive_grid
 from .layers import Layer
 from .measuring import GridKey, grid_key, measure_grids, wanted
@@ -57,15 +57,14 @@ def measure_request(
         LatencyError: the table cannot be used, or this device does not have the request's runtime.
     """
     device = torch.device(device)
-    if request.runtime == "cudagraph" and device.type != "cuda":
-        raise LatencyError(f"the request is for runtime 'cudagraph', which needs a CUDA device, not {device}")
+    check_device(request.runtime, device)
     store = open_store(table, Fingerprint.of(device, request.runtime, threads))
     sampler = Sampler(store, device, request.runtime, threads, effort, timer)
     with store.saving(), sampler.memory():
         sampler.check_stored([row.layer for row in request.rows])
         measure_grids(request.by_grid, {}, sampler)
         for key, why in sampler.failed.items():
-            store.table.notes[key] = f"{UNTIMED}{why}"
+            store.note(key, f"{UNTIMED}{why}")
     sampler.warn()
     return store.table, store.path
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +83,14 @@ def _take(table: LatencyTable, key: str, row: Any) -> None:
     table.put(key, (n_in, n_out), Timing(float(median_ms), float(iqr_ms), count, runs))
 
 
-def read_table(path: Path) -> LatencyTable:
+def read_table(path: str | PathLike[str]) -> LatencyTable:
     """Read a table file; it is not changed.
 
     Raises:
         CorruptTableError, TableVersionError: see `loads`.
         TableFileError: it cannot be read.
     """
+    path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -98,13 +100,13 @@ def read_table(path: Path) -> LatencyTable:
     return loads(text, str(path))
 
 
-def write_table(table: LatencyTable, path: Path) -> None:
+def write_table(table: LatencyTable, path: str | PathLike[str]) -> None:
     """Replace a file whole: a reader, or a crash, meets the old or the new table, never half of one.
 
     Raises:
         OSError: disk full, directory not writable …; the old file is then as before.
     """
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(dumps(table), encoding="utf-8")
 
 

@@ -15,6 +15,9 @@ import torch
 from ..errors import LatencyError
 from .allocator import memory_setting
 
+_BACKENDS: Any = torch.backends
+"""Its modules replace themselves by objects, which have more attributes."""
+
 RUNTIMES = ("eager", "inductor", "inductor-frozen", "cudagraph", "aoti", "onnxruntime")
 
 
@@ -33,6 +36,14 @@ def kind_of(runtime: str) -> tuple[str, str]:
     return kind, mode
 
 
+def check_device(runtime: str, device: torch.device) -> None:
+    """Raises LatencyError where a device does not have a runtime."""
+    if kind_of(runtime)[0] == "cudagraph" and device.type != "cuda":
+        raise LatencyError(
+            f"runtime 'cudagraph' needs a CUDA device, not {device}: move the model and its inputs there"
+        )
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """Device and setting of a latency table. Dtype and memory format stand in each layer's signature.
@@ -44,7 +55,7 @@ class Fingerprint:
         runtime: as `kind_of` takes it.
         threads: CPU threads; 0 on a GPU.
         timer: how times were taken.
-        settings: switches that change which kernels run (TF32, cuDNN benchmark, deterministic).
+        settings: switches that change which kernels run (TF32, cuDNN benchmark, deterministic; on a CPU oneDNN's).
     """
 
     device: str
@@ -57,8 +68,9 @@ class Fingerprint:
     settings: str = ""
 
     @classmethod
-    def of(cls, device: torch.device, runtime: str = "eager", threads: int | None = None) -> Fingerprint:
+    def of(cls, device: torch.device | str, runtime: str = "eager", threads: int | None = None) -> Fingerprint:
         """The fingerprint of a device on this machine, now."""
+        device = torch.device(device)
         if device.type == "cuda":
             return cls._cuda(device, runtime)
         threads = threads or torch.get_num_threads()
@@ -70,14 +82,15 @@ class Fingerprint:
             runtime=runtime,
             threads=threads,
             timer=_cpu_timer(threads),
-            settings="" if torch.backends.mkldnn.enabled else "no mkldnn",
+            settings=_cpu_settings(),
         )
 
     @classmethod
     def _cuda(cls, device: torch.device, runtime: str) -> Fingerprint:
+        # `allow_tf32`, the earlier name of these two, cannot be read where the caller has set the later one.
         switches = {
-            "tf32": torch.backends.cudnn.allow_tf32,
-            "matmul tf32": torch.backends.cuda.matmul.allow_tf32,
+            "tf32": _BACKENDS.cudnn.conv.fp32_precision == "tf32",
+            "matmul tf32": _BACKENDS.cuda.matmul.fp32_precision == "tf32",
             "cudnn benchmark": torch.backends.cudnn.benchmark,
             "deterministic": torch.backends.cudnn.deterministic,
         }
@@ -127,6 +140,16 @@ def devices_here() -> frozenset[str]:
 def _cuda_name(device: torch.device) -> str:
     properties = torch.cuda.get_device_properties(device)
     return f"{properties.name}, {properties.total_memory >> 20} MiB"
+
+
+def _cpu_settings() -> str:
+    """What is set otherwise than PyTorch has it: oneDNN left out, or rounding what it multiplies
+    (`torch.set_float32_matmul_precision`)."""
+    mkldnn = _BACKENDS.mkldnn
+    if not mkldnn.enabled:
+        return "no mkldnn"
+    rounded = {"conv": mkldnn.conv.fp32_precision, "matmul": mkldnn.matmul.fp32_precision}
+    return ", ".join(f"{name} {how}" for name, how in rounded.items() if how not in ("none", "ieee"))
 
 
 def _cpu_timer(threads: int) -> str:

@@ -23,7 +23,7 @@ from ..tracing.graph import of
 from ..types import Coupling, Inputs
 from .costs import Measured, Options, Sized, cost_table
 from .files import require_same
-from .fingerprint import Fingerprint, kind_of
+from .fingerprint import Fingerprint, check_device, kind_of
 from .grids import Grid
 from .interleaving import NetworkTiming, interleaved
 from .layers import Layer
@@ -64,6 +64,7 @@ class MeasuredLatency:
     effort: Effort = LAYER_EFFORT
     timer: Timer | None = None
     _sampler: Sampler | None = field(default=None, init=False, repr=False)
+    _here: Fingerprint | None = field(default=None, init=False, repr=False)
     _grids: dict[GridKey, Grid] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -223,16 +224,19 @@ class MeasuredLatency:
         return None if self._sampler is None else self._sampler.store.path
 
     def _open(self, coupling: Coupling) -> Sampler:
-        """The sampler for the device; the table is opened at the first use."""
-        return self._sampler or self._open_on(_device_of(coupling))
+        """The sampler for the device; the table is opened at the first use, and another one where the device or its
+        setting (the number of threads) is another than at the last."""
+        return self._open_on(_device_of(coupling))
 
     def _open_on(self, device: torch.device) -> Sampler:
-        if self._sampler is None:
-            device = torch.device(self.device) if self.device is not None else device
-            if self.runtime == "cudagraph" and device.type != "cuda":
-                raise LatencyError(f"runtime 'cudagraph' needs a model on a CUDA device, not on {device}")
-            store = open_store(self.table, Fingerprint.of(device, self.runtime, self.threads), self.allow_foreign)
+        device = torch.device(self.device) if self.device is not None else device
+        here = Fingerprint.of(device, self.runtime, self.threads)
+        if self._sampler is None or here != self._here:
+            check_device(self.runtime, device)
+            store = open_store(self.table, here, self.allow_foreign)
             self._sampler = Sampler(store, device, self.runtime, self.threads, self.effort, self.timer)
+            self._here = here
+            self._grids.clear()
         return self._sampler
 
 

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ class Request:
         return {row.key: row for row in self.rows}
 
 
-def write_request(request: Request, path: Path) -> None:
+def write_request(request: Request, path: str | PathLike[str]) -> None:
     """Replace a file whole.
 
     Raises:
@@ -90,11 +91,11 @@ def write_request(request: Request, path: Path) -> None:
     """
     head = {"format": FORMAT, "version": VERSION, "network": request.network, "runtime": request.runtime}
     rows = ",\n".join(f"  {json.dumps(_row(row))}" for row in request.rows)
-    with replacing(path) as temporary:
+    with replacing(Path(path)) as temporary:
         temporary.write_text(f'{json.dumps(head)[:-1]}, "layers": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
-def read_request(path: Path) -> Request:
+def read_request(path: str | PathLike[str]) -> Request:
     """Inverse of `write_request`. Layers come back without their groups: only their widths are known.
 
     Raises:
@@ -102,6 +103,7 @@ def read_request(path: Path) -> Request:
         TableVersionError: of another format or version.
         TableFileError: it cannot be read.
     """
+    path = Path(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

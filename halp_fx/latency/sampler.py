@@ -157,7 +157,7 @@ class Sampler:
             return None
         if timing.spread > SPREAD_LIMIT:
             self.unsteady[layer.name] = max(timing.spread, self.unsteady.get(layer.name, 0.0))
-            self.store.table.notes[layer.key] = f"spread {timing.spread:.0%} at widths {point}"
+            self.store.note(layer.key, f"spread {timing.spread:.0%} at widths {point}")
         self.store.put(layer.key, point, timing)
         return timing
 

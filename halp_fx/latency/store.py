@@ -65,6 +65,10 @@ class TableStore:
         if time.monotonic() - self._saved_at > SAVE_EVERY_S:
             self.save()
 
+    def note(self, key: str, words: str) -> None:
+        """Say what went wrong with a signature; saved with the points."""
+        self.table.notes[key] = self._unsaved.notes[key] = words
+
     def forget(self, keys: Iterable[str]) -> None:
         """Take all times of these signatures for unknown, also in the file once new ones are saved."""
         for key in keys:
@@ -86,7 +90,7 @@ class TableStore:
     def save(self) -> None:
         """Add what is new to the file, and take in what other processes added."""
         self._saved_at = time.monotonic()
-        if self.path is None or len(self._unsaved) == 0:
+        if self.path is None or not (self._unsaved.entries or self._unsaved.notes):
             return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)

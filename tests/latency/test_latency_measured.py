@@ -251,6 +251,16 @@ def test_times_on_this_machine():
     assert cost.timing(layer, *layer.dense).count >= 3
 
 
+def test_another_number_of_threads_has_a_table_of_its_own(tmp_path):
+    coupling, cost = couple(), MeasuredLatency(table=tmp_path, timer=FakeTimer())
+    cost.total(coupling)
+    one, calls = cost.path, len(cost.timer.calls)
+    torch.set_num_threads(2)
+    cost.total(coupling)
+    assert len(cost.timer.calls) == 2 * calls
+    assert [read_table(path).fingerprint.threads for path in (one, cost.path)] == [1, 2]
+
+
 def test_unknown_runtime_and_early_questions():
     with pytest.raises(LatencyError, match="eager, inductor"):
         MeasuredLatency(runtime="fast")
@@ -259,5 +269,5 @@ def test_unknown_runtime_and_early_questions():
 
 
 def test_cuda_graphs_without_cuda_are_refused_before_anything_is_timed():
-    with pytest.raises(LatencyError, match="CUDA device, not on cpu"):
+    with pytest.raises(LatencyError, match="CUDA device, not cpu"):
         MeasuredLatency(runtime="cudagraph", timer=FakeTimer()).total(couple())

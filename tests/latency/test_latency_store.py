@@ -6,11 +6,12 @@ import json
 import logging
 import multiprocessing
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from halp_fx.latency import (
     CorruptTableError,
@@ -276,8 +277,35 @@ def test_merge_keeps_what_was_measured_more_often():
     assert other.merge(small_table(((8, 0),))) == 0
 
 
+def test_notes_are_saved_without_times(path):
+    found = open_store(path, HERE)
+    with found.saving():
+        found.note("key", "cannot be timed")
+    assert read_table(str(path)).notes == {"key": "cannot be timed"}
+
+
+def test_what_rounds_products_is_in_the_fingerprint():
+    """Under both of PyTorch's names: where a caller has set one, the other cannot be read."""
+    code = """
+import torch
+from halp_fx.latency import Fingerprint
+assert Fingerprint.of("cpu").settings == ""
+torch.set_float32_matmul_precision("medium")
+assert Fingerprint.of("cpu").settings == "matmul bf16"
+torch.backends.fp32_precision = "tf32"
+assert "conv tf32" in Fingerprint.of("cpu").settings
+torch.cuda.get_device_properties = lambda device: type("Card", (), {"name": "card", "total_memory": 1 << 30})
+torch.backends.cuda.matmul.fp32_precision = "ieee"
+assert Fingerprint.of("cuda:0").settings == "tf32"
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+assert Fingerprint.of("cuda:0").settings == "tf32, matmul tf32"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_fingerprint_of_this_machine():
-    one, two = (Fingerprint.of(torch.device("cpu"), threads=n) for n in (2, 3))
+    one, two = (Fingerprint.of("cpu", threads=n) for n in (2, 3))
     assert one.differences(two) == {"threads": (2, 3)}
     assert one.file_name != two.file_name
     assert Path(one.file_name).name == one.file_name
