@@ -17,7 +17,7 @@ from torch import nn
 
 from ..internals import tree_leaves
 from ..model.inputs import normalize_inputs
-from ..model.preserving import preserved
+from ..model.preserving import preserved, set_mode
 from ..model.tensors import parameter_count
 from ..types import Inputs
 from .allocator import kept_memory
@@ -155,7 +155,7 @@ def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None
     with ExitStack() as stack:
         for model in networks:
             stack.enter_context(preserved(model))
-            model.train()
+            set_mode(model, training=True)
         stack.enter_context(torch.enable_grad())
         stack.enter_context(cpu_threads(threads))
         stack.enter_context(kept_memory())
@@ -191,7 +191,7 @@ def _peak(model: nn.Module, inputs: Inputs) -> int:
     args, kwargs = inputs
     device = device_of(args, kwargs)
     with preserved(model), torch.no_grad():
-        model.eval()
+        set_mode(model)
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         model(*args, **kwargs)

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import HalpError, PlanError, SaliencyError
 from ..internals import tree_leaves
 from ..model.naming import by_group
-from ..model.preserving import preserved, random_kept
+from ..model.preserving import preserved, random_kept, set_mode
 from ..scoring.joining import joined
 from ..scoring.losses import Loss, called, described, moved
 from ..scoring.recalibrating import kept_statistics, measuring, norms_of, put_back
@@ -125,7 +125,7 @@ def compensate(
     dense = _Dense({id(model.get_parameter(name)): name for name in cut}, cut)
     with torch.no_grad(), random_kept():
         with preserved(model), random_kept(seed=0):
-            model.eval()
+            set_mode(model)
             with dense:
                 run(model)
         narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)

@@ -47,6 +47,12 @@ def test_a_network_is_left_as_found():
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_an_exported_network_has_no_modes_to_set():
+    x = torch.rand(2, 3, 8, 8)
+    exported = torch.export.export(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), (x,)).module()
+    assert halp_fx.benchmark(exported, x, training=True, **QUICK).networks[0].training is not None
+
+
 def test_one_network_has_its_class_for_a_name():
     (only,) = halp_fx.benchmark(make(), torch.rand(1, 3, 8, 8), **QUICK).networks
     assert only.name == "Sequential"
