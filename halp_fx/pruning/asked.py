@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -101,12 +102,17 @@ def _data(data: Iterable[Any] | None, batches: int) -> str:
 
 
 def _digest(values: Any) -> str:
-    """Of all tensors in some values."""
+    """Of all tensors, arrays and plain values in some values. Of other objects it is the class: what they hold is not
+    known, and where they lie changes from process to process."""
     found = hashlib.sha256()
     for leaf in tree_leaves(values):
         if isinstance(leaf, torch.Tensor):
             found.update(f"{leaf.dtype} {tuple(leaf.shape)}".encode())
             found.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(leaf, np.ndarray) and not leaf.dtype.hasobject:
+            found.update(f"{leaf.dtype} {leaf.shape}".encode())
+            found.update(np.ascontiguousarray(leaf).tobytes())
         else:
-            found.update(str(leaf).encode())
+            plain = leaf is None or isinstance(leaf, str | bytes | int | float | complex)
+            found.update((repr(leaf) if plain else type(leaf).__qualname__).encode())
     return found.hexdigest()[:16]

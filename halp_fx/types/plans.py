@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from operator import lt
+from operator import index, lt
 from typing import Any, NamedTuple
 
 from ..errors import PlanError
@@ -47,7 +47,10 @@ class Plan(Mapping[str, tuple[int, ...]]):
     def __post_init__(self) -> None:
         clean = {}
         for name, indices in self.kept.items():
-            row = tuple(map(int, indices))
+            try:
+                row = tuple(map(index, indices))
+            except TypeError as error:
+                raise PlanError(f"group {name!r}: kept channels must be whole numbers ({error})") from error
             if not row:
                 raise PlanError(f"group {name!r}: a plan must keep at least one channel")
             if row[0] < 0 or not all(map(lt, row, row[1:])):

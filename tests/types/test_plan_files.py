@@ -36,6 +36,12 @@ def test_a_malformed_plan_is_refused(case):
         Plan.from_json(data if isinstance(data, str) else json.dumps(data))
 
 
+@pytest.mark.parametrize("kept", [[0, 1.5], "01", [0.0, 1.0]], ids=str)
+def test_channels_are_whole_numbers(kept):
+    with pytest.raises(PlanError, match="group 'a': kept channels must be whole numbers"):
+        Plan({"a": kept})
+
+
 def test_a_plan_comes_back():
     for plan in (Plan(), Plan({"a": (0, 2), "c": (1,)}), Plan({"a": (0,)}, ("y", "x", "x"))):
         assert Plan.from_json(plan.to_json()) == plan
