@@ -6,6 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 from ..errors import BudgetError
 
@@ -43,15 +45,35 @@ class Budget:
 BudgetLike = float | str | Mapping[str, float | str]
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number of any type, numpy's, too."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether it is a whole number of at least 1, whatever its type: 8.0 is one."""
+    return is_number(value) and math.isfinite(value) and int(value) == value >= 1
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a number of channels and no share of them: of a type of whole numbers, and at least 1."""
+    return isinstance(value, Integral) and is_whole(value)
+
+
+def is_share(value: Any) -> bool:
+    """Whether it is a share in (0, 1], of a type of other numbers (numpy's, too): 1.0 is all channels, 1 is one."""
+    return is_number(value) and not isinstance(value, Integral) and bool(0 < value <= 1)
+
+
 def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     """A number in (0, 1] or a percentage is a share of the dense cost; with a unit it is an amount.
 
     Raises:
         BudgetError: malformed or out of range.
     """
-    if isinstance(budget, bool) or not isinstance(budget, int | float | str):
-        raise BudgetError(f"budget {budget!r} of {resource} is neither a number nor a string: write {FORMS}")
-    if isinstance(budget, int | float):
+    if not isinstance(budget, str):
+        if not is_number(budget):
+            raise BudgetError(f"budget {budget!r} of {resource} is neither a number nor a string: write {FORMS}")
         return Budget(share=_share(float(budget), budget))
     match = _AMOUNT.match(budget)
     if match is None:

@@ -12,6 +12,7 @@ from torch import nn
 from ..errors import BudgetError, ModelError
 from ..model.naming import names_of
 from ..types import ChannelGroup, Coupling
+from .budgets import is_count, is_share
 
 Bound = float | int
 """A share of a group's channels (a float), or a number of them (an int)."""
@@ -66,7 +67,7 @@ def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Lim
         low, high = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (bounds, bounds)
         for bound in (low, high):
             _check(asked, bound)
-        if type(low) is type(high) and low > high:
+        if is_share(low) == is_share(high) and low > high:
             raise BudgetError(f"limits of {asked!r}: the smallest width {low!r} is above the largest {high!r}")
         found.append(Limit(asked, tuple(names_of(model, asked, "limits")), low, high))
     return tuple(found)
@@ -88,8 +89,7 @@ def limit_of(group: ChannelGroup, limits: Sequence[Limit]) -> Limit | None:
 
 
 def _check(asked: str, bound: Any) -> None:
-    whole = isinstance(bound, int) and not isinstance(bound, bool) and bound >= 1
-    if not whole and not (isinstance(bound, float) and 0 < bound <= 1):
+    if not (is_share(bound) or is_count(bound)):
         raise BudgetError(
             f"limits of {asked!r}: {bound!r} is neither a share of the channels (a float in (0, 1]) nor a number of "
             "them (an int of at least 1); write one of them, or (smallest, largest)"
@@ -97,7 +97,7 @@ def _check(asked: str, bound: Any) -> None:
 
 
 def _channels(bound: Bound, size: int, up: bool) -> int:
-    if isinstance(bound, int):
-        return min(bound, size)
+    if is_count(bound):
+        return min(int(bound), size)
     # 0.3 * 10 is a hair above 3.
     return math.ceil(bound * size - 1e-9) if up else max(1, math.floor(bound * size + 1e-9))

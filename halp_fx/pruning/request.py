@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -18,6 +18,7 @@ from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..solver.solution import BASELINES
 from ..types import Inputs
+from .budgets import is_whole
 from .goals import Goals
 from .limits import Limit
 
@@ -69,7 +70,7 @@ class Request:
     even: bool = False
 
     def __post_init__(self) -> None:
-        if self.steps is not None and (isinstance(self.steps, bool) or int(self.steps) != self.steps or self.steps < 1):
+        if self.steps is not None and not is_whole(self.steps):
             raise BudgetError(f"steps={self.steps!r} must be a whole number of at least 1, or None")
         if not (math.isfinite(self.tolerance) and self.tolerance > 0):
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
@@ -109,7 +110,14 @@ class Request:
 
 
 def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:
-    """The batches, kept if they could be read only once (a generator)."""
-    if data is None or iter(data) is not data:
-        return data
-    return list(islice(data, MAX_BATCHES))
+    """The batches, kept if they could be read only once (a generator).
+
+    Raises:
+        SaliencyError: nothing can be read.
+    """
+    # Not asked for an iterator to see: a DataLoader starts its workers then.
+    if isinstance(data, Iterator):
+        return list(islice(data, MAX_BATCHES))
+    if data is not None and not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
+        raise SaliencyError(f"data is a {type(data).__name__}: pass batches, such as a DataLoader or a list of tensors")
+    return data

@@ -14,6 +14,7 @@ from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Plan, scored_name
+from .budgets import is_count, is_share, is_whole
 from .evenness import even_values, uniform_values
 
 MAX_OPTIONS = 32
@@ -41,17 +42,17 @@ def width_options(
     Raises:
         BudgetError: `round_to` or `min_keep` out of range.
     """
-    if round_to is not None and (isinstance(round_to, bool) or int(round_to) != round_to or round_to < 1):
+    if round_to is not None and not is_whole(round_to):
         raise BudgetError(f"round_to={round_to!r} must be a whole number of at least 1")
-    if isinstance(min_keep, bool) or not min_keep > 0:
-        raise BudgetError(f"min_keep={min_keep!r} must be a share in (0, 1] or a number of channels")
+    share = is_share(min_keep)
+    if not (share or is_count(min_keep)):
+        raise BudgetError(
+            f"min_keep={min_keep!r} must be a share in (0, 1] (a float) or a number of channels (an int of at least 1)"
+        )
     slots = min((m.slots.shape[1] for m in group.members if m.role == "producer"), default=1)
     if round_to is None:
         round_to = next(r for r in (8, 4, 2, 1) if group.size * slots >= steps * r or r == 1)
-    step = round_to // math.gcd(round_to, slots)
-    share = isinstance(min_keep, float)
-    if share and min_keep > 1:
-        raise BudgetError(f"min_keep={min_keep!r} is a share above 1: write a whole number for a channel count")
+    step = int(round_to) // math.gcd(int(round_to), slots)
     least = max(math.ceil(min_keep * group.size) if share else int(min_keep), floor)
     if group.size // step > MAX_OPTIONS:
         step *= math.ceil(group.size / step / MAX_OPTIONS)

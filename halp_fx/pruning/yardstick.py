@@ -15,7 +15,7 @@ from statistics import median
 from torch import nn
 
 from ..coupling.branches import Branch, without
-from ..errors import RewriteError
+from ..errors import LatencyError, RewriteError
 from ..latency import Calibration, MeasuredLatency, NetworkTiming
 from ..solver import CostTable
 from ..types import Coupling, Inputs, Plan
@@ -205,7 +205,12 @@ class Yardstick:
         tries = []
         for _ in range(MAX_TRIES):
             found = self.goals.cost.measure(networks, self.inputs)
-            dense, share = found.costs[0], found.costs[-1] / found.costs[0]
+            dense = found.costs[0]
+            if not dense > 0:
+                raise LatencyError(
+                    f"the dense network costs {dense} {self.goals.cost.unit}: nothing can be a share of it"
+                )
+            share = found.costs[-1] / dense
             self.dense = min(self.dense, dense)
             self.waited = max(self.waited, found.waited)
             if dense <= DISTURBED * self.dense and found.scatter <= SCATTER:

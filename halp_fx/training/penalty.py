@@ -7,6 +7,7 @@ the channels carry can move elsewhere, strong at the end, so that nothing is lef
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -118,7 +119,7 @@ class SparsityPenalty:
 def _is_plan(what: Any) -> bool:
     """Whether it names channels, and not amounts."""
     if isinstance(what, Mapping) and not isinstance(what, Plan):
-        return not what or any(not isinstance(value, str | float | int) for value in what.values())
+        return not what or any(not isinstance(value, str | Real) for value in what.values())
     return isinstance(what, Plan)
 
 

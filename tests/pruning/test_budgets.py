@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,10 +135,17 @@ def test_widths_suit_the_hardware():
     # Two slots a channel: 4 channels are 8 slots.
     assert width_options(group(16, slots=2), round_to=8) == (4, 8, 12, 16)
     assert len(width_options(group(2048))) <= 33
+    # Numbers of other types mean the same.
+    assert width_options(group(64), round_to=16.0, min_keep=np.float32(0.5)) == (32, 48, 64)
+    assert width_options(group(64), round_to=np.int64(16), min_keep=np.int64(33)) == (48, 64)
+    assert parse_budget(np.float32(0.5)) == parse_budget(0.5)
 
 
 @pytest.mark.parametrize(
-    "bad", [{"round_to": 0}, {"round_to": 1.5}, {"min_keep": 0}, {"min_keep": 1.5}, {"min_keep": -1}], ids=str
+    "bad",
+    [{"round_to": 0}, {"round_to": 1.5}, {"round_to": math.nan}, {"round_to": "8"}, {"min_keep": 0}]
+    + [{"min_keep": n} for n in (1.5, -1, "0.5", True, math.nan, None)],
+    ids=str,
 )
 def test_bad_width_options(bad):
     with pytest.raises(BudgetError):
