@@ -3,13 +3,14 @@ dependency_graph: the same to go on with."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
 from torch import nn
 
 from ..coupling.residual import find_branches
+from ..model.naming import Ignored
 from ..trials.trials import channel_groups
 from ..types import LAYER, Axis, ChannelGroup, Coupling, Dependency, DependencyGraph, in_runs
 
@@ -17,7 +18,9 @@ _SHOWN = 6
 _RUNS = 3
 
 
-def dependency_graph(model: nn.Module, example_inputs: Any = None, ignore: Sequence[str] = ()) -> DependencyGraph:
+def dependency_graph(
+    model: nn.Module, example_inputs: Any = None, ignore: Ignored | Iterable[Ignored] = ()
+) -> DependencyGraph:
     """Which axes of a model's parameters depend on which, by what operator, and slot by slot how.
 
     Its `graph` is a NetworkX graph; `write_graphml` exports it, `halp_fx.reporting.drawing.draw` makes a picture.
@@ -31,7 +34,7 @@ def dependency_graph(model: nn.Module, example_inputs: Any = None, ignore: Seque
 def explain(
     model: nn.Module,
     example_inputs: Any = None,
-    ignore: Sequence[str] = (),
+    ignore: Ignored | Iterable[Ignored] = (),
     *,
     between: tuple[str, str] | None = None,
 ) -> str:

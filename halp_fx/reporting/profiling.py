@@ -5,7 +5,7 @@ Takes a model and example inputs, returns a `Profile`: the answer to "why did pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from tabulate import tabulate
 from torch import nn
 
+from ..errors import LatencyError
 from ..latency.calibration import Calibration
 from ..latency.costs import Cost, Options
 from ..latency.interleaving import interleaved
@@ -20,7 +21,9 @@ from ..latency.layers import Layer, layers
 from ..latency.lookup import cost_at
 from ..latency.measured import MeasuredLatency
 from ..model.inputs import Examples, normalize_inputs
+from ..model.naming import Ignored
 from ..progress import shown
+from ..pruning.goals import cost_called
 from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
@@ -131,24 +134,26 @@ def profile(
     model: nn.Module,
     example_inputs: Any = None,
     *,
-    cost: Cost | None = None,
-    ignore: Sequence[str] = (),
+    latency: Any = None,
+    ignore: Ignored | Iterable[Ignored] = (),
     round_to: int | None = None,
     min_keep: float | int = 0.1,
     progress: bool = True,
+    cost: Cost | None = None,
 ) -> Profile:
     """Measure the layers of a network and say what its latency depends on.
 
     The model is left as found.
 
     Args:
-        model, example_inputs, ignore, round_to, min_keep, progress: as for `halp_fx.prune`.
-        cost: None measures here (`MeasuredLatency()`); any other cost can be profiled, too.
+        model, example_inputs, latency, ignore, round_to, min_keep, progress: as for `halp_fx.prune`.
+        cost: the earlier name of `latency`.
 
     Raises:
-        ModelError, LatencyError: see `channel_groups` and `MeasuredLatency`.
+        BudgetError: `latency` is no cost; `round_to` or `min_keep` out of range.
+        ModelError, LatencyError: see `channel_groups` and `MeasuredLatency`; the network costs nothing.
     """
-    cost = cost or MeasuredLatency()
+    cost = cost_called(latency if cost is None else cost)
     inputs = normalize_inputs(model, example_inputs)
     coupling = channel_groups(model, Examples([inputs]), ignore)
     options = {g.name: width_options(g, round_to, min_keep) for g in coupling.prunable}
@@ -161,6 +166,10 @@ def profile(
             end_to_end, units = timing.median_ms, cost.layers(coupling)
     dense = coupling.widths()
     costs = [cost_at(table, dense) for table in tables]
+    if not sum(costs) > 0:
+        raise LatencyError(
+            f"the layers of this network add up to {sum(costs):.4g} {cost.unit}: there are no shares of it"
+        )
     return Profile(
         unit=cost.unit,
         layers=_layers(units, tables, costs, cost),

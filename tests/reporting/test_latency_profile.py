@@ -7,14 +7,15 @@ import torch
 from test_latency_layers import Everything
 from test_latency_measured import measured
 
-from halp_fx.latency import LatencyTable, MacsCost
+from halp_fx.errors import LatencyError
+from halp_fx.latency import CallableCost, LatencyTable, MacsCost
 from halp_fx.reporting.plots import bars, save_plots
 from halp_fx.reporting.profiling import paying_widths, profile
 
 
 @pytest.fixture
 def found():
-    return profile(Everything(), torch.rand(2, 3, 8, 8), cost=measured())
+    return profile(Everything(), torch.rand(2, 3, 8, 8), latency=measured())
 
 
 def test_shares_and_reach(found):
@@ -57,13 +58,20 @@ def test_summary_names_what_matters(found):
 def test_the_model_is_left_as_found():
     model = Everything().train()
     state = {k: v.clone() for k, v in model.state_dict().items()}
-    profile(model, torch.rand(2, 3, 8, 8), cost=measured())
+    profile(model, torch.rand(2, 3, 8, 8), latency=measured())
     assert model.training
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
+def test_a_network_that_costs_nothing():
+    with pytest.raises(LatencyError, match="there are no shares of it"):
+        profile(Everything(), torch.rand(2, 3, 8, 8), latency=CallableCost(lambda *_: 0.0))
+
+
 def test_counted_costs_can_be_profiled():
-    found = profile(Everything(), torch.rand(2, 3, 8, 8), cost=MacsCost())
+    model, x = Everything(), torch.rand(2, 3, 8, 8)
+    found = profile(model, x, latency="macs")
+    assert found.summary() == profile(model, x, cost=MacsCost()).summary()  # By its earlier name.
     assert found.unit == "MACs"
     assert found.dense == found.total
 
