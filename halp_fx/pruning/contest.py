@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import ModelError, RewriteError, SaliencyError
+from ..model.copying import copied
 from ..progress import work
 from ..rewriting.applying import rewrite
 from ..scoring.divergence import Reference
@@ -45,27 +45,18 @@ TUNED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Contender:
-    """A network that was judged.
+class _Entry:
+    """A way that was gone to its end: its session, which has the network, and what the judge says of that."""
 
-    Attributes:
-        name: of the way that led to it.
-        session: closed; it has the network.
-        distance: from the dense network.
-        tuned: the same after another training; None if it was not trained.
-    """
-
-    name: str
     session: Session
-    distance: float
-    tuned: float | None = None
+    judged: Judged
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
         """The smallest is the best: what keeps the budget, then what was trained once more, then what is close."""
-        session = self.session
+        session, judged = self.session, self.judged
         keeps = session.best.keeps(session.yardstick.budget, session.slack)
-        return not keeps, self.tuned is None, self.distance if self.tuned is None else self.tuned
+        return not keeps, judged.tuned is None, judged.distance if judged.tuned is None else judged.tuned
 
 
 def contested(
@@ -83,7 +74,7 @@ def contested(
     kept, held = parted(batches)
     reference = Reference.of(model, held, request.loss)
     apart = replace(request, data=kept, score_fn=None)
-    found: list[Contender] = []
+    found: list[_Entry] = []
     ways = list(variants(apart))
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
@@ -108,9 +99,8 @@ def contested(
     session = found[0].session
     if request.train_between is None:
         _made_of_all(session, batches)
-    judged = tuple(Judged(c.name, c.session.best.measured, c.distance, c.tuned) for c in found)
-    session.contest = Contest(judged, reference.kind, reference.samples)
-    logger.info("%s is closest to the dense network: %.4g", found[0].name, found[0].distance)
+    session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples)
+    logger.info("%s is closest to the dense network: %.4g", found[0].judged.name, found[0].judged.distance)
     if request.score_fn is not None:
         session.judgement = Judgement(request.score_fn, None)
         for network, share in ((Network(model, Plan()), 1.0), (session.best.network, session.best.measured)):
@@ -137,15 +127,15 @@ def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return [samples_of(b, 0, i) for b, i, _ in pairs], [samples_of(b, i, n - i) for b, i, n in pairs]
 
 
-def _judged(name: str, session: Session, reference: Reference) -> Contender:
+def _judged(name: str, session: Session, reference: Reference) -> _Entry:
     """The way with the distance of its network: re-estimated, and compensated as far as that takes nothing back."""
     request, small = session.request, session.best.network
     with session.clock("judge"):
         if not request.compensate and request.train_between is None:
-            small = Network(deepcopy(small.model), small.plan)
+            small = Network(copied(small.model), small.plan)
             whole = Network(session.yardstick.model, Plan(), session.yardstick.coupling)
             compensated(small, whole, replace(request, recalibrate=True), session.yardstick)
-        return Contender(name, session, reference.distance(small.model))
+        return _Entry(session, Judged(name, session.best.measured, reference.distance(small.model)))
 
 
 def _session_of(plan: Plan, like: Session) -> Session:
@@ -170,14 +160,14 @@ def _made_of_all(session: Session, batches: Sequence[Any]) -> None:
     session.finish()
 
 
-def _tuned(found: list[Contender], request: Request, reference: Reference) -> list[Contender]:
+def _tuned(found: list[_Entry], request: Request, reference: Reference) -> list[_Entry]:
     """The closest ones judged after one more training, of copies: what comes out is trained by the caller."""
     assert request.train_between is not None
     found = sorted(found, key=lambda c: c.rank)
-    judged = []
-    for contender in found[:TUNED]:
-        with contender.session.clock("train_between"):
-            trained = deepcopy(contender.session.best.network.model)
+    again = []
+    for entry in found[:TUNED]:
+        with entry.session.clock("train_between"):
+            trained = copied(entry.session.best.network.model)
             request.train_between(trained)
-        judged.append(replace(contender, tuned=reference.distance(trained)))
-    return [*judged, *found[TUNED:]]
+        again.append(replace(entry, judged=replace(entry.judged, tuned=reference.distance(trained))))
+    return [*again, *found[TUNED:]]

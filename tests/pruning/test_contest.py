@@ -246,10 +246,13 @@ def test_varied_widths_may_be_wider_than_any_step_left(dense, monkeypatch):
     """The report then tells values of the dense network: those of the last step know no such widths."""
     wide = Plan({"a": range(16), "branch.0": [0, 3], "b": [5, 7]})
     inner = contest._judged
+
+    def preferring(name, *rest):
+        entry = inner(name, *rest)
+        return replace(entry, judged=replace(entry.judged, distance=float(name != "widths varied")))
+
     monkeypatch.setattr(contest, "varied", lambda *_: wide)
-    monkeypatch.setattr(
-        contest, "_judged", lambda name, *rest: replace(inner(name, *rest), distance=float(name != "widths varied"))
-    )
+    monkeypatch.setattr(contest, "_judged", preferring)
     small = pruned(dense, 0.55, effort="thorough", compensate=True)
     assert small.halp.plan == wide
     assert small.halp.contenders[0].name == "widths varied"
