@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from ..coupling.branches import Branches
-from ..errors import InfeasibleError, RewriteError
+from ..errors import InfeasibleError
 from ..model.checks import check_prunable
 from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
@@ -25,19 +25,18 @@ from ..trials.branches import tried
 from ..trials.trials import channel_groups
 from ..types import Plan
 from .blocks import block_sizes
-from .choosing import Question, options_of
+from .choosing import options_of
 from .clock import Clock
 from .closing import sums_beside
+from .cutting import Cutter
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
 from .limits import check_limits
 from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
-from .outcome import out_of_reach
 from .request import Request
 from .restoring import compensated
 from .standing import Scorer, scored
-from .widths import compose, plan_from
 from .yardstick import Learned, Yardstick
 
 logger = logging.getLogger("halp_fx")
@@ -158,6 +157,10 @@ class Session:
         """Why the budget was given up for the caller's score; "" if it was not."""
         return self.judgement.stopped if self.judgement is not None else ""
 
+    @property
+    def _cutter(self) -> Cutter:
+        return Cutter(self.request, self.yardstick, self.clock, self.planned)
+
     def step(self, way: float, scorer: Scorer = None) -> None:
         """One step of several: stop at `way` of the way.
 
@@ -169,7 +172,7 @@ class Session:
         """
         self.score(scorer)
         whole = self.network
-        self.network, _ = self._within_reach(way, floor=STEP_FLOOR)
+        self.network, _ = self._cutter.within_reach(self.network, way, floor=STEP_FLOOR)
         self.trail.append(Stop(way, self.network.plan, parameter_count(self.network.model)))
         if self.request.train_between is not None or self.request.score_fn is not None:
             # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
@@ -205,7 +208,7 @@ class Session:
             while len(self.candidates) < MAX_ROUNDS and self._round():
                 pass
             if not self._met_as_it_is:
-                self._check_reach()
+                self._cutter.check_reach(self.candidates)
                 self.finish()
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
@@ -252,7 +255,7 @@ class Session:
     def _round(self) -> bool:
         """One candidate more; whether another may be better."""
         try:
-            found = self._next() if self.candidates else self._within_reach(1.0)
+            found = self._next() if self.candidates else self._cutter.within_reach(self.network, 1.0)
         except InfeasibleError:
             if self.candidates:  # Several budgets, within reach by the first calibration: keep what was found.
                 return False
@@ -260,7 +263,7 @@ class Session:
         if found is None:
             return False  # No finer choice of widths.
         smaller, choice = found
-        yardstick, total = self.yardstick, self._predicted_total(smaller.plan, choice)
+        yardstick, total = self.yardstick, self._cutter.total(smaller.plan, choice)
         with self.clock("measure"):
             measured = yardstick.measure(smaller.plan, smaller.model)
         predicted = yardstick.predict(total)
@@ -277,13 +280,13 @@ class Session:
 
     def _next(self) -> tuple[Network, Choice] | None:
         """What the calibration asks for; where that was measured, a network beside it, None if there is none."""
-        found = self._solve_and_rewrite(1.0)
+        found = self._cutter.cut(self.network, 1.0)
         again = with_plan(self.candidates, found[0].plan)
         if again is None:
             return found
         if self.yardstick.goals.measured:  # Else the tables add up to the cost.
             for total in sums_beside(self.yardstick.asked(), again, self.candidates, self.yardstick.budget):
-                found = self._solve_and_rewrite(1.0, asked=total)
+                found = self._cutter.cut(self.network, 1.0, asked=total)
                 if with_plan(self.candidates, found[0].plan) is None:
                     return found
         return None
@@ -296,13 +299,6 @@ class Session:
         # Where the tables add up to the cost, what the solver leaves of the budget is less than its next step.
         exact = abs(candidate.predicted / candidate.measured - 1) <= EXACT
         return deviation <= EXACT and (exact or deviation >= -self.request.tolerance)
-
-    def _predicted_total(self, plan: Plan, choice: Choice) -> float:
-        """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""
-        cost = self.yardstick.goals.cost
-        if self.yardstick.goals.measured or cost.resource not in choice.solution.costs:
-            return self.yardstick.total(plan)
-        return choice.solution.costs[cost.resource]
 
     def _judged(self, network: Network, share: float) -> bool:
         """Whether a network of this share of the dense cost lost no more of the caller's score than it may."""
@@ -331,60 +327,3 @@ class Session:
         left, _, _ = yardstick.left(network.plan)
         solution = Solution(left.widths(network.plan), 0.0, {}, 0.0, 0.0, 0.0, self.request.solver, (), "optimal")
         return Candidate(network, total, predicted, measured, Choice(solution), yardstick.busy, yardstick.scatter)
-
-    def _check_reach(self) -> None:
-        """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
-        least = min(self.candidates, key=lambda c: c.measured)
-        refused = next((c.choice.refused for c in self.candidates if c.choice.refused is not None), None)
-        if refused is not None and not any(c.keeps(self.yardstick.budget, self.slack) for c in self.candidates):
-            raise self._refusal(least.network, refused, least.measured) from refused
-
-    def _refusal(self, network: Network, refused: InfeasibleError, share: float) -> InfeasibleError:
-        """The error for a budget below what the smallest network takes, with that network."""
-        error = out_of_reach(refused, self.yardstick, self.request, share)
-        error.network, error.plan = network.model, network.plan
-        return error
-
-    def _within_reach(self, way: float, floor: float = 0.0) -> tuple[Network, Choice]:
-        """As `_solve_and_rewrite`; where the tables say that no network meets the budget, the smallest is measured
-        first: the calibration learns from it, and whoever trains between steps hears in time that the budget is out of
-        reach.
-
-        Raises:
-            InfeasibleError: the smallest network is above the budget.
-        """
-        smaller, choice = self._solve_and_rewrite(way, floor)
-        if choice.refused is None:
-            return smaller, choice
-        with self.clock("measure"):
-            measured = self.yardstick.measure(smaller.plan, smaller.model)
-        if measured > self.yardstick.budget * (1 + self.slack):
-            raise self._refusal(smaller, choice.refused, measured) from choice.refused
-        self.yardstick.learn(self._predicted_total(smaller.plan, choice), measured)
-        return self._solve_and_rewrite(way, floor)
-
-    def _solve_and_rewrite(self, way: float, floor: float = 0.0, asked: float | None = None) -> tuple[Network, Choice]:
-        """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows
-        only at these widths that they cannot shrink so keep theirs from then on.
-
-        Args:
-            floor: no group loses more than this share of its present channels, as long as that can be met.
-            asked: the sum of layer costs to spend; None: what the calibration says.
-        """
-        network = self.network
-        assert network.saliency is not None
-        assert network.coupling is not None
-        while True:
-            with self.clock("solve"):
-                choice = Question(self.request, self.yardstick, network, way, asked).choose(floor)
-            with self.clock("rewrite"):
-                solution = choice.solution
-                step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
-                try:
-                    small = network.model
-                    if not self.planned:
-                        small = rewrite(small, step, self.request.examples, coupling=network.coupling)
-                except RewriteError as error:
-                    self.yardstick.hold(error, network.coupling, step)
-                    continue
-            return Network(small, compose(network.plan, step), saliency=network.saliency, step=step), choice

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import halp_fx
 from halp_fx import MacsCost, StateError
-from halp_fx.pruning import resuming, session
+from halp_fx.pruning import cutting, resuming, session
 
 
 class Net(nn.Module):
@@ -110,6 +110,7 @@ def interrupting(monkeypatch, at):
     watch(resuming, "write_record")
     watch(session, "scored")
     watch(session, "rewrite")
+    watch(cutting, "rewrite")
     return passed
 
 
@@ -174,6 +175,34 @@ def test_the_same_model_at_its_dense_cost(tmp_path):
     assert copies[0] is not copies[1]
     assert copies[0].halp.measured == copies[1].halp.measured == copies[1].halp.dense
     assert pruned(0.5, state=tmp_path)[0].halp.met
+
+
+class Batch:
+    """One of a kind that is not known here: it looks like where it lies in memory."""
+
+    def __init__(self, pair):
+        self.images, self.labels = pair
+
+
+def test_batches_of_any_kind(tmp_path):
+    settings = {"loss": lambda m, b: F.cross_entropy(m(b.images), b.labels), "state": tmp_path}
+    for _ in range(2):
+        assert pruned(data=list(map(Batch, BATCHES)), **settings)[0].halp.met
+
+
+def test_arrays_are_told_apart(tmp_path):
+    def arrays():
+        return [{"x": x.numpy().copy(), "y": y.numpy().copy()} for x, y in BATCHES]
+
+    def loss(network, batch):
+        return F.cross_entropy(network(torch.from_numpy(batch["x"])), torch.from_numpy(batch["y"]))
+
+    settings = {"loss": loss, "state": tmp_path}
+    assert pruned(data=arrays(), **settings)[0].halp.met
+    others = arrays()
+    others[0]["x"][5, 2, 5, 5] += 1  # Which the text of a large array leaves out.
+    with pytest.raises(StateError, match="other data"):
+        pruned(data=others, **settings)
 
 
 def other_weights():

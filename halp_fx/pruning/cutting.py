@@ -1,0 +1,97 @@
+"""Cutter: a scored network and how far to go -> the network of the widths that the solver chooses, or why there is
+none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..errors import InfeasibleError, RewriteError
+from ..rewriting.applying import rewrite
+from ..types import Plan
+from .choosing import Question
+from .clock import Clock
+from .networks import Candidate, Choice, Network
+from .outcome import out_of_reach
+from .request import Request
+from .widths import compose, plan_from
+from .yardstick import Yardstick
+
+
+@dataclass(frozen=True, slots=True)
+class Cutter:
+    """Cuts networks of one session; attributes as there."""
+
+    request: Request
+    yardstick: Yardstick
+    clock: Clock
+    planned: bool = False
+
+    def within_reach(self, network: Network, way: float, floor: float = 0.0) -> tuple[Network, Choice]:
+        """As `cut`; where the tables say that no network meets the budget, the smallest is measured first: the
+        calibration learns from it, and whoever trains between steps hears in time that the budget is out of reach.
+
+        Raises:
+            InfeasibleError: the smallest network is above the budget.
+        """
+        smaller, choice = self.cut(network, way, floor)
+        if choice.refused is None:
+            return smaller, choice
+        with self.clock("measure"):
+            measured = self.yardstick.measure(smaller.plan, smaller.model)
+        if measured > self.yardstick.budget * (1 + self._slack):
+            raise self._refusal(smaller, choice.refused, measured) from choice.refused
+        self.yardstick.learn(self.total(smaller.plan, choice), measured)
+        return self.cut(network, way, floor)
+
+    def cut(
+        self, network: Network, way: float, floor: float = 0.0, asked: float | None = None
+    ) -> tuple[Network, Choice]:
+        """Widths for a step that stops at `way` of the way, and the network that has them. Groups of which it shows
+        only at these widths that they cannot shrink so keep theirs from then on.
+
+        Args:
+            network: as it stands, scored.
+            floor: no group loses more than this share of its present channels, as long as that can be met.
+            asked: the sum of layer costs to spend; None: what the calibration says.
+        """
+        assert network.saliency is not None
+        assert network.coupling is not None
+        while True:
+            with self.clock("solve"):
+                choice = Question(self.request, self.yardstick, network, way, asked).choose(floor)
+            with self.clock("rewrite"):
+                solution = choice.solution
+                step = plan_from(network.coupling, network.saliency.known, solution.widths, solution.dropped)
+                try:
+                    small = network.model
+                    if not self.planned:
+                        small = rewrite(small, step, self.request.examples, coupling=network.coupling)
+                except RewriteError as error:
+                    self.yardstick.hold(error, network.coupling, step)
+                    continue
+            return Network(small, compose(network.plan, step), saliency=network.saliency, step=step), choice
+
+    def total(self, plan: Plan, choice: Choice) -> float:
+        """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""
+        goals = self.yardstick.goals
+        if goals.measured or goals.cost.resource not in choice.solution.costs:
+            return self.yardstick.total(plan)
+        return choice.solution.costs[goals.cost.resource]
+
+    def check_reach(self, candidates: Sequence[Candidate]) -> None:
+        """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
+        least = min(candidates, key=lambda c: c.measured)
+        refused = next((c.choice.refused for c in candidates if c.choice.refused is not None), None)
+        if refused is not None and not any(c.keeps(self.yardstick.budget, self._slack) for c in candidates):
+            raise self._refusal(least.network, refused, least.measured) from refused
+
+    def _refusal(self, network: Network, refused: InfeasibleError, share: float) -> InfeasibleError:
+        """The error for a budget below what the smallest network takes, with that network."""
+        error = out_of_reach(refused, self.yardstick, self.request, share)
+        error.network, error.plan = network.model, network.plan
+        return error
+
+    @property
+    def _slack(self) -> float:
+        return self.yardstick.goals.slack(self.request.tolerance)
