@@ -326,7 +326,7 @@ def test_no_trial_runs_twice(monkeypatch):
         made.append((repr(coupling.decisions), tuple(sorted(coupling.frozen)), tuple(plan.values())))
         return verify(small, plan, coupling, *args, **kwargs)
 
-    monkeypatch.setattr("halp_fx.trials.trials.verify", counted)
+    monkeypatch.setattr("halp_fx.trials.running.verify", counted)
     halp_fx.channel_groups(
         Transformer(lambda s, c: (s.num_heads, c // s.num_heads, c), True, num_heads=4).double(), inputs()
     )

@@ -90,7 +90,7 @@ def test_no_trial_where_no_width_is_read(monkeypatch):
     def fail(*args, **kwargs):
         raise AssertionError("a trial was made")
 
-    monkeypatch.setattr("halp_fx.trials.trials._Trials.run", fail)
+    monkeypatch.setattr("halp_fx.trials.running.Runner.run", fail)
 
     def resized(h):
         _, _, height, _ = h.shape  # This hands out the width, too.
