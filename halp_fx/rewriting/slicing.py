@@ -94,11 +94,15 @@ def cuts_of(coupling: Coupling, plan: Plan) -> Cuts:
 def sliced(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
     """The numbers of a tensor that stay, detached; its memory format stays."""
     data = tensor.detach()
-    channels_last = data.dim() == 4 and not data.is_contiguous()
-    channels_last = channels_last and data.is_contiguous(memory_format=torch.channels_last)
+    last = _CHANNELS_LAST.get(data.dim())
+    if last is None or data.is_contiguous() or not data.is_contiguous(memory_format=last):
+        last = torch.contiguous_format
     for dim, slots in kept.items():
         data = data.index_select(dim, index_of(slots, data))
-    return data.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return data.contiguous(memory_format=last)
+
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def _shrunk(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:

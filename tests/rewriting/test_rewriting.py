@@ -62,6 +62,16 @@ def plan_for(model, inputs):
     return half_plan(halp_fx.channel_groups(model, inputs))
 
 
+def test_volumes_stay_channels_last():
+    """Convolutions that are laid out otherwise than before run other operators."""
+    layers = nn.Conv3d(3, 8, 3), nn.ReLU(), nn.Conv3d(8, 4, 3), nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 2)
+    model, inputs = nn.Sequential(*layers).to(memory_format=torch.channels_last_3d).double(), torch.rand(2, 3, 6, 6, 6)
+    coupling = halp_fx.channel_groups(model, inputs.double())
+    small = assert_equals_twin(model, half_plan(coupling), inputs.double(), coupling)
+    assert small[2].weight.shape == (2, 4, 3, 3, 3)
+    assert small[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
+
+
 def test_keeps_what_the_user_set():
     model = Residual().to(memory_format=torch.channels_last)
     model.train()
