@@ -17,7 +17,7 @@ from ..files import replacing
 from ..latency.interleaving import interleaved
 from ..model.checks import check_model
 from ..model.inputs import normalize_inputs
-from ..model.preserving import preserved
+from ..model.preserving import preserved, set_mode
 from ..types import Inputs
 from .examples import Batches, deviation, named, names_of, tensors
 from .files import provenance
@@ -66,7 +66,7 @@ def export(
     batches = Batches.of(normalize_inputs(model, example_inputs))
     notes: list[str] = []
     with preserved(model), torch.no_grad():
-        model.eval()
+        set_mode(model)
         wanted = [_run(model, batches.inputs), _run(model, batches.again())]
         larger = _larger(model, batches, notes)
         job = Job(model, batches, tuple(_names(model(*batches.inputs[0], **batches.inputs[1]))), provenance(model))
@@ -134,7 +134,7 @@ def _timed(made: Export, way: Way, job: Job) -> Export:
     """With the times of the file and of the dense network's, which is made for that."""
     names = names_of(named(job.model, job.batches.inputs))
     with tempfile.TemporaryDirectory() as folder, preserved(job.model), quiet():
-        job.model.eval()
+        set_mode(job.model)
         try:
             files = [way.run(job, Path(folder) / made.path.name), way.open(made.path, names)]
             first, second = interleaved(files, job.batches.inputs)

@@ -86,6 +86,11 @@ def test_a_pt2_file(small, tmp_path):
     assert pt2_entries(path) == {}
 
 
+def test_a_network_without_modes(small, tmp_path):
+    exported = torch.export.export(copy.deepcopy(small).eval(), (X,)).module()
+    assert halp_fx.export(exported, tmp_path / "again.pt2", X).deviation == 0
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """The networks that are timed, without a clock."""
