@@ -6,6 +6,7 @@ import random
 from typing import Any
 
 import torch
+import torchvision
 from sweeping.checking import difference, leaves, moving, randomize
 from torch import nn
 
@@ -25,6 +26,16 @@ TORCHVISION = (
     "efficientnet_b0",
     "shufflenet_v2_x1_0",
 )
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """One of these, in eval mode. VGG has a narrower classifier: nine tenths of its numbers were in that."""
+    model = torchvision.models.get_model(name, weights=None)
+    if isinstance(model, torchvision.models.VGG):
+        model.avgpool, width = nn.AdaptiveAvgPool2d(2), 256
+        first, last = nn.Linear(512 * 4, width), nn.Linear(width, 1000)
+        model.classifier[0], model.classifier[3], model.classifier[6] = first, nn.Linear(width, width), last
+    return model.eval()
 
 
 class Net(nn.Module):

@@ -8,8 +8,15 @@ import json
 
 import pytest
 import torch
-import torchvision
-from oracle import TORCHVISION, assert_equals_twin, half_plan, random_plan, randomized, relative_error
+from oracle import (
+    TORCHVISION,
+    assert_equals_twin,
+    half_plan,
+    random_plan,
+    randomized,
+    relative_error,
+    torchvision_network,
+)
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -23,7 +30,7 @@ from halp_fx.types import Channels
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_equals_zeroed_twin(name):
     torch.manual_seed(0)
-    model = randomized(torchvision.models.get_model(name, weights=None)).eval()
+    model = randomized(torchvision_network(name))
     # 75 is the smallest side with which every one of these networks runs.
     inputs = torch.randn(1, 3, 96, 96, dtype=torch.float64)
     before = copy.deepcopy(model.state_dict())
@@ -36,7 +43,7 @@ def test_equals_zeroed_twin(name):
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_halving_every_group_leaves_little(name):
     """Freezing groups would pass the comparison with the twin: what is kept must be about a quarter."""
-    model = torchvision.models.get_model(name, weights=None).eval()
+    model = torchvision_network(name)
     inputs = torch.randn(1, 3, 96, 96)
     coupling = halp_fx.channel_groups(model, inputs)
     assert all("output" in reason for reason in coupling.frozen.values()), coupling.frozen
