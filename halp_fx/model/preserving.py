@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from operator import is_
 from threading import RLock
 from typing import Any
 
@@ -205,7 +206,7 @@ class _Found:
                 del vars(module)[name]
             vars(module).update(found)
         for container, held in self.contents:
-            if container or held:
+            if not _holds(container, held):  # One that cannot be written to was not.
                 container.clear()
                 (container.extend if isinstance(container, _ORDERED) else container.update)(held)
         with torch.no_grad():
@@ -213,6 +214,13 @@ class _Found:
             for tensor, kept in self.values:
                 if not torch.equal(tensor, kept):
                     tensor.copy_(kept)
+
+
+def _holds(container: Any, held: dict[Any, Any] | list[Any]) -> bool:
+    """Whether a container still holds these very objects, in this order."""
+    if len(container) != len(held) or not all(map(is_, container, held)):
+        return False
+    return not isinstance(held, dict) or all(map(is_, container.values(), held.values()))
 
 
 def set_mode(model: nn.Module, training: bool = False) -> None:

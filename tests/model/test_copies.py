@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import types
+from collections import deque
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ import torch
 from oracle import assert_equals_twin, half_plan, randomized
 from test_bad_models import Chain, image, unchanged
 from torch import nn
+from torch.fx.immutable_collections import immutable_list
 
 import halp_fx
 from halp_fx import ModelError
 from halp_fx.model.copying import copied
+from halp_fx.model.preserving import preserved
 from halp_fx.tracing.leaks import emptied
 
 TABLE: dict[object, torch.Tensor] = {}
@@ -262,6 +265,28 @@ def test_hooks_that_call_functions_in_a_circle():
     small.odd.clear()
     small(inputs)
     assert (model.odd, small.odd) == ([], [3.0])
+
+
+def test_containers_are_written_to_where_something_changed():
+    class Full(Chain):
+        def __init__(self):
+            super().__init__()
+            self.sizes = immutable_list([8, 8])
+            self.seen, self.last, self.names, self.table = [], deque([0], 1), {"a"}, {"x": 1, "y": 2}
+
+        def between(self, x):
+            self.seen.append(x)
+            self.last.append(x)
+            self.names.add("b")
+            self.table["x"], self.table["z"] = self.table.pop("y"), 3
+            return self.b(x)
+
+    model = Full()
+    before = [copy.copy(value) for value in (model.seen, model.last, model.names, model.table)]
+    with preserved(model):
+        model(image().float())
+    assert [model.seen, model.last, model.names, model.table] == before
+    assert list(model.table) == ["x", "y"]
 
 
 class Keeping(Chain):
