@@ -139,7 +139,9 @@ def prune(
     Raises:
         BudgetError: malformed, out of range, or below what can be reached (`InfeasibleError`, see above).
         ModelError: the model cannot be handled, has NaN or infinite weights, or nothing in it can shrink; `ignore`
-            names what it does not have; processes of a job do not agree.
+            names what it does not have; processes of a job do not agree. TraceError, one of them: its forward does not
+            run on the example inputs.
+        LatencyError: costs cannot be measured here, or are none; a table is damaged, or of another device.
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
         TrainingError: the optimizer cannot follow; said before anything runs.
         StateError: `state` is of another model, other data or options, or cannot be read; it is left as it was.
@@ -238,7 +240,7 @@ def pareto(
 
     Raises:
         InfeasibleError: none of the budgets can be reached.
-        BudgetError, ModelError, SaliencyError: as `prune`; in a job of several processes, too.
+        BudgetError, LatencyError, ModelError, SaliencyError: as `prune`; ModelError in a job of several processes, too.
     """
     check_model(model)
     check_finite(model)
@@ -293,6 +295,7 @@ def rewrite(
         optimizer: of the model; it gets the copy's parameters, and its state is cut as they were (`rebind`).
 
     Raises:
+        ModelError: the model cannot be handled, as for `channel_groups`.
         PlanError: the plan does not fit the model.
         RewriteError: the copy does not do what the plan asks for.
         TrainingError: the optimizer cannot follow.
@@ -340,6 +343,7 @@ def compensate(
         Which layers were fitted, how well, and which could not be, and why.
 
     Raises:
+        ModelError: the model cannot be handled, as for `channel_groups`.
         PlanError: the plan does not fit the model, or is not the one that `small` was made with.
         SaliencyError: data has no batch, or the forward fails; `small` is as it was.
     """
@@ -364,6 +368,7 @@ def zero(
     eval mode and without gradients only.
 
     Raises:
+        ModelError: the model cannot be handled, as for `channel_groups`.
         PlanError: the plan does not fit the model.
     """
     with torch.inference_mode(False):

@@ -1,8 +1,7 @@
 """Ahead-of-time compilation of every kernel, for GPUs that need not be there.
 
-Takes a compute capability, gives PTX and cubin per kernel variant: what a test without a GPU can hold the
-    kernels
-to, and what `tools/bench_kernels.py --ptx` reports from.
+Takes a compute capability, gives PTX and cubin per kernel variant: what a test without a GPU can hold the kernels to,
+and what `tools/bench_kernels.py --ptx` reports from.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Latency-table lookup in one Triton launch: per query two cell indices (L1) and one record (one memory
-sector)."""
+"""Latency-table lookup in one Triton launch: per query two cell indices (L1) and one record (one memory sector)."""
 
 from __future__ import annotations
 

@@ -112,8 +112,7 @@ def _checked(number: int, in_widths: Any, out_widths: Any, times: Any) -> tuple[
 
 
 def _cell_of_width(widths: np.ndarray) -> np.ndarray:
-    """Cell of every whole width from the first to the last grid point; the last point is a cell of its
-    own."""
+    """Cell of every whole width from the first to the last grid point; the last point is a cell of its own."""
     return np.searchsorted(widths, np.arange(widths[0], widths[-1] + 1), side="right") - 1
 
 

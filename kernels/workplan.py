@@ -1,16 +1,14 @@
-"""From a layout and the strides and dtypes of one step to the tables that drive the saliency kernel. NumPy
-only.
+"""From a layout and the strides and dtypes of one step to the tables that drive the saliency kernel. NumPy only.
 
 A strided tensor is looked at as a matrix: its dimensions in memory order, cut in two, so that every scored
 dimension lies either in the rows or in the columns. A tile of that matrix then serves both kinds with one
 read. Work is cut into *items* of about equal bytes, walked tile by tile:
 
-    columns scored (and perhaps rows)   an item is one tile wide and walks down; it keeps column sums in
-    registers
+    columns scored (and perhaps rows)   an item is one tile wide and walks down; it keeps column sums in registers
                                         and writes row sums per tile
-    only rows scored                    an item is one tile high and walks right; it keeps row sums in
-    registers thin or short (BatchNorm, 3x3       the flat memory is cut into rows of one tile's width, and an
-    item writes depthwise)                          every element's contribution
+    only rows scored                    an item is one tile high and walks right; it keeps row sums in registers
+    thin or short (BatchNorm, 3x3       the flat memory is cut into rows of one tile's width, and an item writes
+    depthwise)                          every element's contribution
 
 What items write are *partials*. `index[indptr[c]:indptr[c + 1]]` lists the partials of channel c. That order
 is fixed here, hence the result does not depend on which program finishes first.
@@ -278,8 +276,7 @@ def _dense(tensor: Tensor, order: list[int], sizes: list[int]) -> bool:
 
 
 def _slots(order: list[int], sizes: list[int], dim: int, start: int, stop: int) -> np.ndarray:
-    """Slot along `dim` of every index of the flattened dimensions order[start:stop]; size-1 dims have slot
-    0."""
+    """Slot along `dim` of every index of the flattened dimensions order[start:stop]; size-1 dims have slot 0."""
     flat = np.arange(math.prod(sizes[start:stop]))
     if dim not in order:
         return np.zeros_like(flat)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from itertools import chain
@@ -239,6 +240,21 @@ def test_what_this_torch_lacks_is_named(monkeypatch):
     assert internals.missing() == gone
     with pytest.raises(ImportError, match=r"has no torch\.utils\._pytree\.tree_map, torch\._no_such_module\.thing"):
         internals._check()
+
+
+def test_every_file_has_a_place_in_the_documentation():
+    """In its room's row of docs/architecture.md, or on the page that stands there."""
+    docs = HOUSE.parent / "docs"
+    rows = {}
+    for line in (docs / "architecture.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("| `"):
+            pages = [docs / name for name in re.findall(r"\]\((\w+\.md)\)", line)]
+            text = " ".join([line, *(page.read_text(encoding="utf-8") for page in pages)])
+            rows |= dict.fromkeys(re.findall(r"`(\w+)/`", line.split("|")[1]), text)
+    for path in (*FILES, *KERNELS):
+        room, *inner = path.relative_to(HOUSE).parts
+        if len(inner) == 1 and not path.name.startswith("__") and room != "cli":  # There, a file is a command.
+            assert re.search(rf"\b{path.stem}\b", rows[room]), f"{place(path)} is not in docs/architecture.md"
 
 
 def test_every_folder_of_tests_is_a_room():

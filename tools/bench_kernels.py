@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpuchecks.setting import installed
 from tabulate import tabulate
 from torch import Tensor
 from torchvision import models
@@ -300,17 +301,11 @@ def report() -> str:
     """The whole page."""
     has_gpu = torch.cuda.is_available()
     kernels_on = torch.cuda.get_device_name() if has_gpu else "no CUDA device"
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = "absent"
     head = [
         ["date", datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")],
         ["device", kernels_on],
         ["CPU", f"{platform.machine()}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f} at the start"],
-        ["versions", f"Python {platform.python_version()}, torch {torch.__version__}, Triton {triton_version}"],
+        ["versions", f"Python {platform.python_version()}, torch {torch.__version__}, Triton {installed('triton')}"],
     ]
     bandwidth = copy_bandwidth("cuda") if has_gpu else None
     head.append(["copy bandwidth of this run", f"{bandwidth:.0f} GB/s" if bandwidth else ABSENT])

@@ -61,8 +61,8 @@ def machine(device: str) -> Row:
     found: Row = {
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
-        "torchvision": _version("torchvision"),
+        "triton": installed("triton"),
+        "torchvision": installed("torchvision"),
         "cores": os.cpu_count(),
     }
     if device == "cuda":
@@ -76,7 +76,8 @@ def machine(device: str) -> Row:
     return found
 
 
-def _version(package: str) -> str:
+def installed(package: str) -> str:
+    """The version of a package, or "absent"."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
