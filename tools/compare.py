@@ -18,12 +18,13 @@ import copy
 import json
 import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from comparing import data, networks, tables, training
-from comparing.methods import DEFAULTS, METHODS, Task
+from comparing.methods import CALIBRATION, DEFAULTS, METHODS, Task
 
 import halp_fx
 
@@ -39,6 +40,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(DEFAULTS), choices=list(METHODS))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each has a dense network of its own")
+    parser.add_argument("--draws", type=int, default=1, help="networks that a method makes of one: see `draw_of`")
     parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of fine-tuning")
     parser.add_argument("--device", default="cpu")
@@ -65,6 +67,13 @@ def dense(given: argparse.Namespace, made: data.Data, network: str, seed: int) -
         training.train(model, made, given.epochs, 0.1, seed)
         torch.save(model.state_dict(), path)
     return model.eval().to(memory_format=torch.channels_last)
+
+
+def draw_of(made: data.Data, draw: int) -> data.Data:
+    """The same data with other training images first: a method then looks at others, which moves what it makes more
+    than another seed of the fine-tuning does."""
+    images, labels = (torch.roll(part, -draw * CALIBRATION, 0) for part in made.train)
+    return replace(made, train=(images, labels))
 
 
 def row(task: Task, method: str, tuning: int) -> dict[str, Any]:
@@ -96,19 +105,21 @@ def main() -> None:
         for network in given.networks:
             for seed in given.seeds:
                 missing = [
-                    (budget, method)
+                    (budget, method, draw)
                     for budget in given.budgets
                     for method in given.methods
-                    if not tables.there(rows, name, network, budget, method, seed)
+                    for draw in range(given.draws)
+                    if not tables.there(rows, name, network, budget, method, seed, draw)
                 ]
                 if not missing:
                     continue
                 model = dense(given, made, network, seed)
                 whole = training.accuracy(model, made)
-                for budget, method in missing:
+                for budget, method, draw in missing:
                     key = {"data": name, "network": network, "budget": budget, "method": method, "seed": seed}
+                    key |= {"draw": draw}
                     try:
-                        found = row(Task(model, made, budget, seed), method, given.tuning)
+                        found = row(Task(model, draw_of(made, draw), budget, seed + draw), method, given.tuning)
                     except Exception as error:  # What cannot do it is a result, too.
                         found = {"failed": f"{type(error).__name__}: {error}"[:300]}
                     line = {**key, "dense": whole, **found}

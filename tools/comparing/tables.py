@@ -17,9 +17,10 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def there(path: Path, data: str, network: str, budget: float, method: str, seed: int) -> bool:
+def there(path: Path, data: str, network: str, budget: float, method: str, seed: int, draw: int = 0) -> bool:
     key = (data, network, budget, method, seed)
-    return any(key == tuple(r[k] for k in ("data", "network", "budget", "method", "seed")) for r in read(path))
+    known = (r for r in read(path) if r.get("draw", 0) == draw)
+    return any(key == tuple(r[k] for k in ("data", "network", "budget", "method", "seed")) for r in known)
 
 
 def said(row: Row) -> str:
