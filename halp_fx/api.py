@@ -92,14 +92,14 @@ def prune(
             None infers an image batch of one and logs it. A list holds several examples, for forwards that take
             other branches by values: all are recorded and verified, the first is timed.
         data, loss_fn: batches of (input, target) and a scalar loss of (output, target): what groups are worth is told
-            by the Fisher information of what goes, which needs no loss where targets are classes, or there are none.
+            by the Fisher information of their channels, which needs no loss where targets are classes, or there are none.
             Without data nothing says how wide a group should be: all become about equally narrow.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
             added up.
         importance: "fisher", "batches", "taylor" (the published sum of scores), "magnitude", or a callable from a
             `ChannelGroup`, or from a group and the model, to the scores of its channels or to `WidthValues`; both are
-            given as they stand at the step. None and "auto": with data "fisher", for budgets up to a quarter of the
-            dense cost "batches" (unless `recalibrate` is off); without data "magnitude".
+            given as they stand at the step. None and "auto": with data "batches" ("fisher" if `recalibrate` is
+            off), without "magnitude".
         latency: None measures layers here; a path to a saved table; or another cost, e.g. `halp_fx.MacsCost()`, its
             class, or its name ("macs", "flops", "params", "memory").
         ignore: what must stay as it is: modules, parameters, names of these or of groups, or patterns such as

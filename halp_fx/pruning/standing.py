@@ -30,10 +30,6 @@ logger = logging.getLogger("halp_fx")
 BRANCH_SAMPLES = 256
 """That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
 
-SMALL = 0.25
-"""Budgets up to this share of the dense cost are met by another value (`batchwise`): it was ahead in the mean at 10 and
-at 20 % of the MACs (docs/benchmarks_accuracy.md), and was not measured above."""
-
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 """What a network as it stands is worth, given it and its coupling; None: score it as was asked for."""
 
@@ -49,7 +45,7 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
         saliency = scorer(network.model, scored)
     else:
         saliency = score(
-            *(network.model, scored, request.data, request.loss_fn, value_of(request, yardstick.budget)),
+            *(network.model, scored, request.data, request.loss_fn, value_of(request)),
             loss=request.loss,
             batches=request.batches,
         )
@@ -60,12 +56,12 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
 
 
-def value_of(request: Request, share: float) -> Importance | None:
-    """What a caller who left it open is given. Values through the statistics of batches are those of a network whose
-    batch norms are re-estimated."""
+def value_of(request: Request) -> Importance | None:
+    """What a caller who left it open is given: values through the statistics of batches, where batch norms are
+    re-estimated. After fine-tuning to 10 and 20 % of the MACs they were ahead of sets of gates, at 50 % level
+    (docs/benchmarks_accuracy.md)."""
     left_open = request.importance in (None, "auto") and request.data is not None
-    small = left_open and request.recalibrate and share <= SMALL
-    return "batches" if small else request.importance
+    return "batches" if left_open and request.recalibrate else request.importance
 
 
 def _losses_without(

@@ -169,27 +169,25 @@ def test_what_is_not_finite_is_left_out():
 
 
 @pytest.mark.parametrize(
-    ("importance", "data", "recalibrate", "share", "expected"),
+    ("importance", "data", "recalibrate", "expected"),
     [
-        (None, [], True, 0.1, "batches"),
-        ("auto", [], True, 0.2, "batches"),
-        (None, [], True, 0.5, None),
-        (None, [], False, 0.1, None),
-        (None, None, True, 0.1, None),
-        ("fisher", [], True, 0.1, "fisher"),
+        (None, [], True, "batches"),
+        ("auto", [], True, "batches"),
+        (None, [], False, None),
+        (None, None, True, None),
+        ("fisher", [], True, "fisher"),
     ],
 )
-def test_small_budgets_are_scored_by_batches(importance, data, recalibrate, share, expected):
-    request = SimpleNamespace(importance=importance, data=data, recalibrate=recalibrate)
-    assert value_of(request, share) == expected
+def test_what_is_left_open_is_scored_by_batches(importance, data, recalibrate, expected):
+    assert value_of(SimpleNamespace(importance=importance, data=data, recalibrate=recalibrate)) == expected
 
 
-def test_prune_meets_a_small_budget_by_it():
+@pytest.mark.parametrize("budget", [0.2, 0.6])
+def test_prune_meets_a_budget_by_it(budget):
     model, batches = network().float(), [b.float() for b in data(5, 16)]
+    given = {"data": batches, "latency": "macs", "round_to": 1, "progress": False}
     ways = {
-        importance: halp_fx.prune(
-            model, 0.2, batches[0][:1], data=batches, importance=importance, latency="macs", round_to=1, progress=False
-        ).halp.plan
+        importance: halp_fx.prune(model, budget, batches[0][:1], importance=importance, **given).halp.plan
         for importance in (None, "batches")
     }
     assert ways[None] == ways["batches"]
