@@ -92,8 +92,8 @@ def prune(
             None infers an image batch of one and logs it. A list holds several examples, for forwards that take
             other branches by values: all are recorded and verified, the first is timed.
         data, loss_fn: batches of (input, target) and a scalar loss of (output, target): what groups are worth is told
-            by the Fisher information of their channels, which needs no loss where targets are classes, or there are none.
-            Without data nothing says how wide a group should be: all become about equally narrow.
+            by the Fisher information of their channels, which needs no loss where targets are classes, or there are
+            none. Without data nothing says how wide a group should be: all become about equally narrow.
         loss: instead of `loss_fn`, for batches of any kind: (model, batch) -> a scalar, or a dict of losses that are
             added up.
         importance: "fisher", "batches", "taylor" (the published sum of scores), "magnitude", or a callable from a
