@@ -8,7 +8,7 @@ share the work.
     python tools/compare.py --smoke                              # digits, two minutes: does everything run?
     python tools/compare.py --folder compare                     # everything, hours on two cores
     python tools/compare.py --folder compare --networks inverted --methods halp_fx uniform --budgets 0.2
-    python tools/compare.py --folder compare --table-only --markdown docs/compare.md --plot compare.png
+    python tools/compare.py --rows docs/benchmarks_accuracy.jsonl --table-only --plot compare.png
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="to train on, to test on")
     parser.add_argument("--smoke", action="store_true", help="digits, one small network, two budgets, few epochs")
+    parser.add_argument("--rows", type=Path, help="the file of the rows; of itself rows.jsonl in the folder")
     parser.add_argument("--table-only", action="store_true")
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--plot", type=Path)
@@ -96,10 +97,11 @@ def row(task: Task, method: str, tuning: int) -> dict[str, Any]:
 
 def main() -> None:
     given = options()
-    given.folder.mkdir(parents=True, exist_ok=True)
+    if not given.table_only:
+        given.folder.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
     logging.getLogger("halp_fx").setLevel(logging.ERROR)
-    rows = given.folder / ("smoke.jsonl" if given.smoke else "rows.jsonl")
+    rows = given.rows or given.folder / ("smoke.jsonl" if given.smoke else "rows.jsonl")
     for name in () if given.table_only else given.data:
         made = data.make(name, given.folder, *given.images).to(given.device)
         for network in given.networks:
@@ -126,12 +128,13 @@ def main() -> None:
                     with rows.open("a") as file:
                         file.write(json.dumps(line) + "\n")
                     print(tables.said(line), flush=True)
-    text = tables.markdown(tables.read(rows))
+    asked = [r for r in tables.read(rows) if r["data"] in given.data]
+    text = tables.markdown(asked)
     print(text)
     if given.markdown:
         given.markdown.write_text(text)
     if given.plot:
-        tables.plot(tables.read(rows), given.plot)
+        tables.plot(asked, given.plot)
 
 
 if __name__ == "__main__":

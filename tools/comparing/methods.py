@@ -14,12 +14,10 @@ from torch import Tensor, nn
 import halp_fx
 
 from .data import SIDE, Data
+from .tables import WITHIN
 from .training import outputs, settled
 
 EXAMPLE = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-
-WITHIN = 0.01
-"""Costs are equal within this share of the budget."""
 
 CALIBRATION = 1024
 """Training images that a method may look at."""

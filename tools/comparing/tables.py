@@ -12,6 +12,9 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
+WITHIN = 0.01
+"""Costs are equal within this share of the budget."""
+
 
 def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -34,34 +37,55 @@ def said(row: Row) -> str:
     )
 
 
-def _cell(rows: list[Row]) -> str:
+def _mean(rows: list[Row]) -> float | None:
     done = [r["tuned"] for r in rows if "tuned" in r]
-    if not done:
-        return "failed" if rows else ""
-    spread = f" ± {100 * stdev(done):.1f}" if len(done) > 1 else ""
-    return f"{100 * mean(done):.1f}{spread}"
+    return 100 * mean(done) if done else None
+
+
+def _cell(rows: list[Row], best: float | None) -> str:
+    """Mean and deviation in percent, bold if it is the best of its line; with the share of the MACs where a method
+    missed the budget."""
+    value = _mean(rows)
+    if value is None:
+        return "fails" if rows else ""
+    done = [r["tuned"] for r in rows if "tuned" in r]
+    said = f"{value:.1f}" + (f" ± {100 * stdev(done):.1f}" if len(done) > 1 else "")
+    share, budget = mean(r["macs"] for r in rows if "macs" in r), rows[0]["budget"]
+    missed = f" ({100 * share:.1f})" if abs(share / budget - 1) > WITHIN else ""
+    return (f"**{said}**" if value == best else said) + missed
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table: a line for each data set, network and budget, a column for each method; and the means by budget."""
-    methods = list(dict.fromkeys(r["method"] for r in rows))
+    """A table: a line for each data set, network and budget, a column for each method; and means by budget of the cells
+    that a method and the first one have in common, as "method / first"."""
+    methods = sorted({r["method"] for r in rows}, key=_place)
     cells: dict[tuple[str, str, float], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for r in rows:
         cells[r["data"], r["network"], r["budget"]][r["method"]].append(r)
     lines = []
     for (data, network, budget), by in sorted(cells.items(), key=lambda c: (c[0][0], c[0][1], -c[0][2])):
         every = [r for found in by.values() for r in found]
-        lines.append([data, network, f"{mean(r['dense'] for r in every):.1%}", f"{budget:.0%}"])
-        lines[-1] += [_cell(by[m]) for m in methods]
+        best = max((m for m in map(_mean, by.values()) if m is not None), default=None)
+        lines.append([data, network, f"{100 * mean(r['dense'] for r in every):.1f}", f"{budget:.0%}"])
+        lines[-1] += [_cell(by[m], best) for m in methods]
     for budget in sorted({b for *_, b in cells}, reverse=True):
-        # Of the cells that every method has reached.
-        whole = [by for (*_, b), by in cells.items() if b == budget]
-        whole = [by for by in whole if all(any("tuned" in r for r in by[m]) for m in methods)]
-        means = [[mean(r["tuned"] for r in by[m] if "tuned" in r) for by in whole] for m in methods]
-        lines.append(
-            [f"mean of {len(whole)}", "", "", f"{budget:.0%}", *(f"{100 * mean(m):.1f}" if m else "" for m in means)]
-        )
-    return tabulate(lines, ["data", "network", "dense", "MACs", *methods], tablefmt="github") + "\n"
+        here = [by for (*_, b), by in cells.items() if b == budget]
+        lines.append(["mean", "", "", f"{budget:.0%}", *(_common(here, m, methods[0]) for m in methods)])
+    headers = ["data", "network", "dense", "MACs", *methods]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n"
+
+
+def _common(cells: list[dict[str, list[Row]]], method: str, first: str) -> str:
+    pairs = [(_mean(by.get(method, [])), _mean(by.get(first, []))) for by in cells]
+    both = [(a, b) for a, b in pairs if a is not None and b is not None]
+    if not both:
+        return ""
+    own, other = (mean(column) for column in zip(*both, strict=True))
+    return f"{own:.1f} of {len(both)}" if method == first else f"{own:.1f} / {other:.1f} of {len(both)}"
+
+
+def _place(method: str) -> tuple[bool, bool, str]:
+    return (not method.startswith("halp_fx"), method == "uniform", method)
 
 
 def plot(rows: list[Row], path: Path) -> None:
@@ -69,7 +93,7 @@ def plot(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = sorted({(r["data"], r["network"]) for r in rows})
-    methods = list(dict.fromkeys(r["method"] for r in rows))
+    methods = sorted({r["method"] for r in rows}, key=_place)
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False, layout="constrained")
     for ax, (data, network) in zip(axes[0], panels, strict=True):
         for number, method in enumerate(methods):
