@@ -165,7 +165,7 @@ def traced_table() -> str:
         for fraction in (0.5, 0.3):
             budgets = {cost.resource: fraction * dense}
             problem = build_problem(coupling, scores, options, tables, budgets, cost.unit)
-            s, seconds = timed(solve, problem, time_limit=300.0)
+            s, seconds = timed(solve, problem, work_limit=300.0)
             used = f"{100 * s.costs[cost.resource] / budgets[cost.resource]:.2f} %"
             verdict = _seconds("densenet201", "auto", seconds)
             name = f"densenet201, {type(cost).__name__}"
@@ -211,7 +211,7 @@ def methods_table(problems: Sequence[WidthProblem], known: dict[str, float], qui
             if large and (method == "greedy" or (quick and method in ("exact", "halp"))):
                 continue
             try:
-                s, seconds = timed(solve, problem, method, time_limit=300.0)
+                s, seconds = timed(solve, problem, method, work_limit=300.0)
             except InfeasibleError as error:
                 rows.append([problem.name, method, f"infeasible, minimum {error.minimum:.6g}", *[""] * 5])
                 continue

@@ -11,11 +11,11 @@ from . import options
 from .guarding import OUT_OF_REACH, guarded
 
 
-@guarded(OUT_OF_REACH, examples=("solve problem.json", "solve problem.json --method exact --time-limit 60"))
+@guarded(OUT_OF_REACH, examples=("solve problem.json", "solve problem.json --method exact --work-limit 60"))
 def solve(
     problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A width problem in JSON.")],
     method: Annotated[str, typer.Option(help="auto, exact, lagrangian, halp, uniform or greedy.")] = "auto",
-    time_limit: Annotated[float, typer.Option(help="Seconds.")] = 10.0,
+    work_limit: Annotated[float, typer.Option(help="About CPU seconds; the same on every machine.")] = 10.0,
     as_json: options.Json = False,
 ) -> None:
     """Choose the widths of greatest value within the budgets of a problem file."""
@@ -26,15 +26,20 @@ def solve(
     from .output import Output
 
     output = Output(as_json)
-    found = solve_problem(WidthProblem.from_json(problem), method, time_limit)  # type: ignore[arg-type]
+    found = solve_problem(WidthProblem.from_json(problem), method, work_limit)  # type: ignore[arg-type]
     figures = {
         "value": found.value,
         "upper bound": found.upper_bound,
         "relative gap": found.gap,
         **found.costs,
         "seconds": found.seconds,
+        "work": found.work,
     }
     output.say(tabulate(list(found.widths.items()), headers=["group", "width"]))
     output.say("\n" + tabulate([[name, f"{v:.6g}"] for name, v in figures.items()], disable_numparse=True))
-    output.say(f"{found.method}: {found.status}" + (f"; dropped {', '.join(found.dropped)}" if found.dropped else ""))
+    output.say(
+        f"{found.method}: {found.status}"
+        + ("; the limit on work ended the search" if found.limited else "")
+        + (f"; dropped {', '.join(found.dropped)}" if found.dropped else "")
+    )
     output.result({"widths": dict(found.widths), "dropped": list(found.dropped), "status": found.status, **figures})

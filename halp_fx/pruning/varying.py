@@ -78,7 +78,7 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
             groups[name] = WidthGroup(own, -(np.minimum(off, 0) ** 2) - 1e-3 * np.exp(-np.maximum(off, 0)))
         problem = WidthProblem("varied", groups, tuple(tables), budgets)
         try:
-            return dict(solve(problem, "lagrangian", time_limit=5.0).widths)
+            return dict(solve(problem, "lagrangian", work_limit=5.0).widths)
         except InfeasibleError:  # What was measured since says that the budget is smaller than what was found for it.
             return now
 

@@ -14,6 +14,9 @@ from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_m
 from .details import Contender
 from .report import Report, RewriteKind, Round
 
+WIDE = 0.01
+"""Gap from which on it is said that a limit ended the search for widths; smaller ones cannot be seen in a network."""
+
 
 def report_on(session: Session) -> Report:
     """What is to be said of a closed session's best candidate, and of how it was found."""
@@ -41,6 +44,8 @@ def report_on(session: Session) -> Report:
         notes.append(_won(session.contest))
     if saliency is not None and saliency.skipped:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
+    if best.choice.solution.limited and best.choice.solution.gap > WIDE:
+        notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request
     )
@@ -105,6 +110,14 @@ def _won(contest: Contest) -> str:
     return (
         f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network on "
         f"{contest.samples} samples that nobody else has seen{', trained once more' if tuned else ''}: {figures}"
+    )
+
+
+def _limited(gap: float) -> str:
+    """What to say of widths whose search a limit ended."""
+    return (
+        f"the search for widths reached its limit on work: a choice within the budget may be worth up to {gap:.2%} "
+        "more (solver='exact' looks further)"
     )
 
 

@@ -40,7 +40,7 @@ def solve_greedy(model: Model, free: int, incumbent: Incumbent) -> None:
     """
     state = full_state(model)
     value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
-    while not model.feasible(cost[:, None])[0] and not incumbent.late:
+    while not model.feasible(cost[:, None])[0]:
         states = _smaller(model, free, state)
         if states.shape[1] == 0:
             return

@@ -73,7 +73,7 @@ def minimise_dual(model: Model, plan: Elimination, incumbent: Incumbent, seeds: 
         before = multipliers
         multipliers, lower = search.lowest_point(best_at, worst)
         settled = max(1e-10 * max(1.0, abs(best)), CLOSE_ENOUGH * (best - incumbent.value))
-        if best - lower <= (settled if np.isfinite(settled) else 0.0) or incumbent.late:
+        if best - lower <= (settled if np.isfinite(settled) else 0.0) or incumbent.work.spent:
             break
         if (multipliers == before).all():
             break
@@ -94,6 +94,7 @@ class _Search:
     def evaluate(self, prices: Floats) -> float:
         """Maximum of the priced tables; keeps the maximiser and its line."""
         bound, state, entries = self.plan.maximise(prices)
+        self.incumbent.work.done += self.plan.effort
         over = self.model.flat_cost[:, entries].sum(axis=1) - self.model.limit
         self.value = np.append(self.value, self.model.flat_value[entries].sum())
         self.over = np.append(self.over, over[:, None], axis=1)

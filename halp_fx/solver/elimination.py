@@ -27,6 +27,7 @@ import numpy as np
 from .buckets import Step, make_plan
 from .model import Model
 from .tables import Floats, Ints
+from .work import ENTRY, STEP
 
 DEFAULT_CAP = 4_000_000
 """Entries of the largest intermediate table: 32 MB."""
@@ -44,6 +45,7 @@ class Elimination:
     Attributes:
         exact: whether `maximise` gives the maximum (else an upper bound).
         work: entries of all tables made in one run.
+        effort: of one run, in the unit of `Work`.
     """
 
     def __init__(self, model: Model, cap: int = DEFAULT_CAP) -> None:
@@ -54,6 +56,7 @@ class Elimination:
         self.exact = plan.exact
         self.work = plan.work
         self.steps = plan.steps
+        self.effort = STEP * len(plan.steps) + ENTRY * plan.work
         self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)])
 
     def maximise(self, flat: Floats) -> tuple[float, Ints, Ints]:

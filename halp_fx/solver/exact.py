@@ -9,7 +9,6 @@ t. Only groups and branches need be integral, the rest follows.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -19,10 +18,13 @@ import scipy  # Its parts are imported when they are first used: `scipy.optimize
 from .local import Incumbent
 from .model import Model, judged_by
 from .tables import Floats, Ints
+from .work import COLUMN, NODE, SQUARE
 
 MAX_COLUMNS = 400_000
-"""Above this HiGHS works for longer than any usual time limit before it looks at the clock: do not start."""
+"""Above this the root of the search tree alone takes minutes: do not start."""
 
+MOST_NODES = 2**31 - 1
+"""The largest limit that HiGHS takes."""
 
 MAGNIFIED = 1e4
 """HiGHS stops at an absolute gap of 1e-6, which is more than ties are worth (`model.TIE`)."""
@@ -66,23 +68,23 @@ def columns(model: Model) -> int:
 
 
 def solve_exact(
-    model: Model, free: int, incumbent: Incumbent, gap: float, upper: float = np.inf, nodes: int | None = None
-) -> float:
-    """Search a (possibly restricted) model to the end or until `incumbent.stop_at`; offers what it finds.
+    model: Model, free: int, incumbent: Incumbent, gap: float, upper: float = np.inf, most: float = np.inf
+) -> tuple[float, bool]:
+    """Search a (possibly restricted) model to the end, or until the incumbent's work is spent; offers what it finds.
 
     Args:
         model: a model whose `options` refer to `incumbent.model`.
         free: how many variables are groups or branches.
         gap: relative gap (see `relative_gap`) at which HiGHS may stop.
         upper: bound known before.
-        nodes: of the search tree, after which it stops; unlike a time, the same on every machine.
+        most: nodes of the search tree, if fewer than the work that is left allows.
 
     Returns:
-        An upper bound of the restricted model's optimum or of the incumbent's value, whichever is greater;
-        -inf if nothing is feasible.
+        An upper bound of the restricted model's optimum or of the incumbent's value, whichever is greater, -inf if
+        nothing is feasible; and whether a limit ended the search.
     """
     if columns(model) > MAX_COLUMNS:
-        return upper
+        return upper, True
     program, first = _formulate(model)
     rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
     equalities = scipy.sparse.csr_array(
@@ -104,29 +106,32 @@ def solve_exact(
     integrality[: first[free]] = 1
     # HiGHS takes its gap relative to the value.
     options = {"mip_rel_gap": gap * judged_by(incumbent.value, upper) / max(upper, 1e-300)}
-    options |= {} if nodes is None else {"node_limit": nodes}
+    work, node = incumbent.work, NODE + (COLUMN + SQUARE * program.columns) * program.columns
     while True:
-        left = incumbent.stop_at - time.perf_counter()
-        if left <= 0:
-            return upper
+        nodes = int(min(most, work.left / node, MOST_NODES))
+        if nodes < 1:
+            return upper, True
         result = scipy.optimize.milp(
             MAGNIFIED * objective,
             integrality=integrality,
             bounds=scipy.optimize.Bounds(0, 1),
             constraints=constraints,
-            options={"time_limit": left, **options},
+            options={"node_limit": nodes, **options},
         )
+        used = max(int(result.mip_node_count or 0), 1)
+        most -= used
+        work.done += node * used
         if result.status == 2:
-            return incumbent.value
+            return incumbent.value, False
         if result.mip_dual_bound is not None and np.isfinite(result.mip_dual_bound):
             upper = min(upper, -float(result.mip_dual_bound) / MAGNIFIED)
         if result.x is None:
-            return max(upper, incumbent.value)
+            return max(upper, incumbent.value), True
         chosen = [int(np.argmax(result.x[a:b])) for a, b in pairwise(first)]
         state = np.array([options[k] for options, k in zip(model.options, chosen, strict=True)])
         _, cost = incumbent.offer(incumbent.model.complete(state[:, None]))
         if incumbent.model.feasible(cost)[0]:
-            return max(upper, incumbent.value)
+            return max(upper, incumbent.value), result.status != 0
         # HiGHS allows 1e-6 over the budget and we do not: forbid this very choice and go on.
         binaries = np.array([first[v] + chosen[v] for v in range(free)])
         forbid = scipy.sparse.coo_array((np.ones(free), (np.zeros(free, int), binaries)), shape=(1, program.columns))

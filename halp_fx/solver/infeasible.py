@@ -42,7 +42,7 @@ def infeasible(problem: WidthProblem, model: Model, proven: bool) -> InfeasibleE
     reached = float(costs[worst, nearest] * model.scale[worst])
     groups = _costly_groups(problem, names[worst], states[:, nearest])
     budgets = ", ".join(f"{r} {b:g}" for r, b in problem.budgets.items())
-    what = "no choice of widths meets" if proven else "no choice of widths was found, in the time given, to meet"
+    what = "no choice of widths meets" if proven else "no choice of widths was found, with the work allowed, to meet"
     return InfeasibleError(
         f"{what} the budgets ({budgets}) together: where {names[nearest]} is smallest, {names[worst]} is "
         f"{reached:g}; raise one of them, or allow smaller widths in {', '.join(groups[:5])}",

@@ -51,7 +51,7 @@ class Bounded:
 
 
 def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: float, cap: int = DEFAULT_CAP) -> Bounded:
-    """Bound, search and shrink until the relative gap is at most `target`, nothing helps, or time is up.
+    """Bound, search and shrink until the relative gap is at most `target`, nothing helps, or the work is spent.
 
     Args:
         model: `incumbent.model` or a restriction of it.
@@ -79,13 +79,16 @@ def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: floa
             _repair_nearest(current, dual, incumbent, free)
         prices = current.flat_value - dual.multipliers @ current.flat_cost
         done = relative_gap(incumbent.value, upper) <= target / 3 or dual.bound <= incumbent.value
-        marginals = [] if done or incumbent.late else plan.max_marginals(prices)
+        marginals = []
+        if not (done or incumbent.work.spent):
+            marginals = plan.max_marginals(prices)
+            incumbent.work.done += 2 * plan.effort
         at_limit = float(dual.multipliers @ current.limit)
         if marginals:
             kept = _worth(marginals, incumbent.value - at_limit)
             _improve(current, kept, dual, incumbent, free, upper, target)
         upper = max(upper, incumbent.value)
-        if not marginals or relative_gap(incumbent.value, upper) <= target or incumbent.late:
+        if not marginals or relative_gap(incumbent.value, upper) <= target or incumbent.work.spent:
             break
         kept = _worth(marginals, incumbent.value - at_limit)
         if any(len(options) == 0 for options in kept):
@@ -178,7 +181,7 @@ def _improve(
         starts.insert(0, incumbent.state)
     in_vain = 0
     for start in starts:
-        if relative_gap(incumbent.value, upper) <= target / 3 or in_vain == IN_VAIN:
+        if relative_gap(incumbent.value, upper) <= target / 3 or in_vain == IN_VAIN or incumbent.work.spent:
             return
         before = incumbent.value
         feasible_start = repair(incumbent, moves, start)

@@ -5,7 +5,6 @@ States are (V,) option indices as in `Model`; batches are (V, M). Only groups an
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from .model import Model
 from .tables import Floats, Ints
+from .work import LOOK_UP, PAIR, Work
 
 MAX_MOVES = 700
 """Single moves that are paired with each other: 700^2 / 2 pairs take about 10 ms."""
@@ -31,27 +31,24 @@ class Incumbent:
     Attributes:
         state: (V,) options, or None.
         value: its value, -inf while there is none.
-        stop_at: `time.perf_counter` after which searches return what they have.
+        work: what was done to find it, and how much may be.
     """
 
-    def __init__(self, model: Model, stop_at: float) -> None:
+    def __init__(self, model: Model, work: Work) -> None:
         self.model = model
-        self.stop_at = stop_at
+        self.work = work
         self.state: Ints | None = None
         self.value = -np.inf
 
     def offer(self, states: Ints) -> tuple[Floats, Floats]:
         """Evaluate complete (V, M) states, keep the best feasible one; returns their values and costs."""
         value, cost = self.model.evaluate(states)
+        self.work.done += LOOK_UP * len(self.model.factors) * states.shape[1]
         allowed = np.where(self.model.feasible(cost), value, -np.inf)
         best = int(np.argmax(allowed))
         if allowed[best] > self.value:
             self.state, self.value = states[:, best].copy(), float(allowed[best])
         return value, cost
-
-    @property
-    def late(self) -> bool:
-        return time.perf_counter() >= self.stop_at
 
 
 class Neighbourhood:
@@ -74,12 +71,13 @@ class Neighbourhood:
 
 
 def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | None:
-    """Make single moves, least value lost for each unit of overrun saved, until every limit is met."""
+    """Make single moves, least value lost for each unit of overrun saved, until every limit is met. The limit on work
+    ends the search for something better, not that for anything at all."""
     model = incumbent.model
     value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
     while not model.feasible(cost[:, None])[0]:
         variable, _, states = moves.around(state)
-        if incumbent.late or len(variable) == 0:
+        if len(variable) == 0:
             return None
         values, costs = incumbent.offer(states)
         over = np.maximum(cost - model.limit, 0.0).sum()
@@ -103,7 +101,7 @@ def climb(incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: 
     """
     values, costs = incumbent.offer(state[:, None])
     value, cost = float(values[0]), costs[:, 0]
-    while not incumbent.late:
+    while not incumbent.work.spent:
         found = _best_move(incumbent, moves, state, value, cost, multipliers)
         if found is None:
             break
@@ -149,6 +147,7 @@ def _best_pair(
         return None
     gain = (values[use] - value)[:, None] + (values[use] - value)
     promising = (gain > 1e-12 * max(1.0, abs(value))) & (variable[use][:, None] < variable[use])
+    incumbent.work.done += PAIR * promising.size
     first, second = np.nonzero(promising)
     after = costs[:, use[first]] + costs[:, use[second]] - cost[:, None]
     over = np.maximum(after - model.limit[:, None], 0.0).sum(axis=0)

@@ -152,8 +152,7 @@ class WidthProblem:
         costs = dict.fromkeys([*self.budgets, *(cost.resource for cost in self.costs)], 0.0)
         for index, cost in enumerate(self.costs):
             if home.get(index) not in gone or index not in home:
-                there = cost.at(self.out_width(cost, widths), self.in_width(cost, widths))
-                costs[cost.resource] += float(there[0, 0])
+                costs[cost.resource] += cost.entry(self.out_width(cost, widths), self.in_width(cost, widths))
         return float(value), costs
 
     def fits(self, costs: Mapping[str, float]) -> bool:
@@ -194,7 +193,10 @@ class Solution:
         method: that was asked for.
         dropped: names of the branches dropped.
         status: "optimal" (gap below 1e-6), "within_gap" (below the gap asked for), "feasible" (budgets met,
-            gap larger, e.g. the time limit came first).
+            gap larger).
+        work: what finding it took, in the unit of `work_limit`.
+        limited: whether a limit ended the search before the gap was what was asked for: more work may find a better
+            choice, by `gap` at most.
     """
 
     widths: dict[str, int]
@@ -206,6 +208,8 @@ class Solution:
     method: str
     dropped: tuple[str, ...] = ()
     status: str = "feasible"
+    work: float = 0.0
+    limited: bool = False
 
 
 def _width(terms: tuple[Term, ...], offset: int, grid: Ints, widths: Mapping[str, int]) -> int:

@@ -17,6 +17,7 @@ from .local import Incumbent, widen
 from .model import Model, compile_problem, relative_gap
 from .problem import Solution, WidthProblem
 from .released import solve_released
+from .work import Work
 
 Method = Literal["auto", "exact", "lagrangian", "halp", "released", "uniform", "greedy"]
 
@@ -33,10 +34,10 @@ WORTH = 4_000
 """Columns of the largest MILP that "auto" begins. Larger ones spent seconds and did not close their gap."""
 
 NODES = 200
-"""Nodes of its search tree, which unlike seconds are the same on every machine; about a second."""
+"""Nodes of its search tree; about a second."""
 
 
-def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10.0, gap: float = 1e-3) -> Solution:
+def solve(problem: WidthProblem, method: Method = "auto", work_limit: float = 10.0, gap: float = 1e-3) -> Solution:
     """Choose the widths of greatest value that meet every budget.
 
     Args:
@@ -45,8 +46,9 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
             is small, or the gap is above `gap` and it can be expected to help), or a baseline: "halp" (the published
             dynamic program in 30 steps), "released" (one step of it, as its authors' code takes it), "uniform",
             "greedy". Baselines report the Lagrangian bound too.
-        time_limit: seconds; the best choice found by then is returned with its gap. It is looked at between
-            steps, the longest of which (one elimination) takes about a second.
+        work_limit: in units of about a CPU second each, counted in tables and nodes (`work`): the answer is the same on
+            every machine, however busy. The best choice found by then is returned with its gap. It is looked at
+            between steps, of which the longest (an elimination, the root of a MILP) takes about a second.
         gap: at which "auto" and "lagrangian" are content, relative as `Solution.gap` is.
 
     Returns:
@@ -54,26 +56,27 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
         nothing more fits: no group can be widened, and no branch return, within the budgets and for no less value.
 
     Raises:
-        InfeasibleError: no choice meets the budgets (or, if the message says so, none was found in time).
-        ProblemError: unknown method, unusable time limit or gap, or several budgets with "halp" or "released".
+        InfeasibleError: no choice meets the budgets (or, if the message says so, none was found within the limit).
+        ProblemError: unknown method, unusable limit or gap, or several budgets with "halp" or "released".
             Malformed problems are refused on construction.
     """
     if method not in get_args(Method):
         raise ProblemError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
-    if not time_limit > 0 or not gap >= 0:
-        raise ProblemError(f"time_limit is {time_limit} and gap {gap}: give seconds > 0 and a gap >= 0")
+    if not work_limit > 0 or not gap >= 0:
+        raise ProblemError(f"work_limit is {work_limit} and gap {gap}: give a limit > 0 and a gap >= 0")
     start = time.perf_counter()
     model = compile_problem(problem)
     free = len(problem.groups) + len(problem.branches)
-    incumbent = Incumbent(model, start + time_limit)
+    work = Work(work_limit)
+    incumbent = Incumbent(model, work)
     if method in BASELINES:
         _baseline(problem, model, method, incumbent)
         # The bound is searched for apart, or it would improve the baseline's answer.
-        searched = Incumbent(model, incumbent.stop_at)
+        searched = Incumbent(model, work)
     else:
         searched = incumbent
     found = bound_and_search(model, searched, free, OPTIMAL / 10 if method == "exact" else gap)
-    upper = _finish(found, searched, free, method, gap)
+    upper, cut = _finish(found, searched, free, method, gap)
     if searched.state is None:
         raise infeasible(problem, model, proven=upper == -np.inf)
     if incumbent.state is None:
@@ -84,20 +87,22 @@ def solve(problem: WidthProblem, method: Method = "auto", time_limit: float = 10
         number = {name: v for v, name in enumerate(problem.groups)}
         inside = {len(number) + i: [number[g] for g in b.groups] for i, b in enumerate(problem.branches)}
         widen(incumbent, len(number), inside)
-    return _solution(problem, incumbent, upper, method, gap, time.perf_counter() - start)
+    return _solution(problem, incumbent, upper, method, gap, time.perf_counter() - start, cut)
 
 
-def _finish(found: Bounded, incumbent: Incumbent, free: int, method: str, gap: float) -> float:
-    """The MILP on what the Lagrangian method left, where the method asks for it; returns the upper bound."""
+def _finish(found: Bounded, incumbent: Incumbent, free: int, method: str, gap: float) -> tuple[float, bool]:
+    """The MILP on what the Lagrangian method left, where the method asks for it; returns the upper bound, and whether
+    a limit ended the search."""
+    cut = incumbent.work.spent
     if found.reduced is None:
-        return found.upper
+        return found.upper, cut
     unsolved, size = incumbent.state is None, columns(found.reduced)
     wanted = OPTIMAL if method == "exact" or (method == "auto" and size <= AT_ONCE) else gap
     begin = method == "exact" or (method == "auto" and size <= WORTH)
     if not unsolved and not (begin and relative_gap(incumbent.value, found.upper) > wanted):
-        return found.upper
-    nodes = None if unsolved or method == "exact" else NODES
-    return solve_exact(found.reduced, free, incumbent, wanted / 2, found.upper, nodes)
+        return found.upper, cut
+    most = np.inf if method == "exact" else NODES
+    return solve_exact(found.reduced, free, incumbent, wanted / 2, found.upper, most)
 
 
 def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: Incumbent) -> None:
@@ -112,7 +117,7 @@ def _baseline(problem: WidthProblem, model: Model, method: Method, incumbent: In
 
 
 def _solution(
-    problem: WidthProblem, incumbent: Incumbent, upper: float, method: str, wanted: float, seconds: float
+    problem: WidthProblem, incumbent: Incumbent, upper: float, method: str, wanted: float, seconds: float, cut: bool
 ) -> Solution:
     assert incumbent.state is not None
     groups = len(problem.groups)
@@ -127,4 +132,5 @@ def _solution(
     gap = relative_gap(incumbent.value, upper)
     upper = max(model.least + model.span * upper, value)
     status = "optimal" if gap <= OPTIMAL else "within_gap" if gap <= wanted else "feasible"
-    return Solution(widths, value, costs, upper, gap, seconds, method, dropped, status)
+    limited = cut and gap > (OPTIMAL if method == "exact" else wanted)
+    return Solution(widths, value, costs, upper, gap, seconds, method, dropped, status, incumbent.work.done, limited)

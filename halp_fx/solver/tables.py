@@ -109,6 +109,21 @@ class CostTable:
         low, high, part = self._locate(in_widths, self.in_widths, "input")
         return rows[:, low] * (1 - part) + rows[:, high] * part
 
+    def entry(self, out_width: int, in_width: int) -> float:
+        """`at` for a single pair of widths, without the arrays.
+
+        Raises:
+            ProblemError: as `at`.
+        """
+        ends = (out_width, self.out_widths), (in_width, self.in_widths)
+        if not all(grid[0] <= width <= grid[-1] for width, grid in ends):
+            return float(self.at(out_width, in_width)[0, 0])  # Says what is outside.
+        (low, high, part), (left, right, share) = (_cell(width, grid) for width, grid in ends)
+        table, rest = self.table, 1 - part
+        before = table[low, left] * rest + table[high, left] * part
+        behind = table[low, right] * rest + table[high, right] * part
+        return float(before * (1 - share) + behind * share)
+
     def _locate(self, widths: npt.ArrayLike, grid: Ints, side: str) -> tuple[Ints, Ints, Floats]:
         """Grid cell below and above each width, and how far between the two it lies."""
         points = np.atleast_1d(np.asarray(widths, np.float64))
@@ -121,6 +136,14 @@ class CostTable:
         low = np.clip(np.searchsorted(grid, points, side="right") - 1, 0, max(len(grid) - 2, 0))
         high = np.minimum(low + 1, len(grid) - 1)
         return low, high, (points - grid[low]) / np.maximum(grid[high] - grid[low], 1)
+
+
+def _cell(width: int, grid: Ints) -> tuple[int, int, float]:
+    """Positions in a grid below and above a width, and how far between the two it lies."""
+    low = max(min(int(grid.searchsorted(width, side="right")) - 1, len(grid) - 2), 0)
+    high = min(low + 1, len(grid) - 1)
+    below = int(grid[low])
+    return low, high, (width - below) / max(int(grid[high]) - below, 1)
 
 
 @dataclass(frozen=True, slots=True)
