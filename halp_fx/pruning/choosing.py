@@ -18,6 +18,9 @@ from .request import Request
 from .widths import COARSE, FINE, build_problem, width_options
 from .yardstick import Yardstick
 
+WORK, EXACT_WORK = 2.0, 10.0
+"""Limits of a solution in a round, in about CPU seconds; the second where the caller asks for a proven one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -44,7 +47,7 @@ class Question:
         for share in dict.fromkeys((floor, 0.0) if recipe is None else (0.0,)):
             problem = self.problem(share)
             try:
-                return Choice(solve(problem, method))
+                return Choice(solve(problem, method, EXACT_WORK if method == "exact" else WORK))
             except InfeasibleError as error:
                 refused = error
         return Choice(self._smallest(problem, refused), refused)
@@ -58,14 +61,14 @@ class Question:
         steering = {r: b for r, b in problem.budgets.items() if r in self.yardstick.steering}
         alone = replace(problem, budgets=steering)
         try:
-            solve(alone, "lagrangian")
+            solve(alone, "lagrangian", WORK)
         except InfeasibleError as error:
             least = error.minimum
         else:
             raise out_of_reach(refused, self.yardstick, self.request) from refused
         if len(steering) == 1:
             try:
-                return solve(replace(alone, budgets=dict.fromkeys(steering, least)))
+                return solve(replace(alone, budgets=dict.fromkeys(steering, least)), work_limit=WORK)
             except InfeasibleError:
                 pass  # A hair below what can be reached: the bound of a relaxed problem.
         # A peak of memory, the largest of several moments, is smallest where every width is.
@@ -92,6 +95,7 @@ class Question:
             left, values, options, tables, limits, unit, branches,
             silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
             dropping={} if saliency.uniform else saliency.dropping,
+            prices=yardstick.prices(self.network.plan) if saliency.uniform else None,
         )  # fmt: skip
 
 

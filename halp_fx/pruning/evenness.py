@@ -61,12 +61,15 @@ def even_values(
 
 
 def uniform_values(
-    groups: Mapping[str, WidthGroup], tables: Sequence[CostTable], budgets: Mapping[str, float]
+    groups: Mapping[str, WidthGroup], prices: PriceList | None, budgets: Mapping[str, float]
 ) -> dict[str, np.ndarray]:
     """Values of which the best choice is the one closest to all groups equally narrow: minus the square of the
-    logarithm by which a width falls short of that. What is wider is worth hardly more."""
-    problem = WidthProblem("uniform", groups, tuple(tables), dict(budgets))
-    low = _common_share(problem)
+    logarithm by which a width falls short of that. What is wider is worth hardly more.
+
+    Args:
+        prices: of these groups; of others that it knows the smallest widths count. None: nothing costs anything.
+    """
+    low = 1.0 if prices is None else _common_share(groups, prices, budgets)
     values = {}
     for name, group in groups.items():
         short = np.log(np.maximum(group.widths / group.widths[-1], 1e-9) / max(low, 1e-9))
@@ -74,18 +77,22 @@ def uniform_values(
     return values
 
 
-def _common_share(problem: WidthProblem) -> float:
+def _common_share(groups: Mapping[str, WidthGroup], prices: PriceList, budgets: Mapping[str, float]) -> float:
     """The largest share of its channels that every group can keep, each at the width that is nearest; 0 if none."""
-    if not problem.costs:
-        return 1.0
-    prices = PriceList.of(problem)
-    limits = [problem.budgets.get(r, np.inf) for r in prices.resources]
+    limits = [budgets.get(r, np.inf) for r in prices.resources]
+    least = dict(zip(prices.groups, prices.bounds[0].tolist(), strict=True))
     most = np.array([b + TOLERANCE * max(1.0, abs(b)) for b in limits])
+
+    def nearest(widths: np.ndarray, shares: np.ndarray) -> np.ndarray:
+        found: np.ndarray = widths[np.abs(widths - shares[:, None] * widths[-1]).argmin(1)]
+        return found
+
     low, high = 0.0, 1.0
     for _ in range(_REFINED):
         shares = np.linspace(low, high, _SHARES + 1)
         widths = [
-            g.widths[np.abs(g.widths - shares[:, None] * g.widths[-1]).argmin(1)] for g in problem.groups.values()
+            nearest(groups[name].widths, shares) if name in groups else np.full(len(shares), least[name])
+            for name in prices.groups
         ]
         totals = prices.totals(torch.from_numpy(np.stack(widths, 1))).numpy()
         fitting = np.flatnonzero((totals <= most).all(1))
@@ -106,8 +113,8 @@ def _shares(
         terms = (*table.inputs, *table.output)
         if table.resource not in budgets or budgets[table.resource] <= 0 or any(t.group not in full for t in terms):
             continue
-        there = table.at(WidthProblem.out_width(table, full), WidthProblem.in_width(table, full))
-        cost = max(float(there[0, 0]), 0.0) / budgets[table.resource]
+        there = table.entry(WidthProblem.out_width(table, full), WidthProblem.in_width(table, full))
+        cost = max(there, 0.0) / budgets[table.resource]
         spent[table.resource] += cost
         for name in {t.group for t in terms}:
             share[name] += cost

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..coupling.branches import Branch
 from ..errors import BudgetError
+from ..latency import PriceList
 from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
@@ -72,6 +73,7 @@ def build_problem(
     evenness: float = 0.0,
     uniform: bool = False,
     dropping: Mapping[str, float] | None = None,
+    prices: PriceList | None = None,
 ) -> WidthProblem:
     """What the solver is asked.
 
@@ -82,6 +84,7 @@ def build_problem(
         silent: groups whose values only rank their channels: even widths decide about them (`evenness`).
         evenness: weight of even widths beside the values of the other groups.
         uniform: all values only rank channels.
+        prices: of `tables`, where values only rank channels (`price_list`); they serve many problems.
         dropping: what is lost without a branch, measured: all that is lost, its groups included.
     """
     groups = {}
@@ -100,11 +103,17 @@ def build_problem(
     neutral = {name: groups[name].value + evenness * v if name in loud else v for name, v in even.items()}
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
     if uniform:
-        neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, tables, budgets)
+        neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, prices, budgets)
     for name, value in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, value)
     choices = tuple(_measured(c, groups, (dropping or {}).get(c.name)) for c in removable if c)
     return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
+
+
+def price_list(options: Mapping[str, Sequence[int]], tables: Sequence[CostTable]) -> PriceList | None:
+    """The tables packed, for all widths that groups may take; None if there are none."""
+    groups = {name: WidthGroup(np.asarray(widths), np.zeros(len(widths))) for name, widths in options.items()}
+    return PriceList.of(WidthProblem("prices", groups, tuple(tables), {})) if tables else None
 
 
 def _measured(choice: BranchChoice, groups: Mapping[str, WidthGroup], loss: float | None) -> BranchChoice:

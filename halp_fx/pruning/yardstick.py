@@ -16,12 +16,12 @@ from torch import nn
 
 from ..coupling.branches import Branch, without
 from ..errors import LatencyError, RewriteError
-from ..latency import Calibration, MeasuredLatency, NetworkTiming
+from ..latency import Calibration, MeasuredLatency, NetworkTiming, PriceList
 from ..solver import CostTable
 from ..types import Coupling, Inputs, Plan
 from .blocks import in_blocks
 from .goals import Goals
-from .widths import in_branch
+from .widths import in_branch, price_list
 
 logger = logging.getLogger("halp_fx")
 
@@ -77,6 +77,7 @@ class Yardstick:
         tables: what each layer costs over all widths that its groups may take; they serve every step. None if the
             dense network meets every budget as it is.
         branches: that may be dropped.
+        options: widths that groups may take, in the tables.
         blocks: channels that go together in each group (`blocks`).
         held: groups that keep their width, as a rewrite failed (`notes` say how).
         notes: what a reader of the report should know about the times.
@@ -95,6 +96,7 @@ class Yardstick:
     calibration: Calibration = field(default_factory=Calibration)
     tables: Sequence[CostTable] | None = None
     branches: Sequence[Branch] = ()
+    options: Mapping[str, Sequence[int]] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
     notes: tuple[str, ...] = ()
@@ -102,6 +104,7 @@ class Yardstick:
     busy: str = ""
     waited: float = 0.0
     idle: float = 0.0
+    _prices: dict[tuple[str, ...], PriceList | None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def start(
@@ -127,10 +130,11 @@ class Yardstick:
             self._quietly([(model, coupling, None)])
             self.notes = _memory_notes(found, self.dense)
         else:
-            self._take(known)
+            self.take(known)
         if not self.met_already:
             self.blocks = sizes()
-            self.tables = goals.tables(coupling, in_blocks(options, self.blocks))
+            self.options = in_blocks(options, self.blocks)
+            self.tables = goals.tables(coupling, self.options)
             if not self.calibration.points:
                 self.scale = self.dense
                 layers = goals.cost.total(coupling)
@@ -146,7 +150,8 @@ class Yardstick:
         found = self.calibration.points, tuple(sorted(self.held)), self.notes
         return Learned(self.dense, self.scale, *found, self.scatter, self.busy, self.waited, self.idle)
 
-    def _take(self, known: Learned) -> None:
+    def take(self, known: Learned) -> None:
+        """Know what an earlier run of the same network has found out."""
         self.dense, self.scale, self.calibration = known.dense, known.scale, Calibration(known.points)
         self.held, self.notes = set(known.held), known.notes
         self.scatter, self.busy, self.waited, self.idle = known.scatter, known.busy, known.waited, known.idle
@@ -161,6 +166,13 @@ class Yardstick:
         gone = [b for b in self.branches if b.name in plan.dropped]
         tables = [t for t in self.tables or () if not any(in_branch(t, b) for b in gone)]
         return without(self.coupling, gone), tables, [b for b in self.branches if b not in gone]
+
+    def prices(self, plan: Plan) -> PriceList | None:
+        """The tables without the branches that a plan drops, packed once for all steps and budgets."""
+        if plan.dropped not in self._prices:
+            left, tables, _ = self.left(plan)
+            self._prices[plan.dropped] = price_list({g.name: self.options[g.name] for g in left.prunable}, tables)
+        return self._prices[plan.dropped]
 
     def total(self, plan: Plan) -> float:
         """Sum of the layer costs of the network that a plan leads to."""

@@ -78,6 +78,32 @@ def test_prune_in_steps_drops_the_branch_that_adds_nothing():
         assert relative_error(small(PICTURE), halp_fx.zero(model, small.halp.plan, PICTURE)(PICTURE)) < 1e-3
 
 
+class Idle(torch.nn.Module):
+    """A branch that adds nothing, as zero-initialised layers leave it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.out = torch.nn.Conv2d(3, 16, 3, padding=1), torch.nn.Linear(16, 4)
+        self.b = torch.nn.Sequential(torch.nn.Conv2d(16, 12, 1), torch.nn.ReLU(), torch.nn.Conv2d(12, 16, 1))
+        for tensor in self.b[2].parameters():
+            torch.nn.init.zeros_(tensor)
+
+    def forward(self, x):
+        x = self.a(x).relu()
+        return self.out((x + self.b(x)).mean((2, 3)))
+
+
+def test_without_data_a_branch_that_adds_nothing_goes_first():
+    model, x = Idle().eval(), PICTURE[..., :8, :8]
+    small = halp_fx.prune(model, 0.6, x, latency=MacsCost(), branches=True, round_to=1, progress=False)
+    assert small.halp.dropped == ("b",)
+    assert small.halp.met
+    assert small.a.out_channels == 16  # What it cost is enough.
+    curve = halp_fx.pareto(model, [0.6, 0.4], x, latency=MacsCost(), branches=True, round_to=1, progress=False)
+    assert [p.plan.dropped for p in curve.points] == [("b",), ("b",)]
+    assert all(p.met for p in curve.points)
+
+
 def test_branches_stay_unless_asked_for():
     small = halp_fx.prune(resnet(), 0.3, PICTURE, latency=MacsCost(), progress=False)
     assert small.halp.dropped == ()
