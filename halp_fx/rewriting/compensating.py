@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,9 @@ LARGEST = 2**28
 
 SAMPLES = 1024
 """Samples that layers are fitted to at most, unless asked for more."""
+
+FURTHER = "with all of them fitted, the network's outputs were further from the dense one's than without"
+"""Layers are fitted one by one, and what each makes up for need not add up."""
 
 FEW = 128
 """Samples below which it is said that more would do better (docs/compensation.md)."""
@@ -127,18 +130,29 @@ def compensate(
         with preserved(model), random_kept(seed=0):
             set_mode(model)
             with dense:
-                run(model)
+                wanted = run(model)
         narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)
         weights = [(p, p.detach().clone()) for p in small.parameters()]
         statistics = kept_statistics(norms)
-        try:
-            with measuring(small, norms), random_kept(seed=0), narrow:
-                run(small)
-        except BaseException:
-            put_back(norms, statistics)
+
+        def undo(to: Any) -> None:
+            put_back(norms, to)
             for parameter, value in weights:
                 parameter.copy_(value)
+
+        try:
+            with measuring(small, norms), random_kept(seed=0):
+                before = _distance(run(small), wanted)
+            without = kept_statistics(norms)
+            with measuring(small, norms), random_kept(seed=0), narrow:
+                after = _distance(run(small), wanted)
+        except BaseException:
+            undo(statistics)
             raise
+        if after > before:
+            undo(without)
+            narrow.left |= dict.fromkeys((layer.weight for layer in narrow.layers), FURTHER)
+            narrow.layers.clear()
     left = {**dense.left, **narrow.left}
     done = {layer.weight for layer in narrow.layers}
     left |= {n: "the forward computes its weight, or did not run it" for n in cut if n not in left and n not in done}
@@ -180,10 +194,22 @@ def _most(coupling: Coupling, samples: int) -> int:
     return max(1, min(samples, LARGEST * batch // max(sizes, default=1)))
 
 
+def _distance(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> float:
+    """How far outputs are from others, each relative to its size; zero where they do not compare."""
+    if [o.shape for o in outputs] != [w.shape for w in wanted]:
+        return 0.0
+    parts = [
+        float((o.double() - w.double()).square().sum() / w.double().square().sum().clamp_min(1e-300))
+        for o, w in zip(outputs, wanted, strict=True)
+    ]
+    return sum(part for part in parts if isfinite(part))
+
+
 def _runner(
     data: Iterable[Any], loss: Loss | None, most: int, device: torch.device
-) -> tuple[Callable[[nn.Module], Any], int]:
-    """What runs a network on the samples, and how many they are. With a loss of the caller's, that is one batch."""
+) -> tuple[Callable[[nn.Module], list[torch.Tensor]], int]:
+    """What runs a network on the samples and returns what it puts out, and how many samples they are. With a loss of
+    the caller's, that is one batch."""
     try:
         if loss is None:
             inputs, count = joined(data, most, device)
@@ -192,7 +218,9 @@ def _runner(
     except StopIteration as error:
         raise SaliencyError("layers cannot be compensated: data has no batches") from error
 
-    def run(network: nn.Module) -> None:
+    def run(network: nn.Module) -> list[torch.Tensor]:
+        outputs: list[Any] = []
+        handle = network.register_forward_hook(lambda _module, _args, output: outputs.append(output))
         try:
             called(network, inputs) if loss is None else loss(network, inputs)
         except (HalpError, torch.OutOfMemoryError):
@@ -202,6 +230,9 @@ def _runner(
                 f"layers cannot be compensated: the forward of {described(inputs)} failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
+        finally:
+            handle.remove()
+        return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
 
     return run, count if loss is None else samples_in(inputs) or 1
 
@@ -240,7 +271,7 @@ class _Layers(TorchFunctionMode):
         for name, call in calls.items():
             if call is not None:
                 self.after(name, call, result)
-            elif isinstance(result, torch.Tensor):
+            elif any(isinstance(v, torch.Tensor) for v in tree_leaves(result)):
                 self.left.setdefault(name, f"{getattr(func, '__name__', func)} takes its weight")
         return result
 

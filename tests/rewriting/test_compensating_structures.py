@@ -1,0 +1,235 @@
+"""compensate where a layer's inputs come through something: the least-squares twin, or kept and named; never worse."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+from oracle import Net, randomized
+from test_compensating import compensated, images, recorded, repeated
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+from halp_fx import Plan
+from halp_fx.rewriting.compensating import FURTHER
+
+
+def mean(x):
+    return x.mean((2, 3))
+
+
+def attended(s, x):
+    tokens = s.stem(x).flatten(2).transpose(1, 2)
+    q, k = s.q(tokens), s.k(tokens)
+    v = s.v(tokens).relu()
+    return s.out(F.scaled_dot_product_attention(q, k, v)).mean(1)
+
+
+def normed(s, x):
+    return s.out(s.norm(s.stem(x).relu().permute(0, 2, 3, 1))).mean((1, 2))
+
+
+def gated(s, x):
+    return s.out(F.glu(s.stem(x), dim=1).movedim(1, -1)).mean((1, 2))
+
+
+def conv(inputs, outputs, **options):
+    return nn.Conv2d(inputs, outputs, 3, **options)
+
+
+STRUCTURES = {
+    "flatten": (
+        lambda s, x: s.out(F.max_pool2d(s.stem(x).relu(), 3).flatten(1)),
+        {"stem": conv(3, 8), "out": nn.Linear(32, 5)},
+    ),
+    "two consumers": (
+        lambda s, x: torch.cat([s.out(mean(s.stem(x).relu())), s.other(mean(s.stem(x).relu()))], 1),
+        {"stem": conv(3, 8), "out": nn.Linear(8, 3), "other": nn.Linear(8, 2)},
+    ),
+    "concat": (
+        lambda s, x: s.out(torch.cat([mean(s.stem(x)), mean(s.b(x)), mean(x)], 1).relu()),
+        {"stem": conv(3, 8), "b": conv(3, 6), "out": nn.Linear(17, 5)},
+    ),
+    "attention": (
+        attended,
+        {"stem": conv(3, 6, stride=2), "q": nn.Linear(6, 4), "k": nn.Linear(6, 4), "v": nn.Linear(6, 8),
+         "out": nn.Linear(8, 5)},
+    ),
+    "layer norm": (normed, {"stem": conv(3, 8), "norm": nn.LayerNorm(8), "out": nn.Linear(8, 5)}),
+    "glu": (gated, {"stem": conv(3, 16), "out": nn.Linear(8, 5)}),
+    "scale": (
+        lambda s, x: s.out((s.stem(x).relu() * s.gate(mean(x)).sigmoid()[..., None, None]).movedim(1, -1)).mean((1, 2)),
+        {"stem": conv(3, 8), "gate": nn.Linear(3, 8), "out": nn.Linear(8, 5)},
+    ),
+}  # fmt: skip
+
+
+def made(name, seed=0):
+    forward, layers = STRUCTURES[name]
+    model = Net(forward, **copy.deepcopy(layers)).double().eval()
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=draw)
+    return model
+
+
+def kept_of(coupling, share=0.5):
+    return {g.name: tuple(range(0, g.size, round(1 / share))) for g in coupling.prunable}
+
+
+def best_rows(small, model, layer, x):
+    """Mean squares of what misses of a linear layer's dense outputs: the least there is, and what is reached."""
+    inputs, got = recorded(small, layer, x)
+    wanted = recorded(model, layer, x)[1].flatten(0, -2)
+    rows = inputs.flatten(0, -2)
+    rows = torch.cat([rows, torch.ones(len(rows), 1, dtype=rows.dtype)], 1)
+    best = (rows @ torch.linalg.lstsq(rows, wanted, driver="gelsd").solution - wanted).square().mean()
+    return float(best), float((got.flatten(0, -2) - wanted).square().mean())
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_a_consumer_is_the_least_squares_twin(name):
+    model, x = made(name), images(96)
+    coupling = halp_fx.channel_groups(model, x[:2])
+    kept = kept_of(coupling)
+    assert kept
+    small, before, done = compensated(model, kept, x)
+    assert not done.left
+    for layer in (n for n in ("out", "other") if hasattr(model, n)):
+        assert f"{layer}.weight" in [refit.weight for refit in done.layers]
+        best, reached = best_rows(small, model, layer, x)
+        without = best_rows(before, model, layer, x)[1]
+        assert best <= reached * (1 + 1e-9)
+        assert reached <= max(1.05 * best, best + 0.02 * (without - best)) + 1e-12
+
+
+def test_what_repeats_is_restored_behind_a_flatten_and_in_values():
+    for name, layers in (("flatten", ["stem"]), ("attention", ["v"]), ("concat", ["stem", "b"])):
+        model, x = made(name), images(96)
+        for layer in layers:
+            repeated(model.get_submodule(layer))
+        coupling = halp_fx.channel_groups(model, x[:2])
+        kept = {
+            g.name: tuple(range(g.size // 2))
+            for g in coupling.prunable
+            if any(m.role == "producer" and m.axis.tensor.split(".")[0] in layers for m in g.members)
+        }
+        assert kept
+        small, before, done = compensated(model, kept, x)
+        assert not done.left
+        with torch.no_grad():
+            fresh = images(8, seed=1)
+            want, got, without = model(fresh), small(fresh), before(fresh)
+        assert (got - want).norm() < 1e-4 * want.norm(), name
+        assert (without - want).norm() > 0.05 * want.norm(), name
+
+
+KEPT_AS_THEY_ARE = {
+    "transposed": (lambda s, x: mean(s.out(s.stem(x).relu())), nn.ConvTranspose2d(8, 4, 2), "conv_transpose2d"),
+    "grouped, transposed": (
+        lambda s, x: mean(s.out(s.stem(x).relu())), nn.ConvTranspose2d(8, 4, 2, groups=2), "conv_transpose2d",
+    ),
+    "attention of a module": (
+        lambda s, x: s.out(*[s.stem(x).flatten(2).mT] * 3, need_weights=False)[0].mean(1),
+        nn.MultiheadAttention(8, 2, batch_first=True), "multi_head_attention",
+    ),
+    "shared": (
+        lambda s, x: mean(s.out(s.stem(x).relu()) + s.out(s.stem(x.flip(2)).relu())), conv(8, 4), "several times",
+    ),
+    "bilinear": (
+        lambda s, x: s.out(mean(s.stem(x)).relu(), mean(s.stem(x)).relu()), nn.Bilinear(8, 8, 3), "bilinear",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KEPT_AS_THEY_ARE)
+def test_what_cannot_be_folded_stays_and_is_named(name):
+    forward, out, why = KEPT_AS_THEY_ARE[name]
+    model, x = randomized(Net(forward, stem=conv(3, 8), out=out)).eval(), images(32)
+    coupling = halp_fx.channel_groups(model, x[:2])
+    kept = kept_of(coupling)
+    if name == "bilinear" and not kept:
+        pytest.skip("its inputs are frozen")
+    small, before, done = compensated(model, kept, x)
+    named = {weight: reason for weight, reason in done.left.items() if weight.startswith("out.")}
+    assert named
+    assert all(why in reason for reason in named.values())
+    assert "could not be compensated" in done.notes[-1]
+    for weight in named:
+        assert torch.equal(small.get_parameter(weight), before.get_parameter(weight))
+
+
+@pytest.mark.parametrize("form", ["half", "bfloat16", "channels last"])
+def test_other_forms_of_weights(form):
+    model = made("flatten")
+    for layer in ("stem",):
+        repeated(model.get_submodule(layer))
+    kind = {"half": torch.float16, "bfloat16": torch.bfloat16}.get(form, torch.float32)
+    layout = torch.channels_last if form == "channels last" else torch.contiguous_format
+    model = model.to(kind).to(memory_format=layout)
+    x = images(96).to(kind).to(memory_format=layout)
+    coupling = halp_fx.channel_groups(model, x[:2])
+    kept = {g.name: tuple(range(g.size // 2)) for g in coupling.prunable}
+    small, before, done = compensated(model, kept, x)
+    assert not done.left
+    assert {p.dtype for p in small.parameters()} == {kind}
+    assert small.stem.weight.is_contiguous(memory_format=layout)
+    with torch.no_grad():
+        want, got, without = (m(x).double() for m in (model, small, before))
+    assert (got - want).norm() < {"half": 0.02, "bfloat16": 0.1}.get(form, 1e-4) * want.norm()
+    assert (without - want).norm() > 0.1 * want.norm()
+
+
+@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@given(seed=st.integers(0, 2**31 - 1), name=st.sampled_from(sorted(STRUCTURES)), count=st.integers(1, 12))
+def test_never_further_on_the_data_than_without(seed, name, count):
+    model, x = made(name, seed), images(count, seed=seed)
+    coupling = halp_fx.channel_groups(model, x[:1])
+    small, before, done = compensated(model, kept_of(coupling, (0.25, 0.5)[seed % 2]), x)
+    with torch.no_grad():
+        want = model(x)
+        with_, without = ((m(x) - want).square().sum() for m in (small, before))
+    assert with_ <= without * (1 + 1e-9)
+    if any(why == FURTHER for why in done.left.values()):
+        assert not done.layers
+        assert all(torch.equal(a, b) for a, b in zip(small.parameters(), before.parameters(), strict=True))
+
+
+def test_fits_that_do_not_add_up_are_taken_back(monkeypatch):
+    """A fit that makes the network worse: weights and statistics are as without, and the report names the layers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(conv(3, 8), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4)).double().eval()
+    x = images(32)
+    coupling = halp_fx.channel_groups(model, x[:2])
+    kept = kept_of(coupling)
+    real = halp_fx.rewriting.compensating.fitted
+
+    def wrong(*args):
+        fit = real(*args)
+        return replace(fit, change=torch.full_like(fit.change, 5.0))
+
+    monkeypatch.setattr("halp_fx.rewriting.compensating.fitted", wrong)
+    small, before, done = compensated(model, kept, x)
+    assert done.layers == ()
+    assert set(done.left.values()) == {FURTHER}
+    halp_fx.recalibrate(before, [x])
+    assert all(
+        torch.equal(a, b) for a, b in zip(small.state_dict().values(), before.state_dict().values(), strict=True)
+    )
+    assert "further from the dense one" in done.notes[-1]
+
+
+def test_prune_never_compensates_to_the_worse():
+    model, x = made("glu").float(), images(24).float()
+    call = {"data": list(x.split(8)), "latency": "macs", "round_to": 1, "steps": 1, "progress": False}
+    plain, better = (halp_fx.prune(model, 0.5, x[:1], compensate=c, **call) for c in (False, True))
+    with torch.no_grad():
+        off = [float((m(x) - model(x)).square().sum()) for m in (better, plain)]
+    assert off[0] <= off[1]
+    assert better.halp.plan == plain.halp.plan != Plan()
