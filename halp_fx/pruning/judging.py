@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -66,13 +67,18 @@ def scored_by(score_fn: Callable[[nn.Module], float], model: nn.Module, share: f
         SaliencyError: it is not a finite number. What `score_fn` itself raises goes through, with a note.
     """
     try:
-        score = float(score_fn(model))
+        found: Any = score_fn(model)
     except Exception as error:
         error.add_note(f"raised by score_fn, given the network at {share:.1%} of the dense cost")
         raise
+    try:
+        score = float(found)  # Also of a tensor or an array with one element.
+    except (TypeError, ValueError, RuntimeError):
+        score = math.nan
     if not math.isfinite(score):
+        said = f"a {type(found).__name__} of shape {tuple(found.shape)}" if getattr(found, "ndim", 0) else repr(found)
         raise SaliencyError(
-            f"score_fn returned {score} for the network at {share:.1%} of the dense cost: it must return a finite "
+            f"score_fn returned {said:.100} for the network at {share:.1%} of the dense cost: it must return a finite "
             "number, larger for a better network"
         )
     return score

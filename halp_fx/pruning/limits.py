@@ -47,8 +47,12 @@ class Limit:
 
     def bounds(self, group: ChannelGroup) -> tuple[int, int]:
         """The smallest and the largest number of channels."""
-        least = _channels(self.low, group.size, up=True)
-        return least, max(least, _channels(self.high, group.size, up=False))
+        least, most = self.raw(group)
+        return least, max(least, most)
+
+    def raw(self, group: ChannelGroup) -> tuple[int, int]:
+        """The same, where shares that no number of channels lies between may leave the one above the other."""
+        return _channels(self.low, group.size, up=True), _channels(self.high, group.size, up=False)
 
 
 def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Limit, ...]:
@@ -74,9 +78,22 @@ def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Lim
 
 
 def check_limits(limits: Sequence[Limit], coupling: Coupling) -> None:
-    """Raises ModelError where a limit is for no group that may shrink."""
+    """Whether limits can hold in a network.
+
+    Raises:
+        ModelError: a limit is for no group that may shrink.
+        BudgetError: its bounds contradict each other for a group, one a share and the other a number.
+    """
     for limit in limits:
-        if any(limit.covers(group) for group in coupling.prunable):
+        covered = [group for group in coupling.prunable if limit.covers(group)]
+        for group in (g for g in covered if limit_of(g, limits) is limit):
+            least, most = limit.raw(group)
+            if least > most and type(limit.low) is not type(limit.high):
+                raise BudgetError(
+                    f"limits of {limit.asked!r}: of the {group.size} channels of {group.name!r} the smallest width "
+                    f"{limit.low!r} is {least} and the largest {limit.high!r} is {most}: write bounds that leave some"
+                )
+        if covered:
             continue
         frozen = [f"{g.name} may not shrink: {g.frozen}" for g in coupling.groups if g.frozen and limit.covers(g)]
         why = frozen[0] if frozen else "no layer in it produces channels"

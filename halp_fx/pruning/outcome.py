@@ -96,7 +96,8 @@ def verdict(
         rounds: candidates that were tried, of at most `most_rounds`.
     """
     if yardstick.tables is None:
-        return "the dense network meets the budget as it is: nothing was removed"
+        least = ", also where limits ask for less" if request.limits else ""
+        return f"the dense network meets the budget as it is: nothing was removed{least}"
     target = f"the budget of {yardstick.budget * yardstick.dense:.4g} {yardstick.goals.cost.unit}"
     if share > 1:
         return f"this network takes {share:.1%} of what the dense one takes, so {target} is not met"

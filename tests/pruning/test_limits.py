@@ -87,6 +87,17 @@ def test_a_budget_that_they_do_not_allow():
         widths({"first": 0.9, "second": 0.9}, budget=0.2)
 
 
+def test_bounds_that_only_rounding_parts_and_those_of_a_later_entry_hold():
+    assert widths({"first.2": (0.43, 0.44)})["stream"] == 9  # 8.6 to 8.8 of 20.
+    assert widths({"first.0": (0.8, 5), "first": (3, 6)})["a"] <= 6
+
+
+def test_a_budget_that_is_met_already_leaves_wider_what_limits_ask_to_be_narrow():
+    small = halp_fx.prune(Stages(), 1.0, X[:1], latency=MacsCost(), limits={"first.0": 4}, progress=False)
+    assert small.first[0].out_channels == 16
+    assert small.halp.notes[-1].endswith("nothing was removed, also where limits ask for less")
+
+
 @pytest.mark.parametrize(
     ("limits", "error", "match"),
     [
@@ -100,6 +111,12 @@ def test_a_budget_that_they_do_not_allow():
         ({"first.0": (0.5, "all")}, BudgetError, "'all' is neither"),
         ({"first.0": (0.8, 0.5)}, BudgetError, "above the largest"),
         ([("first.0", 3)], BudgetError, "must be a mapping"),
+        (
+            {"first.0": (0.8, 5)},
+            BudgetError,
+            r"of the 16 channels of .* the smallest width 0.8 is 13 and the largest 5",
+        ),
+        ({"first.*": (18, 0.5)}, BudgetError, "the smallest width 18 is 16 and the largest 0.5 is 8"),
     ],
     ids=str,
 )

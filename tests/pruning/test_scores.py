@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+
+import numpy as np
 import pytest
+import torch
 from test_distributed import X, Y, network
 
 import halp_fx
@@ -71,6 +75,52 @@ def test_the_network_of_the_caller_is_left_alone():
     halp_fx.prune(model, 0.4, X[:1], steps=2, score_fn=lambda m: m.eval()(X).sum().item(), **CALL)
     assert all(m.training for m in model.modules())
     assert all((model.state_dict()[name] == t).all() for name, t in state.items())
+
+
+@pytest.mark.parametrize(
+    "score",
+    [True, np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5]), torch.tensor(0.5, requires_grad=True)],
+    ids=str,
+)
+def test_scores_of_other_kinds(score):
+    small = halp_fx.prune(network(), 0.4, X[:1], score_fn=lambda m: score, max_drop=0.0, **CALL)
+    assert small.halp.met
+    assert all(type(s) is float and s == float(score) for _, s in small.halp.scores)
+
+
+@pytest.mark.parametrize(
+    ("score", "said"),
+    [(None, "None"), ("good", "'good'"), ({"accuracy": 1.0}, "{'accuracy': 1.0}"), (1j, "1j"),
+     (float("inf"), "inf"), (torch.zeros(3), r"a Tensor of shape \(3,\)"),
+     (torch.tensor(float("nan")), r"tensor\(nan\)")],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("call", ["prune", "pareto"])
+def test_what_is_no_score_is_named(score, said, call):
+    model = network()
+    before = copy.deepcopy(model.state_dict())
+    budget = 0.4 if call == "prune" else [0.4]
+    with pytest.raises(SaliencyError, match=f"score_fn returned {said} .* must return a finite number"):
+        getattr(halp_fx, call)(model, budget, X[:1], score_fn=lambda m: score, **CALL)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_a_score_that_fails_at_the_end_costs_only_that_where_the_search_is_kept(tmp_path):
+    calls = []
+
+    def score(network):
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("the disk is full")
+        return 1.0
+
+    call = {"score_fn": score, "steps": 2, "state": tmp_path, **CALL}
+    with pytest.raises(OSError, match="disk"):
+        halp_fx.prune(network(), 0.4, X[:1], **call)
+    small = halp_fx.prune(network(), 0.4, X[:1], **call)
+    assert small.halp.met
+    assert [s for _, s in small.halp.scores] == [1.0, 1.0, 1.0]
+    assert len(calls) == 4
 
 
 def test_scores_that_are_none():
