@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import TrainingError
 
-FORMAT = "halp_fx.pruner/1"
+FORMAT = "halp_fx.pruner/2"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import BudgetError, TrainingError
-from ..latency import Calibration
 from ..model.checks import check_finite, check_model
 from ..model.copying import copied
 from ..model.inputs import normalize_examples
@@ -27,10 +26,11 @@ from ..model.preserving import preserved
 from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
-from ..pruning.networks import Network
+from ..pruning.networks import Network, Stop
 from ..pruning.request import Request, Solver
 from ..pruning.session import Session
 from ..pruning.widths import remaining
+from ..pruning.yardstick import Learned
 from ..reporting.making import report_on
 from ..reporting.report import Report
 from ..rewriting.applying import rewrite
@@ -39,6 +39,7 @@ from ..scoring.callables import Importance
 from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
+from ..types.plain import from_plain, to_plain
 from .averages import averages_checked
 from .checkpoint import Identity
 from .gathering import KEPT, Gathered
@@ -248,8 +249,8 @@ class Pruner:
         state["rows"] = self._gathered.stacked()
         state["hidden"] = [h.clone() for h in self._masks.hidden] if self._masks is not None else []
         if self._lead.session is not None:
-            y = self._lead.session.yardstick
-            state["measured"] = (y.dense, y.scale, y.calibration.points, sorted(y.held))
+            state["learned"] = to_plain(self._lead.session.yardstick.learned)
+            state["trail"] = to_plain(self._lead.session.trail)
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -272,10 +273,9 @@ class Pruner:
         self.done = bool(state["done"])
         self._calls, self._fresh, self.decisions, self.skipped = state["counts"]
         self._gathered.rows = list(state["rows"])
-        if self._lead.session is not None and "measured" in state:
-            y = self._lead.session.yardstick
-            y.dense, y.scale, points, held = state["measured"]
-            y.calibration, y.held = Calibration(tuple(points)), set(held)
+        if self._lead.session is not None and "learned" in state:
+            self._lead.session.yardstick.take(from_plain(Learned, state["learned"]))
+            self._lead.session.trail = [from_plain(Stop, stop) for stop in state["trail"]]
 
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""
