@@ -219,6 +219,7 @@ def pareto(
     recalibrate: bool | None = None,
     compensate: bool = False,
     score_fn: Callable[[nn.Module], float] | None = None,
+    state: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> Curve:
     """What the network costs at many budgets: traced and timed once, and scored once, or on one way past all of them.
@@ -232,6 +233,8 @@ def pareto(
         solver: "lagrangian" has a certificate, too (`Point.gap`); "auto" looks further where the gap is above 0.1 %,
             which takes several times as long.
         score_fn: called with the network of every point, its batch norms re-estimated: accuracy on the caller's data.
+        state: a folder in which scores, times, steps and points are kept. The same call goes on from there after an
+            interruption, and one with smaller budgets beside these after the last of these (docs/pareto.md).
         example_inputs, data, loss_fn, loss, importance, latency, ignore: as for `prune`.
         round_to, min_keep, limits, branches, tolerance, recalibrate, compensate, progress: as for `prune`.
 
@@ -241,6 +244,8 @@ def pareto(
     Raises:
         InfeasibleError: none of the budgets can be reached.
         BudgetError, LatencyError, ModelError, SaliencyError: as `prune`; ModelError in a job of several processes, too.
+        StateError: `state` is of another model, other data or options, or has passed other budgets; it is left as it
+            was.
     """
     check_model(model)
     check_finite(model)
@@ -270,7 +275,10 @@ def pareto(
         )
         stays = ignored_names(model, ignore)
         with shown(progress), preserved(model), work("pareto", len(wanted), "budgets") as done:
-            return curve_of(Frontier.start(model, as_published(asked), wanted, stays), done)
+            request, notebook = as_published(asked), None
+            if state is not None:
+                notebook = Notebook.open(Path(state), model, request, stays, stream, "pareto")
+            return curve_of(Frontier.start(model, request, wanted, stays, notebook), done)
 
 
 def rewrite(

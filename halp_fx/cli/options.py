@@ -55,6 +55,9 @@ Ignore = Annotated[
     list[str] | None,
     typer.Option("--ignore", metavar="NAME", help='What stays as it is, e.g. "layer1.*". Again for more.'),
 ]
+State = Annotated[
+    Path | None, typer.Option("--state", metavar="DIR", help="Keep the search there; after an interruption it goes on.")
+]
 Out = Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output; words go to standard error.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]

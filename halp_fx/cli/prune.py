@@ -57,9 +57,7 @@ def prune(
     effort: Annotated[
         str, typer.Option(help="fast, normal, or thorough: several ways and a judge (needs --data).")
     ] = "normal",
-    state: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Keep the search there; after an interruption it goes on.")
-    ] = None,
+    state: options.State = None,
     exports: Annotated[
         list[str] | None,
         typer.Option("--export", metavar="KIND", help="onnx or pt2: model.onnx, model.pt2, too."),

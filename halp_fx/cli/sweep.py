@@ -56,6 +56,7 @@ def sweep(
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
     branches: options.Branches = False,
+    state: options.State = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -88,6 +89,7 @@ def sweep(
         latency=price,
         ignore=ignore or (),
         branches=branches,
+        state=state,
         progress=not quiet,
     )
     for budget, why in curve.refused.items():

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ class Stream:
         if function is None:
             return None
 
+        @wraps(function)
         def run(*args: Any) -> Any:
             own = _states()
             _restore(self._states)

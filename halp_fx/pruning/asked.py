@@ -45,8 +45,9 @@ class Asked:
     options: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, request: Request, ignore: Sequence[str]) -> Asked:
+    def of(cls, model: nn.Module, request: Request, ignore: Sequence[str], call: str = "prune") -> Asked:
         options = {f.name: _said(getattr(request, f.name)) for f in fields(request) if f.name not in _OWN}
+        options["call"] = call
         options["latency"] = _cost(request.goals.cost)
         options["budgets for"] = ", ".join(cost.resource for cost, _ in request.goals.further) or "one resource"
         options["example_inputs"] = str(described(list(request.examples)))

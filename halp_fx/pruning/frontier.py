@@ -17,12 +17,14 @@ from torch import nn
 from ..errors import InfeasibleError
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
+from ..solver import CostTable
 from ..types import Plan
 from .budgets import Budget
 from .networks import Network
 from .request import Request
 from .restoring import compensated
-from .session import STEP_FACTOR, Session
+from .resuming import Notebook
+from .session import Session
 
 logger = logging.getLogger("halp_fx")
 
@@ -33,26 +35,45 @@ class Frontier:
 
     Attributes:
         session: aimed at one of the budgets at a time.
+        tables: of the layers, which serve every budget.
         budgets: what the caller wrote -> what it means; the largest first.
         refused: budgets that cannot be reached, and why.
+        notebook: where it is written down how far the way is.
     """
 
     session: Session
+    tables: Sequence[CostTable] | None
     budgets: Mapping[str, Budget]
     refused: dict[str, InfeasibleError]
+    notebook: Notebook | None = None
 
     @classmethod
     def start(
-        cls, model: nn.Module, request: Request, budgets: Mapping[str, Budget], ignore: Sequence[str]
+        cls,
+        model: nn.Module,
+        request: Request,
+        budgets: Mapping[str, Budget],
+        ignore: Sequence[str],
+        notebook: Notebook | None = None,
     ) -> Frontier:
-        """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs."""
-        session = Session.start(model, replace(request, goals=replace(request.goals, budget=_NONE)), ignore)
-        # Amounts and shares compare when the dense cost is known.
-        dense = session.yardstick.dense
-        falling = sorted(budgets.items(), key=lambda item: -item[1].limit(dense))
+        """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs.
+
+        Raises:
+            As `Session.start` and `Notebook.begin`.
+        """
+
+        def falling(dense: float) -> list[tuple[str, Budget]]:
+            return sorted(budgets.items(), key=lambda item: -item[1].limit(dense))
+
+        aimless = replace(request, goals=replace(request.goals, budget=_NONE))
+        if notebook is None:
+            session = Session.start(model, aimless, ignore)
+        else:
+            session = notebook.begin(model, aimless, ignore, falling)
         # Nobody looks at networks of counted costs before one is chosen, unless they are scored in turn.
         session.planned = not request.goals.measured and request.data is None and request.score_fn is None
-        return cls(session, dict(falling), {})
+        # Amounts and shares compare when the dense cost is known.
+        return cls(session, session.yardstick.tables, dict(falling(session.yardstick.dense)), {}, notebook)
 
     def points(self, passed: Callable[[], object] = lambda: None) -> Iterator[tuple[str, Session]]:
         """Each budget that can be reached, and the session closed in on it. Look at it before going on.
@@ -94,7 +115,7 @@ class Frontier:
         session = self.session
         goals = replace(session.request.goals, budget=budget)
         session.request = replace(session.request, goals=goals)
-        session.yardstick.goals = goals
+        session.yardstick.goals, session.yardstick.tables = goals, self.tables
         session.candidates = []
 
     def _close(self) -> None:
@@ -103,20 +124,19 @@ class Frontier:
             dense = Network(session.yardstick.model, Plan())
             session.candidates = [session.unsolved(dense, session.yardstick.dense, 1.0, 1.0)]
             return
-        for way in self._ways()[:-1]:
-            session.step(way)
-        session.close()
-
-    def _ways(self) -> list[float]:
-        """Shares of the way from the dense network (`Session.ways`), from where the session stands."""
-        session = self.session
-        if session.request.data is None:
-            return [1.0]
-        yardstick = session.yardstick
-        end = math.log(yardstick.budget)
-        here = math.log(yardstick.predict(yardstick.total(session.network.plan)))
-        steps = max(1, round((end - here) / math.log(STEP_FACTOR)))
-        return [(here + (end - here) * (i + 1) / steps) / end for i in range(steps)]
+        notebook = self.notebook
+        ways = session.ways if notebook is None else notebook.take_up(session)
+        for i, way in enumerate(ways):
+            session.score()
+            if notebook is not None:
+                notebook.keep(session, ways[i:])
+                notebook.turn()
+            if i < len(ways) - 1:
+                session.step(way)
+            else:
+                session.close()
+        if ways and notebook is not None:
+            notebook.keep(session, ())
 
     def _go_on(self) -> None:
         """With data, from the network that was found."""

@@ -33,9 +33,9 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Where a step left the network: after `way` of the way, with this plan."""
+    """Where a step left the network: aimed at this share of the dense network's cost, with this plan."""
 
-    way: float
+    aim: float
     plan: Plan
     parameters: int
 

@@ -1,16 +1,18 @@
-"""resuming: a folder and a call of `prune` -> a session that goes on from what the folder has of it.
+"""resuming: a folder and a call of `prune` or `pareto` -> a session that goes on from what the folder has of it.
 
 A folder has a file for every place at which a search stood (`records`), and `search.json`, which says what it is of
-(`asked`). The same call goes on from its last record. A call with another budget goes on from the narrowest network
-that costs more than it; if there is none, from the dense network and its scores.
+(`asked`). The same call goes on from its last record. A call of `prune` with another budget goes on from the narrowest
+network that costs more than it; if there is none, from the dense network and its scores. A call of `pareto` has a
+record of every budget that it has passed (`begin`, `take_up`).
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 from torch import nn
@@ -69,8 +71,19 @@ class Notebook:
     at: int = -1
 
     @classmethod
-    def open(cls, folder: Path, model: nn.Module, request: Request, ignore: Sequence[str], stream: Stream) -> Notebook:
+    def open(
+        cls,
+        folder: Path,
+        model: nn.Module,
+        request: Request,
+        ignore: Sequence[str],
+        stream: Stream,
+        call: str = "prune",
+    ) -> Notebook:
         """The notebook in a folder, begun if there is none.
+
+        Args:
+            call: the function that was called.
 
         Raises:
             StateError: it is of something else, or cannot be read; nothing was written.
@@ -79,7 +92,7 @@ class Notebook:
             import safetensors  # noqa: F401
         except ImportError as error:
             raise StateError("state= needs safetensors: python -m pip install 'halp-fx[save]'") from error
-        asked, index = Asked.of(model, request, ignore), folder / INDEX
+        asked, index = Asked.of(model, request, ignore, call), folder / INDEX
         files = sorted(folder.glob("[0-9]*.safetensors"))
         if index.exists():
             asked.check(_index(index), str(folder))
@@ -127,6 +140,71 @@ class Notebook:
         self.at = max(self.records) + 1
         return session, tuple(session.ways)
 
+    def begin(
+        self,
+        model: nn.Module,
+        request: Request,
+        ignore: Sequence[str],
+        falling: Callable[[float], Sequence[tuple[str, Budget]]],
+    ) -> Session:
+        """A session that knows what was found out before, at the dense network, for many budgets.
+
+        Args:
+            falling: the dense network's cost -> the budgets that it will be aimed at, the largest first.
+
+        Raises:
+            As `Session.start`; StateError: the times are of another device, or the budgets are others.
+        """
+        self._take_times(model, request)
+        if not self.records:
+            return Session.start(model, request, ignore)
+        first = self.records[min(self.records)]
+        session = Session.start(model, request, ignore, first.learned)
+        if session.judgement is not None:
+            session.judgement.scores = list(first.scores)
+        self._check_order(session, [budget for _, budget in falling(session.yardstick.dense)])
+        dense = [n for n, record in self.records.items() if record.scored and not (record.plan or record.done)]
+        if dense:
+            self._restore(session, self.records[dense[0]], read_tensors(self._path(dense[0])))
+        return session
+
+    def take_up(self, session: Session) -> tuple[float, ...]:
+        """Let a session stand where the last record of the budget that it is aimed at has it; returns the ways that
+        are left (`Session.ways`), none where it is closed."""
+        aim = _aim(session.request)
+        number = max((n for n, record in self.records.items() if record.aim == aim), default=None)
+        if number is None:
+            self.at = max((self.at, *self.records)) + 1
+            return tuple(session.ways)
+        self.at, record, before = number, self.records[number], session.network
+        tensors = read_tensors(self._path(number))
+        session.yardstick.take(record.learned)
+        self._restore(session, record, tensors)
+        self._resume(session, record)
+        if record.done and session.request.data is None:
+            session.network = before
+        session.clock.seconds = dict(record.seconds)
+        self.stream.restore({n.removeprefix(_RANDOM): t for n, t in tensors.items()}, record.random)
+        return record.left
+
+    def _check_order(self, session: Session, budgets: Sequence[Budget]) -> None:
+        """Raises StateError unless the budgets are those that were passed, in this order, or go on from them."""
+        there = list(dict.fromkeys(json.dumps(record.aim) for _, record in sorted(self.records.items())))
+        lowest = min((record.learned.dense for record in self.records.values()), default=inf)
+        here = []
+        for budget in budgets:
+            goals = replace(session.request.goals, budget=budget)
+            aim = json.dumps(_aim(replace(session.request, goals=goals)))
+            if aim in there or not goals.met_by(lowest, session.yardstick.coupling):  # Else nothing was kept of it.
+                here.append(aim)
+        for passed, wanted in zip(there, here, strict=False):
+            if passed != wanted:
+                raise StateError(
+                    f"the state in {self.folder} has passed {', '.join(there)} in this order, and this call has "
+                    f"{wanted} where it has {passed}: what follows depends on it. Nothing was changed: pass another "
+                    "folder, or the same budgets and smaller ones"
+                )
+
     def keep(self, session: Session, left: Sequence[float]) -> None:
         """Write down where a session stands.
 
@@ -136,7 +214,8 @@ class Notebook:
         done = not left
         network = session.best.network if done else session.network
         trained = session.request.train_between is not None
-        own = changed(network.model, session.request, trained) if network.plan else {}
+        made = bool(network.plan) and not session.planned
+        own = changed(network.model, session.request, trained) if made else {}
         tensors = {f"{_NETWORK}{name}": tensor for name, tensor in own.items()}
         random, words = self.stream.kept()
         tensors |= {f"{_RANDOM}{name}": tensor for name, tensor in random.items()}
@@ -196,7 +275,7 @@ class Notebook:
         """Let a session stand at the network of a record."""
         request, yardstick = session.request, session.yardstick
         model = yardstick.model
-        if record.plan or record.done:
+        if (record.plan or record.done) and not session.planned:
             model = rewrite(model, record.plan, request.examples, coupling=yardstick.coupling, check=False)
             overwrite(model, {n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         saliency = None if record.scoring is None else saliency_of(record.scoring, tensors)

@@ -173,7 +173,8 @@ class Session:
         self.score(scorer)
         whole = self.network
         self.network, _ = self._cutter.within_reach(self.network, way, floor=STEP_FLOOR)
-        self.trail.append(Stop(way, self.network.plan, parameter_count(self.network.model)))
+        aim = min(self.yardstick.budget, 1.0) ** way
+        self.trail.append(Stop(aim, self.network.plan, parameter_count(self.network.model)))
         if self.request.train_between is not None or self.request.score_fn is not None:
             # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
             self._compensate(self.network, whole)

@@ -167,10 +167,10 @@ def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:
     session = frontier.session
     points: list[Point] = []
     stood: dict[str, Session] = {}
-    scores = session.judgement.scores if session.judgement is not None else []
     for asked, _ in frontier.points(passed):
+        scores = session.judgement.scores if session.judgement is not None else []
         point = _point(asked, session, scores[-1].score if scores else None)
-        stood[asked] = replace(session, yardstick=replace(session.yardstick))
+        stood[asked] = _as_it_stands(session)
         points.append(point)
         if len(points) > 1 and point.measured > points[-2].measured:
             # What the larger budget left of it may be worth more than what was found for this one.
@@ -195,10 +195,20 @@ def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:
         points=tuple(points),
         refused={name: str(error) for name, error in frontier.refused.items()},
         seconds=dict(session.clock.seconds),
-        dense_score=scores[0].score if scores else None,
+        dense_score=session.judgement.scores[0].score if session.judgement is not None else None,
         _made=made,
         _resource=session.yardstick.goals.cost.resource,
     )
+
+
+def _as_it_stands(session: Session) -> Session:
+    """What a report on this point will be made of: the session goes on."""
+    tables = session.yardstick.tables if session.best.network.plan else None
+    judgement = session.judgement
+    if judgement is not None:
+        judgement = replace(judgement, scores=list(judgement.scores))
+    yardstick = replace(session.yardstick, tables=tables)
+    return replace(session, yardstick=yardstick, trail=list(session.trail), judgement=judgement)
 
 
 def _point(asked: str, session: Session, score: float | None) -> Point:

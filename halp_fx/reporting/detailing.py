@@ -132,10 +132,9 @@ def modules_of(session: Session, macs: tuple[Mapping[str, float], Mapping[str, f
 
 def steps_of(session: Session) -> tuple[StepReport, ...]:
     """The steps before the last, which is the network that came out."""
-    budget = min(session.yardstick.budget, 1.0)
     return tuple(
         StepReport(
-            budget**stop.way,
+            stop.aim,
             session.yardstick.predict(session.yardstick.total(stop.plan)),
             stop.parameters,
         )

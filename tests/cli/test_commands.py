@@ -146,6 +146,19 @@ def test_sweep(run, tmp_path, monkeypatch):
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 
 
+def test_a_sweep_goes_on_where_it_was(run, tmp_path, monkeypatch):
+    kept = [*COUNTED, "--out", "curve", "--state", "search"]
+    whole = run("sweep", *kept, "--budgets", "80%,50%", "--json").json["rows"]
+    solving = halp_fx.pruning.choosing.solve
+    solved = []
+    monkeypatch.setattr(halp_fx.pruning.choosing, "solve", lambda *a, **k: solved.append(1) or solving(*a, **k))
+    assert run("sweep", *kept, "--budgets", "80%,50%", "--json").json["rows"] == whole
+    assert not solved
+    other = run("sweep", *kept, "--budgets", "70%", "--json")
+    assert other.code == 1
+    assert "has passed" in other.err
+
+
 def test_explain(run):
     assert "2 groups may shrink" in run("explain", *SMALL).out
     assert "not coupled" in run("explain", *SMALL, "--between", "0", "7").out
