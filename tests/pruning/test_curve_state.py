@@ -27,7 +27,7 @@ WAYS = {
 
 
 def curve_of(budgets=BUDGETS, network=None, **settings):
-    settings = {"latency": "macs", "round_to": 4, "min_keep": 0.5, "progress": False} | settings
+    settings = {"latency": "macs", "round_to": 4, "min_keep": 0.3, "progress": False} | settings
     torch.manual_seed(7)
     return halp_fx.pareto(network or model(), budgets, IMAGES[:1], **settings), torch.get_rng_state()
 
@@ -118,14 +118,14 @@ def test_prune_and_pareto_do_not_share_a_folder(tmp_path):
     curve_of([0.8, 0.5], data=BATCHES, state=tmp_path)
     with pytest.raises(StateError, match="call = pareto, and this call has call = prune"):
         halp_fx.prune(
-            model(), 0.5, IMAGES[:1], data=BATCHES, latency="macs", round_to=4, solver="lagrangian", state=tmp_path,
-            progress=False,
+            model(), 0.5, IMAGES[:1], data=BATCHES, latency="macs", round_to=4, min_keep=0.3, solver="lagrangian",
+            state=tmp_path, progress=False,
         )  # fmt: skip
 
 
 def test_a_report_of_a_point_ends_at_that_point():
     """Later steps and scores are not of its network, and targets are of the budget that they were on the way to."""
-    curve, _ = curve_of([0.6, 0.3], data=BATCHES, score_fn=score_fn)
+    curve, _ = curve_of([0.6, 0.35], data=BATCHES, score_fn=score_fn)
     first, last = (curve.network(p).halp for p in curve.points)
     assert len(first.steps) < len(last.steps)
     assert len(first.scores) == 2
@@ -133,5 +133,5 @@ def test_a_report_of_a_point_ends_at_that_point():
     assert all(0.6 <= s.aim <= 1 for s in first.steps)
     targets = [s.aim for s in last.steps]
     assert targets == sorted(targets, reverse=True)
-    assert all(0.3 < t < 1 for t in targets)
+    assert all(0.35 < t < 1 for t in targets)
     assert curve_of([1.0, 0.5])[0].network(1.0).halp.notes[-1].startswith("the dense network meets the budget")
