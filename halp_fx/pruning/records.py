@@ -83,6 +83,7 @@ class Record:
         share: its cost, of dense; predicted, and at the end measured.
         left: ways to go yet; none at the end.
         scored: whether `scoring` is of this network; otherwise of the one that it was cut out of.
+        step: what was kept of the network that it was cut out of.
         random: the random states that are no tensors (`Stream.kept`).
         rounds: candidates, at the end.
         best: which of them was chosen.
@@ -96,6 +97,7 @@ class Record:
     scored: bool
     learned: Learned
     random: str
+    step: Plan = field(default_factory=Plan)
     trail: tuple[Stop, ...] = ()
     scores: tuple[Scored, ...] = ()
     stopped: str = ""
@@ -108,11 +110,6 @@ class Record:
     @property
     def done(self) -> bool:
         return not self.left
-
-    @property
-    def before(self) -> Plan:
-        """Of the network that this one was cut out of."""
-        return next((stop.plan for stop in reversed(self.trail) if stop.plan != self.plan), Plan())
 
 
 def write_record(record: Record, tensors: Tensors, path: Path) -> None:

@@ -45,7 +45,6 @@ from .records import (
 from .request import Request
 from .session import Session
 from .standing import standing
-from .widths import remaining
 
 logger = logging.getLogger("halp_fx")
 
@@ -230,6 +229,7 @@ class Notebook:
             scored=network.coupling is not None,
             learned=yardstick.learned,
             random=words,
+            step=network.step,
             trail=tuple(session.trail),
             scores=tuple(judgement.scores) if judgement else (),
             stopped=session.stopped,
@@ -279,7 +279,7 @@ class Notebook:
             model = rewrite(model, record.plan, request.examples, coupling=yardstick.coupling, check=False)
             overwrite(model, {n.removeprefix(_NETWORK): t for n, t in tensors.items() if n.startswith(_NETWORK)})
         saliency = None if record.scoring is None else saliency_of(record.scoring, tensors)
-        network = Network(model, record.plan, saliency=saliency, step=remaining(record.before, record.plan))
+        network = Network(model, record.plan, saliency=saliency, step=record.step)
         if record.scored and not record.done:
             network = Network(model, record.plan, standing(network, request, yardstick), saliency)
         session.network = network

@@ -19,7 +19,7 @@ BUDGETS = [0.7, 1.0, 0.4, 0.2]
 
 WAYS = {
     "no data": {},
-    "data": {"data": BATCHES},
+    "data": {"data": BATCHES, "importance": "batches"},
     "judged, compensated": {"data": BATCHES, "score_fn": score_fn, "compensate": True, "branches": True},
     "shuffled": {"data": shuffled()},
     "scored without data": {"score_fn": score_fn, "importance": "magnitude"},
