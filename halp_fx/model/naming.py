@@ -74,15 +74,16 @@ def _names_of(model: nn.Module, entry: Ignored, names: Sequence[str], argument: 
             raise ModelError(f"{argument}: the {what} {entry!r} matches no module, parameter or group; {hint}")
         return matching
     if entry is model:
-        raise ModelError("ignore holds the model itself: nothing would be left to prune")
+        raise ModelError(f"{argument} holds the model itself: nothing would be left to prune")
     if not isinstance(entry, nn.Module | torch.Tensor):
         raise ModelError(
-            f"ignore holds {entry!r} ({type(entry).__name__}): pass names, patterns, modules or parameters of the model"
+            f"{argument} holds {entry!r} ({type(entry).__name__}): pass names, patterns, modules or parameters of the "
+            "model"
         )
     known = (*model.named_modules(), *model.named_parameters(), *model.named_buffers())
     own = [name for name, part in known if part is entry]
     if not own:
-        raise ModelError(f"ignore holds a {type(entry).__name__} that is not part of this {type(model).__name__}")
+        raise ModelError(f"{argument} holds a {type(entry).__name__} that is not part of this {type(model).__name__}")
     return own
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..errors import HalpError
+
 States = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
 """Of Python, numpy, PyTorch on the CPU, and each GPU."""
 
@@ -53,9 +55,15 @@ class Stream:
             _restore(self._states)
 
     def given(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """A callback of the caller's that goes on with the caller's random numbers, and with gradients."""
+        """A callback of the caller's that goes on with the caller's random numbers, and with gradients.
+
+        Raises:
+            HalpError: it is none.
+        """
         if function is None:
             return None
+        if not callable(function):
+            raise HalpError(f"{function!r:.80} was passed for a function of the network, and cannot be called")
 
         @wraps(function)
         def run(*args: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from ..errors import BudgetError, ModelError
@@ -69,6 +70,7 @@ def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Lim
     found = []
     for asked, bounds in limits.items():
         low, high = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (bounds, bounds)
+        low, high = (b.item() if isinstance(b, np.generic) else b for b in (low, high))
         for bound in (low, high):
             _check(asked, bound)
         if is_share(low) == is_share(high) and low > high:

@@ -51,6 +51,15 @@ def asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[Channel
     return importance if len(needed) < 2 else lambda group: importance(group, model)
 
 
+def answer_of(ask: Callable[[ChannelGroup], Any], group: ChannelGroup) -> Any:
+    """What a callable says of a group. What it raises goes through, with a note."""
+    try:
+        return ask(group)
+    except Exception as error:
+        error.add_note(f"raised by importance, given the group {group.name!r}")
+        raise
+
+
 def scores_of(group: ChannelGroup, found: Any) -> np.ndarray:
     """What a callable returned for a group, as float64 scores; of `WidthValues`, what each channel adds in their order.
 

@@ -206,6 +206,8 @@ class Gates:
         """A row for each sample of a batch, from the outputs of layers; None if a layer was run in a way that does not
         show them."""
         count = samples_in(batch)
+        if count == 0:
+            raise SaliencyError(f"batch {number} of data has no samples: leave empty batches out")
         if count is None or self.weights.computed:
             return None
         _, taps, loss = self._run(batch, number, lambda known, _: Taps(known, self.places))
@@ -260,7 +262,9 @@ class Gates:
 
 def none_counted(skipped: int) -> SaliencyError:
     """The error where no batch had finite gradients."""
-    detail = f"all {skipped} batches had a non-finite loss or gradient" if skipped else "data has no batches"
+    if not skipped:
+        return SaliencyError("data has no batches: pass a list or a loader of batches of inputs")
+    detail = f"all {skipped} batches had a non-finite loss or gradient"
     return SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
 
 

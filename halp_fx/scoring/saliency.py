@@ -25,7 +25,7 @@ from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, Plan, scored_name
 from .batchwise import batch_rows
-from .callables import Importance, asked, check_importance, scores_of
+from .callables import Importance, answer_of, asked, check_importance, scores_of
 from .fisher import fisher_values
 from .gates import Gates, Rows, none_counted
 from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
@@ -147,7 +147,7 @@ def score(
     with torch.inference_mode(False):
         if callable(importance):
             ask = asked(importance, model)
-            answers = {g.name: ask(g) for g in groups}
+            answers = {g.name: answer_of(ask, g) for g in groups}
             scores = {g.name: scores_of(g, answers[g.name]) for g in groups}
             values = {name: answer for name, answer in answers.items() if isinstance(answer, WidthValues)}
             return heard(Saliency(scores, "custom", values=values), model, coupling)
