@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from ..errors import BudgetError, ModelError
@@ -70,7 +69,6 @@ def named_limits(model: nn.Module, limits: Mapping[str, LimitLike]) -> tuple[Lim
     found = []
     for asked, bounds in limits.items():
         low, high = bounds if isinstance(bounds, tuple | list) and len(bounds) == 2 else (bounds, bounds)
-        low, high = (b.item() if isinstance(b, np.generic) else b for b in (low, high))
         for bound in (low, high):
             _check(asked, bound)
         if is_share(low) == is_share(high) and low > high:
@@ -90,7 +88,7 @@ def check_limits(limits: Sequence[Limit], coupling: Coupling) -> None:
         covered = [group for group in coupling.prunable if limit.covers(group)]
         for group in (g for g in covered if limit_of(g, limits) is limit):
             least, most = limit.raw(group)
-            if least > most and type(limit.low) is not type(limit.high):
+            if least > most and is_share(limit.low) != is_share(limit.high):
                 raise BudgetError(
                     f"limits of {limit.asked!r}: of the {group.size} channels of {group.name!r} the smallest width "
                     f"{limit.low!r} is {least} and the largest {limit.high!r} is {most}: write bounds that leave some"

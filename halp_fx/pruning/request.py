@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, get_args
 
-import numpy as np
 from torch import nn
 
 from ..errors import BudgetError, SaliencyError
@@ -19,7 +18,7 @@ from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..solver.solution import BASELINES
 from ..types import Inputs
-from .budgets import is_whole
+from .budgets import is_number, is_whole
 from .goals import Goals
 from .limits import Limit
 
@@ -73,13 +72,13 @@ class Request:
     def __post_init__(self) -> None:
         if self.steps is not None and not is_whole(self.steps):
             raise BudgetError(f"steps={self.steps!r} must be a whole number of at least 1, or None")
-        if not (_is_number(self.tolerance) and self.tolerance > 0):
+        if not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
         if self.solver not in SOLVERS:
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(SOLVERS)}")
         if self.max_drop is not None and self.score_fn is None:
             raise BudgetError("max_drop is a drop of what score_fn returns: pass score_fn as well")
-        if self.max_drop is not None and not (_is_number(self.max_drop) and self.max_drop >= 0):
+        if self.max_drop is not None and not (is_number(self.max_drop) and 0 <= self.max_drop < math.inf):
             raise BudgetError(f"max_drop={self.max_drop!r} must be a number of at least 0, in the unit of score_fn")
         if self.effort not in get_args(Effort):
             raise BudgetError(f"effort={self.effort!r} is not one of {', '.join(get_args(Effort))}")
@@ -108,10 +107,6 @@ class Request:
     def inputs(self) -> Inputs:
         """Arguments of the forward that is timed."""
         return self.examples[0]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and math.isfinite(value)
 
 
 def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:

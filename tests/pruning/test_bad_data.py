@@ -61,7 +61,7 @@ class Empty:
         ({"data": Empty(), "compensate": True}, SaliencyError, "^data has no batches: pass"),
         ({"data": [(X[:0], Y[:0])]}, SaliencyError, "batch 0 of data has no samples"),
         ({"data": [(X, Y), (X[:0], Y[:0])]}, SaliencyError, "batch 1 of data has no samples"),
-        ({"data": 5}, SaliencyError, "data=5 holds no batches"),
+        ({"data": 5}, SaliencyError, "data is a int: pass batches"),
         ({"data": X.double().split(4)}, SaliencyError, "loss of batch 0 of data failed"),
         ({"data": [(X * torch.nan, Y)]}, SaliencyError, "all 1 batches had a non-finite loss"),
         ({"score_fn": 3}, HalpError, "3 was passed for a function"),

@@ -186,7 +186,7 @@ def test_other_forms_of_weights(form):
     assert (without - want).norm() > 0.1 * want.norm()
 
 
-@settings(max_examples=25, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=12, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(seed=st.integers(0, 2**31 - 1), name=st.sampled_from(sorted(STRUCTURES)), count=st.integers(1, 12))
 def test_never_further_on_the_data_than_without(seed, name, count):
     model, x = made(name, seed), images(count, seed=seed)
