@@ -146,15 +146,18 @@ def test_sweep(run, tmp_path, monkeypatch):
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 
 
-def test_a_sweep_goes_on_where_it_was(run, tmp_path, monkeypatch):
-    kept = [*COUNTED, "--out", "curve", "--state", "search"]
-    whole = run("sweep", *kept, "--budgets", "80%,50%", "--json").json["rows"]
-    solving = halp_fx.pruning.choosing.solve
+def test_a_sweep_goes_on_where_it_was(run, monkeypatch):
+    def swept(budgets):
+        torch.manual_seed(0)  # Without --weights they are random.
+        return run("sweep", *COUNTED, "--out", "curve", "--state", "search", "--budgets", budgets, "--json")
+
+    whole = swept("80%,50%").json["rows"]
     solved = []
-    monkeypatch.setattr(halp_fx.pruning.choosing, "solve", lambda *a, **k: solved.append(1) or solving(*a, **k))
-    assert run("sweep", *kept, "--budgets", "80%,50%", "--json").json["rows"] == whole
+    solve = halp_fx.pruning.choosing.solve
+    monkeypatch.setattr(halp_fx.pruning.choosing, "solve", lambda *a, **k: solved.append(1) or solve(*a, **k))
+    assert swept("80%,50%").json["rows"] == whole
     assert not solved
-    other = run("sweep", *kept, "--budgets", "70%", "--json")
+    other = swept("70%")
     assert other.code == 1
     assert "has passed" in other.err
 
