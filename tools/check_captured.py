@@ -46,7 +46,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 def half(coupling: halp_fx.Coupling) -> halp_fx.Plan:
     pick = random.Random(0)
     kept = {g.name: sorted(pick.sample(range(g.size), max(1, g.size // 2))) for g in coupling.prunable}
-    return halp_fx.Plan(kept, made_for={g.name: g.channels for g in coupling.prunable})
+    return coupling.planned(kept)
 
 
 def difference(a: Any, b: Any) -> float:

@@ -122,14 +122,26 @@ def both_plans(model):
     return program, [halp_fx.prune(net, 0.5, TOKENS, **settings).halp.plan for net in (model, program)]
 
 
-def test_a_plan_for_other_channels_of_the_same_names_is_refused():
+def test_a_plan_for_coarser_channels_prunes_the_same():
+    """Heads go with the features of the embedding in the model, and by themselves in the graph."""
     model = randomized(Attentive()).eval()
     program, (eager, exported) = both_plans(model)
     assert eager.made_for["embed"].number < exported.made_for["embed"].number, "too easy: the groups are the same"
+    assert set(exported) - set(eager), "too easy: the graph has no groups of its own"
+    wanted = halp_fx.rewrite(model, eager, TOKENS)(TOKENS)
+    for plan in (eager, Plan.from_json(eager.to_json())):
+        small = PruneChannels(plan, TOKENS)(program).graph_module
+        assert relative_error(small(TOKENS), wanted) < 1e-10
+        assert relative_error(halp_fx.zero(program, plan, TOKENS)(TOKENS), wanted) < 1e-10
+
+
+def test_a_plan_for_other_channels_of_the_same_names_is_refused():
+    model = randomized(Attentive()).eval()
+    program, (eager, exported) = both_plans(model)
     with pytest.raises(
         halp_fx.errors.OtherChannelsError, match="'embed' has 4 channels of 4 outputs each; here it has"
     ):
-        PruneChannels(eager, TOKENS)(program)
+        PruneChannels(replace(eager, made_by={}), TOKENS)(program)
     for apply in (halp_fx.rewrite, halp_fx.zero):
         with pytest.raises(halp_fx.PlanError, match="make the plan on what it is applied to"):
             apply(model, Plan.from_json(exported.to_json()), TOKENS)
