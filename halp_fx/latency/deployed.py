@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import LatencyError
 from ..internals import tree_leaves
-from ..model.tensors import every_tensor
+from ..model.tensors import PROTOBUF, every_tensor, weight_bytes
 from .clocks import Thunk
 
 Bind = Callable[[tuple[Any, ...], Mapping[str, Any]], Thunk]
@@ -79,8 +79,9 @@ def _in_onnxruntime(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
     options.log_severity_level = 3
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.onnx"
-        torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True, external_data=False, verbose=False)
-        session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        large = weight_bytes(model) > PROTOBUF
+        torch.onnx.export(model, args, str(path), kwargs=kwargs, dynamo=True, external_data=large, verbose=False)
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [given.name for given in session.get_inputs()]
 
     def bind(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Thunk:
