@@ -71,6 +71,16 @@ def test_in_a_manager_it_prunes_once(tmp_path):
         assert not any(n.target == "relu" for n in result.graph_module.graph.nodes)
 
 
+def test_another_pass_prunes_further():
+    first, second = ({"conv": rows} for rows in ((0, 1, 5, 6, 7), (1, 2, 4)))
+    model, both = network(), [PruneChannels(plan, X) for plan in (first, second)]
+    small = PassManager(passes=both, steps=2)(fx.symbolic_trace(model)).graph_module
+    assert small.conv.out_channels == 3
+    assert small.meta["halp_fx.plan"] == Plan(second)
+    at_once = halp_fx.rewrite(fx.symbolic_trace(model), {"conv": (1, 5, 7)}, X)
+    assert relative_error(small(X), at_once(X)) < 1e-10
+
+
 def test_on_an_exported_program():
     program = torch.export.export(network(), (X,))
     dense = program.module()
