@@ -243,7 +243,7 @@ def _fill(small: nn.Module, saved: Checkpoint, device: torch.device, path: Path)
         place, _, own = name.rpartition(".")
         if place not in modules:
             raise OtherNetworkError(f"{path} holds {name}, and this network has no module {place!r}")
-        vars(modules[place])[own] = made[first]
+        modules[place].__dict__[own] = made[first]
     lost = [name for name in _needed(saved) if name not in made]
     if lost:
         raise OtherNetworkError(f"{path} holds {lost[0]}, which this network does not have")
