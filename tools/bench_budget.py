@@ -2,6 +2,7 @@
 
     python tools/bench_budget.py --threads 2                            # the whole matrix; resumes where it stopped
     python tools/bench_budget.py --threads 2 --only resnet18 --batch 1 --time-limit 10
+    python tools/bench_budget.py --compiled --threads 1                 # compiled code and exported files as the clock
     python tools/bench_budget.py --device cuda --dtype float16 --channels-last --batch 64 --runtime inductor
 
 For each network and batch one process prunes to all budgets, with one latency table, and writes plans; another one
@@ -10,19 +11,24 @@ dense network's latency against the budget. Every case is one line of JSON in `-
 the markers is written from all lines. A budget below what pruning can reach is no miss of the method and no pass
 ("unreachable": refused; "the smallest": it came out, before such budgets were refused, or within the tolerance), so
 the summary counts both ways. "Memory as found" is the error where the fresh process gives freed memory back to the
-system, as it does by itself.
+system, as it does by itself. For another runtime than eager, "share" is what the pruned network takes of the dense one
+in that runtime, and "eager" what the same two networks take in eager PyTorch.
+
+`--compiled` is a matrix of its own: five networks with inductor, two of them also with frozen weights, as a package of
+AOTInductor and in onnxruntime; 70 and 50 %, batch 1, 128 pixels, unless others are given.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
 from tempfile import TemporaryDirectory
@@ -36,10 +42,20 @@ from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 import halp_fx
 from halp_fx.latency import Fingerprint, MeasuredLatency, interleaved
+from halp_fx.latency.fingerprint import RUNTIMES
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "googlenet", "convnext_tiny", "ssdlite320")
 BUDGETS = (0.8, 0.6, 0.4)
 BATCHES = (1, 8)
+_TWO = ("resnet18", "mobilenet_v2")
+COMPILED = {
+    "inductor": ("resnet18", "mobilenet_v2", "resnet50", "googlenet", "convnext_tiny"),
+    "inductor-frozen": _TWO,
+    "aoti": _TWO,
+    "onnxruntime": _TWO,
+}
+"""Networks by the runtime that their budgets are for; its budgets and sides are below."""
+COMPILED_BUDGETS, COMPILED_SIDE = (0.7, 0.5), 128
 BEGIN, END = "<!-- bench_budget: begin -->", "<!-- bench_budget: end -->"
 Row = dict[str, Any]
 
@@ -116,7 +132,7 @@ def measure(name: str, batch: int, budgets: Sequence[float], plans: Path, argume
     setting = {"runtime": arguments.runtime, "threads": arguments.threads}
     found_dense, *found = interleaved(networks, (inputs, {}), keep_memory=False, max_time_s=3.0, **setting)
     dense, *pruned = interleaved(networks, (inputs, {}), min_time_s=3.0, max_time_s=10.0, **setting)
-    return [
+    rows = [
         {
             "dense_ms": dense.median_ms,
             "ms": timing.share * dense.median_ms,
@@ -126,6 +142,11 @@ def measure(name: str, batch: int, budgets: Sequence[float], plans: Path, argume
         }
         for timing, before in zip(pruned, found, strict=True)
     ]
+    if arguments.runtime != "eager":
+        _, *eager = interleaved(networks, (inputs, {}), min_time_s=3.0, max_time_s=10.0, threads=arguments.threads)
+        for row, timing in zip(rows, eager, strict=True):
+            row["eager_share"] = timing.share
+    return rows
 
 
 def in_fresh_process(step: str, name: str, batch: int, budgets: Sequence[float], plans: str, words: list[str]) -> Any:
@@ -157,49 +178,86 @@ def one_network(name: str, batch: int, budgets: Sequence[float], words: list[str
     return rows
 
 
+@dataclass(frozen=True)
+class Case:
+    """One network and batch in one setting, and the budgets that have no line yet."""
+
+    words: argparse.Namespace
+    network: str
+    batch: int
+    budgets: Sequence[float]
+
+
+def due(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Case]:
+    """What is left to do. A line of another runtime than eager counts if it says what eager PyTorch takes."""
+    done = {_key(r) for r in rows if "error" not in r and _whole(r)}
+    found = []
+    for words in settings(arguments):
+        here = _setting(words)
+        for batch in words.batch:
+            for name in words.only:
+                left = [b for b in words.budgets if (name, batch, b, here) not in done]
+                found += [Case(words, name, batch, left)] if left else []
+    return found
+
+
+def settings(arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The one that the command line says; with `--compiled` one a runtime."""
+    if not arguments.compiled:
+        return [arguments]
+    made = []
+    for runtime, networks in COMPILED.items():
+        words = copy.copy(arguments)
+        words.runtime, words.only = runtime, [name for name in arguments.only if name in networks]
+        made.append(words)
+    return made
+
+
+def _whole(row: Row) -> bool:
+    return "unreachable" in row or "runtime eager" in row["setting"] or "eager_share" in row
+
+
+def _key(row: Row) -> tuple[str, int, float, str]:
+    return row["network"], row["batch"], row["budget"], row["setting"]
+
+
 def run(arguments: argparse.Namespace) -> None:
     """All cases that have no line yet, as long as there is time."""
-    words, here = forwarded(arguments), _setting(arguments)
-    rows = list(read(arguments.rows))
-    done = {(r["network"], r["batch"], r["budget"]) for r in rows if r["setting"] == here and "error" not in r}
-    due = [
-        (name, batch, left)
-        for batch in arguments.batch
-        for name in arguments.only
-        if (left := [b for b in arguments.budgets if (name, batch, b) not in done])
-    ]
-    start, took = time.perf_counter(), dict[tuple[str, int], float]()
-    for n, (name, batch, budgets) in enumerate(due):
-        minutes = sum(_expected(took, *case[:2]) for case in due[n:]) / 60
+    left = due(arguments, list(read(arguments.rows)))
+    start, took = time.perf_counter(), list[tuple[Case, float]]()
+    for n, case in enumerate(left):
+        minutes = sum(_expected(took, other) for other in left[n:]) / 60
         known = f"about {minutes:.0f} min for all that is left" if took else "no estimate yet"
         spent = (time.perf_counter() - start) / 60
-        if arguments.time_limit and spent + _expected(took, name, batch) / 60 > arguments.time_limit:
-            print(f"time limit: {len(due) - n} of {len(due)} not run; start again to go on")
+        if arguments.time_limit and spent + _expected(took, case) / 60 > arguments.time_limit:
+            print(f"time limit: {len(left) - n} of {len(left)} not run; start again to go on")
             break
-        print(f"[{n + 1}/{len(due)}] {name}, batch {batch}, budgets {budgets}; {known}", flush=True)
+        what = f"{case.network}, {case.words.runtime}, batch {case.batch}, budgets {list(case.budgets)}"
+        print(f"[{n + 1}/{len(left)}] {what}; {known}", flush=True)
         begin = time.perf_counter()
-        found = one_network(name, batch, budgets, words)
-        took[name, batch] = time.perf_counter() - begin
+        found = one_network(case.network, case.batch, case.budgets, forwarded(case.words))
+        seconds = time.perf_counter() - begin
+        took.append((case, seconds))
+        same = {"setting": _setting(case.words), "when": str(datetime.date.today())}
         with arguments.rows.open("a", encoding="utf-8") as file:
             for row in found:
-                full = {"network": name, "batch": batch, **row, "setting": here, "when": str(datetime.date.today())}
-                file.write(json.dumps(full) + "\n")
+                file.write(json.dumps({"network": case.network, "batch": case.batch, **row, **same}) + "\n")
                 print(f"    {row['budget']}: {_outcome(row)}", flush=True)
-        print(f"    {took[name, batch]:.0f} s", flush=True)
+        print(f"    {seconds:.0f} s", flush=True)
 
 
 def read(path: Path) -> Iterator[Row]:
     """The lines written so far; of a case that was run again, the last."""
     if path.exists():
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        yield from {(r["network"], r["batch"], r["budget"], r["setting"]): r for r in rows}.values()
+        yield from {_key(r): r for r in rows}.values()
 
 
-def _expected(took: dict[tuple[str, int], float], name: str, batch: int) -> float:
-    """Seconds for a network: from its other batches, else from the other networks of this batch, else of any."""
-    same = [seconds * (batch / b) ** 0.5 for (other, b), seconds in took.items() if other == name]
-    alike = [seconds for (_, b), seconds in took.items() if b == batch]
-    return mean(same or alike or list(took.values()) or [0.0])
+def _expected(took: Sequence[tuple[Case, float]], case: Case) -> float:
+    """Seconds for a case: from the same network, else from the same batch size, else from any."""
+    same = [s * (case.batch / c.batch) ** 0.5 for c, s in took if c.network == case.network]
+    alike = [s for c, s in took if c.batch == case.batch]
+    return mean(same or alike or [s for _, s in took] or [0.0])
 
 
 def deviation(row: Row) -> float:
@@ -228,19 +286,21 @@ def report(rows: Sequence[Row]) -> str:
 
 
 HEADERS = (
-    *("network", "batch", "budget", "dense ms", "pruned ms", "error", "spread", "memory as found", "sum of layers"),
-    *("1st prediction", "last prediction", "layers, mean", "worst", "rounds", "s"),
+    *("network", "batch", "budget", "dense ms", "pruned ms", "share", "eager", "error", "spread", "memory as found"),
+    *("sum of layers", "1st prediction", "last prediction", "layers, mean", "worst", "rounds", "s"),
 )
 
 
 def _cells(row: Row) -> list[Any]:
     case = [row["network"], row["batch"], f"{row['budget']:.0%}"]
     if "ms" not in row:
-        return [*case, "", "", _outcome(row)]
+        return [*case, "", "", "", "", _outcome(row)]
     return [
         *case,
         f"{row['dense_ms']:.4g}",
         f"{row['ms']:.4g}",
+        f"{row['ms'] / row['dense_ms']:.1%}",
+        f"{row['eager_share']:.1%}" if "eager_share" in row else "",
         _outcome(row),
         f"{row['spread']:.1%}",
         f"{row['found_ms'] / row['found_dense_ms'] / row['budget'] - 1:+.1%}",
@@ -319,15 +379,16 @@ def forwarded(arguments: argparse.Namespace) -> list[str]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--compiled", action="store_true", help="the matrix of compiled and exported networks")
     parser.add_argument("--only", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--budgets", nargs="+", type=float, default=BUDGETS)
-    parser.add_argument("--batch", nargs="+", type=int, default=BATCHES)
+    parser.add_argument("--budgets", nargs="+", type=float)
+    parser.add_argument("--batch", nargs="+", type=int)
     parser.add_argument("--time-limit", type=float, help="minutes; no network is begun that would end later")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
-    parser.add_argument("--runtime", default="eager", choices=("eager", "inductor", "cudagraph"))
+    parser.add_argument("--runtime", default="eager", choices=RUNTIMES)
     parser.add_argument("--channels-last", action="store_true")
-    parser.add_argument("--side", type=int, default=224)
+    parser.add_argument("--side", type=int)
     parser.add_argument("--images", type=int, default=0, help="to score by, random ones; 0: weight magnitudes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--table", help="latency table: a file or folder; default: the user's cache")
@@ -335,7 +396,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--step", choices=("prune", "measure"), help=argparse.SUPPRESS)
     parser.add_argument("--case", nargs="+", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    found = parser.parse_args()
+    found.budgets = found.budgets or (COMPILED_BUDGETS if found.compiled else BUDGETS)
+    found.batch = found.batch or ((1,) if found.compiled else BATCHES)
+    found.side = found.side or (COMPILED_SIDE if found.compiled else 224)
+    return found
 
 
 def main() -> None:

@@ -1,7 +1,8 @@
-"""Networks of torchvision captured by other tools, pruned, and compared: float64, random weights, half of all channels.
+"""Networks captured by other tools, pruned, and compared: float64, random weights, half of all channels.
 
     python tools/check_captured.py backend            # torch.compile(backend="halp_fx") with an eager plan
     python tools/check_captured.py fx export          # the captured graph beside its zeroed twin
+    python tools/check_captured.py backend --library timm
 
 One row a network: relative deviation; groups that the captured graph freezes and the eager network does not; graphs
 that Dynamo compiled for three batch sizes. The inner backend is "eager", so nothing is fused and 1e-10 is the limit.
@@ -33,9 +34,37 @@ NETWORKS = (
     *("alexnet", "vit_b_16", "swin_t"),
 )
 
+TIMM: dict[str, dict[str, Any]] = {
+    "mobilenetv3_small_050": {},
+    "ghostnet_050": {},
+    "regnety_002": {},
+    "resnext26ts": {},
+    "convnext_atto": {},
+    "efficientnet_lite0": {},
+    "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
+    "deit_tiny_distilled_patch16_224": {"img_size": 64, "depth": 2},
+    "mobilevit_xxs": {},
+    "levit_128s": {"img_size": 224},
+    "poolformer_s12": {},
+    "edgenext_xx_small": {},
+    "repvgg_a0": {},
+    "swin_tiny_patch4_window7_224": {"img_size": 56, "depths": (2, 2)},
+    "xcit_nano_12_p16_224": {"depth": 2},
+    "densenetblur121d": {"growth_rate": 16, "block_config": (2, 4, 4, 2)},
+    "coat_lite_tiny": {"img_size": 64},
+}
+"""Of timm, with what makes them smaller."""
+
 
 def network(name: str) -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
+    if name in TIMM:
+        import timm
+
+        model = timm.create_model(name, num_classes=7, **TIMM[name]).double().eval()
+        randomize(model)
+        side = TIMM[name].get("img_size", 64)
+        return model, torch.randn(2, 3, side, side, dtype=torch.float64)
     extra = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **extra).double().eval()
     randomize(model)
@@ -46,7 +75,7 @@ def network(name: str) -> tuple[nn.Module, torch.Tensor]:
 def half(coupling: halp_fx.Coupling) -> halp_fx.Plan:
     pick = random.Random(0)
     kept = {g.name: sorted(pick.sample(range(g.size), max(1, g.size // 2))) for g in coupling.prunable}
-    return halp_fx.Plan(kept, made_for={g.name: g.channels for g in coupling.prunable})
+    return coupling.planned(kept)
 
 
 def difference(a: Any, b: Any) -> float:
@@ -90,14 +119,16 @@ def captured(model: nn.Module, x: torch.Tensor, how: str) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("ways", nargs="+", choices=("backend", "fx", "export"))
-    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--library", choices=("torchvision", "timm"), default="torchvision")
+    parser.add_argument("--networks", nargs="+", help="by name; default: all that are listed here")
     args = parser.parse_args()
+    names = args.networks or (NETWORKS if args.library == "torchvision" else TIMM)
     warnings.simplefilter("ignore")
     logging.getLogger("halp_fx").setLevel(logging.ERROR)
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}\n{'network':22}{'way':9}{'deviation':>11}{'graphs':>8}{'frozen':>8}{'s':>7}")
     bad = 0
-    for name in args.networks:
+    for name in names:
         for way in args.ways:
             model, x = network(name)
             begun = time.perf_counter()

@@ -22,6 +22,7 @@ from ..errors import ModelError
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
+from ..model.naming import by_group
 from ..model.tensors import parameter_count
 from ..reporting.report import Report, report_of
 from ..tracing.graph import of, op
@@ -121,7 +122,7 @@ class Backend:
         coupling = channel_groups(found.network, found.examples)
         _check_evaluates(coupling)
         if plan is not None:
-            plan = _in_this_graph(plan, found)
+            plan = by_group(_in_this_graph(plan, found), coupling)
             small = rewrite(found.network, plan, found.examples, coupling=coupling)
             what = "as planned"
         else:
@@ -189,7 +190,11 @@ def _check_context(graph: fx.GraphModule, inputs: Sequence[Any]) -> None:
 def _in_this_graph(plan: Plan, found: Unlifted) -> Plan:
     """A plan of the whole model without the layers that this forward does not run: a head that only trains has."""
     here = {*found.names, *(name.rpartition(".")[0] for name in found.names)}
-    gone = {group for group in plan.made_for if group.partition(":")[0] not in here}
+    gone = {
+        group
+        for group in plan.made_for
+        if group.partition(":")[0] not in here and not any(m.tensor in here for m in plan.made_by.get(group, ()))
+    }
     return replace(plan, kept={name: rows for name, rows in plan.items() if name not in gone})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,15 @@ from ..types import Plan
 
 _PRUNED = "halp_fx.plan"
 """Key of a graph module's `meta` under which the plan is kept that led to it."""
+_BY = "halp_fx.pruned_by"
+"""Likewise, the marks of the passes that pruned it."""
 
 
 class PruneChannels(PassBase):
     """Prunes every graph that it is called on; composes with others in torch.fx's `PassManager`.
 
-    The graph that comes out is a copy; its `meta["halp_fx.plan"]` is the plan. A graph that has one was pruned before
-    and comes back as it is, so a manager may run its passes several times.
+    The graph that comes out is a copy; its `meta["halp_fx.plan"]` is the plan. What this pass has pruned comes back as
+    it is, so a manager may run its passes several times; another one prunes it further.
 
     Args:
         target: a `Plan` (also as the path of its JSON, or as a mapping from groups to kept channels); or a budget, as
@@ -42,6 +45,7 @@ class PruneChannels(PassBase):
     ):
         self.target = plan_of(target)
         self._example_inputs, self._options = example_inputs, options
+        self._mark = uuid.uuid4().hex
 
     def call(self, graph_module: fx.GraphModule) -> PassResult:
         """The graph, pruned.
@@ -54,11 +58,12 @@ class PruneChannels(PassBase):
                 f"PruneChannels takes an fx.GraphModule, not a {type(graph_module).__name__}: capture the model first "
                 "(torch.fx.symbolic_trace, torch.export.export(...).module()), or call halp_fx.prune"
             )
-        if _PRUNED in graph_module.meta:
+        before = graph_module.meta.get(_BY, ())
+        if self._mark in before:
             return PassResult(graph_module, False)
         small, plan = pruned(graph_module, self.target, self._example_inputs, self._options)
         assert isinstance(small, fx.GraphModule)
-        small.meta[_PRUNED] = plan
+        small.meta |= {_PRUNED: plan, _BY: (*before, self._mark)}
         return PassResult(small, True)
 
     def on_exported(

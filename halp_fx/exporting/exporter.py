@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import tempfile
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from ..latency.interleaving import interleaved
 from ..model.checks import check_model
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved, set_mode
+from ..model.tensors import PROTOBUF, weight_bytes
 from ..types import Inputs
 from .examples import Batches, deviation, named, names_of, tensors
-from .files import provenance
+from .files import provenance, second_file
 from .record import Export
 from .ways import KINDS, Job, Way, quiet, ways
 
@@ -34,6 +36,7 @@ def export(
     *,
     dense: nn.Module | None = None,
     tolerance: float = 1e-3,
+    opset: int | None = None,
 ) -> Export:
     """Write a network to a file that other runtimes execute, and make sure that it computes the same.
 
@@ -42,7 +45,7 @@ def export(
     then for one that takes that of the example inputs. The first file is kept that gives the network's outputs when it
     is run from the disk (".onnx" by onnxruntime, on the CPU): for the example inputs, for others, and for a larger
     batch. The plans and the report of a pruned network are in its metadata ("halp_fx.plans", "halp_fx.report"). Files
-    are replaced whole.
+    are replaced whole. An ONNX file holds 2 GiB: the weights of a larger network are in a second file beside it.
 
     Args:
         model: in any mode: it is exported in eval mode, and not changed. Of a network that no exporter takes, such as
@@ -52,6 +55,7 @@ def export(
             the batch.
         dense: the network as it was: exported the same way, and timed in turn with the file.
         tolerance: the largest difference of an output, relative to its largest value. Half precision needs about 0.02.
+        opset: the version of ONNX's operators that the file should use; None: the exporter's own choice.
 
     Raises:
         ExportError: no exporter makes a file that computes the same; says what each of them failed with. Also if a
@@ -61,6 +65,8 @@ def export(
     path = Path(path)
     if path.suffix not in KINDS:
         raise ExportError(f"{path.name!r}: a file's name must end in {' or '.join(KINDS)}, which says what it becomes")
+    if opset is not None and path.suffix != ".onnx":
+        raise ExportError(f"opset={opset} is of .onnx files, and {path.name!r} becomes none")
     check_model(model)
     known = ways(path.suffix)
     batches = Batches.of(normalize_inputs(model, example_inputs))
@@ -69,7 +75,8 @@ def export(
         set_mode(model)
         wanted = [_run(model, batches.inputs), _run(model, batches.again())]
         larger = _larger(model, batches, notes)
-        job = Job(model, batches, tuple(_names(model(*batches.inputs[0], **batches.inputs[1]))), provenance(model))
+        names = tuple(_names(model(*batches.inputs[0], **batches.inputs[1])))
+        job = Job(model, batches, names, provenance(model), opset, _data_name(model, path))
         for way in known:
             if way.dynamic and not larger:
                 continue
@@ -79,7 +86,9 @@ def export(
                 notes.append(f"{way.exporter}, {'any' if way.dynamic else 'one'} batch size: {error}")
                 continue
             made = replace(made, notes=tuple(notes))
-            return made if dense is None else _timed(made, way, replace(job, model=dense, entries={}))
+            if dense is None:
+                return made
+            return _timed(made, way, replace(job, model=dense, entries={}, data=_data_name(dense, path)))
     tried = "\n".join(f"  {note}" for note in notes)
     raise ExportError(
         f"no exporter made a file of this {type(model).__name__} that computes the same:\n{tried}\nExport a part of it "
@@ -108,13 +117,19 @@ def _names(result: Any) -> list[str]:
     return names_of(result if plain else {"output": result})
 
 
+def _data_name(model: nn.Module, path: Path) -> str:
+    """Of a second file, where an ONNX file cannot hold the weights: a new one, so that an old file keeps its own."""
+    large = path.suffix == ".onnx" and weight_bytes(model) > PROTOBUF
+    return f"{path.name}.{uuid.uuid4().hex[:8]}.data" if large else ""
+
+
 def _made(way: Way, job: Job, path: Path, wanted: Wanted, tolerance: float) -> Export:
     """The file, if it is as it should be.
 
     Raises:
         ExportError: it is not.
     """
-    with replacing(path) as temporary:
+    with second_file(path, job.data), replacing(path) as temporary:
         try:
             with quiet():
                 found = deviation(way.run(job, temporary), wanted)
@@ -124,7 +139,7 @@ def _made(way: Way, job: Job, path: Path, wanted: Wanted, tolerance: float) -> E
             raise ExportError("its outputs have other shapes, or other whole numbers, than the network's")
         if not found <= tolerance:
             raise ExportError(f"its outputs are {found:.1e} apart from the network's (tolerance {tolerance:g})")
-        size = temporary.stat().st_size
+        size = temporary.stat().st_size + ((path.parent / job.data).stat().st_size if job.data else 0)
     rows = job.batches.size
     sizes = (rows, rows + 1) if way.dynamic else (rows,) if rows else ()
     return Export(path, way.exporter, way.dynamic, sizes, found, size)

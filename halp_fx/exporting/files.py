@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +89,50 @@ def provenance(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def label_onnx(path: Path, entries: Mapping[str, str]) -> None:
-    """Put entries into the metadata of an ONNX file."""
+def label_onnx(path: Path, entries: Mapping[str, str], data: str = "") -> None:
+    """Put entries into the metadata of an ONNX file, and with a name for them its weights into a file beside it."""
     onnx = needed("onnx")
+    written = external_files(path)
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {**onnx_entries(path), **entries})
-    onnx.save(model, str(path))
+    where = {"save_as_external_data": True, "location": data} if data else {}
+    for file in written:
+        file.unlink(missing_ok=True)
+    onnx.save_model(model, str(path), **where)
+
+
+def external_files(path: Path) -> set[Path]:
+    """The files beside an ONNX file that hold its weights; none where it does so itself, or is none."""
+    if not path.exists():
+        return set()
+    try:
+        model = needed("onnx").load(str(path), load_external_data=False)
+    except Exception:  # What stands in the way is no ONNX file.
+        return set()
+    entries = (e for tensor in model.graph.initializer for e in tensor.external_data if e.key == "location")
+    names = {e.value for e in entries}
+    return {path.parent / name for name in names if name == Path(name).name}
+
+
+@contextmanager
+def second_file(path: Path, name: str) -> Iterator[None]:
+    """To be held while an ONNX file is replaced: of the files beside it that hold weights, the new one (`name`, if any)
+    goes if that fails, and those of the old file if it does not."""
+    before = external_files(path) if path.suffix == ".onnx" else set()
+    try:
+        yield
+    except BaseException:
+        if name:
+            (path.parent / name).unlink(missing_ok=True)
+        raise
+    for file in before:
+        file.unlink(missing_ok=True)
+
+
+def opset_of(path: Path) -> int:
+    """The version of ONNX's own operators that a file uses."""
+    model = needed("onnx").load(str(path), load_external_data=False)
+    return int(next(s.version for s in model.opset_import if s.domain in ("", "ai.onnx")))
 
 
 def onnx_entries(path: str | Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ class Export:
         batches: batch sizes at which the file's outputs were compared with the network's; none where the inputs have no
             such dimension, as a detector's list of images.
         deviation: the largest difference of an output relative to that output's largest value.
-        size: bytes.
+        size: bytes, with the file that holds the weights of a large network.
         notes: why an earlier choice of exporter, or a dynamic batch, did not work.
         file_ms, reference_ms: times of the file and of what it is compared with, in turn: for `export` the file of the
             dense network on the example inputs (None where that was not given), for `quantize` the file before.

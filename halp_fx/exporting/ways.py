@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import ExportError
 from ..internals import tree_map
 from ..types import Inputs
 from .examples import Batches, named, names_of, tensors
-from .files import ExportedNetwork, OnnxNetwork, label_onnx, needed, write_pt2
+from .files import ExportedNetwork, OnnxNetwork, label_onnx, needed, opset_of, write_pt2
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,16 @@ class Job:
         batches: what it takes.
         outputs: a name for each tensor that it returns.
         entries: for the file's metadata.
+        opset: of an ONNX file; None leaves it to the exporter.
+        data: name of a second file for the weights, beside an ONNX file that cannot hold them; "" where it can.
     """
 
     model: nn.Module
     batches: Batches
     outputs: tuple[str, ...]
     entries: Mapping[str, str]
+    opset: int | None = None
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +87,12 @@ def ways(suffix: str) -> tuple[Way, ...]:
 def _dynamo(job: Job, dynamic: bool, path: Path) -> None:
     (args, kwargs), shapes = _traced(job, dynamic)
     torch.onnx.export(
-        job.model, args, str(path), kwargs=kwargs, dynamo=True, external_data=False, dynamic_shapes=shapes,
+        job.model, args, str(path), kwargs=kwargs, dynamo=True, external_data=bool(job.data), dynamic_shapes=shapes,
         input_names=names_of(named(job.model, (args, kwargs))), output_names=list(job.outputs), verbose=False,
+        opset_version=job.opset,
     )  # fmt: skip
-    label_onnx(path, job.entries)
+    label_onnx(path, job.entries, job.data)
+    _check_opset(path, job)
 
 
 def _torchscript(job: Job, dynamic: bool, path: Path) -> None:
@@ -96,9 +103,17 @@ def _torchscript(job: Job, dynamic: bool, path: Path) -> None:
     varying = [name for name, tensor in zip(names, tensors(given), strict=True) if shapes and rows.holds(tensor)]
     torch.onnx.export(
         job.model, args, str(path), kwargs=kwargs, dynamo=False, input_names=names, output_names=list(job.outputs),
-        dynamic_axes={name: {0: "batch"} for name in varying}, verbose=False,
+        dynamic_axes={name: {0: "batch"} for name in varying}, verbose=False, opset_version=job.opset,
     )  # fmt: skip
-    label_onnx(path, job.entries)
+    label_onnx(path, job.entries, job.data)
+    _check_opset(path, job)
+
+
+def _check_opset(path: Path, job: Job) -> None:
+    """Raises ExportError if the file has another opset than was asked for: the exporter only logs that."""
+    found = opset_of(path)
+    if job.opset not in (None, found):
+        raise ExportError(f"it has opset {found}, as the exporter cannot write {job.opset}")
 
 
 def _exported(job: Job, dynamic: bool, path: Path) -> None:

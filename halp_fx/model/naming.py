@@ -91,6 +91,8 @@ def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
     """A plan that may name any layer, as one that names groups.
 
     For a layer, the plan lists those of its output channels that are kept; its group keeps the channels they belong to.
+    A group that the plan was made for, and that is another here (a graph that was captured has finer ones), is what the
+    layers keep that made its channels (`Plan.made_by`).
 
     Raises:
         PlanError: no such group or layer, a layer keeps a part of one channel, or two names of one group
@@ -98,7 +100,7 @@ def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
     """
     plan = plan if isinstance(plan, Plan) else Plan(plan)
     groups = {g.name: g for g in coupling.groups}
-    plan = _with_these_channels(plan, groups)
+    plan = _by_layers(plan, groups)
     if all(name in groups for name in plan):
         return plan
     kept: dict[str, tuple[int, ...]] = {}
@@ -114,23 +116,40 @@ def by_group(plan: Plan | Mapping[str, Any], coupling: Coupling) -> Plan:
     return Plan(kept, plan.dropped)
 
 
-def _with_these_channels(plan: Plan, groups: Mapping[str, ChannelGroup]) -> Plan:
-    """The plan, without what it keeps whole of groups that have other channels than where it was made.
+def _by_layers(plan: Plan, groups: Mapping[str, ChannelGroup]) -> Plan:
+    """The plan, with layers where its groups are not those of this network; without what it keeps whole of them.
 
     Raises:
-        OtherChannelsError: it takes something from such a group.
+        OtherChannelsError: it takes something from such a group that cannot be taken here.
     """
-    others = []
+    homes: dict[str, set[str]] = {}
+    for group in groups.values() if plan.made_by else ():
+        for member in group.members:
+            if member.role == "producer":
+                homes.setdefault(member.axis.tensor, set()).add(group.name)
+    kept: dict[str, tuple[int, ...]] = {}
     for name, rows in plan.items():
-        made = plan.made_for.get(name)
-        if made is None or (name in groups and groups[name].channels == made):
+        made, layers = plan.made_for.get(name), [m for m in plan.made_by.get(name, ()) if m.tensor in homes]
+        if made is None:
+            kept[name] = rows
             continue
-        if name not in groups and made.number == made.outputs:
-            continue  # A layer of a group that has another name here, or none: that is told where it is looked for.
-        if len(rows) < made.number:
-            raise _other_channels(name, made, groups.get(name))
-        others.append(name)
-    return replace(plan, kept={n: rows for n, rows in plan.items() if n not in others}) if others else plan
+        if name in groups and groups[name].channels == made:
+            kept[name] = rows
+            layers = [m for m in layers if name not in homes[m.tensor]]  # Here in a group of their own.
+        elif len(rows) == made.number:
+            continue
+        elif not layers:
+            if name in groups or made.number != made.outputs:
+                raise _other_channels(name, made, groups.get(name))
+            kept[name] = rows  # A layer of a group that has another name here, or none: looked for by who calls.
+        try:
+            found = {m.tensor: m.outputs(rows) for m in layers}
+            for tensor, outputs in found.items():
+                _resolved(tensor, outputs, groups)
+        except PlanError as error:
+            raise _other_channels(name, made, groups.get(name)) from error
+        kept |= found
+    return replace(plan, kept=kept)
 
 
 def _other_channels(name: str, made: Channels, group: ChannelGroup | None) -> OtherChannelsError:

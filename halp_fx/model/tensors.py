@@ -33,6 +33,15 @@ def parameter_count(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+PROTOBUF = (1 << 31) - (1 << 20)
+"""Bytes of weights that an ONNX file holds by itself: protobuf ends at 2 GiB."""
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Of all parameters and buffers, each tensor once."""
+    return sum({id(t): t.numel() * t.element_size() for _, t, _ in every_tensor(model)}.values())
+
+
 def first_names(model: nn.Module) -> dict[str, str]:
     """For every further name of a tensor that has several, the first one."""
     first: dict[int, tuple[str, torch.Tensor]] = {}  # With the tensor: scripted modules make one at every look.

@@ -148,7 +148,7 @@ def plan_from(
         if not widths.get(group.name):
             continue  # In a branch that is dropped.
         kept[group.name] = values[group.name].kept(widths[group.name])
-    return Plan(kept, tuple(dropped), {g.name: g.channels for g in coupling.prunable if g.name in kept})
+    return coupling.planned(kept, dropped)
 
 
 def compose(first: Plan, second: Plan) -> Plan:
@@ -156,7 +156,8 @@ def compose(first: Plan, second: Plan) -> Plan:
     kept = dict(first.kept)
     for name, rows in second.items():
         kept[name] = tuple(kept[name][i] for i in rows) if name in kept else rows
-    return Plan(kept, (*first.dropped, *second.dropped), {**second.made_for, **first.made_for})
+    made_for, made_by = {**second.made_for, **first.made_for}, {**second.made_by, **first.made_by}
+    return Plan(kept, (*first.dropped, *second.dropped), made_for, made_by)
 
 
 def remaining(done: Plan, reached: Plan) -> Plan:

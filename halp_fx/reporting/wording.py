@@ -37,8 +37,10 @@ def fewer(before: float, after: float) -> str:
 def verdict(report: Report) -> str:
     """Whether the budget is met, what was gained, and what it cost, in one line."""
     measured, allowed = amount(report.measured, report.unit), amount(report.budget, report.unit)
+    runtime = report.conditions.runtime
+    where = f" in {runtime}" if runtime not in ("", "eager") else ""
     if not report.plan:
-        return f"Nothing removed: the dense network's {measured} meet the budget of {allowed} as they are"
+        return f"Nothing removed: the dense network's {measured}{where} meet the budget of {allowed} as they are"
     off = report.measured / report.budget - 1
     state = "Budget met" if report.met else f"Budget missed by {off:.1%}"
     if report.met and measured != allowed and off > 0:
@@ -46,7 +48,7 @@ def verdict(report: Report) -> str:
     if not report.trusted:
         state += ", by times that are not to be trusted"
     gained = f"{fewer(report.dense, report.measured)} {_FASTER.get(report.unit, f'fewer {report.unit} than dense')}"
-    parts = [f"{state}: {measured} of {allowed} allowed", gained]
+    parts = [f"{state}: {measured} of {allowed} allowed{where}", gained]
     if len(report.scores) > 1:
         parts.append(f"score from {report.scores[0][1]:.4g} to {report.scores[-1][1]:.4g}")
     return ", ".join(parts)

@@ -45,12 +45,14 @@ class State:
         tied: second names of a tensor -> the one under which it is stored.
         fixed: parameters that do not require a gradient.
         training: names of the modules in train mode.
+        attributes: tensors that are neither parameters nor buffers, but attributes of modules.
     """
 
     strides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
     training: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,9 @@ def _check(found: Checkpoint) -> None:
         lost += [name for name in dense.tied if name not in dense.shapes]
         if lost:
             raise ValueError(f"there is no {lost[0]}, to which another tensor is tied")
+    for name in state.attributes:
+        if state.tied.get(name, name) not in found.tensors:
+            raise ValueError(f"there is no {name}, which should be an attribute")
     for name, stride in state.strides.items():
         shape = tuple(found.tensors[name].shape)
         if len(stride) != len(shape) or not filled(shape, stride):

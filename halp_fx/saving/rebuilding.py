@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..rewriting import applying
 from ..trials.trials import channel_groups
 from .checkpoint import Checkpoint, read
 from .errors import CorruptCheckpointError, OtherNetworkError
+from .taking import attributes
 
 Dense = nn.Module | Callable[[], nn.Module]
 """The dense network, or what makes it."""
@@ -52,13 +54,13 @@ def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Modul
         ModelError: `model` cannot be handled.
     """
     path = Path(path)
-    saved = read(path)
-    with torch.inference_mode(False), Stream().aside():
-        dense = model if isinstance(model, nn.Module) else model()
-        if not isinstance(dense, nn.Module):
-            raise CheckpointError(f"the function that should make the network returned a {type(dense).__name__}")
+    with torch.inference_mode(False), Stream().aside(), ExitStack() as stack:
+        saved = read(path)
+        dense = _made(model)
         _check_signature(path, saved, dense)
         device = _device(dense)
+        if torch.get_default_device().type == "meta":
+            stack.enter_context(device)
         examples = example_inputs
         if example_inputs is None and saved.source.inputs is not None:
             examples = _remembered(path, saved, device)
@@ -74,6 +76,35 @@ def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Modul
     if saved.report is not None:
         network.halp = saved.report  # type: ignore[assignment]
     return network
+
+
+def _made(model: Dense) -> nn.Module:
+    """The dense network.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if isinstance(model, nn.Module):
+        return model
+    if not callable(model):
+        raise CheckpointError(
+            f"load takes the dense network, or a function that makes it, not a {type(model).__name__}: pass "
+            "torchvision.models.resnet18, or lambda: Net(96)"
+        )
+    name = getattr(model, "__name__", "the function")
+    try:
+        inspect.signature(model).bind()
+    except TypeError as error:
+        raise CheckpointError(
+            f"{name} cannot be called without arguments ({error}): pass a function that needs none, such as "
+            f"lambda: {name}(...)"
+        ) from error
+    except ValueError:
+        pass  # Of some that are built in nobody knows.
+    dense = model()
+    if not isinstance(dense, nn.Module):
+        raise CheckpointError(f"the function that should make the network returned a {type(dense).__name__}")
+    return dense
 
 
 def _check_signature(path: Path, saved: Checkpoint, dense: nn.Module) -> None:
@@ -127,6 +158,10 @@ def _skeleton(dense: nn.Module, saved: Checkpoint, device: torch.device, given: 
         dtype = getattr(torch, dtypes.get(name, ""), tensor.dtype)
         if id(tensor) not in memo and (tensor.is_meta or tensor.dtype != dtype):
             memo[id(tensor)] = _like(tensor, _value(name, tensor, saved, device).to(dtype))
+    for name, tensor in attributes(dense):
+        kept = saved.tensors.get(saved.state.tied.get(name, name)) if name in saved.state.attributes else None
+        if kept is not None and id(tensor) not in memo and (tensor.is_meta or tensor.dtype != kept.dtype):
+            memo[id(tensor)] = _value(name, tensor, saved, device).to(kept.dtype)
     own, ties = first_names(dense), saved.source.dense.tied
     loose = {name: first for name, first in ties.items() if own.get(name) != first}
     network = copied(dense, memo) if memo or loose else dense
@@ -200,6 +235,15 @@ def _fill(small: nn.Module, saved: Checkpoint, device: torch.device, path: Path)
             grad = first not in saved.state.fixed
             made[first] = type(old)(laid, requires_grad=grad) if isinstance(old, nn.Parameter) else laid
         _put(small, name, made[first])
+    modules = dict(small.named_modules())
+    for name in saved.state.attributes:
+        first = saved.state.tied.get(name, name)
+        if first not in made:
+            made[first] = _laid(saved.tensors[first], saved.state.strides.get(first), device)
+        place, _, own = name.rpartition(".")
+        if place not in modules:
+            raise OtherNetworkError(f"{path} holds {name}, and this network has no module {place!r}")
+        modules[place].__dict__[own] = made[first]
     lost = [name for name in _needed(saved) if name not in made]
     if lost:
         raise OtherNetworkError(f"{path} holds {lost[0]}, which this network does not have")

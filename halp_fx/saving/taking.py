@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -52,7 +53,8 @@ def checked(small: nn.Module) -> Origin:
         more = "; …" if len(changed) > 3 else ""
         raise CheckpointError(
             f"the network was changed after it was pruned ({'; '.join(changed[:3])}{more}): it could "
-            "not be built again. Change it first (a new head, a new layer), then prune it"
+            "not be built again. Change it first (a new head, a new layer), then prune it; fold and quantise it after "
+            "halp_fx.load"
         )
     odd = [name for name, m in small.named_modules() if type(m).get_extra_state is not nn.Module.get_extra_state]
     if odd:
@@ -65,9 +67,11 @@ def checked(small: nn.Module) -> Origin:
 def _taken(small: nn.Module) -> Checkpoint:
     """The state of a network, as it stands."""
     origin = checked(small)
-    tied = first_names(small)
+    tied, plain = first_names(small), dict(attributes(small))
+    known = {id(tensor): name for name, tensor, _ in reversed([*every_tensor(small)])}
+    tied |= {name: known[id(tensor)] for name, tensor in plain.items() if id(tensor) in known}
     tensors, strides = {}, {}
-    for name, tensor, _ in every_tensor(small):
+    for name, tensor in (*((name, tensor) for name, tensor, _ in every_tensor(small)), *plain.items()):
         if name not in tied:
             tensors[name] = tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format)
             if _dense(tensor) and tuple(tensor.stride()) != tuple(tensors[name].stride()):
@@ -77,11 +81,22 @@ def _taken(small: nn.Module) -> Checkpoint:
         tied,
         tuple(name for name, p in small.named_parameters() if not p.requires_grad),
         tuple(name for name, m in small.named_modules() if m.training),
+        tuple(plain),
     )
     kind = f"{type(small).__module__}.{type(small).__qualname__}"
     source = StoredOrigin(origin.dense, origin.plans, origin.inputs)
     report = getattr(small, "halp", None)
     return Checkpoint(kind, source, report if isinstance(report, Report) else None, state, tensors)
+
+
+def attributes(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Tensors that are attributes of modules, and neither parameters nor buffers. Without those that were computed
+    from weights, which a forward does again, and kinds that only pickle could save."""
+    for prefix, module in model.named_modules():
+        for name, value in vars(module).items():
+            plain = type(value) is torch.Tensor and value.layout is torch.strided and not value.is_quantized
+            if plain and value.grad_fn is None:
+                yield f"{prefix}.{name}" if prefix else name, value
 
 
 def _dense(tensor: torch.Tensor) -> bool:

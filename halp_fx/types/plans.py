@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from operator import index, lt
 from typing import Any, NamedTuple
@@ -29,6 +29,35 @@ class Channels(NamedTuple):
         return f"{self.number} channels of {self.outputs // self.number} outputs each"
 
 
+class Making(NamedTuple):
+    """Which outputs of a layer the channels of a group are, where that is regular: those of the first channel, moved on
+    by as many steps as the channel has before it.
+
+    Attributes:
+        tensor: the layer's weight.
+        step: from one channel to the next.
+        first: runs of the first channel's outputs, (start, stop) each.
+    """
+
+    tensor: str
+    step: int
+    first: tuple[tuple[int, int], ...]
+
+    def outputs(self, channels: Iterable[int]) -> tuple[int, ...]:
+        """The outputs that some channels are."""
+        return tuple(sorted(i + c * self.step for c in channels for run in self.first for i in range(*run)))
+
+    @classmethod
+    def of(cls, data: Any) -> Making:
+        """Of a list, as JSON has it.
+
+        Raises:
+            ValueError, TypeError: it is none.
+        """
+        tensor, step, first = data
+        return cls(str(tensor), int(step), tuple((int(start), int(stop)) for start, stop in first))
+
+
 @dataclass(frozen=True, slots=True)
 class Plan(Mapping[str, tuple[int, ...]]):
     """For every group it names, the sorted indices of the channels kept. A group not named keeps all.
@@ -38,11 +67,15 @@ class Plan(Mapping[str, tuple[int, ...]]):
         dropped: names of the residual branches that go whole (see `branches`), sorted.
         made_for: what the channels of groups were in the network that the plan was made for, so that it is refused
             where they are others. Empty for plans that were written by hand; it does not count in comparisons.
+        made_by: all layers that make the channels of a group. Where a network has other groups than the one that the
+            plan was made for, what these layers keep says which of their channels stay. Only of groups with several
+            layers, or several outputs a channel; it does not count either.
     """
 
     kept: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
     made_for: Mapping[str, Channels] = field(default_factory=dict, compare=False, repr=False)
+    made_by: Mapping[str, tuple[Making, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         clean = {}
@@ -83,6 +116,8 @@ class Plan(Mapping[str, tuple[int, ...]]):
             data["dropped"] = list(self.dropped)
         if self.made_for:
             data["made_for"] = {k: list(v) for k, v in self.made_for.items()}
+        if self.made_by:
+            data["made_by"] = {k: [list(layer) for layer in v] for k, v in self.made_by.items()}
         return json.dumps(data)
 
     @classmethod
@@ -97,6 +132,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
             form, kept, dropped = data["format"], data["kept"], data.get("dropped", [])
             rows = {str(k): tuple(v) for k, v in kept.items()}
             made_for = {str(k): Channels(*map(int, v)) for k, v in data.get("made_for", {}).items()}
+            made_by = {str(k): tuple(map(Making.of, v)) for k, v in data.get("made_by", {}).items()}
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise PlanError(f"this is not a plan in JSON: {error}") from error
         if form not in _PLAN_FORMATS:
@@ -109,7 +145,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
             raise PlanError("a plan's dropped branches must be a list of names")
         if any(made.number < 1 for made in made_for.values()):
             raise PlanError("a plan is made for groups of at least one channel")
-        return cls(rows, tuple(dropped), made_for)
+        return cls(rows, tuple(dropped), made_for, made_by)
 
 
 _PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")

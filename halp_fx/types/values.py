@@ -6,7 +6,7 @@ a class of coupled slots, a *group* a set of channels that share the same axes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import cached_property
@@ -18,7 +18,7 @@ from torch import fx
 
 from .dependencies import DependencyGraph
 from .pickling import importable, packed, unpacked
-from .plans import Channels, Plan
+from .plans import Channels, Making, Plan
 from .records import TensorSpec
 from .runs import ModuleCall, Run, ValueRead
 
@@ -132,9 +132,28 @@ class ChannelGroup:
         rows = np.sort(first.slots, axis=1).astype("<i8")
         return Channels(self.size, rows.size, crc32(rows.tobytes()))
 
+    @property
+    def made_by(self) -> tuple[Making, ...]:
+        """The layers that make its channels, those whose outputs are regular; none where there is nothing to say: one
+        layer, and one output a channel."""
+        makers = [m for m in self.members if m.role == "producer"]
+        if len(makers) < 2 and all(m.slots.shape[1] == 1 for m in makers):
+            return ()
+        return tuple(filter(None, map(_making, makers)))
+
     def __repr__(self) -> str:
         state = f", frozen={self.frozen!r}" if self.frozen else ""
         return f"ChannelGroup({self.name!r}, size={self.size}, members={len(self.members)}{state})"
+
+
+def _making(member: Member) -> Making | None:
+    rows = np.sort(member.slots, axis=1)
+    step = int(rows[1, 0] - rows[0, 0]) if len(rows) > 1 else 0
+    if not np.array_equal(rows, rows[0] + step * np.arange(len(rows))[:, None]):
+        return None
+    ends = np.flatnonzero(np.diff(rows[0]) != 1) + 1
+    runs = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(rows[0], ends))
+    return Making(member.axis.tensor, step, runs)
 
 
 def scored_name(branch: str) -> str:
@@ -325,6 +344,13 @@ class Coupling:
     def views(self) -> tuple[Coupling, ...]:
         """This coupling as each of its forwards shows it, the first one's first."""
         return (self, *(replace(self, traced=f.traced, shapes=f.shapes, restricted=f.restricted) for f in self.further))
+
+    def planned(self, kept: Mapping[str, Iterable[int]], dropped: Iterable[str] = ()) -> Plan:
+        """A plan for these groups that knows what their channels are."""
+        groups = [g for g in self.groups if g.name in kept]
+        made_for = {g.name: g.channels for g in groups}
+        made_by = {g.name: made for g in groups if (made := g.made_by)}
+        return Plan({name: tuple(row) for name, row in kept.items()}, tuple(dropped), made_for, made_by)
 
     @cached_property
     def dependencies(self) -> DependencyGraph:

@@ -84,6 +84,22 @@ def test_equals_the_eager_network_with_the_same_plan(name):
         assert relative_error(fast(x), model(x)) > 1e-6
 
 
+def swin():
+    return randomized(torchvision.models.SwinTransformer([4, 4], 16, [2], [2], [2, 2], num_classes=5)).eval()
+
+
+def test_a_plan_of_a_model_whose_graph_has_finer_groups():
+    model, x = swin(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    plan = Plan.from_json(coupling.planned(half_plan(coupling)).to_json())
+    assert plan.made_for["features.0.0"].number == 2, "too easy: whole heads are no single features"
+    small, fast = halp_fx.rewrite(model, plan, x), compiled(model, plan=plan)
+    with torch.no_grad():
+        assert relative_error(fast(x), small(x)) < 1e-10
+        model.features[1][0].attn.qkv.weight.mul_(2)
+        assert relative_error(fast(x), halp_fx.rewrite(model, plan, x)(x)) < 1e-10, "sliced again"
+
+
 def test_a_plan_that_drops_nothing():
     model = network()
     with torch.no_grad():

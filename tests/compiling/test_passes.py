@@ -71,6 +71,16 @@ def test_in_a_manager_it_prunes_once(tmp_path):
         assert not any(n.target == "relu" for n in result.graph_module.graph.nodes)
 
 
+def test_another_pass_prunes_further():
+    first, second = ({"conv": rows} for rows in ((0, 1, 5, 6, 7), (1, 2, 4)))
+    model, both = network(), [PruneChannels(plan, X) for plan in (first, second)]
+    small = PassManager(passes=both, steps=2)(fx.symbolic_trace(model)).graph_module
+    assert small.conv.out_channels == 3
+    assert small.meta["halp_fx.plan"] == Plan(second)
+    at_once = halp_fx.rewrite(fx.symbolic_trace(model), {"conv": (1, 5, 7)}, X)
+    assert relative_error(small(X), at_once(X)) < 1e-10
+
+
 def test_on_an_exported_program():
     program = torch.export.export(network(), (X,))
     dense = program.module()
@@ -122,14 +132,26 @@ def both_plans(model):
     return program, [halp_fx.prune(net, 0.5, TOKENS, **settings).halp.plan for net in (model, program)]
 
 
-def test_a_plan_for_other_channels_of_the_same_names_is_refused():
+def test_a_plan_for_coarser_channels_prunes_the_same():
+    """Heads go with the features of the embedding in the model, and by themselves in the graph."""
     model = randomized(Attentive()).eval()
     program, (eager, exported) = both_plans(model)
     assert eager.made_for["embed"].number < exported.made_for["embed"].number, "too easy: the groups are the same"
+    assert set(exported) - set(eager), "too easy: the graph has no groups of its own"
+    wanted = halp_fx.rewrite(model, eager, TOKENS)(TOKENS)
+    for plan in (eager, Plan.from_json(eager.to_json())):
+        small = PruneChannels(plan, TOKENS)(program).graph_module
+        assert relative_error(small(TOKENS), wanted) < 1e-10
+        assert relative_error(halp_fx.zero(program, plan, TOKENS)(TOKENS), wanted) < 1e-10
+
+
+def test_a_plan_for_other_channels_of_the_same_names_is_refused():
+    model = randomized(Attentive()).eval()
+    program, (eager, exported) = both_plans(model)
     with pytest.raises(
         halp_fx.errors.OtherChannelsError, match="'embed' has 4 channels of 4 outputs each; here it has"
     ):
-        PruneChannels(eager, TOKENS)(program)
+        PruneChannels(replace(eager, made_by={}), TOKENS)(program)
     for apply in (halp_fx.rewrite, halp_fx.zero):
         with pytest.raises(halp_fx.PlanError, match="make the plan on what it is applied to"):
             apply(model, Plan.from_json(exported.to_json()), TOKENS)

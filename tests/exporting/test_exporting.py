@@ -21,6 +21,7 @@ import halp_fx
 from halp_fx import Export, ExportError, Plan, Report
 from halp_fx.exporting.examples import Batches, deviation
 from halp_fx.exporting.files import onnx_entries, pt2_entries
+from halp_fx.exporting.ways import ways
 from halp_fx.latency import NetworkTiming
 from halp_fx.rewriting.descent import origin_of
 
@@ -73,6 +74,35 @@ def test_an_onnx_file_takes_any_batch_and_knows_its_plan(small, tmp_path):
     assert all(m.training for m in small.modules())
     assert all(torch.equal(before[name], value) for name, value in small.state_dict().items())
     assert [p.name for p in path.parent.iterdir()] == ["net.onnx"]
+
+
+def test_weights_that_no_onnx_file_can_hold_are_in_a_second_one(small, tmp_path, monkeypatch):
+    path = tmp_path / "net.onnx"
+    monkeypatch.setattr("halp_fx.exporting.exporter.PROTOBUF", 1000)
+    for _ in range(2):  # The second takes the place of both files of the first.
+        made = halp_fx.export(small, path, X)
+        first, second = sorted(tmp_path.iterdir())
+        assert (first, second.suffix) == (path, ".data")
+        assert made.size == first.stat().st_size + second.stat().st_size
+        assert second.stat().st_size > sum(p.numel() for p in small.parameters()) * 3
+    (found,) = run(path, x=X)
+    torch.testing.assert_close(found, eager(small, X), rtol=1e-4, atol=1e-5)
+    assert Report.from_json(onnx_entries(path)["halp_fx.report"]) == small.halp
+    monkeypatch.setattr("halp_fx.exporting.exporter.deviation", lambda *_: math.inf)
+    monkeypatch.setattr("halp_fx.exporting.exporter.ways", lambda suffix: ways(suffix)[:1])
+    with pytest.raises(ExportError, match="other shapes"):
+        halp_fx.export(small, path, X)
+    assert sorted(tmp_path.iterdir()) == [first, second], "the old files are as they were"
+    monkeypatch.undo()
+    halp_fx.export(small, path, X)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_the_opset_that_was_asked_for(small, tmp_path):
+    made = halp_fx.export(small, tmp_path / "net.onnx", X, opset=17)
+    assert [s.version for s in onnx.load(made.path).opset_import if not s.domain] == [17]
+    with pytest.raises(ExportError, match=r"opset=17 is of \.onnx files"):
+        halp_fx.export(small, tmp_path / "net.pt2", X, opset=17)
 
 
 def test_a_pt2_file(small, tmp_path):

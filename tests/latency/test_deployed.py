@@ -48,6 +48,44 @@ def test_onnxruntime_runs_the_network_and_exports_it_once(monkeypatch):
     assert gone() is None
 
 
+class Mixed(Net):
+    """With an input that nothing reads, and others of one shape whose order counts."""
+
+    def forward(self, x, unused, *, low, high):
+        return super().forward(x, high - 2 * low)
+
+
+def test_inputs_are_told_apart_by_their_names():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    model = Mixed().eval()
+    for _ in range(2):  # The second time the file is there.
+        x, low, high = torch.rand(2, 3, 6, 6), torch.rand(2, 1), torch.rand(2, 1)
+        call = network_call(model, (x, torch.rand(5)), {"high": high, "low": low}, "onnxruntime")
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(call()[0]), model(x, None, low=low, high=high))
+
+
+def test_other_inputs_and_a_network_that_shrank_are_timed_as_they_are(monkeypatch):
+    """A file is made for one size of inputs and of the network; a `Pruner` cuts the network itself."""
+    made = []
+    monkeypatch.setattr(
+        "halp_fx.latency.compiling.packaged", lambda program, path: made.append(path) or program.module()
+    )
+    model = Net().eval()
+
+    def check(rows):
+        args, kwargs = (torch.rand(rows, 3, 6, 6),), {"scale": torch.rand(rows, 1)}
+        with torch.no_grad():
+            torch.testing.assert_close(network_call(model, args, kwargs, "aoti")(), model(*args, **kwargs))
+        return len(made)
+
+    assert [check(2), check(2), check(3)] == [1, 1, 2]
+    model.conv.weight, model.conv.bias = (nn.Parameter(p[:2].clone()) for p in (model.conv.weight, model.conv.bias))
+    model.head.weight = nn.Parameter(model.head.weight[:, :2].clone())
+    assert check(3) == 3
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(LatencyError, match=r"needs onnxruntime.*halp-fx\[export\]"):

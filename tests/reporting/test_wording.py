@@ -8,7 +8,7 @@ import pytest
 
 from halp_fx import Plan
 from halp_fx.latency.prediction import LayerError
-from halp_fx.reporting.details import Contender, GroupReport
+from halp_fx.reporting.details import Conditions, Contender, GroupReport
 from halp_fx.reporting.report import Report, Round
 from halp_fx.reporting.wording import amount, fewer
 
@@ -34,6 +34,8 @@ REPORT = Report(
         ({}, "Budget met: 5.90 ms of 6.00 ms allowed, 1.69 times faster than dense"),
         ({"measured": 6.06}, "Budget met to within 1.0%: 6.06 ms of 6.00 ms allowed, 1.65 times faster than dense"),
         ({"measured": 7.5}, "Budget missed by 25.0%: 7.50 ms of 6.00 ms allowed, 1.33 times faster than dense"),
+        ({"conditions": Conditions("Net", runtime="aoti")}, "5.90 ms of 6.00 ms allowed in aoti, 1.69 times faster"),
+        ({"conditions": Conditions("Net", runtime="eager")}, "5.90 ms of 6.00 ms allowed, 1.69 times faster"),
         ({"busy": "loud"}, "Budget met, by times that are not to be trusted: 5.90 ms"),
         ({"plan": Plan()}, "Nothing removed: the dense network's 5.90 ms meet the budget of 6.00 ms as they are"),
         ({"scores": ((10.0, 0.91), (5.9, 0.88))}, "1.69 times faster than dense, score from 0.91 to 0.88"),

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from halp_fx import Plan, PlanError
+from halp_fx.types.plans import Making
 
 GOOD = json.loads(Plan({"a": (0, 2)}, ("b",)).to_json())
 
@@ -25,6 +26,7 @@ MALFORMED = {
     "a branch for a list": (GOOD | {"dropped": "b"}, "must be a list of names"),
     "a number for a branch": (GOOD | {"dropped": [3]}, "must be a list of names"),
     "made for nothing": (GOOD | {"made_for": {"a": [0, 0, 7]}}, "at least one channel"),
+    "made by words": (GOOD | {"made_by": {"a": [["w", 1, "x"]]}}, "not a plan in JSON"),
     "made for words": (GOOD | {"made_for": {"a": ["x", 1, 7]}}, "not a plan in JSON"),
 }
 
@@ -40,6 +42,16 @@ def test_a_malformed_plan_is_refused(case):
 def test_channels_are_whole_numbers(kept):
     with pytest.raises(PlanError, match="group 'a': kept channels must be whole numbers"):
         Plan({"a": kept})
+
+
+def test_what_made_the_channels_comes_back():
+    made = Making("kv.weight", 4, ((0, 2), (20, 22)))
+    assert made.outputs((0, 2)) == (0, 1, 8, 9, 20, 21, 28, 29)
+    plan = Plan({"a": (0, 2)}, made_by={"a": (made,)})
+    again = Plan.from_json(plan.to_json())
+    assert again.made_by == plan.made_by
+    assert again == Plan({"a": (0, 2)})
+    assert "made_by" not in Plan({"a": (0, 2)}).to_json()
 
 
 def test_a_plan_comes_back():
