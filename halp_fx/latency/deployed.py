@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import LatencyError
+from ..extras import missing
 from ..internals import tree_leaves
 from .clocks import Thunk
 
@@ -75,6 +76,4 @@ def _needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise LatencyError(
-            f"runtime 'onnxruntime' needs {package}: python -m pip install 'halp-fx[export]' ({error})"
-        ) from error
+        raise LatencyError(missing("runtime 'onnxruntime'", package, error, "export")) from error
