@@ -34,7 +34,7 @@ def solve(
         **found.costs,
         "seconds": found.seconds,
     }
-    output.say(tabulate(list(found.widths.items()), headers=["group", "width"]))
+    output.say(tabulate(list(found.widths.items()), headers=["group", "width"], disable_numparse=[0]))
     output.say("\n" + tabulate([[name, f"{v:.6g}"] for name, v in figures.items()], disable_numparse=True))
     output.say(f"{found.method}: {found.status}" + (f"; dropped {', '.join(found.dropped)}" if found.dropped else ""))
     output.result({"widths": dict(found.widths), "dropped": list(found.dropped), "status": found.status, **figures})
