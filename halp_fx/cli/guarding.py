@@ -113,7 +113,7 @@ def _stop(words: str, code: int) -> None:
 
 def _interrupted() -> str:
     lines = ["interrupted"]
-    lines += [f"saved: {', '.join(dict.fromkeys(_saved))}" if _saved else "nothing was written"]
+    lines += [f"saved: {', '.join(dict.fromkeys(_saved))}" if _saved else "no result was written"]
     lines += dict.fromkeys(_again)
     return "\n".join(lines)
 
