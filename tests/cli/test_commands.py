@@ -275,3 +275,10 @@ def test_the_program_itself(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: nothing can be written to setup.py")
     assert done.stdout == ""
+
+
+def test_solve(run):
+    found = run("solve", ROOT / "tests" / "data" / "solver_problems" / "concat7@0.6.json", "--json")
+    assert found.code == 0
+    assert found.json["value"] <= found.json["upper bound"]
+    assert found.err.split()[:2] == ["group", "width"]
