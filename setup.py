@@ -1,13 +1,16 @@
 """Packaging of halp_fx. Tool settings live in pyproject.toml."""
 
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-VERSION: dict[str, str] = {}
-exec((HERE / "halp_fx" / "version.py").read_text(encoding="utf-8"), VERSION)
+READ: dict[str, Any] = {}
+for name in ("version.py", "extras.py"):
+    exec((HERE / "halp_fx" / name).read_text(encoding="utf-8"), READ)
 
 REQUIRES = [
     "torch>=2.11",
@@ -23,41 +26,20 @@ REQUIRES = [
     "filelock>=3.12",
     "safetensors>=0.4.3",  # Without it nothing that was pruned can be saved; it needs nothing else.
 ]
+USERS: dict[str, tuple[str, ...]] = READ["EXTRAS"]
 EXTRAS = {
-    "demo": ["scikit-learn>=1.4"],
-    "plots": ["matplotlib>=3.8"],
-    "save": [],  # Nothing more is needed: the name is known from before.
-    "hub": ["huggingface_hub>=1.0"],
-    "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.20"],
-    "recipes": ["torchmetrics>=1.4", "pycocotools>=2.0.8", "matplotlib>=3.8"],
-    "lightning": ["lightning>=2.3"],
-    "huggingface": ["transformers>=4.44", "accelerate>=0.33"],
-    "triton": ["triton>=3.6; platform_system == 'Linux'"],
+    **USERS,
     "test": [
-        "pytest>=8",
-        "hypothesis>=6.100",
-        "scikit-learn>=1.4",
-        "matplotlib>=3.8",
-        "onnx>=1.16",
-        "onnxscript>=0.5",
-        "onnxruntime>=1.20",
-        "huggingface_hub>=1.0",
-        "timm>=1.0.9",
-        "torchmetrics>=1.4",
-        "pycocotools>=2.0.8",
-        "playwright>=1.45",
-        "triton>=3.6; platform_system == 'Linux'",
+        *("pytest>=8", "hypothesis>=6.100", "timm>=1.0.9", "playwright>=1.45"),
+        *chain.from_iterable(USERS[name] for name in ("demo", "recipes", "export", "hub", "triton")),
     ],
     "lint": ["ruff>=0.12", "mypy>=1.15", "pre-commit>=3", "coverage>=7.6"],
     "docs": ["sphinx>=8", "myst-parser>=4", "furo>=2024.8", "sphinx-copybutton>=0.5"],
 }
 
-VERSION: dict[str, str] = {}
-exec((HERE / "halp_fx" / "version.py").read_text(encoding="utf-8"), VERSION)
-
 setup(
     name="halp-fx",
-    version=VERSION["__version__"],
+    version=READ["__version__"],
     description="Hardware-aware latency pruning: shrink a vision network until it meets a measured budget.",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -90,7 +90,7 @@ class _Level:
     done: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name} {self.done}{'' if self.total is None else f'/{self.total}'} {self.unit}"
+        return f"{self.name}: {self.done}{'' if self.total is None else f' of {self.total}'} {self.unit}"
 
 
 @dataclass(slots=True)
@@ -126,5 +126,5 @@ class _Lines:
         took = now - level.start
         left = ""
         if level.total is not None and level.done:
-            left = f", about {took / level.done * max(level.total - level.done, 0):.0f} s left of it"
-        self.say(f"halp_fx: {', '.join(map(str, self.levels))}; {took:.0f} s{left}")
+            left = f", about {took / level.done * max(level.total - level.done, 0):.0f} s left"
+        self.say(f"halp_fx: {' > '.join(map(str, self.levels))} ({took:.0f} s{left})")

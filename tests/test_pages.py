@@ -43,6 +43,15 @@ def test_blocks_run(page, machine, tmp_path, monkeypatch):
         warnings.warn(f"not run: {reason}", stacklevel=1)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_code_fits_beside_the_list_of_pages(page):
+    """The site shows so many columns without scrolling."""
+    wide = []
+    for block in re.findall(r"^```(?:python|bash)$(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        wide += [line for line in block.splitlines() if len(line) > 97]
+    assert not wide
+
+
 def test_a_block_that_fails_is_told_by_its_line(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# Page\n\n```python\na = 1\n```\n\ntext\n\n```python\nassert a == 2\n```\n", encoding="utf-8")

@@ -37,8 +37,8 @@ def test_lines_come_now_and_then_with_what_is_left(board):
             for _ in counted("abcd", "score", "batches"):
                 pass
             step()
-    assert board[0] == "halp_fx: prune 0/2 steps, score 2/4 batches; 8 s, about 8 s left of it"
-    assert board[-1] == "halp_fx: prune 2/2 steps; 48 s, about 0 s left of it"
+    assert board[0] == "halp_fx: prune: 0 of 2 steps > score: 2 of 4 batches (8 s, about 8 s left)"
+    assert board[-1] == "halp_fx: prune: 2 of 2 steps (48 s, about 0 s left)"
     assert len(board) < 6
 
 
@@ -46,7 +46,7 @@ def test_a_total_that_nobody_knows_is_left_out(board):
     with shown(True), work("time networks", None, "turns") as done:
         for _ in range(4):
             done()
-    assert board == ["halp_fx: time networks 3 turns; 12 s"]
+    assert board == ["halp_fx: time networks: 3 turns (12 s)"]
 
 
 def test_at_most_so_many(board):
@@ -55,7 +55,7 @@ def test_at_most_so_many(board):
         for i, _ in enumerate(counted([0] * 10, "score", "batches", most=4)):
             if i == 3:
                 break
-    assert "/4 batches" in board[0]
+    assert "of 4 batches" in board[0]
     assert list(taken)
 
 

@@ -27,12 +27,27 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,  # Words that are not boxed read in 60 columns and in log files.
     pretty_exceptions_enable=False,
-    help="Hardware-aware latency pruning: make a network meet a budget that is measured on this machine. "
-    "`halp-fx COMMAND --help` has examples.",
+    help="Make a trained vision network smaller until it meets a latency budget on this machine, measured.\n\n"
+    "`halp-fx demo` shows it; `halp-fx COMMAND --help` has examples.",
 )
-for command in (demo, prune, sweep, apply, export, report, compare, bench, profile, explain, solve, info):
-    app.command(command.__name__)(command)
-app.add_typer(table_app, name="table")
+# In the list of commands each has one line, also in 60 columns.
+_COMMANDS = {
+    demo: "Try it: train, prune and fine-tune on digits.",
+    profile: "Where the time goes, and what can be reached.",
+    explain: "Which channels go together, and what stays.",
+    prune: "Prune a model to a budget.",
+    sweep: "Prune a model to many budgets.",
+    compare: "Time pruned networks beside the dense one.",
+    report: "Show a report again.",
+    export: "Write a pruned network as ONNX or .pt2.",
+    apply: "Cut a model as a plan says.",
+    bench: "Time models in turn.",
+    solve: "Solve a width problem that is in a file.",
+    info: "Versions, devices, runtimes, latency tables.",
+}
+for command, words in _COMMANDS.items():
+    app.command(command.__name__, short_help=words)(command)
+app.add_typer(table_app, name="table", short_help="Latency tables, also of another device.")
 
 
 def _version(wanted: bool) -> None:
@@ -43,8 +58,12 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say what happens.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Say more: what is done, and tracebacks of errors.")
+    ] = False,
 ) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.WARNING, format="%(message)s")
 

@@ -24,12 +24,12 @@ def apply(
     """Cut a model as a plan says.
 
     The plan may come from another machine, or from another training of the same model."""
-    from .folders import leave, read_plan, ready
+    from .folders import leave, read_plan
     from .models import ModelSpec
-    from .output import Output
+    from .output import Output, writable
 
     output = Output(as_json)
-    ready(out)
+    writable(out)
     wanted = read_plan(plan)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights).load()
     from ..api import rewrite

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from ..errors import BudgetError, HalpError
 
 if TYPE_CHECKING:
@@ -29,6 +31,8 @@ def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: i
     from ..latency.elsewhere import of_other_device
     from ..latency.measured import MeasuredLatency
 
+    if table is not None and table.suffix == ".json" and not table.exists():
+        typer.echo(f"{table} is not there yet: layers are timed here, and their times kept in it", err=True)
     there = None if table is None else of_other_device(table)
     return there or MeasuredLatency(runtime, device, table, threads)
 

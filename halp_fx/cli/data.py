@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HalpError
+from ..extras import missing
 from .models import import_function
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class ImageFolder:
         try:
             from PIL import Image
         except ImportError as error:
-            raise HalpError("a folder of images needs Pillow: pip install pillow") from error
+            raise HalpError(missing("a folder of images", "pillow", error)) from error
         channels, height, width = self.size
         try:
             with Image.open(path) as opened:

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from ..api import prune
 from ..errors import HalpError
+from ..extras import missing
 from ..latency import interleaved
 from ..model.tensors import parameter_count
+from ..progress import counted, shown
 from ..reporting.report import report_of
 
 BATCH = 128
@@ -80,7 +82,7 @@ def load_digits(seed: int = 0) -> Digits:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError as error:
-        raise HalpError('the demo needs scikit-learn: pip install "halp-fx[demo]"') from error
+        raise HalpError(missing("the demo", "scikit-learn", error, "demo")) from error
     raw = load()
     images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
     images = F.interpolate(images, size=(16, 16), mode="bilinear")
@@ -97,7 +99,7 @@ def train(model: nn.Module, digits: Digits, epochs: int, rate: float) -> nn.Modu
     optimizer = torch.optim.SGD(model.parameters(), rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     model.train()
-    for _ in range(epochs):
+    for _ in counted(range(epochs), "train", "epochs"):
         for images, labels in digits.train:
             optimizer.zero_grad(set_to_none=True)
             F.cross_entropy(model(images), labels).backward()
@@ -120,7 +122,8 @@ def run(
     torch.manual_seed(0)
     digits = load_digits()
     say(f"1. train a residual network on {len(digits.train.dataset)} digits, {epochs} epochs")  # type: ignore[arg-type]
-    dense = train(DigitNet(), digits, epochs, 0.1)
+    with shown(True):
+        dense = train(DigitNet(), digits, epochs, 0.1)
     before = accuracy(dense, digits)
     example = digits.images[:TIMED_BATCH]
     say(f"2. prune it to {budget} of its latency, measured here on a batch of {TIMED_BATCH}")
@@ -134,18 +137,20 @@ def run(
     )
     pruned = accuracy(small, digits)
     say(f"3. fine-tune it, {epochs // 2} epochs")
-    train(small, digits, epochs // 2, 0.05)
+    with shown(True):
+        train(small, digits, epochs // 2, 0.05)
     tuned = accuracy(small, digits)
     _, now = interleaved((dense, small), ((example,), {}))
     report = report_of(small)
     table = tabulate(
         [
-            ["dense", before, report.dense_ms, parameter_count(dense)],
-            ["after pruning", pruned, report.measured_ms, parameter_count(small)],
-            ["after fine-tuning", tuned, now.share * report.dense_ms, parameter_count(small)],
+            ["dense", before, report.dense_ms, f"{parameter_count(dense):,}"],
+            ["after pruning", pruned, report.measured_ms, f"{parameter_count(small):,}"],
+            ["after fine-tuning", tuned, now.share * report.dense_ms, f"{parameter_count(small):,}"],
         ],
         headers=["", "accuracy", "ms", "parameters"],
-        floatfmt=("", ".2%", ".3f", ".0f"),
+        floatfmt=("", ".2%", ".3f"),
+        colalign=("left", "right", "right", "right"),
     )
     text = f"{table}\n\nlatency now {now.share:.1%} of dense (budget {budget}, measured again after fine-tuning)"
     say(f"\n{text}\n\n{report.summary()}")
@@ -155,5 +160,5 @@ def run(
         (output / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
         report.to_html(output / "report.html")
         say(f"\nwrote {output}: report.html, report.md, plan.json")
-    say(f"total {time.perf_counter() - start:.0f} s")
+    say(f"total {time.perf_counter() - start:.0f} s\n\nyour own network: halp-fx prune --help, or docs/quickstart.md")
     return small

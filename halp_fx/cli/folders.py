@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HalpError
-from .output import Output, writable
+from .output import Output
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ..reporting.report import Report
     from ..types import Plan
+    from .models import ModelSpec
 
 PLAN, CHECKPOINT = "plan.json", "model.safetensors"
 REPORT, PAGE = "report.json", "report.html"
 KINDS = ("onnx", "pt2")
 
 
-def ready(folder: Path) -> Path:
-    """The folder, made if it is not there; asked before anything long begins.
-
-    Raises:
-        HalpError: nothing can be written to it, or checkpoints cannot be written at all.
-    """
-    try:
-        import safetensors  # noqa: F401
-    except ImportError as error:
-        raise HalpError('checkpoints need safetensors: pip install "halp-fx[save]"') from error
-    return writable(folder)
+def next_steps(source: ModelSpec, folder: Path) -> str:
+    """What to do with a pruned network, as lines that can be copied."""
+    again = [*chain.from_iterable(("--set", s) for s in source.settings)]
+    again += [*chain.from_iterable(("--input", s) for s in source.shapes)]
+    steps = {
+        "look": f"open {folder / PAGE}",
+        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", make)  # make() gives the dense model',
+        "time both": shlex.join(["halp-fx", "compare", source.name, str(folder), *again]),
+    }
+    return "\n".join(f"{name + ':':<11}{step}" for name, step in steps.items())
 
 
 def kinds_of(exports: Iterable[str]) -> list[str]:

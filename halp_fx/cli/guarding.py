@@ -67,7 +67,7 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
             except InfeasibleError as error:
                 _stop(f"error: {as_options(str(error))}", OUT_OF_REACH)
             except HalpError as error:
-                _stop(f"error: {error}", FAILED)
+                _stop(f"error: {as_options(str(error))}", FAILED)
             except KeyboardInterrupt:
                 _stop(_interrupted(), INTERRUPTED)
             except BrokenPipeError:
@@ -90,6 +90,9 @@ _OPTIONS = {
     r"\bmin_keep\b": "--min-keep",
     r"\bround_to\b": "--round-to",
     r"\bin ignore\b": "of --ignore",
+    r"Pass example_inputs with which model\(\*example_inputs\) runs": (
+        "Say what it takes with --input, the batch first: 1x3x224x224"
+    ),
 }
 """How the library calls what commands have options for."""
 
@@ -110,7 +113,7 @@ def _stop(words: str, code: int) -> None:
 
 def _interrupted() -> str:
     lines = ["interrupted"]
-    lines += [f"saved: {', '.join(dict.fromkeys(_saved))}" if _saved else "nothing was written"]
+    lines += [f"saved: {', '.join(dict.fromkeys(_saved))}" if _saved else "no result was written"]
     lines += dict.fromkeys(_again)
     return "\n".join(lines)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from shutil import which
 
 from . import options
 from .guarding import guarded
@@ -17,13 +20,16 @@ _EXTRAS = (
     "triton",
     "safetensors",
     "onnx",
+    "onnxscript",
     "onnxruntime",
 )
 
 
 @guarded(examples=("info", "info --json"))
 def info(as_json: options.Json = False) -> None:
-    """Say what there is: versions, device, runtimes, latency tables. For an error report, too."""
+    """Say what there is: versions, devices, runtimes that can be used here, latency tables.
+
+    For the report of an error, too."""
     from .output import Output
 
     output = Output(as_json)
@@ -35,7 +41,13 @@ def info(as_json: options.Json = False) -> None:
     from ..version import __version__
 
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    runtimes = [r for r in RUNTIMES if r != "cudagraph" or torch.cuda.is_available()]
+    compiler = next(filter(None, map(which, (os.environ.get("CXX", "g++"), "clang++", "cl"))), None)
+    there = {
+        "cudagraph": torch.cuda.is_available(),
+        "onnxruntime": all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),
+        **dict.fromkeys(("inductor", "inductor-frozen", "aoti"), compiler is not None),
+    }
+    runtimes = [r for r in RUNTIMES if there.get(r, True)]
     here = Fingerprint.of(torch.device(devices[-1]))
     tables = sorted(cache_directory().glob("*.json"))
     found: dict[str, object] = {
@@ -47,6 +59,7 @@ def info(as_json: options.Json = False) -> None:
         "devices": ", ".join(devices),
         "device": here.device,
         "threads": torch.get_num_threads(),
+        "C++ compiler": compiler or "none: inductor and aoti need one",
         "runtimes": ", ".join(runtimes),
         "timer": here.timer,
         "latency tables": f"{len(tables)} in {cache_directory()}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HalpError, ModelError
+from ..extras import missing
 from .weights import load_weights
 
 if TYPE_CHECKING:
@@ -41,6 +42,13 @@ class ModelSpec:
     dtype: str = "float32"
     device: str = "cpu"
     channels_last: bool = False
+
+    @property
+    def untrained(self) -> bool:
+        """Whether a library makes it with random weights, and no file has others."""
+        kind, colon, rest = self.name.partition(":")
+        made_here = not colon or (kind in _FAMILIES and not rest.endswith(".pt"))
+        return self.weights is None and made_here
 
     def load(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         """The model in eval mode, and random inputs for it.
@@ -173,10 +181,11 @@ def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
     try:
         from torchvision import models
     except ImportError as error:
-        raise ModelError(f"torchvision:{name} needs torchvision: pip install torchvision ({error})") from error
+        raise ModelError(missing(f"torchvision:{name}", "torchvision", error)) from error
     if name not in (known := models.list_models()):
-        forms = "" if name in known else "; other models: timm:…, ultralytics:…, hf:…, package.module:factory"
-        raise ModelError(f"torchvision has no model {name!r}{_nearest(name, known)}{forms}")
+        near = _nearest(name, known) or "."
+        forms = "Models of others: timm:…, ultralytics:…, hf:…, package.module:factory, file.py:factory"
+        raise ModelError(f"torchvision has no model {name!r}{near} {forms}")
     builder = models.get_model_builder(name)
     # Detectors would fetch a backbone's weights otherwise.
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -188,7 +197,7 @@ def _timm(name: str, arguments: dict[str, Any]) -> Any:
     try:
         import timm
     except ImportError as error:
-        raise ModelError(f"timm:{name} needs timm: pip install timm") from error
+        raise ModelError(missing(f"timm:{name}", "timm", error)) from error
     if name.partition(".")[0] not in (known := timm.list_models()):
         raise ModelError(f"timm has no model {name!r}{_nearest(name, known)}")
     return _called(f"timm:{name}", timm.create_model, {"model_name": name, "pretrained": False, **arguments})
@@ -199,7 +208,7 @@ def _ultralytics(name: str, arguments: dict[str, Any]) -> Any:
         from ultralytics.models import YOLO
         from ultralytics.utils import ROOT
     except ImportError as error:
-        raise ModelError(f"ultralytics:{name} needs ultralytics: pip install ultralytics") from error
+        raise ModelError(missing(f"ultralytics:{name}", "ultralytics", error)) from error
     path = Path(name)
     if path.suffix not in (".pt", ".yaml", ".yml"):
         known = sorted(_sized(p.stem) for p in Path(ROOT, "cfg", "models").rglob("*.yaml"))
@@ -222,7 +231,7 @@ def _huggingface(name: str, arguments: dict[str, Any]) -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise ModelError(f"hf:{name} needs transformers: pip install transformers") from error
+        raise ModelError(missing(f"hf:{name}", "transformers", error)) from error
     if Path(name).exists():
         try:
             config = transformers.AutoConfig.from_pretrained(name, **arguments)

@@ -15,7 +15,7 @@ MODEL_FORMS = (
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_FORMS)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="An argument of the model's factory, e.g. num_classes=10."),
+    typer.Option("--set", metavar="NAME=VALUE", help="An argument of what makes the model, e.g. num_classes=10."),
 ]
 Weights = Annotated[
     Path | None, typer.Option("--weights", metavar="FILE", help="Weights: .safetensors, or a state_dict of torch.save.")
@@ -23,17 +23,25 @@ Weights = Annotated[
 Inputs = Annotated[
     list[str] | None,
     typer.Option(
-        "--input", "--shape", metavar="SHAPE", help="Shape of the input, its batch first: 1x3x224x224. Again for each."
+        "--input",
+        "--shape",
+        metavar="SHAPE",
+        help="Shape of the input, its batch first: 1x3x224x224. Once for each input.",
     ),
 ]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float16.")]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
+Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16.")]
+Device = Annotated[str, typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, …")]
 ChannelsLast = Annotated[bool, typer.Option("--channels-last", help="Channels-last memory format.")]
 Runtime = Annotated[
-    str, typer.Option(help="eager, inductor, inductor-frozen, inductor:MODE, cudagraph, aoti or onnxruntime.")
+    str,
+    typer.Option(
+        metavar="RUNTIME",
+        help="What will run the network: eager, inductor, inductor-frozen, inductor:MODE, cudagraph, aoti or "
+        "onnxruntime.",
+    ),
 ]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as PyTorch is set.")]
-Cost = Annotated[str, typer.Option(help="latency, macs, params or memory.")]
+Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default: as PyTorch is set.")]
+Cost = Annotated[str, typer.Option(metavar="COST", help="What the budget limits: latency, macs, params or memory.")]
 Branches = Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")]
 Table = Annotated[
     Path | None, typer.Option("--table", metavar="PATH", help="Latency table, file or folder; default: your cache.")
@@ -50,10 +58,10 @@ Loss = Annotated[
     str | None,
     typer.Option("--loss", metavar="FUNCTION", help="module:function of (output, target); classes need none."),
 ]
-Batch = Annotated[int, typer.Option(min=1, help="Images a batch, of a folder.")]
+Batch = Annotated[int, typer.Option(min=1, metavar="N", help="Images in a batch, where --data is a folder.")]
 Ignore = Annotated[
     list[str] | None,
-    typer.Option("--ignore", metavar="NAME", help='What stays as it is, e.g. "layer1.*". Again for more.'),
+    typer.Option("--ignore", metavar="NAME", help='What stays as it is, e.g. "layer1.*". May be repeated.'),
 ]
 State = Annotated[
     Path | None, typer.Option("--state", metavar="DIR", help="Keep the search there; after an interruption it goes on.")

@@ -48,19 +48,28 @@ def prune(
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
     round_to: Annotated[
-        int | None, typer.Option(min=1, help="Widths are multiples of this; default: 8 or less.")
+        int | None, typer.Option(min=1, metavar="N", help="Widths are multiples of this; default: 8 or less.")
     ] = None,
-    min_keep: Annotated[float, typer.Option(help="Least share of a group's channels that is kept.")] = 0.1,
+    min_keep: Annotated[
+        float, typer.Option(metavar="SHARE", help="Least share of a layer's channels that is kept.")
+    ] = 0.1,
     branches: options.Branches = False,
-    steps: Annotated[int | None, typer.Option(min=1, help="Removal in so many steps; default: by the budget.")] = None,
-    tolerance: Annotated[float, typer.Option(help="Deviation from a measured budget that is close enough.")] = 0.02,
+    steps: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Remove in N steps; default: by the budget.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", help="How far beside the budget is close enough, as a share of it.")
+    ] = 0.02,
     effort: Annotated[
-        str, typer.Option(help="fast, normal, or thorough: several ways and a judge (needs --data).")
+        str,
+        typer.Option(
+            metavar="EFFORT", help="fast, normal, or thorough: several ways, the best is taken (needs --data)."
+        ),
     ] = "normal",
     state: options.State = None,
     exports: Annotated[
         list[str] | None,
-        typer.Option("--export", metavar="KIND", help="onnx or pt2: model.onnx, model.pt2, too."),
+        typer.Option("--export", metavar="KIND", help="Also write model.onnx or model.pt2: onnx, pt2."),
     ] = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
@@ -68,21 +77,23 @@ def prune(
     """Prune a model to a budget that is met when measured here.
 
     Leaves a folder: model.safetensors (`halp_fx.load` reads it), plan.json (which channels stay), report.html,
-    report.json, and what --export asks for. With --data, what the network loses is told by the data, and its
-    batch norms are re-estimated; without, all layers become about equally narrow.
+    report.json, and what --export asks for. With --data, channels go where your images lose least by it;
+    without, all layers become about equally narrow. Then fine-tune: this command does not train.
     """
     from .costs import budget_of, cost_of
     from .data import load_data
-    from .folders import kinds_of, leave, leave_report, ready
+    from .folders import kinds_of, leave, leave_report, next_steps
     from .models import ModelSpec, import_function
-    from .output import Output
+    from .output import Output, writable
 
     output = Output(as_json)
-    ready(out)
+    writable(out)
     kinds = kinds_of(exports or ())
     asked = budget_of(budget)
     source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
+    if source.untrained:
+        output.say(f"{model} has random weights: name a file of trained ones with --weights")
     price = cost_of(cost, runtime, device, table, threads)
     batches = load_data(data, tuple(example[0].shape), batch)
 
@@ -111,7 +122,8 @@ def prune(
     leave_report(report, out, output)
     for kind in kinds:
         output.say(halp_fx.export(small, out / f"model.{kind}", example))
-    output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}")
+    output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
+    output.say(next_steps(source, out))
     output.result(
         {
             "met": report.met,

@@ -35,7 +35,7 @@ def solve(
         "seconds": found.seconds,
         "work": found.work,
     }
-    output.say(tabulate(list(found.widths.items()), headers=["group", "width"]))
+    output.say(tabulate(list(found.widths.items()), headers=["group", "width"], disable_numparse=[0]))
     output.say("\n" + tabulate([[name, f"{v:.6g}"] for name, v in figures.items()], disable_numparse=True))
     output.say(
         f"{found.method}: {found.status}"

@@ -60,19 +60,19 @@ def sweep(
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Prune a model to many budgets from one latency table and one scoring (with --data: on one way past all of them);
-    leave a folder for each, a CSV file, and a curve.
+    """Prune a model to many budgets, and leave a folder for each, a CSV file, and a curve.
 
-    Budgets that no network meets are named and left out; exit code 3 if none is met.
+    Layers are timed once. The model is scored once or, with --data, on one way past all budgets. Budgets that no
+    network meets are named and left out; exit code 3 if none is met.
     """
     from .costs import cost_of
     from .data import load_data
-    from .folders import leave, leave_report, ready
+    from .folders import leave, leave_report
     from .models import ModelSpec, import_function
-    from .output import Output
+    from .output import Output, writable
 
     output = Output(as_json)
-    ready(out)
+    writable(out)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = load_data(data, tuple(example[0].shape), batch)
@@ -98,7 +98,7 @@ def sweep(
     for point in curve.points:
         small = curve.network(point)
         report, budget = report_of(small), point.asked
-        folder = ready(out / budget.replace("%", ""))
+        folder = writable(out / budget.replace("%", ""))
         leave(small, report.plan, folder, output)
         leave_report(report, folder, output)
         rows.append(_row(budget, report))
@@ -135,7 +135,7 @@ def _draw(rows: list[dict[str, Any]], out: Path, output: Any) -> None:
         figure = trade_off(points, rows[0]["unit"], rows[0]["dense"])
         paths = [save(figure, out / "curve.png"), save(figure, out / "curve.svg")]
     except LatencyError as error:
-        output.say(f"no curve was drawn: {error}")
+        output.say(f"no curve was drawn: {error}\nwrote {out}: sweep.csv, and a folder for each budget")
         return
     for path in paths:
         output.wrote(path)

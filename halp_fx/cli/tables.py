@@ -14,11 +14,14 @@ if TYPE_CHECKING:
     from ..latency.table import LatencyTable
 
 table_app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Latency tables: build, request, measure, show, merge, check."
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Times of layers, kept in files: of this device, or of another one.\n\n"
+    "For another device: `request` where the model is, `measure` there, then `halp-fx prune --table`.",
 )
 
 
-@table_app.command("build")
+@table_app.command("build", short_help="Time the layers of a model here.")
 @guarded(examples=("table build resnet18", "table build timm:resnet50 --input 8x3x224x224 \\\n      --table t.json"))
 def build(
     model: options.Model,
@@ -55,18 +58,20 @@ def build(
     output.result({"path": str(cost.path), "points": len(cost.measured), "sum_ms": total})
 
 
-@table_app.command("request")
+@table_app.command("request", short_help="Write down what to time elsewhere.")
 @guarded(examples=("table request resnet18 --out request.json", "table request timm:resnet50 --input 8x3x224x224"))
 def request(
     model: options.Model,
     inputs: options.Inputs = None,
     settings: options.Settings = None,
     dtype: options.Dtype = "float32",
-    runtime: Annotated[str, typer.Option(help="What will execute the network: eager, cudagraph or onnxruntime.")] = (
-        "eager"
-    ),
+    runtime: Annotated[
+        str, typer.Option(metavar="RUNTIME", help="What will run the network: eager, cudagraph or onnxruntime.")
+    ] = ("eager"),
     channels_last: options.ChannelsLast = False,
-    min_keep: Annotated[float, typer.Option(help="Smallest width of a group, as a share of it.")] = 0.1,
+    min_keep: Annotated[
+        float, typer.Option(metavar="SHARE", help="Least share of a layer's channels that can be asked for later.")
+    ] = 0.1,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")] = Path("request.json"),
     as_json: options.Json = False,
 ) -> None:
@@ -88,7 +93,7 @@ def request(
     output.result({"path": str(out), "layers": len(made.rows)})
 
 
-@table_app.command("measure")
+@table_app.command("measure", short_help="Time the layers of a request here.")
 @guarded(examples=("table measure request.json --out pi5.json", "table measure request.json --threads 4"))
 def measure(
     request: Annotated[Path, typer.Argument(help="What `table request` wrote.")],
@@ -114,17 +119,21 @@ def measure(
         table, path = measure_request(asked, out, device, threads)
     left = [key for key, note in table.notes.items() if note.startswith(UNTIMED)]
     output.say(f"{path or 'not saved'}: {len(table)} points of {len(table.entries)} layers of {asked.network}")
-    output.say(f"To prune by it: halp-fx prune {asked.network} --table {path and path.name} --budget 60%")
+    if path is not None:
+        output.say(
+            f"To prune by it: halp-fx prune {asked.network} --table {path.name} --budget 60%, where the model is,"
+        )
+        output.say("with the --input, --dtype and --channels-last that the request was made with.")
     if left:
         output.say(f"{len(left)} layers cannot be timed on their own, and count as nothing: {left[0][:90]}")
     output.result({"path": str(path), "points": len(table), "untimed": left})
 
 
-@table_app.command("show")
+@table_app.command("show", short_help="Show what a table holds.")
 @guarded(examples=("table show", "table show t.json --rows 5"))
 def show(
     table: Annotated[Path | None, typer.Argument(help="A table; default: all in the user's cache.")] = None,
-    rows: Annotated[int, typer.Option(help="Layers shown.")] = 20,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Layers shown.")] = 20,
 ) -> None:
     """Show what a table holds."""
     from ..latency.files import read_table
@@ -142,7 +151,9 @@ def describe(table: LatencyTable, rows: int = 20) -> str:
     from ..latency.fingerprint import Fingerprint
 
     names = Fingerprint.__dataclass_fields__
-    head = tabulate([(name, getattr(table.fingerprint, name)) for name in names], tablefmt="plain")
+    head = tabulate(
+        [(name, getattr(table.fingerprint, name)) for name in names], tablefmt="plain", disable_numparse=True
+    )
     ranked = sorted(table.entries.items(), key=lambda item: -max(t.median_ms for t in item[1].values()))
     body = []
     for key, points in ranked[:rows]:
@@ -154,7 +165,7 @@ def describe(table: LatencyTable, rows: int = 20) -> str:
     return f"{head}\n\n{tabulate(body, headers=headers, floatfmt='.4g')}{more}"
 
 
-@table_app.command("merge")
+@table_app.command("merge", short_help="Merge tables of one device.")
 @guarded(examples=("table merge all.json a.json b.json",))
 def merge(
     target: Annotated[Path, typer.Argument(help="File to write; if it exists, it is merged, too.")],
@@ -173,7 +184,7 @@ def merge(
     typer.echo(f"{target}: {len(merged)} points of {len(merged.entries)} layers")
 
 
-@table_app.command("check")
+@table_app.command("check", short_help="Is a table sound, and of this device?")
 @guarded(examples=("table check t.json", "table check t.json --device cuda", "table check pi5.json --elsewhere"))
 def check(
     table: Annotated[Path, typer.Argument(help="A table.")],

@@ -53,11 +53,9 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise ModelError(f"there is no file {path}")
     if path.suffix == ".safetensors":
-        try:
-            from safetensors import SafetensorError
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ModelError(f"{path} needs safetensors: pip install safetensors") from error
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
         try:
             return load_file(path)
         except SafetensorError as error:

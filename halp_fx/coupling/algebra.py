@@ -95,8 +95,10 @@ class Call:
     @property
     def where(self) -> str:
         module = f" in {self.module!r}" if self.module else ""
-        source = f" ({of(self.node).source})" if of(self.node).source else ""
-        return f"{self.op}{module}{source}"
+        source = of(self.node).source
+        # What PyTorch's own modules do alone was called from our recording: no line of the user's.
+        line = f" ({source})" if source and not source.startswith("tracing/forward.py:") else ""
+        return f"{self.op}{module}{line}"
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
+from ..extras import missing
 from ..reporting.report import Report
 from ..rewriting.descent import origin_of
 from ..types.plain import to_plain
@@ -75,7 +76,7 @@ def needed(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ExportError(f"export needs {module}: python -m pip install 'halp-fx[export]' ({error})") from error
+        raise ExportError(missing("export", module, error, "export")) from error
 
 
 def provenance(model: nn.Module) -> dict[str, str]:

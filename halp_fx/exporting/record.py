@@ -37,10 +37,13 @@ class Export:
 
     def __str__(self) -> str:
         sizes = f" at batch sizes {' and '.join(map(str, self.batches))}" if self.batches else ""
+        apart = f"at most {self.deviation:.1e} apart" if self.deviation else "equal"
+        batch = f"{'any' if self.dynamic else 'one'} batch size"
         parts = [
-            f"{self.path}: {self.size / 1e6:.2f} MB by {self.exporter}, {'any' if self.dynamic else 'one'} batch size",
-            f"compared{sizes}: {self.deviation:.1e} apart",
+            f"{self.path}: {self.size / 1e6:.2f} MB by {self.exporter}, for {batch}",
+            f"compared with the network{sizes}: {apart}",
         ]
         if self.share is not None:
-            parts.append(f"{self.file_ms:.3g} ms, {self.share:.1%} of {self.reference_ms:.3g} ms before")
+            medians = f"medians {self.file_ms:.3g} and {self.reference_ms:.3g} ms"
+            parts.append(f"takes {self.share:.1%} of the time of the file before, timed in turn ({medians})")
         return "\n".join((*parts, *(f"note: {note}" for note in self.notes)))

@@ -86,7 +86,8 @@ class Benchmark:
         where = f"batch {self.batch}, {self.runtime}, {self.device}"
         where += f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
         busy = f"\nother programs ran in {self.waited:.0%} of the time" if self.waited > 0.1 else ""
-        return f"{tabulate(rows, headers=headers, floatfmt='.4g')}\n\n{where}; medians, networks in turn{busy}"
+        table = tabulate(rows, headers=headers, floatfmt=".4g", disable_numparse=[0])
+        return f"{table}\n\n{where}; medians. Networks ran in turn: of first is the median over the turns{busy}"
 
     def __str__(self) -> str:
         return self.summary()

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from ..errors import LatencyError
+from ..extras import missing
 from ..internals import tree_leaves
 from ..model.tensors import PROTOBUF, every_tensor, weight_bytes
 from .clocks import Thunk
@@ -100,6 +101,4 @@ def _needed(package: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise LatencyError(
-            f"runtime 'onnxruntime' needs {package}: python -m pip install 'halp-fx[export]' ({error})"
-        ) from error
+        raise LatencyError(missing("runtime 'onnxruntime'", package, error, "export")) from error

@@ -85,7 +85,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     if unit not in units:
         if unit == "":
             return Budget(share=_share(value, budget))
-        raise BudgetError(f"budget {budget!r}: {unit!r} is not a unit of {resource} ({', '.join(units)})")
+        raise BudgetError(f"budget {budget!r}: {unit!r} is not a unit of {resource}: {', '.join(filter(None, units))}")
     if unit == "" and value <= 1:
         return Budget(share=_share(value, budget))
     if not math.isfinite(value) or value <= 0:
@@ -95,5 +95,5 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
 
 def _share(value: float, written: object) -> float:
     if not math.isfinite(value) or not 0 < value <= 1:
-        raise BudgetError(f"budget {written!r} is not between 0 and 1 (of the dense network's cost): write {FORMS}")
+        raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: write {FORMS}")
     return value

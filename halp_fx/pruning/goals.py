@@ -163,8 +163,13 @@ def cost_called(latency: Any) -> Cost:
     if name in _DETERMINISTIC:
         return _DETERMINISTIC[name]()
     path = Path(latency)
-    if path.exists() or path.suffix == ".json":
+    if path.exists():
         return of_other_device(path) or MeasuredLatency(table=latency)
+    if path.suffix == ".json":  # Times of this machine would pass for those of another one.
+        raise BudgetError(
+            f"latency={str(latency)!r}: there is no such latency table. To time layers here and keep their times in "
+            f"that file, pass halp_fx.latency.MeasuredLatency(table={str(latency)!r})"
+        )
     hint = f", or halp_fx.latency.MeasuredLatency(runtime={name!r})" if name in RUNTIMES else ""
     raise BudgetError(
         f"latency={str(latency)!r} is neither a cost ({_NAMES}{hint}) nor a latency table: a table is a .json file, or "

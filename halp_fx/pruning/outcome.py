@@ -30,9 +30,10 @@ def out_of_reach(
     unit, least = yardstick.goals.cost.unit, share * yardstick.dense
     how = ", measured" if yardstick.goals.measured else ""
     groups = f" Groups that bound it: {', '.join(refused.groups[:5])}." if refused.groups else ""
+    asked = f"{yardstick.budget * yardstick.dense:.4g} {unit} ({100 * yardstick.budget:.3g}% of dense)"
     return InfeasibleError(
-        f"a budget of {yardstick.budget * yardstick.dense:.4g} {unit} cannot be reached: the smallest that min_keep "
-        f"and round_to allow takes {least:.4g} {unit}{how} ({share:.1%} of dense).{groups} {help_}"
+        f"a budget of {asked} cannot be reached: the smallest that min_keep and round_to allow takes {least:.4g} "
+        f"{unit}{how} ({share:.1%} of dense).{groups} {help_}"
         + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited))
         + "".join(f" {note[0].upper()}{note[1:]}." for note in launch_notes(yardstick.idle)),
         least,

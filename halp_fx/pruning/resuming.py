@@ -87,10 +87,6 @@ class Notebook:
         Raises:
             StateError: it is of something else, or cannot be read; nothing was written.
         """
-        try:
-            import safetensors  # noqa: F401
-        except ImportError as error:
-            raise StateError("state= needs safetensors: python -m pip install 'halp-fx[save]'") from error
         asked, index = Asked.of(model, request, ignore, call), folder / INDEX
         files = sorted(folder.glob("[0-9]*.safetensors"))
         if index.exists():

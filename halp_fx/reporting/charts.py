@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from markupsafe import Markup
 
 from .details import GroupReport, WidthCurve
+from .wording import figure
 
 ToPixels = Callable[[float], float]
 """A figure -> pixels."""
@@ -40,9 +41,11 @@ def staircase(group: GroupReport, unit: str) -> Markup:
     if group.kept:
         parts.append(f'<line class="chosen" x1="{at:.1f}" x2="{at:.1f}" y1="{_COST_TOP - 6}" y2="{_HIGH - 14}"/>')
     if len(group.cost.widths) > 1:
-        parts += _line(group.cost, x, _COST_TOP, _COST_HIGH, group.kept, f"cost, {unit}", "line")
+        parts += _line(
+            group.cost, x, _COST_TOP, _COST_HIGH, group.kept, f"cost, {unit}", "line", lambda cost: figure(cost, unit)
+        )
     if len(group.lost.widths) > 1:
-        parts += _line(group.lost, x, _LOST_TOP, _LOST_HIGH, group.kept, "what is lost", "line faint")
+        parts += _line(group.lost, x, _LOST_TOP, _LOST_HIGH, group.kept, "what is lost", "line faint", "{:.3g}".format)
     picked = group.kept not in (0, widths[0], widths[-1])
     for width, end, anchor in ((widths[0], _LEFT, "start"), (widths[-1], _WIDE - _RIGHT, "end")):
         if not picked or abs(at - end) >= _APART:  # Two numbers that touch read as one.
@@ -54,7 +57,9 @@ def staircase(group: GroupReport, unit: str) -> Markup:
     return _svg(_WIDE, _HIGH, words, parts)
 
 
-def _line(curve: WidthCurve, x: ToPixels, top: int, high: int, kept: int, title: str, kind: str) -> list[str]:
+def _line(
+    curve: WidthCurve, x: ToPixels, top: int, high: int, kept: int, title: str, kind: str, say: Callable[[float], str]
+) -> list[str]:
     """One curve from zero up, its highest value in words, and a dot at the chosen width."""
     most = max(*curve.values, 0.0) or 1.0
     y = _scale(0.0, most, top + high, top)
@@ -63,7 +68,7 @@ def _line(curve: WidthCurve, x: ToPixels, top: int, high: int, kept: int, title:
         f'<line class="axis" x1="{_LEFT}" x2="{_WIDE - _RIGHT}" y1="{top + high}" y2="{top + high}"/>',
         f'<polyline class="{kind}" points="{points}"/>',
         f'<text x="{_LEFT}" y="{top - 8}">{Markup.escape(title)}</text>',
-        f'<text x="{_WIDE - _RIGHT}" y="{top - 8}" text-anchor="end">at most {most:.3g}</text>',
+        f'<text x="{_WIDE - _RIGHT}" y="{top - 8}" text-anchor="end">at most {say(most)}</text>',
     ]
     if kept in curve.widths:
         value = curve.values[curve.widths.index(kept)]

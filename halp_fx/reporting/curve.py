@@ -22,6 +22,7 @@ from ..pruning.session import Session
 from ..types import Plan
 from .making import report_on
 from .plots import new_figure, save
+from .wording import amount, figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +130,12 @@ class Curve:
         headers = ["asked", f"budget, {self.unit}", "predicted", "measured", "of dense", "parameters", "met"]
         table = []
         for p in self.points:
-            row = [p.asked, p.budget, p.predicted, p.measured, f"{p.share:.1%}", f"{p.parameters:,}"]
+            costs = [figure(cost, self.unit) for cost in (p.budget, p.predicted, p.measured)]
+            row = [p.asked, *costs, f"{p.share:.1%}", f"{p.parameters:,}"]
             table.append([*row, "yes" if p.met else "no", *([p.score] if scored else [])])
         headers += ["score"] if scored else []
         parts = [tabulate(table, headers, floatfmt=".4g", disable_numparse=[0])]
-        parts.append(f"dense: {self.dense:.4g} {self.unit}" + (f", score {self.dense_score:.4g}" if scored else ""))
+        parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
         parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
         return "\n\n".join(parts)
 

@@ -106,13 +106,16 @@ def describe(coupling: Coupling) -> str:
     if coupling.mended:
         parts.append("attributes that follow a width: " + ", ".join(map(str, coupling.mended)))
     if coupling.frozen:
-        parts.append(tabulate(list(coupling.frozen.items()), headers=["frozen group", "reason"]))
+        parts.append(tabulate(list(coupling.frozen.items()), headers=["frozen group", "reason"], disable_numparse=True))
     branches = find_branches(coupling)
     if branches.removable:
         rows = [[b.name, len(b.tensors), ", ".join(b.groups)] for b in branches.removable]
-        parts.append(tabulate(rows, headers=["branch that may be dropped", "tensors", "groups inside"]))
+        parts.append(
+            tabulate(rows, headers=["branch that may be dropped", "tensors", "groups inside"], disable_numparse=True)
+        )
     if branches.refused:
-        parts.append(tabulate(list(branches.refused.items()), headers=["residual add that must stay", "reason"]))
+        headers = ["residual add that must stay", "reason"]
+        parts.append(tabulate(list(branches.refused.items()), headers=headers, disable_numparse=True))
     parts += [f"note: {note}" for note in coupling.notes]
     return "\n\n".join(parts)
 

@@ -79,12 +79,14 @@ def _rows(report: Report) -> tuple[str, ...]:
 
 
 def _figures(report: Report) -> list[dict[str, Any]]:
-    """The bars on top: dense, budget, predicted, measured; each with its share of the longest."""
+    """The bars on top: dense, budget, predicted, measured; each with its share of the longest. What is counted is what
+    was predicted."""
+    timed = report.unit == "ms"
     rows = [
         ("dense", report.dense, report.scatter * report.dense, "plain"),
         ("budget", report.budget, 0.0, "limit"),
-        ("predicted", report.predicted, 0.0, "plain"),
-        ("measured", report.measured, report.scatter * report.measured, "accent"),
+        *([("predicted", report.predicted, 0.0, "plain")] if timed else []),
+        ("measured" if timed else "pruned", report.measured, report.scatter * report.measured, "accent"),
     ]
     most = max(value + scatter for _, value, scatter, _ in rows) or 1.0
     return [

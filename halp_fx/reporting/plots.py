@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import LatencyError
+from ..extras import missing
 from ..solver import CostTable
 from .details import GroupReport
 from .profiling import Profile
@@ -84,6 +85,7 @@ def bars(profile: Profile) -> Figure:
         left.barh(at, [rows[i].cost for i in at], color=color, label=op)
     left.set_yticks(range(len(rows)), [row.name[-38:] for row in rows])
     left.set_xlabel(f"cost of a layer, {profile.unit}")
+    _amounts(left.xaxis, profile.unit)
     left.set_title(
         f"Layers: {amount(profile.total, profile.unit)} in sum, {amount(profile.dense, profile.unit)} end to end",
         fontsize=10,
@@ -96,6 +98,7 @@ def bars(profile: Profile) -> Figure:
     right.set_title("Groups: what their widths cost, all other groups dense", fontsize=10)
     right.set_xlabel("share of the group's channels kept")
     right.set_ylabel(f"cost of the group's layers, {profile.unit}")
+    _amounts(right.yaxis, profile.unit)
     right.set_ylim(bottom=0)
     if right.lines:
         right.legend(fontsize=7, frameon=False)
@@ -123,6 +126,7 @@ def before_after(report: Report) -> Figure:
     axes.set_yticks(at, [c.name[-44:] for c in rows])
     axes.tick_params(labelsize=7)
     axes.set_xlabel(f"cost of a layer, {report.unit}")
+    _amounts(axes.xaxis, report.unit)
     axes.set_title(report.verdict, fontsize=10, wrap=True)
     axes.legend(fontsize=8, frameon=False, loc="lower right")
     return _tidy(figure)
@@ -146,6 +150,7 @@ def staircases(report: Report) -> Figure:
         axes.tick_params(labelsize=7)
         axes.set_xlabel("channels", fontsize=8)
         axes.set_ylabel(report.unit, fontsize=8)
+        _amounts(axes.yaxis, report.unit)
     for axes in list(grid.flat)[len(groups) :]:
         axes.axis("off")
     return _tidy(figure)
@@ -172,9 +177,18 @@ def trade_off(points: Sequence[tuple[float, float, str]], unit: str, dense: floa
         axes.annotate(name, (x, 100 * y), xytext=(6, -12), textcoords="offset points", fontsize=8)
     axes.set_xlim(left=0)
     axes.set_xlabel(f"cost of the network, {unit}")
+    _amounts(axes.xaxis, unit)
     axes.set_ylabel("importance kept, %")
     axes.set_title("What is kept at which cost", fontsize=10)
     return _tidy(figure)
+
+
+def _amounts(axis: Any, unit: str) -> None:
+    """Ticks such as "4 M", where costs are counted."""
+    from matplotlib.ticker import EngFormatter
+
+    if unit != "ms":
+        axis.set_major_formatter(EngFormatter())
 
 
 def heat_map(table: CostTable, unit: str) -> Figure:
@@ -212,7 +226,7 @@ def new_figure(**options: Any) -> Figure:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise LatencyError("plots need matplotlib: pip install 'halp-fx[plots]'") from error
+        raise LatencyError(missing("a picture", "matplotlib", error, "plots")) from error
     return Figure(**options)
 
 

@@ -28,6 +28,7 @@ from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
 from ..types import Coupling
+from .wording import figure
 
 _PAYS = 0.01
 """A width pays if it saves at least this share of its group's time over the next wider one that does."""
@@ -102,25 +103,36 @@ class Profile:
     def summary(self, rows: int = 15) -> str:
         """The profile as text: totals, the most costly layers, the groups and the widths that pay."""
         low, high = self.reachable
+        timed = self.unit == "ms"
+
         head = [
-            ["measured end to end", self.dense, 1.0],
-            ["sum of layers", self.total, self.total / self.dense],
-            ["reachable", low, low / high],
+            ["measured end to end" if timed else "the network", figure(self.dense, self.unit), "100.0%"],
+            *([["sum of layers", figure(self.total, self.unit), f"{self.total / self.dense:.1%}"]] if timed else []),
+            ["smallest that can be reached", figure(low, self.unit), f"{low / high:.1%}"],
         ]
-        parts = [tabulate(head, headers=["", self.unit, "of dense"], floatfmt=("", ".4g", ".1%"))]
-        parts.append(f"{self.fixed_share:.1%} of the time does not depend on any group that may shrink")
+        parts = [
+            tabulate(
+                head, headers=["", self.unit, "of dense"], colalign=("left", "right", "right"), disable_numparse=True
+            )
+        ]
+        what = "time" if timed else "cost"
+        parts.append(f"{self.fixed_share:.1%} of the {what} does not depend on any group that may shrink")
         layer_rows = [
-            [x.name, x.op, f"{x.dense[0]} -> {x.dense[1] or x.dense[0]}", x.cost, f"{x.share:.1%}"]
+            [x.name, x.op, f"{x.dense[0]} -> {x.dense[1] or x.dense[0]}", figure(x.cost, self.unit), f"{x.share:.1%}"]
             for x in self.layers[:rows]
         ]
-        parts.append(tabulate(layer_rows, headers=["layer", "operator", "width", self.unit, "share"], floatfmt=".4g"))
+        headers = ["layer", "operator", "width", self.unit, "share"]
+        sides = ("left", "left", "right", "right", "right")
+        parts.append(tabulate(layer_rows, headers=headers, colalign=sides, disable_numparse=True))
         group_rows = [
-            [g.name, g.size, g.cost, f"{g.share:.1%}", _few(g.paying) if g.frozen is None else f"frozen: {g.frozen}"]
+            [g.name, g.size, figure(g.cost, self.unit), f"{g.share:.1%}", _few(g.paying)]
+            if g.frozen is None
+            else [g.name, g.size, "", "", f"frozen: {g.frozen}"]
             for g in self.groups[:rows]
         ]
-        parts.append(
-            tabulate(group_rows, headers=["group", "size", self.unit, "share", "widths that pay"], floatfmt=".4g")
-        )
+        headers = ["group", "size", self.unit, "share", "widths that pay"]
+        sides = ("left", "right", "right", "right", "left")
+        parts.append(tabulate(group_rows, headers=headers, colalign=sides, disable_numparse=True))
         hidden = max(len(self.layers), len(self.groups)) - rows
         if hidden > 0:
             parts.append(f"the {rows} most costly of {len(self.layers)} layers and {len(self.groups)} groups are shown")

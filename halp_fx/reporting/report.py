@@ -55,7 +55,10 @@ class RewriteKind:
         parts = []
         if self.mended:
             more = ", …" if len(self.mended) > 3 else ""
-            parts.append(f"{len(self.mended)} attributes mended ({', '.join(self.mended[:3])}{more})")
+            s = "s" * (len(self.mended) != 1)
+            parts.append(
+                f"{len(self.mended)} attribute{s} changed with the widths ({', '.join(self.mended[:3])}{more})"
+            )
         if self.frozen:
             parts.append(f"{len(self.frozen)} groups frozen by constants ({', '.join(list(self.frozen)[:3])})")
         return "; ".join(parts)

@@ -14,14 +14,21 @@ _FASTER = {"ms": "faster than dense", "MACs": "fewer MACs than dense", "bytes": 
 
 
 def amount(value: float, unit: str = "") -> str:
-    """ "4.02 ms", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
+    """ "4.02 ms", "49.0 µs", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
     if unit == "ms":
+        if 0 < value < 0.1:
+            return f"{_three(value * 1000)} µs"
         return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
     for size, prefix in _STEPS:
         if abs(value) >= size:
             word = f"{prefix}B" if unit == "bytes" else f"{prefix} {unit}"
             return f"{_three(value / size)} {word}".rstrip()
     return f"{value:.4g} {unit}".rstrip()
+
+
+def figure(value: float, unit: str) -> str:
+    """An amount below a head that names the unit: "4.019" of ms, "1.82 G" of MACs."""
+    return f"{value:.4g}" if unit == "ms" else amount(value)
 
 
 def _three(value: float) -> str:
@@ -57,11 +64,12 @@ def verdict(report: Report) -> str:
 def summarized(report: Report, groups: bool = True) -> str:
     """The verdict, costs and sizes; with `groups` also every group, what is frozen and why, and how good predictions
     were."""
-    costs = (("dense", report.dense), ("budget", report.budget), ("predicted", report.predicted))
-    head = [
-        [name, f"{cost:.4g}" if report.unit == "ms" else amount(cost), f"{cost / report.dense:.1%}"]
-        for name, cost in (*costs, ("measured", report.measured))
-    ]
+    costs = [("dense", report.dense), ("budget", report.budget)]
+    if report.unit == "ms":
+        costs += [("predicted", report.predicted), ("measured", report.measured)]
+    else:  # What is counted is what was predicted.
+        costs.append(("pruned", report.measured))
+    head = [[name, figure(cost, report.unit), f"{cost / report.dense:.1%}"] for name, cost in costs]
     parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], colalign=_RIGHT[:3])]
     parts.append(tabulate(_sizes(report), headers=["", "dense", "pruned", "of dense"], colalign=_RIGHT))
     if report.compilation is not None:
@@ -71,26 +79,32 @@ def summarized(report: Report, groups: bool = True) -> str:
         parts += _long(report)
     else:
         count = len(report.frozen)
-        still = f"; {count} more may not" if count else ""
-        parts.append(f"{_shrunk(report)}{still}: the full report has them all, with why")
+        still = f", {count} must stay as {'they are' if count > 1 else 'it is'}" if count else ""
+        parts.append(f"{_shrunk(report)}{still}: summary() and the page say which, and why")
     return "\n\n".join([*parts, *(f"note: {note}" for note in report.notes)])
 
 
 _RIGHT = ("left", "right", "right", "right")
+_NAMES = [0]
+"""A column of names: those of an `nn.Sequential` look like numbers."""
 
 
 def _sizes(report: Report) -> list[list[str]]:
     rows = []
-    figures = (("MACs", report.macs), ("parameters", report.parameters), ("activation bytes", report.memory))
-    for name, (before, after) in figures:
-        if before:
-            rows.append([name, amount(before), amount(after), f"{after / before:.1%}"])
+    figures = (
+        ("MACs", report.macs, ""),
+        ("parameters", report.parameters, ""),
+        ("activations", report.memory, "bytes"),
+    )
+    for name, (before, after), unit in figures:
+        if before and name != report.unit:
+            rows.append([name, amount(before, unit), amount(after, unit), f"{after / before:.1%}"])
     return rows
 
 
 def _shrunk(report: Report) -> str:
     fewer_channels = sum(g.kept < g.size for g in report.groups)
-    return f"{fewer_channels} of {len(report.groups)} channel groups shrank"
+    return f"{fewer_channels} of {len(report.groups)} channel groups became narrower"
 
 
 def _further(report: Report) -> list[str]:
@@ -103,7 +117,7 @@ def _further(report: Report) -> list[str]:
         offered = sum(state in ("dropped", "kept") for state in report.branches.values())
         parts.append(f"branches dropped: {dropped} ({len(report.dropped)} of {offered} that may be)")
     if report.scores:
-        steps = [[cost, cost / report.dense, score] for cost, score in report.scores]
+        steps = [[figure(cost, report.unit), cost / report.dense, score] for cost, score in report.scores]
         parts.append(tabulate(steps, headers=[report.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
     if report.contenders:
         rows = [[c.name, c.measured / report.dense, c.distance, c.tuned] for c in report.contenders]
@@ -117,12 +131,12 @@ def _further(report: Report) -> list[str]:
 
 def _long(report: Report) -> list[str]:
     rows = [[g.name, g.size, g.kept, g.kept / g.size] for g in report.groups]
-    parts = [tabulate(rows, headers=["group", "channels", "kept", "share"], floatfmt=".0%")]
+    parts = [tabulate(rows, headers=["group", "channels", "kept", "share"], floatfmt=".0%", disable_numparse=_NAMES)]
     if report.frozen:
-        parts.append(tabulate(list(report.frozen.items()), headers=["frozen group", "reason"]))
+        parts.append(tabulate(list(report.frozen.items()), headers=["frozen group", "reason"], disable_numparse=True))
     stay = [row for row in report.branches.items() if row[1] not in ("dropped", "kept")]
     if stay:
-        parts.append(tabulate(stay, headers=["branch that must stay", "reason"]))
+        parts.append(tabulate(stay, headers=["branch that must stay", "reason"], disable_numparse=True))
     parts.append(f"channels ranked by: {report.saliency}")
     parts += prediction(report)
     if len(report.rounds) > 1:

@@ -81,7 +81,8 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    safetensors = _safetensors()
+    from safetensors.torch import save_file
+
     metadata = {
         "format": FORMAT,
         "network": checkpoint.network,
@@ -94,13 +95,14 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
         metadata["report"] = checkpoint.report.to_json()
     metadata["checksum"] = _checksum(metadata, checkpoint.tensors)
     with replacing(path) as temporary:
-        safetensors.save_file(dict(checkpoint.tensors), temporary, metadata)
+        save_file(dict(checkpoint.tensors), temporary, metadata)
 
 
 def read(path: Path) -> Checkpoint:
     """Inverse of `write`.
 
     Raises:
+        CheckpointError: there is no such file.
         CorruptCheckpointError, ForeignFileError, CheckpointVersionError: see there.
     """
     metadata, tensors = _contents(path)
@@ -151,9 +153,10 @@ def _check(found: Checkpoint) -> None:
 
 def _contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
     """Metadata and tensors of a safetensors file of some version of this format."""
-    _safetensors()
     from safetensors import SafetensorError, safe_open
 
+    if not path.exists():
+        raise CheckpointError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -191,11 +194,3 @@ def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) 
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _safetensors() -> Any:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise CheckpointError("saving and loading needs safetensors: python -m pip install 'halp-fx[save]'") from error
-    return safetensors.torch

@@ -16,15 +16,14 @@ from typing import Any, Self, cast
 from torch import nn
 
 from ..errors import CheckpointError
+from ..extras import missing
 from .rebuilding import load
 from .taking import checked, save
 
 try:
     from huggingface_hub import ModelHubMixin, hf_hub_download
 except ImportError as error:
-    raise CheckpointError(
-        f"the mixin needs huggingface_hub 1.0 or newer: python -m pip install 'halp-fx[hub]' ({error})"
-    ) from error
+    raise CheckpointError(missing("the mixin", "huggingface_hub", error, "hub")) from error
 
 FILE = "model.safetensors"
 """What `halp_fx.save` writes, under the name by which the Hub knows weights."""

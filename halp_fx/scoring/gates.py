@@ -263,9 +263,11 @@ class Gates:
 def none_counted(skipped: int) -> SaliencyError:
     """The error where no batch had finite gradients."""
     if not skipped:
-        return SaliencyError("data has no batches: pass a list or a loader of batches of inputs")
-    detail = f"all {skipped} batches had a non-finite loss or gradient"
-    return SaliencyError(f"{detail}: check the learning rate, the loss and the inputs")
+        return SaliencyError("data has no batches: pass a DataLoader or a list of batches that is not empty")
+    return SaliencyError(
+        f"all {skipped} batches had a loss or gradients that are not finite: check the inputs, the loss, and whether "
+        "the training diverged"
+    )
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -72,8 +72,8 @@ def batch_loss(
     except Exception as error:
         raise SaliencyError(
             f"the loss of batch {number} of data failed: {type(error).__name__}: {error}\nThe batch is "
-            f"{described(batch)}. With loss_fn, the model is called with its first item (a tuple or list as "
-            "positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
+            f"{described(batch)}{_hint(batch)}. With loss_fn, the model is called with its first item (a tuple or list "
+            "as positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
             f"{REMEDY}"
         ) from error
     return total(value)
@@ -123,7 +123,15 @@ def described(value: Any, depth: int = 0) -> str:
         more = ", …" if len(value) > 4 else ""
         items = "" if depth > 1 else f" ({', '.join(described(v, depth + 1) for v in value[:4])}{more})"
         return f"a {type(value).__name__} of {len(value)}{items}"
-    return f"a {type(value).__name__}"
+    name = type(value).__name__
+    return f"a{'n' if name[:1].lower() in 'aeiou' else ''} {name}"
+
+
+def _hint(batch: Any) -> str:
+    """What a batch that has a single class may be."""
+    target = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    one = isinstance(target, int) or (isinstance(target, torch.Tensor) and target.ndim == 0)
+    return ": one sample of a data set? Pass a torch.utils.data.DataLoader of it" if one else ""
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""huggingface: a `Pruner` as a callback of the Trainer of transformers (`pip install 'halp-fx[huggingface]'`)."""
+"""huggingface: a `Pruner` as a callback of the Trainer of transformers (the extra `huggingface`)."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import TrainingError
+from ..extras import missing
 from ..pruning.budgets import BudgetLike
 from .pruner import Pruner
 
 try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
-    raise TrainingError(f"this needs transformers: python -m pip install 'halp-fx[huggingface]' ({error})") from error
+    raise TrainingError(missing("this callback", "transformers", error, "huggingface")) from error
 
 
 class PrunerCallback(TrainerCallback):

@@ -1,4 +1,4 @@
-"""lightning: a `Pruner` as a callback of Lightning's Trainer (`pip install 'halp-fx[lightning]'`)."""
+"""lightning: a `Pruner` as a callback of Lightning's Trainer (the extra `lightning`)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ..errors import TrainingError
+from ..extras import missing
 from ..pruning.budgets import BudgetLike
 from .pruner import Pruner
 
@@ -14,7 +15,7 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from torch.optim import Optimizer
 except ImportError as error:
-    raise TrainingError(f"this needs lightning: python -m pip install 'halp-fx[lightning]' ({error})") from error
+    raise TrainingError(missing("this callback", "lightning", error, "lightning")) from error
 
 
 class PrunerCallback(Callback):

@@ -180,8 +180,23 @@ def test_bench(run):
 def test_info(run):
     found = run("info", "--json")
     assert found.json["torch"] == torch.__version__
-    assert "eager" in found.json["runtimes"]
+    assert found.json["runtimes"].split(", ")[0] == "eager"
     assert torch.__version__ in found.err
+
+
+def test_runtimes_that_cannot_be_used_are_not_listed(run, monkeypatch):
+    monkeypatch.setattr("halp_fx.cli.info.which", lambda name: None)
+    monkeypatch.setattr("halp_fx.cli.info.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run("info", "--json").json["runtimes"] == "eager"
+
+
+@pytest.mark.parametrize(("group", "commands"), [((), len(COMMANDS) + 1), (("table",), 6)], ids=["all", "table"])
+def test_a_list_of_commands_fits_a_narrow_terminal(group, commands):
+    listed = CliRunner().invoke(app, [*group, "--help"], terminal_width=60).output.partition("Commands:")[2]
+    lines = [line for line in listed.splitlines() if line.strip()]
+    assert len(lines) == commands  # One line each.
+    assert not [line for line in lines if "..." in line]
 
 
 @pytest.mark.parametrize(
@@ -195,6 +210,7 @@ def test_info(run):
         (("prune", *COUNTED, "--budget", "50%", "--weights", "none.pt"), 1, "there is no file none.pt"),
         (("prune", *COUNTED, "--budget", "50%", "--out", "nets.py"), 1, "nothing can be written to nets.py"),
         (("prune", *COUNTED), 2, "--budget"),
+        (("prune", "nets.py:make", "--input", "3x8", "--budget", "50%"), 1, "Say what it takes with --input"),
         (("apply", *SMALL, "nowhere"), 1, "nowhere"),
         (("no-such-command",), 2, "no-such-command"),
         (("table", "show", "none.json"), 1, "none.json"),
@@ -275,3 +291,10 @@ def test_the_program_itself(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: nothing can be written to setup.py")
     assert done.stdout == ""
+
+
+def test_solve(run):
+    found = run("solve", ROOT / "tests" / "data" / "solver_problems" / "concat7@0.6.json", "--json")
+    assert found.code == 0
+    assert found.json["value"] <= found.json["upper bound"]
+    assert found.err.split()[:2] == ["group", "width"]

@@ -140,7 +140,7 @@ def timed(monkeypatch):
 def test_the_file_is_timed_beside_the_dense_networks(name, dense, small, timed, tmp_path):
     made = halp_fx.export(small, tmp_path / name, X, dense=dense)
     assert (made.file_ms, made.reference_ms, made.share) == (3.0, 4.0, 0.7)
-    assert "70.0% of 4 ms" in str(made)
+    assert "70.0% of the time of the file before, timed in turn (medians 3 and 4 ms)" in str(made)
     for found, model in zip(timed[0], (dense, small), strict=True):
         found = found[0] if isinstance(found, tuple) else found
         torch.testing.assert_close(found, eager(model, X), rtol=1e-4, atol=1e-5)
@@ -239,7 +239,7 @@ def test_what_cannot_be_exported_is_said_before_anything_runs(small, tmp_path, m
     with pytest.raises(ExportError, match=r"must end in \.onnx or \.pt2"):
         halp_fx.export(small, tmp_path / "net.tflite", X)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(ExportError, match=r"needs onnxscript: python -m pip install 'halp-fx\[export\]'"):
+    with pytest.raises(ExportError, match=r'needs onnxscript .*: python -m pip install "onnx>=[\d.]+" "onnxscript>='):
         halp_fx.export(small, tmp_path / "net.onnx", X)
     assert not list(tmp_path.iterdir())
 

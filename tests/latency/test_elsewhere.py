@@ -131,6 +131,14 @@ def test_a_table_of_another_device_prunes_here_without_timing(path, monkeypatch)
     assert report.dense == pytest.approx(sum(t.median_ms for t in times))
 
 
+def test_a_table_that_is_not_there_is_not_measured_here(tmp_path):
+    """Times of this machine would pass for those of the other one."""
+    gone = tmp_path / "pi5.json"
+    with pytest.raises(halp_fx.BudgetError, match=r"there is no such latency table.*MeasuredLatency\(table="):
+        halp_fx.prune(wide(), 0.5, X, latency=str(gone), progress=False)
+    assert not gone.exists()
+
+
 def test_between_measured_widths_times_are_interpolated(path):
     coupling, _ = measured_there(wide(), path)
     cost, table = TableLatency(path), read_table(path)
@@ -228,7 +236,6 @@ def test_whose_table_a_file_is(path):
     assert isinstance(cost_called(path), TableLatency)
     write_table(LatencyTable(Fingerprint.of(torch.device("cpu"))), path)
     assert isinstance(cost_called(path), MeasuredLatency)
-    assert isinstance(cost_called(path.with_name("new.json")), MeasuredLatency)
     assert isinstance(cost_called(path.parent), MeasuredLatency)
 
 

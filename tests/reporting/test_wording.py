@@ -69,7 +69,10 @@ def test_the_summary_says_what_there_is_to_say():
         assert "trained once more" in text
         assert text.index("steps") < text.index("even widths")
         assert text.endswith("note: mind this")
-    assert "1 of 2 channel groups shrank; 1 more may not: the full report has them all, with why" in short
+    assert (
+        "1 of 2 channel groups became narrower, 1 must stay as it is: summary() and the page say which, and why"
+        in short
+    )
     assert "reaches the model's output" not in short
     for words in (
         *("reaches the model's output", "shares weights", "channels ranked by: fisher", "seconds: score 1.2"),
@@ -81,8 +84,35 @@ def test_the_summary_says_what_there_is_to_say():
     assert "trained once more" not in untuned
 
 
+def test_names_that_look_like_numbers_stay_as_they_are():
+    """Those of an `nn.Sequential`: "1.0" is a layer, not one."""
+    report = replace(REPORT, groups=(GroupReport("1.0", 4, 2, ()),), frozen={"5.10": "ignored"}, branches={"3": "why"})
+    assert [
+        line.split() for line in report.summary().splitlines() if line.split()[:1] in (["1.0"], ["5.10"], ["3"])
+    ] == [
+        ["1.0", "4", "2", "50%"],
+        ["5.10", "ignored"],
+        ["3", "why"],
+    ]
+
+
+def test_what_is_counted_was_not_measured():
+    text = replace(REPORT, unit="MACs", dense=2e9, budget=1e9, measured=9.5e8, macs=(2 * 10**9, 95 * 10**7)).summary()
+    assert "measured" not in text.partition("parameters")[0]
+    assert ["pruned", "950", "M", "47.5%"] in [line.split() for line in text.splitlines()]
+    assert text.count("950 M") == 2  # The verdict and the first table, and not the second one, too.
+
+
 def test_amounts_have_three_digits():
-    figures = [(4.019, "ms"), (1234.0, "ms"), (1.8249e9, "MACs"), (12.34e6, "bytes"), (25.6e6, ""), (0.0, "ms")]
+    figures = [
+        (4.019, "ms"),
+        (1234.0, "ms"),
+        (1.8249e9, "MACs"),
+        (12.34e6, "bytes"),
+        (25.6e6, ""),
+        (0.0, "ms"),
+        (0.049, "ms"),
+    ]
     said = [amount(value, unit) for value, unit in figures]
-    assert said == ["4.02 ms", "1.23 s", "1.82 G MACs", "12.3 MB", "25.6 M", "0 ms"]
+    assert said == ["4.02 ms", "1.23 s", "1.82 G MACs", "12.3 MB", "25.6 M", "0 ms", "49.0 µs"]
     assert fewer(10.0, 0.0) == "all"

@@ -67,13 +67,14 @@ def test_a_loss_of_model_and_batch(setting, name):
     ("batch", "words"),
     [
         ({"pixel_values": X, "labels": Y}, r"a dict with the keys 'pixel_values', 'labels'.*loss=lambda model, batch"),
+        ((X[0], 3), r"an int\): one sample of a data set\? Pass a torch.utils.data.DataLoader"),
         ((X, Y, Y), r"a tuple of 3 \(a tensor of shape \(4, 3, 8, 8\), .*loss=lambda"),
         (X, r"a tensor of shape \(4, 3, 8, 8\).*loss=lambda"),
         ((torch.randn(2, 7, 8, 8), Y[:2]), r"batch 0 of data failed.*\(2, 7, 8, 8\)"),
         (([X, X], Y), r"batch 0 of data failed: TypeError"),
         ((X, "label"), r"batch 0 of data failed.*a str"),
     ],
-    ids=["dict", "three", "tensor", "channels", "two inputs", "target"],
+    ids=["dict", "sample", "three", "tensor", "channels", "two inputs", "target"],
 )
 def test_a_wrong_batch_is_described(setting, batch, words):
     with pytest.raises(SaliencyError, match=f"(?s){words}"):

@@ -164,7 +164,7 @@ def test_what_is_not_finite_is_left_out():
     one, other = scores(model, batches, loss=squares), scores(model, broken, loss=squares)
     for name, own in one.items():
         np.testing.assert_allclose(own, other[name])
-    with pytest.raises(halp_fx.SaliencyError, match="non-finite"):
+    with pytest.raises(halp_fx.SaliencyError, match="not finite"):
         scores(model, [torch.full_like(batches[0], torch.nan)] * 4, loss=squares)
 
 

@@ -167,7 +167,7 @@ def test_attention_with_attributes():
     assert [(b.num_heads, b.head_dim, b.dim) for b in small.blocks] == [(2, 4, 8)] * 2
     kind = RewriteKind.of(coupling)
     assert set(kind.mended) == {f"blocks.{i}.{name}" for i in (0, 1) for name in ("num_heads", "dim")}
-    assert "attributes mended" in str(kind)
+    assert "changed with the widths" in str(kind)
     assert not kind.frozen
 
 
@@ -249,7 +249,7 @@ def test_rewrite_kind_is_in_the_report():
     model = randomized(Net(ATTRIBUTES["number"][0], width=16))
     small = halp_fx.prune(model, 0.6, inputs(), latency=halp_fx.MacsCost(), progress=False)
     assert small.halp.rewrite_kind.mended == ("width",)
-    assert "rewrite: 1 attributes mended (width)" in small.halp.summary()
+    assert "rewrite: 1 attribute changed with the widths (width)" in small.halp.summary()
     assert small.width == small.a.out_channels < 16
 
 
