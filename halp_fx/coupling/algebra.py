@@ -336,6 +336,10 @@ class Algebra:
         be zero where they were removed: so does the twin, over what is kept."""
         self.restricted.setdefault(call.node, Restriction(call, set(), dict(dims)))
 
+    def slide_over(self, call: Call, dim: int) -> None:
+        """The operator slides over labelled dimension `dim` of its first tensor: the twin's over what is kept."""
+        self.restricted.setdefault(call.node, Restriction(call, {dim}, {0: dim}))
+
     def axis_of(self, labels: np.ndarray) -> np.ndarray:
         """Index into `axes` for every label, -1 for label 0."""
         return np.searchsorted(self.starts, labels, side="right") - 1

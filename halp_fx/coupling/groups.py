@@ -12,7 +12,7 @@ import numpy as np
 from torch import fx
 
 from ..errors import ModelError
-from ..tracing.graph import of, op
+from ..tracing.graph import of, op, place_of
 from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 
@@ -71,6 +71,13 @@ def _there(line: Line, dim: int) -> np.ndarray:
     """Where along a dimension a line has labels."""
     rows = line.labels if len(line.dims) == 1 else np.moveaxis(line.labels, dim, 0)
     return np.asarray((rows.reshape(len(rows), -1) > 0).any(axis=1))
+
+
+def _row(line: Line, dim: int) -> np.ndarray:
+    """The labels along a dimension that the classes of a line depend on alone."""
+    if len(line.dims) == 1:
+        return line.labels
+    return np.asarray(line.labels[tuple(slice(None) if d == dim else 0 for d in range(line.labels.ndim))])
 
 
 @dataclass(frozen=True)
@@ -154,16 +161,19 @@ class Partition:
         groups = tuple(replace(g, frozen=g.frozen or reasons.get(g.name)) for g in self.groups)
         return replace(self, groups=groups, _terms={})
 
-    def without_products(self, outlines: Mapping[fx.Node, Outline]) -> Partition:
+    def without_products(self, outlines: Mapping[fx.Node, Outline], algebra: Algebra) -> Partition:
         """The same with one of two groups frozen where a dimension is as long as the product of both (experts and their
-        hidden channels as columns of one matrix): an extent is a sum."""
+        hidden channels as columns of one matrix): an extent is a sum. The smaller one, and it stays that one when the
+        larger has been pruned."""
         reasons: dict[str, str] = {}
         for node, outline in outlines.items():
             for a, b in self._products(outline):
                 if not {a, b} & reasons.keys():
-                    smaller = min((a, b), key=self._sizes.__getitem__)
                     where = f"{op(node)} in {of(node).module!r} ({of(node).source})"
-                    reasons[smaller] = f"{where} lays it and another width along one dimension"
+                    larger = "first" if self._sizes[a] > self._sizes[b] else "second"
+                    stays = b if algebra.choose(f"{'{}/{}'.format(*place_of(node))}#product", larger) == "first" else a
+                    what = "the square of its width" if a == b else "it and another width"
+                    reasons[stays] = f"{where} lays {what} along one dimension"
         return self.with_frozen(reasons)
 
     def _products(self, outline: Outline) -> Iterator[tuple[str, str]]:
@@ -172,9 +182,20 @@ class Partition:
             return
         moving = [(line, found) for line in outline.lines if (found := self._moving(line)) is not None]
         for (first, (dim, terms)), (second, (other, others)) in combinations(moving, 2):
-            apart = {name for name, _ in terms}.isdisjoint(name for name, _ in others)
-            if dim == other and apart and (_there(first, dim) & _there(second, dim)).any():
+            if dim != other:
+                continue
+            shared = {name for name, _ in terms}.intersection(name for name, _ in others)
+            if shared:
+                yield from ((name, name) for name in self._squared(first, second, dim) if name in shared)
+            elif (_there(first, dim) & _there(second, dim)).any():
                 yield terms[0][0], others[0][0]
+
+    def _squared(self, first: Line, second: Line, dim: int) -> Iterator[str]:
+        """Groups of which two channels have a say in the same elements of a dimension: rows x columns of a flattened
+        matrix of channels."""
+        a, b = (_row(line, dim) for line in (first, second))
+        twice = (self.group_of[a] == self.group_of[b]) & (self.channel_of[a] != self.channel_of[b])
+        yield from (self.groups[g].name for g in np.unique(self.group_of[a[twice]]).tolist() if g >= 0)
 
     def extents(self, outline: Outline) -> tuple[Extent, ...]:
         """The shape of a node's result in terms of the widths of groups that may shrink."""
@@ -182,11 +203,27 @@ class Partition:
         found += [moving for line in outline.lines if (moving := self._moving(line)) is not None]
         if not found:
             return outline.fixed
+        if not outline.axes and len({dim for dim, _ in found}) < len(found):
+            found = self._once(outline)
         extents = list(outline.fixed)
         for dim, terms in found:
             gone = sum(self._sizes[name] * each for name, each in terms)
             extents[dim] = Extent(extents[dim].fixed - gone, (*extents[dim].terms, *terms))
         return tuple(extents)
+
+    def _once(self, outline: Outline) -> list[tuple[int, Terms]]:
+        """The terms of all dimensions where several lines lie along one: an element that two of them name goes once."""
+        rows = defaultdict[int, list[np.ndarray]](list)
+        for line in outline.lines:
+            if (moving := self._moving(line)) is not None:
+                rows[moving[0]].append(_row(line, moving[0]))
+        found = []
+        for dim, several in rows.items():
+            owners = self.group_of[np.stack(several)]
+            counts = [(g, int((owners == g).any(axis=0).sum())) for g in np.unique(owners[owners >= 0]).tolist()]
+            groups = [(self.groups[g], count) for g, count in counts if self.groups[g].frozen is None]
+            found.append((dim, tuple((g.name, count // g.size) for g, count in groups)))
+        return found
 
     def channel_map(self, value: Value, only: set[int] | None = None) -> ChannelMap:
         """Which channel lies where along the dimensions of a tensor (or only some of them)."""
@@ -202,14 +239,12 @@ class Partition:
     def _moving(self, line: Line) -> tuple[int, Terms] | None:
         """The dimension along which a plane's elements can go, and the terms that say which; None if none can."""
         if line.key not in self._terms:
-            dim, labels = line.dims[0], line.labels
-            if len(line.dims) != 1:
-                free = free_dimension(self.class_of[labels], line.dims)
-                if free is None:  # Pinned everywhere, or an empty tensor.
-                    self._terms[line.key] = None
-                    return None
-                dim, labels = free, labels[tuple(slice(None) if d == free else 0 for d in range(labels.ndim))]
-            terms = self._terms_of(labels)
+            several = len(line.dims) != 1
+            dim = free_dimension(self.class_of[line.labels], line.dims) if several else line.dims[0]
+            if dim is None:  # Pinned everywhere, or an empty tensor.
+                self._terms[line.key] = None
+                return None
+            terms = self._terms_of(_row(line, dim))
             self._terms[line.key] = (dim, terms) if terms else None
         return self._terms[line.key]
 

@@ -30,6 +30,8 @@ from .sizes import FACTORIES
 
 # Operators that make a tensor longer by repeating it.
 GROWING = {"expand", "repeat"}
+# And these make one longer with slots of its own, whether it has any or not.
+PADDING = {"constant_pad_nd"}
 # Longer ones hold no channels.
 _MAX_FACTORY = 1 << 14
 
@@ -104,7 +106,7 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    partition = partition.without_products(found.outlines)
+    partition = partition.without_products(found.outlines, algebra)
     first, *others = (
         Further(
             forward,
@@ -249,7 +251,7 @@ def _grown(call: Call, algebra: Algebra) -> Planes:
 
 def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes | list[Planes]:
     algebra.place = call.place
-    if not any(v.planes for v in tensors):
+    if not any(v.planes for v in tensors) and call.op not in PADDING:
         return ()
     rule = find_rule(call.node.target)
     if rule is not None:

@@ -18,7 +18,9 @@ FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_ful
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
 _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
-_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split"}
+_TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_pad_nd"}
+# These are of interest where they handle an axis that can shrink; padding, where it is along one.
+_ON_CHANNELS = FACTORIES | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 
@@ -102,9 +104,18 @@ def takes_sizes(coupling: Coupling) -> bool:
     shrink: `C` of an activation may be the size of a view of something else. But a tensor of equal elements that meets
     none has the same sizes at all widths, unless the program has read one."""
     return any(
-        takes_size(node) and (op(node) not in FACTORIES or any(e.terms for e in coupling.shapes[node.name]))
+        takes_size(node) and (op(node) not in _ON_CHANNELS or any(_given(node, coupling)))
         for node in coupling.traced.graph.nodes
     )
+
+
+def _given(node: fx.Node, coupling: Coupling) -> list[bool]:
+    """Whether a dimension that an operator of `_ON_CHANNELS` is given a size for can shrink."""
+    extents = coupling.shapes[node.name]
+    if op(node) in FACTORIES:
+        return [bool(e.terms) for e in extents]
+    pad: list[int] = node.args[1]  # type: ignore[assignment]
+    return [bool(extents[len(extents) - 1 - i].terms) for i in range(len(pad) // 2) if pad[2 * i] or pad[2 * i + 1]]
 
 
 def takes_size(node: fx.Node) -> bool:

@@ -30,12 +30,16 @@ def _other_channels(before: Coupling, after: Coupling, plan: Plan) -> Mismatch |
         return None
     a, b = (np.concatenate([ids[axis] for axis in shared]) for ids in (old, new))
     compared = (a >= 0) & (b >= 0)
+    # A single channel has no label: what meets it seems to meet something fixed, and is not followed any further. That
+    # nothing else is wrong there, trials have shown at other widths.
+    single = any(len(row) == 1 for row in plan.values())
     fixed = _fixed(after)[b] & ~_fixed(before)[a] & compared
-    if fixed.any():
+    if fixed.any() and not single:
         place = np.repeat(np.arange(len(shared)), [len(old[axis]) for axis in shared])
         return _at(shared[place[np.flatnonzero(fixed)[0]]], "lead to something that may not change, other", before)
     # A branch that is gone may have held channels together.
-    whole = bool(plan.dropped) or _is_function(a[compared], b[compared])
+    held = compared & ~(_fixed(before)[a] | _fixed(after)[b]) if single else compared
+    whole = bool(plan.dropped) or _is_function(a[held], b[held])
     if whole and _is_function(b[compared], a[compared]) and not (compared ^ (a >= 0)).any():
         return None
     pairs = np.unique(np.stack([a[compared], b[compared]]), axis=1)

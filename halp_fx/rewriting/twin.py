@@ -208,9 +208,14 @@ def _over_kept(func: Any, args: Any, kwargs: Any, keeps: Sequence[Keep]) -> Any:
     small_args, small_kwargs = tree_unflatten(narrowed, tree)
     small = func(*_resized(func, small_args), **small_kwargs)
     keep = keeps[0]
+    if isinstance(full, torch.Tensor) and torch.Tag.pointwise in func.tags:
+        # What is missing of the result is missing of any operand.
+        tensors = (v for v in leaves if isinstance(v, torch.Tensor))
+        rows = [{d + full.dim() - v.dim(): i for d, i in k.items()} for v, k in zip(tensors, keeps, strict=True)]
+        keep = {d: indices for row in rows for d, indices in row.items()}
     if writes:
-        tensors = [(v, n) for v, n in zip(leaves, narrowed, strict=True) if isinstance(v, torch.Tensor)]
-        for (whole, part), kept in zip(tensors, keeps, strict=True):
+        pairs = [(v, n) for v, n in zip(leaves, narrowed, strict=True) if isinstance(v, torch.Tensor)]
+        for (whole, part), kept in zip(pairs, keeps, strict=True):
             _put_back(whole, part, kept)
         if isinstance(full, torch.Tensor):
             return args[0]  # Operators that write to their first argument return it.

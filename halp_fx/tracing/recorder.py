@@ -115,7 +115,11 @@ class Recorder(TorchDispatchMode):
         return seen
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        # A scripted function calls operators by itself, and what is asked of their tensors here would pass for its own.
+        with torch._C.DisableTorchFunction():
+            return self._dispatched(func, args, kwargs or {})
+
+    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is _EMPTY and self.names.current in _RESERVING:
             return func(*args, **kwargs)
         # Arguments are looked up first: an in-place operator returns one of them.

@@ -6,7 +6,7 @@ labels of its results. An operator without a rule freezes whatever reaches it.
 """
 
 from ..algebra import Algebra, Call
-from . import matrices, quantization, scattering
+from . import cuts, matrices, quantization, scattering
 from .contraction import contraction
 from .convolution import convolution
 from .elementwise import like, pointwise
@@ -25,6 +25,7 @@ __all__ = [
     "batch_norm",
     "contraction",
     "convolution",
+    "cuts",
     "embedding",
     "find_rule",
     "like",

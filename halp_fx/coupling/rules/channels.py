@@ -33,13 +33,15 @@ def channel_labels(
 
 
 def beside(x: Value, dims: set[int], call: Call, algebra: Algebra) -> Planes:
-    """The planes that do not vary along `dims`; the others are pinned, for the operator mixes what lies there."""
+    """The planes as they are beside `dims`, along which the operator mixes what lies there: of those that vary along
+    other dimensions, too, all along these go together; those that do not are pinned."""
     kept = []
     for plane in x.planes:
-        if set(varying(plane)) & dims:
+        mixed = set(varying(plane)) & dims
+        if mixed and mixed == set(varying(plane)):
             algebra.pin(plane, f"{call.where} mixes what lies along this axis")
         else:
-            kept.append(plane)
+            kept.append(algebra.tie(plane, mixed, call, "position"))
     return tuple(kept)
 
 

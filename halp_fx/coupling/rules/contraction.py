@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, independent, varying
-from .elementwise import join
+from .elementwise import join, parted
 from .registry import register_rule
 from .values import zero_where_removed
 
@@ -47,7 +47,9 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     k_dim = len(batch) + 1
     left = [p.unsqueeze(-1).expand(space) for p in a.planes]
     right = [p.unsqueeze(-3).expand(space) for p in b.planes]
+    left, right = parted((left, right), call, algebra)
     left, right = _outer(left, right, len(batch), call, algebra)
+    left, right = _shared(left, right, k_dim, call, algebra), _shared(right, left, k_dim, call, algebra)
     kept: list[Plane] = []
     for plane in left:
         partners = [q for q in right if set(varying(q)) & set(varying(plane)) and not independent(q, plane)]
@@ -90,6 +92,22 @@ def _outer(
     return alike(left, rows), alike(right, columns)
 
 
+def _shared(planes: list[Plane], others: list[Plane], k_dim: int, call: Call, algebra: Algebra) -> list[Plane]:
+    """The planes over k alone that meet no plane of the other operand over k and elsewhere: what all heads read (one
+    layer for all of them, the keys of multi-query attention) stays where whole heads go. As the other choice both lose
+    the same positions."""
+    if algebra.choices.get(f"{call.place}#outer") == "positions":
+        return planes  # Rows and columns that every head keeps alike.
+    kept = []
+    for plane in planes:
+        met = [q for q in others if k_dim in varying(q) and len(varying(q)) > 1 and not independent(q, plane)]
+        if varying(plane) == (k_dim,) and met and algebra.choose(call.place, "whole") == "whole":
+            algebra.pin(plane, f"shared by all of what goes in {call.where}")
+        else:
+            kept.append(plane)
+    return kept
+
+
 def _unblocked(plane: Plane, other: Value, planes: list[Plane], batch: int, call: Call, algebra: Algebra) -> Plane:
     """The plane, where the other operand is as long along a batch dimension but has no labels there: it would not
     shrink along, so every place there keeps the same."""
@@ -108,15 +126,13 @@ def _mark(value: Value, plane: Plane, k_dim: int, algebra: Algebra) -> None:
 
 
 def _without(plane: Plane, k_dim: int, matched: bool, call: Call, algebra: Algebra) -> Plane:
-    """The plane after the sum over k."""
+    """The plane after the sum over k. What keeps whole heads does not shrink along k, nor need the other operand."""
     if k_dim not in varying(plane):
         return plane
+    if varying(plane) != (k_dim,) and algebra.choose(call.place, "whole") == "whole":
+        return algebra.tie(plane, [k_dim], call, "contraction")
     if not matched:
         algebra.pin(plane, f"the other operand of {call.where} does not shrink along")
-    if varying(plane) == (k_dim,):
-        return plane.narrow(k_dim, 0, 1).expand(plane.shape)
-    if algebra.choose(call.place, "whole") == "whole":
-        return algebra.tie(plane, [k_dim], call, "contraction")
     plane = algebra.tie(plane, [d for d in varying(plane) if d != k_dim], call, "contraction")
     return plane.narrow(k_dim, 0, 1).expand(plane.shape)
 

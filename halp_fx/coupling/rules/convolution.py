@@ -49,8 +49,9 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
         outputs = (_whole_groups if finer == "whole" else _positions)(labels, call, algebra)
     if groups == 1 and inputs.any() and call.node not in algebra.restricted and not zero_where_removed(weight.node):
         algebra.sum_over(call, {0: 1, 1: 0 if transposed else 1})
+    # Also of a weight that is scaled by activations (modulated convolutions); of one that a layer puts out, it is that.
+    algebra.mark(w_out, "producer")
     if weight.parameter:
-        algebra.mark(w_out, "producer")
         algebra.mark(w_in, "consumer")
     if isinstance(bias, Value):
         _add_bias(outputs, bias, call, algebra)
@@ -60,18 +61,20 @@ def convolution(call: Call, algebra: Algebra) -> Planes:
 def _slid_over(x: Value, call: Call, algebra: Algebra) -> tuple[Value, Planes]:
     """The input without the planes along a spatial dimension that keeps its length, and these for the result.
 
-    ECA slides one kernel over the channels: removing one is not zeroing it, for its neighbours move together.
+    A kernel of length 1 takes each place by itself (a layer over tokens, with the channels behind). A longer one slides
+    over the channels (ECA, triplet attention): removing one is not zeroing it, for its neighbours move together.
     """
-    if call.args[1].shape[:2] != (1, 1):
-        return x, ()
-    same = {
-        d
-        for d, step in enumerate(call.args[3], start=2)
-        if step == 1 and x.shape[d] == call.shape[d] and not call.arg(6, "transposed", False)
-    }
-    passed = tuple(p for p in x.planes if len(varying(p)) == 1 and varying(p)[0] in same)
-    for plane in passed:
-        algebra.restrict(call, set(varying(plane)))
+    kernel, steps = call.args[1].shape, list(call.args[3])
+    passed = []
+    for plane in x.planes:
+        d = varying(plane)[0] if len(varying(plane)) == 1 else 0
+        if d < 2 or steps[min(d - 2, len(steps) - 1)] != 1 or x.shape[d] != call.shape[d]:
+            continue
+        if kernel[d] > 1:
+            if call.arg(6, "transposed", False) or call.node in algebra.restricted:
+                continue
+            algebra.slide_over(call, d)
+        passed.append(plane)
     rest = tuple(p for p in x.planes if all(p is not q for q in passed))
     return replace(x, planes=rest), tuple(compact(p).expand(call.shape) for p in passed)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from itertools import combinations
 
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, independent, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, compact, independent, varying
 from .registry import register_rule
+from .values import may_vanish
 
 aten = torch.ops.aten
 
@@ -15,7 +18,21 @@ aten = torch.ops.aten
 def pointwise(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """Labels that meet in one element go together; see `join`."""
     planes = join(call.tensors(), call.shape, call, algebra)
+    if planes and _divides(call):
+        algebra.restrict(call, {d for p in call.args[0].planes for d in varying(p)})
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
+
+
+def _divides(call: Call) -> bool:
+    """Whether a division would be one by zero where channels are zeroed: `g * v / v.norm(…)` of a normalised weight."""
+    index = _DIVISORS.get(call.op)
+    if index is None or (call.op == "pow" and not (isinstance(call.args[1], int | float) and call.args[1] < 0)):
+        return False
+    divisor = call.args[index]
+    return isinstance(divisor, Value) and bool(divisor.planes) and may_vanish(divisor.node)
+
+
+_DIVISORS = {"div": 1, "div_": 1, "reciprocal": 0, "reciprocal_": 0, "rsqrt": 0, "rsqrt_": 0, "pow": 0}
 
 
 def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> Planes:
@@ -27,13 +44,13 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
     result: list[Plane] = []
     owners: list[Value] = []
     values = [v for i, v in enumerate(values) if v.ndim <= len(shape) and all(v is not u for u in values[:i])]
-    values = [_ungrown(v, call, algebra) for v in _sided(values, shape, call, algebra)]
-    for value in values:
-        for plane in value.planes:
-            wide = broadcast(plane, shape)
+    values = _sided(values, shape, call, algebra)
+    spread = parted([[broadcast(p, shape) for p in v.planes] for v in values], call, algebra)
+    for value, planes in zip(values, spread, strict=True):
+        for wide in planes:
             dims = set(varying(wide))
             if not dims:
-                algebra.pin(plane, f"a single channel is taken in {call.where}")
+                algebra.pin(wide, f"a single channel is taken in {call.where}")
                 continue
             # Planes of the same tensor are not coupled with each other.
             partners = [i for i, p in enumerate(result) if owners[i] is not value and dims & set(varying(p))]
@@ -47,33 +64,59 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
                 owners.append(value)
     free: list[Plane] = []
     for plane in result:
-        blocks = [value for value in values if _blocks(value, plane, shape)]
-        for value in blocks:
-            algebra.pin(plane, f"meets a tensor of fixed shape {value.shape} in {call.where}")
+        blocks = {d: value for value in values for d in _blocked(value, plane, shape)}
+        dims = set(varying(plane))
         if not blocks:
-            # What is pinned is not carried on: it would only tie what it meets later.
             free.append(plane)
+        elif blocks.keys() < dims:
+            # Positions stay that all heads share.
+            free.append(algebra.tie(plane, blocks, call, "side"))
+        else:
+            # What is pinned is not carried on: it would only tie what it meets later.
+            for fixed in dict.fromkeys(value.shape for value in blocks.values()):
+                algebra.pin(plane, f"meets a tensor of fixed shape {fixed} in {call.where}")
     return tuple(algebra.grid(p) for p in free) if len(values) > 1 else tuple(free)
 
 
-def _ungrown(value: Value, call: Call, algebra: Algebra) -> Value:
-    """Where an expanded dimension was flattened together with one of slots (a statistic per group, repeated for all
-    channels of the group), the slots go and the expanded length stays: coupled with both, nothing could go."""
-    if len(value.planes) < 2:
-        return value
-    stay = [
-        p
-        for p in value.planes
-        if not algebra.lasting(p) and any(independent(p, q) and algebra.lasting(q) for q in value.planes if q is not p)
-    ]
-    for plane in stay:
-        algebra.pin(plane, f"expanded to a constant length in {call.where}")
-    return replace(value, planes=tuple(p for p in value.planes if all(p is not q for q in stay))) if stay else value
+def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[list[Plane]]:
+    """The planes of each operand, laid into one space, where two of one operand lie along one flattened dimension and
+    every label of one meets every label of the other: with slots of both coupled, nothing could go.
+
+    An expanded length (a statistic per group, repeated for all channels of the group) stays, and the slots go. Where
+    another operand has a slot for every element, as a layer behind `flatten(codes x channels)` has, the fewer stay.
+    """
+    found = []
+    for own in sides:
+        stay: list[Plane] = []
+        others = [r for side in sides if side is not own for r in side]
+        for p, q in combinations(own, 2) if len(own) > 1 else ():
+            dims = set(varying(p)) & set(varying(q))
+            if any(r is p or r is q for r in stay) or not dims or not independent(p, q):
+                continue
+            first, second = algebra.lasting(p), algebra.lasting(q)
+            if first != second:
+                stay.append(q if first else p)
+                algebra.pin(stay[-1], f"expanded to a constant length in {call.where}")
+            elif first and any(
+                dims & set(varying(r)) and not independent(r, p) and not independent(r, q) for r in others
+            ):
+                larger = "first" if len(compact(p).unique()) >= len(compact(q).unique()) else "second"
+                stay.append(q if algebra.choose(f"{call.place}#parted", larger) == "first" else p)
+                what = (
+                    "the square of its width"
+                    if bool(torch.isin(compact(p), compact(q)).all())
+                    else "it and another width"
+                )
+                algebra.pin(stay[-1], f"{call.where} lays {what} along one dimension")
+        found.append([p for p in own if all(p is not r for r in stay)])
+    return found
 
 
 def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> list[Value]:
     """Where a plane over several dimensions (head x position) meets planes over one each of another tensor (a row per
-    head, a column per position), one side goes whole and the other stays: coupled with both, nothing could go."""
+    head, a column per position), one side goes whole and the other stays: coupled with both, nothing could go. If only
+    positions are met, which all heads share (tables of rotary embeddings), whole heads go; or, as the other choice,
+    the same positions of all."""
     if len(values) < 2 or all(len(varying(p)) < 2 for v in values for p in v.planes):
         return values
     found = []
@@ -84,27 +127,36 @@ def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Alg
             for other in values if len(dims) > 1 else ():
                 wide = [(p, set(varying(broadcast(p, shape)))) for p in other.planes] if other is not value else []
                 sides = sorted(((min(d), p, d) for p, d in wide if d and d < dims), key=lambda side: side[0])
-                if len(sides) < 2 or set.intersection(*(d for _, _, d in sides)):
+                alone = len(sides) == 1 and sides[0][0] > min(dims) and _of_its_own(sides[0][1], plane, algebra)
+                if not alone and (len(sides) < 2 or set.intersection(*(d for _, _, d in sides))):
                     continue
-                kept = sides.pop(0 if algebra.choose(f"{call.place}#sides", "whole") == "whole" else -1)
+                whole = algebra.choose(f"{call.place}#sides", "whole") == "whole"
+                if alone and not whole:
+                    continue
+                kept = dims - sides[0][2] if alone else sides.pop(0 if whole else -1)[2]
                 offset = len(shape) - value.ndim
-                plane = algebra.tie(plane, [d - offset for d in dims - kept[2]], call, "side")
+                plane = algebra.tie(plane, [d - offset for d in dims - kept], call, "side")
                 for _, p, _ in sides:
                     algebra.pin(p, f"shared by all of what goes in {call.where}")
-                dims = kept[2]
+                dims = kept
             planes.append(plane)
         found.append(replace(value, planes=tuple(planes)))
     return found
 
 
-def _blocks(value: Value, plane: Plane, shape: tuple[int, ...]) -> bool:
-    """Whether `value` is long along the dimensions of `plane` but has no labels there that go with them."""
+def _of_its_own(plane: Plane, other: Plane, algebra: Algebra) -> bool:
+    """Whether a plane names slots of tensors that another one names none of."""
+    axes = [set(algebra.axis_of(compact(p).unique().numpy()).tolist()) for p in (plane, other)]
+    return algebra.lasting(plane) and axes[0].isdisjoint(axes[1] - {-1})
+
+
+def _blocked(value: Value, plane: Plane, shape: tuple[int, ...]) -> set[int]:
+    """The dimensions of `plane` along which `value` is long but has no labels that go with it."""
     offset = len(shape) - value.ndim
     dims = {d for d in varying(plane) if d >= offset and value.shape[d - offset] > 1}
-    if not dims:
-        return False
-    wide = (broadcast(p, shape) for p in value.planes)
-    return not any(p is plane or (dims & set(varying(p)) and not independent(p, plane)) for p in wide)
+    wide = (broadcast(p, shape) for p in value.planes) if dims else ()
+    met = any(p is plane or (dims & set(varying(p)) and not independent(p, plane)) for p in wide)
+    return set() if met else dims
 
 
 def _kind(call: Call) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
@@ -43,38 +45,44 @@ def weight_norm(call: Call, algebra: Algebra) -> list[Planes]:
     return [join([v, g], v.shape, call, algebra), g.planes]
 
 
-def _couple_affine(x: Value, affine: Value, dim: int, role: str, call: Call, algebra: Algebra) -> None:
-    """Couple a tensor of shape (C,) with the channels along `dim` of x."""
-    channel = [p for p in x.planes if dim in varying(p)]
+def _couple_affine(x: Value, affine: Value, first: int, role: str, call: Call, algebra: Algebra) -> None:
+    """Couple a tensor with the channels of x, whose dimension `first` is its dimension 0."""
     for own in affine.planes:
         if affine.parameter:
             algebra.mark(own, role)
-        if not channel:
+        dims = [first + d for d in varying(own)]
+        channel = [p for p in x.planes if set(dims) & set(varying(p))]
+        if not channel or len(dims) > 1:
             algebra.pin(own, f"{call.where} normalises channels that cannot be removed")
-        labels = vector(own, 0)
-        for plane in channel:
-            if varying(plane) == (dim,):
-                algebra.couple(vector(plane, dim), labels, call, "norm")
+        for plane in channel if len(dims) < 2 else ():
+            labels = vector(own, dims[0] - first)
+            if varying(plane) == (dims[0],):
+                algebra.couple(vector(plane, dims[0]), labels, call, "norm")
             else:
-                algebra.couple(plane, along(labels, dim, x.shape), call, "norm")
+                algebra.couple(plane, along(labels, dims[0], x.shape), call, "norm")
 
 
 def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """input (*, normalized_shape), weight and bias of normalized_shape or None: statistics over the last dimensions.
 
-    Labels over several of the normalised dimensions are left alone: their parameters are pinned.
+    Where all heads share weight and bias (a norm of queries and keys), whole heads go; or, as the other choice, the
+    same positions of all.
     """
-    x, normalized = call.args[0], list(call.args[1])
-    dims = set(range(x.ndim - len(normalized), x.ndim))
+    x, first = call.args[0], call.args[0].ndim - len(call.args[1])
+    dims = set(range(first, x.ndim))
+    affine = [value for value in call.args[2:4] if isinstance(value, Value) and value.planes]
+    planes = []
+    for plane in x.planes:
+        inside = set(varying(plane)) & dims
+        if affine and inside and inside < set(varying(plane)):
+            whole = algebra.choose(f"{call.place}#sides", "whole") == "whole"
+            plane = algebra.tie(plane, inside, call, "side") if whole else plane
+        planes.append(plane)
+    x = replace(x, planes=tuple(planes))
     if any(set(varying(p)) & dims for p in x.planes):
         algebra.restrict(call, dims)
-    for value in call.args[2:4]:
-        if not isinstance(value, Value):
-            continue
-        if len(normalized) == 1:
-            _couple_affine(x, value, x.ndim - 1, "norm", call, algebra)
-        else:
-            algebra.pin_all((value, x), f"{call.where} normalises over several dimensions")
+    for value in affine:
+        _couple_affine(x, value, first, "norm", call, algebra)
     return [x.planes] + [()] * (len(call.outputs) - 1)
 
 

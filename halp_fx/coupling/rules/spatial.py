@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, along, compact, simplify, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, along, compact, simplify, varying
 from .channels import beside, channel_labels
 from .elementwise import join
 from .registry import register_rule
@@ -28,22 +28,37 @@ def _carry(x: Value, space: set[int], shape: tuple[int, ...], call: Call, algebr
 
 
 def constant_pad(call: Call, algebra: Algebra) -> Planes:
-    """Padding with a constant; padded channels are fixed ones."""
+    """Padding with a constant. Channels that are padded (shortcuts into a wider stage) follow what they meet, or, as
+    the other choice, their number is fixed. Equally many on both sides are one number: `(planes // 4, planes // 4)`.
+    """
     x, pad = call.args[0], list(call.args[1])
+    sides = enumerate(zip(pad[::2], pad[1::2], strict=True))
+    padded = {x.ndim - 1 - i: both for i, both in sides if both != (0, 0)}
+    rows = [(plane, varying(plane)) for plane in x.planes]
+    # A single channel has no label, but what it is padded with has.
+    rows += [(torch.zeros([1] * x.ndim, dtype=torch.int32), (d,)) for d in padded if x.shape[d] == 1]
     kept = []
-    for plane in x.planes:
-        dims, plane = varying(plane), compact(plane)
-        for i in range(len(pad) // 2):
-            dim = x.ndim - 1 - i
-            before, after = pad[2 * i], pad[2 * i + 1]
-            if before == after == 0:
-                continue
-            if dim in dims:
-                if before < 0 or after < 0:
-                    algebra.pin(plane, f"{call.where} cuts at a constant position")
-                plane = torch.nn.functional.pad(plane, [0, 0] * i + [before, after])
+    for plane, dims in rows:
+        plane = compact(plane)
+        for dim in padded.keys() & set(dims):
+            before, after = padded[dim]
+            if before < 0 or after < 0:
+                algebra.pin(plane, f"{call.where} cuts at a constant position")
+            plane = torch.nn.functional.pad(plane, [0, 0] * (x.ndim - 1 - dim) + [before, after])
+            _grow(plane, dim, before, after, call, algebra)
         kept.append(simplify(plane).expand(call.shape))
     return tuple(kept)
+
+
+def _grow(plane: Plane, dim: int, before: int, after: int, call: Call, algebra: Algebra) -> None:
+    """Give what was padded along a dimension slots of its own, in place."""
+    count = before if before == after else before + after
+    if min(before, after) < 0 or count < 2 or algebra.choose(f"{call.place}#padded", "follow") != "follow":
+        return
+    (new,) = algebra.new_planes(call.node.name, [1] * dim + [count], transient=True)
+    new = new.reshape([count if d == dim else 1 for d in range(plane.dim())])
+    plane.narrow(dim, 0, before).copy_(new.narrow(dim, 0, before))
+    plane.narrow(dim, plane.shape[dim] - after, after).copy_(new.narrow(dim, count - after, after))
 
 
 register_rule(

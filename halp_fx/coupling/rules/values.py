@@ -36,3 +36,21 @@ def zero_where_removed(node: Any) -> bool:
         else:
             return False
     return False
+
+
+# They are zero where their first argument is, and have the labels that it has.
+_KEEPS_ZEROS = _MOVES | _SCALES | {"sqrt", "sqrt_", "abs", "square", "pow"}
+_POSITIVE = frozenset(("exp", "sigmoid", "softplus", "cosh", "_softmax", "clamp", "clamp_", "clamp_min", "clamp_min_"))
+
+
+def may_vanish(node: Any) -> bool:
+    """Whether a tensor may be zero where the parameters are zero that it is computed from: not with a small number
+    added, nor where something holds it away from zero."""
+    while isinstance(node, fx.Node):
+        name = op(node)
+        if name in _POSITIVE or (name in ("add", "add_") and isinstance(node.args[1], int | float) and node.args[1]):
+            return False
+        if name not in _KEEPS_ZEROS:
+            return True
+        node = node.args[0]
+    return True

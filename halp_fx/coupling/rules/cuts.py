@@ -1,0 +1,182 @@
+"""Operators that cut a dimension into pieces: what they cut at is a number of unknown origin."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from torch import fx
+
+from ...tracing.graph import of, op, written_through_alias
+from ..algebra import Algebra, Call, Plane, Planes, Value, varying
+from .registry import register_rule
+from .shapes import shape_only
+
+aten = torch.ops.aten
+
+
+def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`slice`, `select`, `split`, `unbind` …: pieces of a dimension.
+
+    Where the program cuts a labelled dimension is a number of unknown origin. It is taken to follow the width: the
+    pieces keep their proportions, so `c // 4` of c channels go with the other three quarters in units of one and
+    three. If it does not, a trial shows.
+    """
+    x: Value = call.args[0]
+    dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
+    step = int(call.arg(4, "step", 1)) if call.op == "slice" else 1
+    labelled = any(dim in varying(p) for p in x.planes)
+    edges = [0, *_cuts(call, x.shape[dim], dim), x.shape[dim]] if labelled else []
+    sizes = [b - a for a, b in pairwise(edges)]
+    for plane in x.planes:
+        if dim not in varying(plane) or (len(sizes) == 1 and step == 1):
+            continue
+        split = "split" in call.op
+        if len(varying(plane)) > 1 and not (split and len(set(sizes)) == 1):
+            # An index along one side of a grid: every index must keep the same channels.
+            algebra.tie(plane, [dim], call, "index")
+            continue
+        leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes, call, algebra)
+        if call.op in ("select", "unbind") or leaders is None:
+            algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
+        elif step > 1 or (leaders < 0).any() or not plane.all():
+            _couple_pieces(plane, dim, leaders, call, algebra)
+        else:
+            algebra.keep_proportions(plane, dim, leaders, sizes, call)
+    return shape_only(call, algebra)
+
+
+def _couple_pieces(plane: Plane, dim: int, leaders: torch.Tensor, call: Call, algebra: Algebra) -> None:
+    """Couple every slot with its leader; one without (-1) is of a piece that stays."""
+    fixed = (leaders < 0).nonzero().flatten()
+    if len(fixed):
+        algebra.pin(plane.index_select(dim, fixed), f"{call.where} cuts the channels at a constant position")
+    moving = (leaders >= 0).nonzero().flatten()
+    algebra.couple(plane.index_select(dim, moving), plane.index_select(dim, leaders[moving]), call, "chunk")
+
+
+_DIM_ARGUMENT = {
+    "split": (2, "dim"),
+    "split_with_sizes": (2, "dim"),
+    "unsafe_split": (2, "dim"),
+    "unsafe_split_with_sizes": (2, "dim"),
+    "slice": (1, "dim"),
+    "select": (1, "dim"),
+    "unbind": (1, "dim"),
+}
+
+
+def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
+    """For every slot the one that it goes with, so that the pieces keep their proportions; None if they have none.
+
+    Where several pieces have one size and others are no multiples of it (C, C and a constant number), those follow a
+    width, and the others stay: -1. That is decided once, for at another width C may be that number. Pieces of several
+    units each are no such case, nor is the last piece of `chunk`, or of a `split` into pieces of one size: it is what
+    is left over.
+    """
+    units = math.gcd(*sizes)
+    width = max((n for n in sizes if sizes.count(n) > 1 and n > 1), default=0)
+    others = [n for n in sizes if n % max(width, 1)]
+    constant = others and not call.op.endswith("split") and (units == 1 or min(others) == units)
+    alike = [str(i) for i, n in enumerate(sizes) if n == width] if constant else []
+    reading = algebra.choose(f"{call.place}#{len(sizes)} sizes", ",".join(alike) or "all")
+    if reading != "all":
+        moving = {int(i) for i in reading.split(",")}
+        if len({n for i, n in enumerate(sizes) if i in moving}) > 1:
+            return None
+        first = sum(sizes[: min(moving)])
+        return torch.cat(
+            [torch.arange(n) + first if i in moving else torch.full((n,), -1) for i, n in enumerate(sizes)]
+        )
+    if units == 1 and set(sizes) != {1}:
+        return None
+    # A trial would be left with one unit of two, which does not show where pieces begin that do not lie side by side.
+    few = units == 2 and len(sizes) > 2 and len(set(sizes)) > 1 and "split" not in call.op
+    if algebra.choose(f"{call.place}#{len(sizes)} units", "few" if few else "enough") == "few":
+        return None
+    return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
+
+
+def _strided(call: Call, size: int, step: int) -> torch.Tensor | None:
+    """As `_leaders`, for every `step`-th slot: runs of `step` slots stay whole."""
+    whole = (call.arg(2, "start") or 0) < step and size % step == 0
+    return torch.arange(size) // step * step if whole else None
+
+
+def _cuts(call: Call, size: int, dim: int) -> list[int]:
+    """The inner positions at which a dimension is cut, by this call and by other slices of the same tensor."""
+    name = call.op.removeprefix("unsafe_")
+    if name == "split_with_sizes":
+        ends = set(accumulate(call.args[1]))
+    elif name == "split":
+        ends = set(range(call.args[1], size, call.args[1]))
+    elif name == "slice":
+        ends = _cuts_of_tensor(call.node.all_input_nodes[0], size, dim)
+    else:
+        ends = {1}
+    return sorted(e for e in ends if 0 < e < size)
+
+
+def _cuts_of_tensor(node: fx.Node, size: int, dim: int) -> set[int]:
+    """Where a tensor is sliced along a dimension, in parts of it along other dimensions, too: `x[:, 1:, :c]` and
+    `x[:, :-1, c:]` cut it at the same place."""
+    while (above := _whole_of(node, dim)) is not None:
+        node, dim = above
+    ends: set[int] = set()
+    level = [(node, dim)]
+    while level:
+        parts = [(user, at) for found, at in level for user in found.users if user.all_input_nodes[0] is found]
+        level = []
+        for user, at in parts:
+            if (below := _part(user, at)) is not None:
+                level.append((user, below))
+            elif op(user) == "slice":
+                ends.update(_ends(user, size, at))
+    return ends
+
+
+def _whole_of(node: fx.Node, dim: int) -> tuple[fx.Node, int] | None:
+    """The tensor that a node is a part of along other dimensions than `dim`, and which of its dimensions that is."""
+    if node.op != "call_function" or not node.all_input_nodes:
+        return None
+    source = node.all_input_nodes[0]
+    for at in {dim, dim + 1} if op(node) == "select" else {dim}:
+        if _part(node, at) == dim:
+            return source, at
+    return None
+
+
+def _part(node: fx.Node, dim: int) -> int | None:
+    """Which dimension of a node's result is dimension `dim` of its argument, where it only takes a part along another
+    one; None if it does anything else."""
+    if node.target is written_through_alias:
+        return dim
+    if op(node) not in ("slice", "select") or (of(node).spec is None):
+        return None
+    given = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type]
+    along = given % len(of(node.all_input_nodes[0]).one.shape)
+    if along == dim:
+        return None
+    return dim - (op(node) == "select" and along < dim)
+
+
+def _ends(node: fx.Node, size: int, dim: int) -> tuple[int, ...]:
+    """Where a `slice(x, dim, start, end)` begins and ends, if it is along `dim`."""
+    given: list[Any] = [*node.args[1:4], *(0, None, None)[len(node.args[1:4]) :]]
+    at, start, end = given
+    if at % len(of(node).one.shape) != dim:
+        return ()
+    return tuple(min(v + size if v < 0 else v, size) for v in (start or 0, size if end is None else end))
+
+
+register_rule(
+    aten.slice,
+    aten.select,
+    aten.split,
+    aten.split_with_sizes,
+    aten.unsafe_split,
+    aten.unsafe_split_with_sizes,
+    aten.unbind,
+)(cut)
