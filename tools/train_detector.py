@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipes import boxes, detectors, runs
+from recipes import boxes, checkpoints, detectors, runs
+from recipes.faults import need
 from recipes.processes import Job
 from torch import nn
 
@@ -78,7 +79,7 @@ def made(given: argparse.Namespace, classes: int) -> nn.Module:
     torch.manual_seed(given.seed)
     model = detectors.make(given.network, classes + 1, given.side, None if given.weights else given.backbone)
     if given.weights:
-        model.load_state_dict(torch.load(given.weights, map_location="cpu"))
+        checkpoints.load_weights(model, Path(given.weights))
     return model
 
 
@@ -176,6 +177,7 @@ def pruner_of(given: argparse.Namespace, training: Training, job: Job) -> halp_f
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
+    need("torchmetrics", "pycocotools")
     if given.threads:
         torch.set_num_threads(given.threads)
     job = Job.join()
