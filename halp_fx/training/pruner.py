@@ -47,7 +47,7 @@ from .optimizer import Optimizers, check_bound, innermost
 from .schedule import Schedule, ways_of
 from .shrinking import shrink
 from .valuing import saliency_of
-from .wrapping import Rewrapped
+from .wrapping import Rewrapped, check_free
 
 logger = logging.getLogger("halp_fx")
 
@@ -168,7 +168,7 @@ class Pruner:
 
         Raises:
             TrainingError: there are no gradients, or they cannot be cut, or none was finite since the last step of
-                pruning; an optimizer keeps something that cannot be cut.
+                pruning; an optimizer keeps something that cannot be cut; a wrapper that `wrap` did not make.
             InfeasibleError: the budget is out of reach.
         """
         self._gathered.check()
@@ -274,6 +274,8 @@ class Pruner:
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""
         check_bound(self._optimizers, self.model)  # It keeps something now; masks are cut much later.
+        if self._masks is None:
+            check_free(self.model, self._wrapped)
         broken = self._gathered.drop_broken()
         self.skipped += broken
         found = self._lead.gather((self._gathered.stacked(), self._fresh - broken))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -108,6 +111,23 @@ def test_masks_and_cuts_come_to_one_network(kind):
         torch.testing.assert_close(masked[name], tensor, rtol=1e-7, atol=1e-9)
 
 
+def test_prune_and_rewrite_take_several_optimizers_along():
+    model = network().train()
+    optimizers = two(model)
+    F.cross_entropy(model(X), torch.arange(4)).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    small = halp_fx.prune(model, 0.5, X[:1], optimizer=optimizers, latency="macs", progress=False, round_to=1)
+    small = halp_fx.rewrite(small, halp_fx.Plan({"4": range(2)}), X[:1], optimizer=optimizers)
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in small.parameters()}
+    for optimizer in optimizers:
+        for parameter, state in optimizer.state.items():
+            assert all(t.shape == parameter.shape for t in state.values() if t.numel() > 1)
+    with pytest.raises(TrainingError, match=r"str is no torch\.optim\.Optimizer"):
+        halp_fx.rewrite(small, halp_fx.Plan(), X[:1], optimizer=[optimizers[1], "Muon"])
+
+
 @pytest.mark.parametrize("mode", ["shrink", "mask"])
 def test_a_closure_may_hold_the_pruner(mode):
     plans = []
@@ -137,6 +157,49 @@ def test_soft_masks_refuse_a_closure():
     halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, mode="mask", regrow=True, **CALL)
     with pytest.raises(TrainingError, match="regrow=True needs the forward before"):
         optimizer.step(lambda: F.cross_entropy(model(X), torch.arange(4)))
+
+
+def started():
+    model = network().float().train()
+    optimizers = two(model)
+    average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1].float(), optimizer=optimizers, averages=[average], **CALL)
+    return model, optimizers, average, pruner
+
+
+def trained(parts, start, end):
+    model, optimizers, average, pruner = parts
+    for x, y in list(batches(14))[start:end]:
+        model.zero_grad()
+        F.cross_entropy(model(x.float()), y).backward()
+        pruner.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        average.update_parameters(model)
+
+
+def begun(path):
+    """For a process of its own: the first seven steps."""
+    torch.set_num_threads(1)
+    model, optimizers, average, pruner = parts = started()
+    trained(parts, 0, 7)
+    torch.save([part.state_dict() for part in (pruner, model, average, *optimizers)], path)
+
+
+def test_a_run_goes_on_in_another_process(tmp_path):
+    """Whose hashes of strings are others."""
+    code = f"import test_loops; test_loops.begun({str(tmp_path / 'run.pt')!r})"
+    around = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", code], env=around, check=True, capture_output=True)
+    whole = started()
+    trained(whole, 0, 14)
+    model, optimizers, average, pruner = resumed = started()
+    for part, state in zip((pruner, model, average, *optimizers), torch.load(tmp_path / "run.pt"), strict=True):
+        part.load_state_dict(state)
+    trained(resumed, 7, 14)
+    assert pruner.plan == whole[3].plan
+    for one, other in ((model, whole[0]), (average, whole[2])):
+        assert all(torch.equal(t, other.state_dict()[n]) for n, t in one.state_dict().items())
 
 
 class Rows(torch.optim.Optimizer):
