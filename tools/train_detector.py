@@ -28,8 +28,8 @@ from torch import nn
 import halp_fx
 
 OWN = {
-    "network": "ssdlite320_mobilenet_v3_large", "side": 160, "dense_epochs": 30, "epochs": 20, "batch": 16,
-    "rate": 0.15, "decay": 5e-4, "interval": 10, "backbone": None,
+    "network": "ssdlite320_mobilenet_v3_large", "side": 160, "dense_epochs": 16, "epochs": 10, "batch": 16,
+    "rate": 0.15, "decay": 5e-4, "interval": 6, "backbone": None,
 }  # fmt: skip
 SMCP = {
     "network": detectors.SSD512, "side": 512, "dense_epochs": 0, "epochs": 800, "batch": 32, "rate": 8e-3,
@@ -63,7 +63,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decay", type=float)
     parser.add_argument("--steps", type=int, default=12, help="of pruning; smcp: as its epochs have it")
     parser.add_argument("--interval", type=int, help="steps of training between two; smcp: for 128 images a step")
-    parser.add_argument("--images", type=int, nargs=2, default=[1000, 300], help="drawn to train and to test on")
+    parser.add_argument("--images", type=int, nargs=2, default=[600, 150], help="drawn to train and to test on")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of a process on a CPU")
