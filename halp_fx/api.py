@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 
 from .errors import StateError
 from .model.checks import check_finite, check_model
@@ -38,7 +37,7 @@ from .rewriting.compensating import Compensation
 from .rewriting.descent import ancestry, descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
-from .training.optimizer import check_bound, rebind
+from .training.optimizer import Optimizers, check_bound, rebind
 from .trials.trials import channel_groups
 from .types import Coupling, Plan
 
@@ -68,7 +67,7 @@ def prune(
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     compensate: bool = False,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
     effort: Effort = "normal",
     state: str | PathLike[str] | None = None,
     progress: bool = True,
@@ -125,7 +124,8 @@ def prune(
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
             (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
-        optimizer: of the model; it gets the result's parameters, and its state is cut as they were (`rebind`).
+        optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
+            (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and
             returns the network whose outputs are closest to the dense one's on a quarter of the data that is held out
             (docs/closing.md). It needs data, and takes about six times as long.
@@ -288,7 +288,7 @@ def rewrite(
     *,
     coupling: Coupling | None = None,
     check: bool = True,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers | None = None,
 ) -> nn.Module:
     """A copy of `model` without the channels and branches that `plan` drops.
 
@@ -300,7 +300,8 @@ def rewrite(
         coupling: of this model, if at hand; otherwise found afresh.
         check: run the copy once (on the meta device where it can) and compare every operator's shape and coupling
             with what the plan asks for.
-        optimizer: of the model; it gets the copy's parameters, and its state is cut as they were (`rebind`).
+        optimizer: of the model, or several; it gets the copy's parameters, and its state is cut as they were
+            (`rebind`).
 
     Raises:
         ModelError: the model cannot be handled, as for `channel_groups`.

@@ -45,8 +45,8 @@ def before(task: Task, epochs: int) -> tuple[nn.Module, Found]:
     return training.train(small, task.data, epochs, RATE, task.seed), {}
 
 
-def inside(steps: int, **options: Any) -> Way:
-    """`Pruner` in the first epoch of all."""
+def inside(steps: int, share: float = 1.0, **options: Any) -> Way:
+    """`Pruner` in the first epoch of all, or a share of it."""
 
     def run(task: Task, epochs: int) -> tuple[nn.Module, Found]:
         pruners = []
@@ -54,7 +54,7 @@ def inside(steps: int, **options: Any) -> Way:
         def prepare(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
             pruner = halp_fx.Pruner(
                 model, task.budget, EXAMPLE, optimizer=optimizer, latency="macs", steps=steps,
-                interval=_batches(task) // steps, **options,
+                interval=max(1, int(share * _batches(task)) // steps), **options,
             )  # fmt: skip
             pruners.append(pruner)
             return pruner.step
@@ -104,6 +104,8 @@ def _batches(task: Task) -> int:
 WAYS: dict[str, Way] = {
     "prune": before,
     "Pruner": inside(12),
+    # The final widths then have 91 % of four epochs, not 79; the first cuts are decided by fewer batches.
+    "Pruner, sooner": inside(12, share=0.4),
     "Pruner, halp": inside(30, solver="halp"),
     "epoch, then cut": after(penalised=False),
     "penalty, then cut": after(penalised=True),

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 import torchvision
 from comparing import networks
-from recipes import images, runs
+from recipes import checkpoints, images, runs
 from recipes.processes import Job
 from torch import nn
 
@@ -81,13 +81,22 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 def made(given: argparse.Namespace, classes: int) -> nn.Module:
     """The network, with its weights if they were given."""
     torch.manual_seed(given.seed)
-    if given.network in networks.NETWORKS:
+    own = given.network in networks.NETWORKS
+    known = not own and given.weights is not None and not Path(given.weights).exists()
+    if own:
         model = networks.NETWORKS[given.network](classes)
     else:
-        known = given.weights is not None and not Path(given.weights).exists()
-        model = torchvision.models.get_model(given.network, weights=given.weights if known else None)
-    if given.weights is not None and Path(given.weights).exists():
-        model.load_state_dict(torch.load(given.weights, map_location="cpu"))
+        weights = given.weights if known else None
+        try:
+            model = torchvision.models.get_model(given.network, weights=weights, num_classes=classes)
+        except (ValueError, KeyError) as error:
+            words = f"--network {given.network}" + (f" --weights {weights}" if known else "")
+            raise SystemExit(
+                f"{words}, for {classes} classes: {error}. Pass a network of torchvision, and weights that it has for "
+                "as many classes, or a file"
+            ) from error
+    if given.weights is not None and not known:
+        checkpoints.load_weights(model, Path(given.weights))
     return model
 
 

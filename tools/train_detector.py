@@ -20,15 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from recipes import boxes, detectors, runs
+from recipes import boxes, checkpoints, detectors, runs
+from recipes.faults import need
 from recipes.processes import Job
 from torch import nn
 
 import halp_fx
 
 OWN = {
-    "network": "ssdlite320_mobilenet_v3_large", "side": 160, "dense_epochs": 30, "epochs": 20, "batch": 16,
-    "rate": 0.15, "decay": 5e-4, "interval": 10, "backbone": None,
+    "network": "ssdlite320_mobilenet_v3_large", "side": 160, "dense_epochs": 16, "epochs": 10, "batch": 16,
+    "rate": 0.15, "decay": 5e-4, "interval": 6, "backbone": None,
 }  # fmt: skip
 SMCP = {
     "network": detectors.SSD512, "side": 512, "dense_epochs": 0, "epochs": 800, "batch": 32, "rate": 8e-3,
@@ -62,7 +63,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--decay", type=float)
     parser.add_argument("--steps", type=int, default=12, help="of pruning; smcp: as its epochs have it")
     parser.add_argument("--interval", type=int, help="steps of training between two; smcp: for 128 images a step")
-    parser.add_argument("--images", type=int, nargs=2, default=[1000, 300], help="drawn to train and to test on")
+    parser.add_argument("--images", type=int, nargs=2, default=[600, 150], help="drawn to train and to test on")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="of a process on a CPU")
@@ -78,7 +79,7 @@ def made(given: argparse.Namespace, classes: int) -> nn.Module:
     torch.manual_seed(given.seed)
     model = detectors.make(given.network, classes + 1, given.side, None if given.weights else given.backbone)
     if given.weights:
-        model.load_state_dict(torch.load(given.weights, map_location="cpu"))
+        checkpoints.load_weights(model, Path(given.weights))
     return model
 
 
@@ -176,6 +177,7 @@ def pruner_of(given: argparse.Namespace, training: Training, job: Job) -> halp_f
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
+    need("torchmetrics", "pycocotools")
     if given.threads:
         torch.set_num_threads(given.threads)
     job = Job.join()

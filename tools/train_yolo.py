@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes import scenes
+from recipes.faults import need
 from recipes.yolo import offline, pruned_trainer
 
 import halp_fx
@@ -45,6 +46,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
+    need("ultralytics", *(("onnx", "onnxruntime") if given.export == "onnx" else ()))
     offline()
     from ultralytics import YOLO
 

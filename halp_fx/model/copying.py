@@ -130,8 +130,9 @@ def _rebind(model: nn.Module, made: nn.Module) -> None:
     twins = {id(old): new for old, new in pairs}
     for old, new in pairs:
         own = vars(new)
+        own.pop("_compiled_call_impl", None)  # Of `module.compile()`: it runs the original.
         for name, value in vars(old).items():
-            if isinstance(value, FunctionType):
+            if isinstance(value, FunctionType) and name in own:
                 own[name] = _rebound(value, twins)
             elif name in INTERNAL and type(value) in _TABLES and value and name not in ("_parameters", "_buffers"):
                 for key, entry in value.items():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from operator import is_
 from threading import RLock
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -264,6 +265,20 @@ def decomposed() -> Iterator[None]:
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def unsynchronised(model: nn.Module) -> Iterator[None]:
+    """With batch norms that look at the samples of this process alone: others need not run the forward now, and would
+    be waited for."""
+    norms = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm) and "forward" not in vars(m)]
+    for norm in norms:
+        norm.forward = MethodType(nn.BatchNorm2d.forward, norm)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 from ..coupling.branches import Branches
 from ..errors import InfeasibleError
 from ..model.checks import check_prunable
+from ..model.preserving import unsynchronised
 from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
 from ..rewriting.compensating import Compensation
@@ -225,7 +226,7 @@ class Session:
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
         if network.plan and self.request.data is not None and self.request.recalibrate:
-            with self.clock("recalibrate"):
+            with self.clock("recalibrate"), unsynchronised(network.model):
                 recalibrate(network.model, self.request.data, loss=self.request.loss)
 
     def _compensate(self, cut: Network, whole: Network) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from ..coupling.branches import Branch
 from ..coupling.residual import find_branches
 from ..errors import SaliencyError
+from ..model.preserving import unsynchronised
 from ..rewriting.applying import rewrite
 from ..scoring.callables import Importance
 from ..scoring.divergence import Reference, shared_out
@@ -76,7 +77,8 @@ def _losses_without(
         plan = Plan({}, dropped)
         other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
         if request.recalibrate:
-            recalibrate(other, settled, loss=request.loss)
+            with unsynchronised(other):
+                recalibrate(other, settled, loss=request.loss)
         return reference.distance(other)
 
     try:

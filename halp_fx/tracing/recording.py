@@ -28,6 +28,7 @@ from ..model.preserving import (
     spared,
     uncached_autocast,
     uncollected,
+    unsynchronised,
 )
 from ..types import Run, TensorSpec, Traced
 from .leaks import MetaWatch, emptied
@@ -119,7 +120,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
         inputs = tree_map(recorder.placeholder, (args, kwargs))
         recorder.follow_modules()
         try:
-            with torch.no_grad(), decomposed(), uncached_autocast(), recorder.names, recorder:
+            with torch.no_grad(), decomposed(), uncached_autocast(), unsynchronised(used), recorder.names, recorder:
                 result = [used(*inputs[0], **inputs[1]) for _ in range(run.calls)]
             recorder.finish(result)
             caches = _caches(used, live)

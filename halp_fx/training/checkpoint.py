@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import TrainingError
 
 FORMAT = "halp_fx.pruner/2"
+KEYS = ("network", "asked", "processes", "plan", "done", "counts", "rows", "hidden")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,12 @@ class Identity:
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises TrainingError for the state of another pruner."""
-        if state.get("format") != FORMAT:
-            raise TrainingError(f"this is no state of a Pruner: its format is {state.get('format')!r}, not {FORMAT!r}")
+        form = state.get("format") if isinstance(state, Mapping) else type(state).__name__
+        if form != FORMAT:
+            raise TrainingError(f"this is no state of a Pruner: its format is {form!r}, not {FORMAT!r}")
+        missing = [key for key in KEYS if key not in state]
+        if missing:
+            raise TrainingError(f"the checkpoint is not whole: {', '.join(missing)} are missing")
         theirs = {name: tuple(shape) for name, shape in state["network"].items()}
         if theirs != self.network:
             off = next(n for n in (*theirs, *self.network) if theirs.get(n) != self.network.get(n))

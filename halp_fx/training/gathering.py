@@ -18,6 +18,7 @@ from torch import nn
 
 from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
+from ..errors import TrainingError
 from ..kernels import SegmentLayout, channel_scores
 from ..scoring.gates import places_of
 from ..scoring.scored import Key, Weights, WeightSlots
@@ -79,9 +80,19 @@ class Gathered:
         ends = list(accumulate((g.size for g in self.groups), initial=0))
         return {g.name: slice(ends[i], ends[i + 1]) for i, g in enumerate(self.groups)}
 
-    @property
-    def has_gradients(self) -> bool:
-        return any(p.grad is not None for p in self.parameters.values())
+    def check(self) -> None:
+        """Raises TrainingError if there are no gradients, or they cannot be cut."""
+        grads = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if not grads:
+            raise TrainingError(
+                "no parameter has a gradient: call pruner.step() after loss.backward(), and before "
+                "optimizer.zero_grad()"
+            )
+        if any(grad.requires_grad for grad in grads):
+            raise TrainingError(
+                "gradients have a graph (backward(create_graph=True)), from which the optimizer takes second "
+                "derivatives: it cannot be cut. Prune first, then train with this optimizer"
+            )
 
     def add(self, scale: float) -> None:
         """Take in the gradients that are there, `scale` times too large."""

@@ -32,14 +32,15 @@ class Lead:
 
     @classmethod
     def start(cls, team: Team, make: Callable[[], Session]) -> Lead:
-        with _together(team):
-            if not team.leads:
+        if not team.leads:
+            with _together(team):
                 team.hear()
-                return cls(team, None)
-            with team.leading():
-                session = make()
-                team.tell("started")
-            return cls(team, session)
+            return cls(team, None)
+        with team.leading():
+            session = make()
+        with _together(team):
+            team.tell("started")
+        return cls(team, session)
 
     def ask(self, make: Callable[[Session], Made]) -> Made:
         """What the first process makes of its session, in all processes.
@@ -47,14 +48,15 @@ class Lead:
         Raises:
             HalpError: it failed there.
         """
-        with _together(self.team):
-            if self.session is None:
+        if self.session is None:
+            with _together(self.team):
                 made: Made = self.team.hear()[1]
-                return made
-            with self.team.leading():
-                made = make(self.session)
-                self.team.tell("made", made)
             return made
+        with self.team.leading():
+            made = make(self.session)
+        with _together(self.team):
+            self.team.tell("made", made)
+        return made
 
     def gather(self, value: Any) -> list[Any]:
         """What every process has, in all of them."""
@@ -72,7 +74,8 @@ class Lead:
 
 @contextmanager
 def _together(team: Team) -> Iterator[None]:
-    """A process that is gone ends the others with a message."""
+    """A process that is gone ends the others with a message. Around what waits for them alone: what a process does by
+    itself fails with its own words."""
     try:
         yield
     except RuntimeError as error:  # As the backends say it.

@@ -7,9 +7,10 @@ optimizer's step the hidden weights come back, and learn from gradients that pas
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..errors import TrainingError
 from ..model.preserving import named_tensors
 from ..rewriting.slicing import index_of, removed_slots
 from ..types import Axis, Coupling, Plan
+from .optimizer import innermost
 
 DECAY = 2e-4
 """Of hidden weights, times the learning rate, beside the optimizer's own weight decay (SMCP's published setting)."""
@@ -30,13 +33,15 @@ class Masks:
     """The masked slots of a model, held by hooks around the optimizer's steps.
 
     Attributes:
-        optimizer: whose steps are watched.
+        optimizers: whose steps are watched, and whose states are masked.
+        averages: averaged networks, which are masked as the model is.
         soft: straight-through.
         places: parameters, the dimension, and the slots along it.
         hidden: of soft masks, the weights behind each place.
     """
 
-    optimizer: Optimizer
+    optimizers: Sequence[Optimizer]
+    averages: Sequence[nn.Module]
     soft: bool
     places: list[tuple[nn.Parameter, int, torch.Tensor]] = field(default_factory=list)
     hidden: list[torch.Tensor] = field(default_factory=list)
@@ -46,12 +51,10 @@ class Masks:
         self.watch()
 
     def watch(self) -> None:
-        """Hook into the optimizer's steps, behind the hooks that are there."""
+        """Hook into the optimizers' steps, behind the hooks that are there."""
         self.close()
-        self._hooks = [
-            self.optimizer.register_step_pre_hook(lambda *_: self._before()),
-            self.optimizer.register_step_post_hook(lambda *_: self._after()),
-        ]
+        for own in innermost(self.optimizers):
+            self._hooks += [own.register_step_pre_hook(self._before), own.register_step_post_hook(self._after)]
 
     def set(self, model: nn.Module, coupling: Coupling, plan: Plan) -> None:
         """Mask what a plan removes, and nothing else; soft masks give the others' weights back first."""
@@ -63,9 +66,13 @@ class Masks:
             for axis, found in slots.items()
             if isinstance(tensor := tensors[axis.tensor], nn.Parameter)
         ]
-        if not self.soft:
-            self.still()
-        self._after(decay=False)
+        self.still()
+        self._hide()
+        for average in self.averages:
+            own = dict(named_tensors(average))
+            for axis, found in slots.items():
+                if isinstance(tensor := own[axis.tensor], nn.Parameter):
+                    tensor.data.index_fill_(axis.dim, index_of(found, tensor), 0)
 
     def still(self) -> None:
         """Zero the gradients behind hard masks."""
@@ -76,7 +83,7 @@ class Masks:
 
     @torch.no_grad()
     def lift(self) -> None:
-        """Put hidden weights back, until `_after` hides them again."""
+        """Put hidden weights back, until `_hide` hides them again."""
         # In reverse: where two places of one tensor meet, the first that was hidden has the numbers.
         for (parameter, dim, slots), hidden in reversed(list(zip(self.places, self.hidden, strict=False))):
             parameter.index_copy_(dim, slots, hidden)
@@ -88,32 +95,50 @@ class Masks:
         try:
             yield
         finally:
-            self._after(decay=False)
+            self._hide()
 
     def close(self) -> None:
         """Watch no longer; what is masked stays zero."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
 
-    def _before(self) -> None:
-        if self.soft:
-            self.lift()
-        else:
+    def _before(self, _: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self.soft:
             self.still()
+            return
+        if given_closure(args, kwargs):
+            raise TrainingError(
+                "regrow=True needs the forward before the optimizer's step, where masks are on: it was given a closure"
+            )
+        self.lift()
+
+    def _after(self, optimizer: Optimizer, *_: Any) -> None:
+        self._hide({id(p): group.get("lr", 0.0) for group in optimizer.param_groups for p in group["params"]})
 
     @torch.no_grad()
-    def _after(self, decay: bool = True) -> None:
-        rates = {id(p): group["lr"] for group in self.optimizer.param_groups for p in group["params"]}
+    def _hide(self, rates: Mapping[int, float] = MappingProxyType({})) -> None:
+        """Zero what is masked.
+
+        Args:
+            rates: of learning in the step that was taken, by the id of the parameter.
+        """
         self.hidden = []
         for parameter, dim, slots in self.places:
             if self.soft:
                 behind = parameter.index_select(dim, slots)
-                self.hidden.append(behind * (1 - DECAY * rates.get(id(parameter), 0.0)) if decay else behind)
+                self.hidden.append(behind * (1 - DECAY * rates.get(id(parameter), 0.0)))
             else:
-                for value in self.optimizer.state.get(parameter, {}).values():
+                states = [own.state[parameter] for own in self.optimizers if parameter in own.state]
+                for value in (value for state in states for value in state.values()):
                     if isinstance(value, torch.Tensor) and value.shape == parameter.shape:
                         value.index_fill_(dim, slots, 0)
             parameter.index_fill_(dim, slots, 0)
+
+
+def given_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether an optimizer's `step` was given a function that runs the forward inside of it."""
+    return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
 
 
 def _read_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:

@@ -3,11 +3,15 @@
 An optimizer keeps tensors of a parameter's shape (momentum, moments, sums of squares) or of that shape with some
 dimensions of length one (factored moments), and numbers (steps). The former are cut as the parameter was, the latter
 stay; parameter groups keep their options and their order, so schedulers, which hold the groups, go on.
+
+Several optimizers may share a network (Muon for matrices, AdamW for the rest), and one may hold another, whose state is
+its own (SAM, Lookahead): all of them follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,9 +28,12 @@ from ..trials.trials import channel_groups
 from ..types import Coupling, Cuts, Plan
 from .averages import averages_checked, narrow_averages
 
+Optimizers = Optimizer | Sequence[Optimizer]
+"""One, or several that share the parameters of a network."""
+
 
 def rebind(
-    optimizer: Optimizer,
+    optimizer: Optimizers,
     before: nn.Module,
     after: nn.Module,
     plan: Plan | Mapping[str, Any],
@@ -34,15 +41,15 @@ def rebind(
     *,
     coupling: Coupling | None = None,
     averages: Iterable[nn.Module] = (),
-) -> Optimizer:
+) -> Optimizers:
     """Give an optimizer of `before` the parameters of `after`, with its state cut as the parameters were.
 
     The next step of the optimizer is the one that it would take for `after` had it known no other network. The object
     and its parameter groups stay, so schedulers and loss scalers go on. Gradients are not handed over.
 
     Args:
-        optimizer: any whose state tensors have the shape of their parameter, or are factors of it; the parameters of
-            `before` that are not trained need not be in it.
+        optimizer: any whose state tensors have the shape of their parameter, or are factors of it; or several. The
+            parameters of `before` that are not trained need not be in it.
         before, after: a network, and what `rewrite` or `prune` made of it.
         plan: that led from the one to the other (`after.halp.plan`).
         example_inputs: as for `trace`.
@@ -51,24 +58,23 @@ def rebind(
             (`torch.optim.swa_utils.AveragedModel`, timm's `ModelEmaV3`): those are cut in place.
 
     Returns:
-        The optimizer.
+        What was passed as `optimizer`.
 
     Raises:
         TrainingError: the optimizer has a parameter that `before` has not, or keeps something that cannot be cut; an
             average is not one of `before`; `after` is not what the plan makes of `before`. Nothing was changed.
     """
-    check_bound(optimizer, before)
+    optimizers = check_bound(optimizer, before)
     averages = averages_checked(averages, before)
     coupling = coupling or channel_groups(before, example_inputs)
     plan = by_group(plan, coupling)
     cuts = cuts_of(coupling, plan)
     heirs = _heirs(before, after, cuts)
-    undo = hand_over(optimizer, heirs)
-    try:
-        narrow_averages(averages, plan, coupling)
-    except BaseException:
-        undo()
-        raise
+    with ExitStack() as undone:
+        for own in optimizers:
+            undone.callback(hand_over(own, heirs))
+        undone.callback(narrow_averages(averages, plan, coupling))
+        undone.pop_all()
     return optimizer
 
 
@@ -93,12 +99,36 @@ Heirs = Mapping[int, Heir]
 """By the id of the parameter that was."""
 
 
-def check_bound(optimizer: Optimizer, model: nn.Module) -> None:
-    """See that an optimizer can follow a model.
+def check_bound(optimizers: Optimizers, model: nn.Module) -> tuple[Optimizer, ...]:
+    """See that optimizers can follow a model.
+
+    Returns:
+        All of them, and those that they hold.
 
     Raises:
-        TrainingError: it is none, or one whose state cannot be cut, or has a parameter that the model has not.
+        TrainingError: one is none, or its state cannot be cut, or has a parameter that the model has not.
     """
+    found: list[Optimizer] = []
+    left = [optimizers] if not isinstance(optimizers, Sequence) else list(optimizers)
+    for optimizer in left:
+        _check_bound(optimizer, model)
+        if not any(optimizer is known for known in found):
+            found.append(optimizer)
+            left += held(optimizer)
+    return tuple(found)
+
+
+def held(optimizer: Optimizer) -> list[Optimizer]:
+    """Optimizers that another one holds, and steps (`base_optimizer`)."""
+    return [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+
+
+def innermost(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """Those that change parameters: what is around them may not run hooks."""
+    return [optimizer for optimizer in optimizers if not held(optimizer)]
+
+
+def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TrainingError(
             f"optimizer={type(optimizer).__name__} is no torch.optim.Optimizer: pass the one that a wrapper is around"

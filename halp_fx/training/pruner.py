@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BudgetError, TrainingError
+from ..errors import TrainingError
 from ..model.checks import check_finite, check_model
 from ..model.copying import copied
 from ..model.inputs import normalize_examples
@@ -40,20 +38,19 @@ from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from ..types.plain import from_plain, to_plain
+from .asked import Mode, check_asked, in_words
 from .averages import averages_checked
 from .checkpoint import Identity
 from .gathering import KEPT, Gathered
 from .leading import Lead
-from .masks import Masks
-from .optimizer import check_bound
+from .masks import Masks, given_closure
+from .optimizer import Optimizers, check_bound, innermost
 from .schedule import Schedule, ways_of
 from .shrinking import shrink
 from .valuing import saliency_of
-from .wrapping import Rewrapped
+from .wrapping import Rewrapped, check_free
 
 logger = logging.getLogger("halp_fx")
-
-Mode = Literal["shrink", "mask"]
 
 
 class Pruner:
@@ -84,7 +81,7 @@ class Pruner:
         budget: BudgetLike,
         example_inputs: Any = None,
         *,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizers | None = None,
         averages: Iterable[nn.Module] = (),
         steps: int = 30,
         interval: int = 40,
@@ -105,8 +102,8 @@ class Pruner:
         Args:
             model, budget, example_inputs, latency, ignore, round_to, min_keep, branches, solver, tolerance: as for
                 `prune`. The model is the bare one; `wrap` it for several processes.
-            optimizer: of the model; its state is cut with the parameters. None if it has none (plain SGD), or will be
-                made later.
+            optimizer: of the model, or several that share it; their states are cut with the parameters. None if there
+                is no state (plain SGD), or it will be made later.
             averages: moving averages of the model, as for `rebind`.
             steps, interval: steps of pruning, and calls of `step` before each.
             schedule: how the cost falls over the steps: "exponential", "linear", or a rising function from the share of
@@ -122,16 +119,21 @@ class Pruner:
         """
         check_model(model)
         check_finite(model)
-        _check_asked(steps, interval, mode, regrow, branches, solver, optimizer)
-        if optimizer is not None:
-            check_bound(optimizer, model)
+        if importance is None or importance == "auto":
+            importance = "taylor" if solver == "halp" else "fisher"
+        names = ignored_names(model, ignore)
+        asked = in_words({
+            "budget": repr(budget), "latency": latency, "steps": steps, "interval": interval, "mode": mode,
+            "regrow": regrow, "schedule": schedule, "importance": importance, "solver": solver, "round_to": round_to,
+            "min_keep": min_keep, "branches": branches, "ignore": names,
+        })  # fmt: skip
+        self._optimizers = check_bound(optimizer if optimizer is not None else (), model)
+        check_asked(asked, bool(self._optimizers))
         self.model = model
         self.plan = Plan()
         self.decisions = self.skipped = self._calls = self._fresh = 0
-        self._optimizer, self._averages = optimizer, averages_checked(averages, model)
+        self._averages = averages_checked(averages, model)
         self._steps, self._interval, self._regrow = steps, interval, regrow
-        if importance is None or importance == "auto":
-            importance = "taylor" if solver == "halp" else "fisher"
         self._importance: Importance = importance
         self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
@@ -140,12 +142,6 @@ class Pruner:
             importance=self._importance, round_to=round_to, min_keep=min_keep, steps=steps, solver=solver,
             tolerance=tolerance, train_between=None, progress=False, branches=branches,
         )  # fmt: skip
-        names = ignored_names(model, ignore)
-        asked = {
-            "budget": repr(budget), "latency": _told(latency), "steps": steps, "interval": interval, "mode": mode,
-            "regrow": regrow, "schedule": _told(schedule), "importance": _told(self._importance), "solver": solver,
-            "round_to": round_to, "min_keep": min_keep, "branches": branches,
-        }  # fmt: skip
         team = Team.here()
         team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
         self._identity = Identity.of(model, asked, team.size)
@@ -158,7 +154,7 @@ class Pruner:
             session = self._lead.session
             self._dense = session.yardstick.coupling if session else channel_groups(model, self._examples, names)
         self._here, self._ancestry = self._dense, ancestry(model, self._examples)
-        self._masks = Masks(optimizer, regrow) if mode == "mask" and optimizer is not None else None
+        self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
         self._gathered = self._gather()
 
     def step(self, scale: float = 1.0) -> bool:
@@ -172,14 +168,11 @@ class Pruner:
             Whether other channels are there than before.
 
         Raises:
-            TrainingError: there are no gradients, or none was finite since the last step of pruning.
+            TrainingError: there are no gradients, or they cannot be cut, or none was finite since the last step of
+                pruning; an optimizer keeps something that cannot be cut; a wrapper that `wrap` did not make.
             InfeasibleError: the budget is out of reach.
         """
-        if not self._gathered.has_gradients:
-            raise TrainingError(
-                "no parameter has a gradient: call pruner.step() after loss.backward(), and before "
-                "optimizer.zero_grad()"
-            )
+        self._gathered.check()
         if self.done:
             self._still()
             return False
@@ -203,9 +196,9 @@ class Pruner:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
             self._prune(last=True)
         if self._masks is not None:
+            self._cut(self.plan, self._dense)
             self._masks.close()
             self._masks = None
-            self._cut(self.plan, self._dense)
         with preserved(self.model):
             report = self._lead.ask(self._report)
         self._remember()
@@ -213,22 +206,23 @@ class Pruner:
         return self.model
 
     def attach(self) -> RemovableHandle:
-        """For trainers that hide the optimizer's step (Hugging Face, timm): call `step` before each of them.
+        """For trainers that hide the optimizer's step (Hugging Face, timm): call `step` before each of them; of several
+        optimizers, before each step of the first.
 
         Gradients are unscaled then, and clipped, if they are; steps that a `GradScaler` leaves out are left out.
 
         Raises:
             TrainingError: the pruner has no optimizer; later, where a step makes its gradients itself (Lightning).
         """
-        if self._optimizer is None:
+        if not self._optimizers:
             raise TrainingError("attach needs the optimizer: pass it to Pruner")
 
         def before(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if callable(kwargs.get("closure", args[1] if len(args) > 1 else None)):
+            if given_closure(args, kwargs):
                 raise TrainingError("optimizer.step was given a closure: gradients are made inside, after this hook")
             self.step()
 
-        handle = self._optimizer.register_step_pre_hook(before)
+        handle = innermost(self._optimizers)[0].register_step_pre_hook(before)
         if self._masks is not None:
             self._masks.watch()  # After that: what is hidden comes back for the optimizer's step itself.
         return handle
@@ -279,6 +273,9 @@ class Pruner:
 
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""
+        check_bound(self._optimizers, self.model)  # It keeps something now; masks are cut much later.
+        if self._masks is None:
+            check_free(self.model, self._wrapped)
         broken = self._gathered.drop_broken()
         self.skipped += broken
         found = self._lead.gather((self._gathered.stacked(), self._fresh - broken))
@@ -329,7 +326,7 @@ class Pruner:
         self.plan = plan
 
     def _cut(self, step: Plan, coupling: Coupling) -> None:
-        shrink(self.model, step, coupling, None, self._optimizer, self._averages)
+        shrink(self.model, step, coupling, None, self._optimizers, self._averages)
         self._here = channel_groups(self.model, self._examples, like=self._dense)
         for wrapped in self._wrapped:
             wrapped.renew()
@@ -356,30 +353,3 @@ class Pruner:
     def _lifted(self) -> AbstractContextManager[None]:
         """With the weights that soft masks hide."""
         return self._masks.lifted() if self._masks is not None and self._regrow else nullcontext()
-
-
-def _told(value: Any) -> str:
-    """An argument in words that are the same in every process and run."""
-    return (
-        str(value)
-        if value is None or isinstance(value, str | Path)
-        else getattr(value, "__name__", type(value).__name__)
-    )
-
-
-def _check_asked(
-    steps: int, interval: int, mode: str, regrow: bool, branches: bool, solver: str, optimizer: Optimizer | None
-) -> None:
-    for name, value in (("steps", steps), ("interval", interval)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
-    if mode not in get_args(Mode):
-        raise TrainingError(f"mode={mode!r} is not one of {', '.join(get_args(Mode))}")
-    if mode == "shrink" and regrow:
-        raise TrainingError("regrow=True needs mode='mask': what is cut cannot return")
-    if mode == "mask" and optimizer is None:
-        raise TrainingError("mode='mask' needs the optimizer: masks are held around its steps")
-    if mode == "mask" and branches:
-        raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")
-    if solver == "mdp":
-        raise TrainingError("solver='mdp' takes one step with scores of its own: use prune, then train what it returns")

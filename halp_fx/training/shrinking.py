@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 
 from torch import nn
-from torch.optim import Optimizer
 
 from ..model.inputs import Examples
 from ..rewriting.applying import rewrite
 from ..rewriting.inplace import Undo, narrow
 from ..types import Coupling, Plan
 from .averages import narrow_averages
-from .optimizer import Heir, check_bound, hand_over
+from .optimizer import Heir, Optimizers, check_bound, hand_over
 
 
 def shrink(
@@ -21,7 +20,7 @@ def shrink(
     plan: Plan,
     coupling: Coupling,
     examples: Examples | None = None,
-    optimizer: Optimizer | None = None,
+    optimizer: Optimizers = (),
     averages: Sequence[nn.Module] = (),
 ) -> Undo:
     """Take from a model what a plan removes, in place: modules, parameters and buffers stay the objects that they are.
@@ -29,7 +28,7 @@ def shrink(
     Args:
         coupling: of this model.
         examples: a copy is rewritten and verified on them first; None for a plan that has been tried.
-        optimizer: of this model.
+        optimizer: of this model, or several.
         averages: averaged networks (`averages_checked`).
 
     Returns:
@@ -39,8 +38,7 @@ def shrink(
         PlanError, RewriteError: as `rewrite`; everything is as it was.
         TrainingError: the optimizer cannot follow; likewise.
     """
-    if optimizer is not None:
-        check_bound(optimizer, model)
+    optimizers = check_bound(optimizer, model)
     if examples is not None:
         rewrite(model, plan, examples, coupling=coupling)
     shapes = {name: (p, p.shape) for name, p in model.named_parameters()}
@@ -51,7 +49,7 @@ def shrink(
             id(p): Heir(name, shape, None if name in cuts.gone else p, cuts.of(name))
             for name, (p, shape) in shapes.items()
         }
-        if optimizer is not None:
-            undone.callback(hand_over(optimizer, heirs))
+        for own in optimizers:
+            undone.callback(hand_over(own, heirs))
         undone.callback(narrow_averages(averages, plan, coupling))
         return undone.pop_all().close

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import TrainingError
 
 
 class Rewrapped(nn.Module):
@@ -28,12 +33,17 @@ class Rewrapped(nn.Module):
         # In a list: its parameters are those of `module`, and count once.
         self._inside = [self._wrap(self.module)]
 
+    @property
+    def wrapper(self) -> nn.Module:
+        """As it is now."""
+        return self._inside[0]
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self._inside[0](*args, **kwargs)
+        return self.wrapper(*args, **kwargs)
 
     def train(self, mode: bool = True) -> Rewrapped:
         super().train(mode)
-        self._inside[0].train(mode)
+        self.wrapper.train(mode)
         return self
 
     def __getattr__(self, name: str) -> Any:
@@ -43,3 +53,29 @@ class Rewrapped(nn.Module):
             if name.startswith("_"):
                 raise
             return getattr(self._inside[0], name)
+
+
+def check_free(model: nn.Module, wrapped: Sequence[Rewrapped]) -> None:
+    """See that nothing of one shape is around a model that will be cut. After a cut it would average no gradients, for
+    a step unnoticed; with `find_unused_parameters`, to the end.
+
+    Args:
+        wrapped: what is made anew.
+
+    Raises:
+        TrainingError: a `DistributedDataParallel` is.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or not _around(model, wrapped):
+        return
+    gc.collect()  # One that was dropped may be there yet.
+    if _around(model, wrapped):
+        raise TrainingError(
+            "the model is in a DistributedDataParallel, whose buckets are of the shapes that it has now: let "
+            "pruner.wrap make it (docs/training.md), so that it is made anew after every cut, or pass mode='mask'"
+        )
+
+
+def _around(model: nn.Module, wrapped: Sequence[Rewrapped]) -> bool:
+    own = {id(known.wrapper) for known in wrapped}
+    found = (o for o in gc.get_objects() if issubclass(type(o), DistributedDataParallel) and id(o) not in own)
+    return any(module is model for wrapper in found for module in wrapper.modules())

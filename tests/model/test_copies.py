@@ -394,3 +394,21 @@ def test_the_copy_of_a_graph_module_is_whole():
     assert made.note == ["kept"]
     assert made.note is not model.note
     assert next(made.parameters()) is not next(model.parameters())
+
+
+def test_a_copy_is_not_compiled():
+    """`Module.compile` leaves a function on the module that runs that module, and no copy."""
+
+    def backend(graph, _):
+        raise AssertionError("a copy was compiled")
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU())
+    x = image(torch.float32)
+    want = model(x)
+    model.compile(backend=backend)
+    model[0].compile(backend=backend)
+    made = copied(model)
+    made[0].weight.data.zero_()
+    made[0].bias.data.zero_()
+    assert not made(x).any()
+    torch.testing.assert_close(torch.relu(model[0].forward(x)), want)

@@ -12,8 +12,10 @@ from torch.nn import functional as F
 import halp_fx
 from halp_fx import BudgetError, InfeasibleError, TrainingError
 
+CASES = ["network", "arguments", "ignored", "processes", "used", "no state", "no mapping", "not whole"]
 
-@pytest.mark.parametrize("case", ["network", "arguments", "processes", "used", "no state"])
+
+@pytest.mark.parametrize("case", CASES)
 def test_a_checkpoint_of_another_run_is_refused(case):
     model = network().train()
     pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
@@ -34,6 +36,14 @@ def test_a_checkpoint_of_another_run_is_refused(case):
         F.cross_entropy(model(X), torch.arange(4)).backward()
         pruner.step()
         message = "has been used"
+    elif case == "ignored":
+        pruner = halp_fx.Pruner(model, 0.4, X[:1], ignore=["3.conv1"], **CALL)
+        message = r"with ignore=\(\), this Pruner"
+    elif case == "not whole":
+        state.pop("rows")
+        message = "the checkpoint is not whole: rows are missing"
+    elif case == "no mapping":
+        state, message = [state], "no state of a Pruner: its format is 'list'"
     else:
         state, message = {"model": 1}, "no state of a Pruner"
     before = {n: t.clone() for n, t in model.state_dict().items()}

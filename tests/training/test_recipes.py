@@ -12,7 +12,8 @@ import train_classifier
 import train_detector
 from comparing import networks
 from PIL import Image
-from recipes import boxes, detectors, scenes
+from recipes import boxes, detectors, images, scenes
+from recipes.faults import DataError, need
 from recipes.processes import Job
 
 import halp_fx
@@ -78,6 +79,50 @@ def test_folders_that_are_misshapen_are_said(tmp_path, classes, message):
     root = folder(tmp_path / "images", classes)
     with pytest.raises(SystemExit, match=message):
         train_classifier.main(["--data", str(root), "--workers", "0", "--folder", str(tmp_path / "run")])
+
+
+ALONE = Job(0, 1, torch.device("cpu"))
+
+
+def test_a_class_without_images_and_an_image_that_is_none_are_named(tmp_path):
+    root = folder(tmp_path / "images", {"train": ("cat", "dog"), "val": ("cat", "dog")})
+    (root / "val" / "dog" / "1.png").write_bytes(b"no image")
+    data = images.load(str(root), tmp_path, 2, ALONE, 0, 0, (0, 0))
+    with pytest.raises(DataError, match=r"dog/1.png cannot be used: UnidentifiedImageError"):
+        list(data.test())
+    for path in (root / "train" / "dog").iterdir():
+        path.unlink()
+    with pytest.raises(SystemExit, match=r"one folder of images for every class: .*dog"):
+        images.load(str(root), tmp_path, 2, ALONE, 0, 0, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["--network", "inverted", "--weights", "none.pt"], "none.pt cannot be read"),
+        (["--network", "inverted", "--weights", "other.pt"], "other.pt has no weights of this network"),
+        (["--network", "inverted", "--weights", "text.pt"], "text.pt cannot be read"),
+        (["--network", "resnet18", "--weights", "none.pt"], "--network resnet18 --weights none.pt, for 46 classes"),
+        (["--network", "resnet18", "--weights", "DEFAULT"], "'num_classes' expected value 1000 but got 46"),
+        (["--network", "resnet19"], "--network resnet19, for 46 classes: Unknown model"),
+        (["--network", "inverted"], r"dense.pt is of a run with other settings .*--dense-epochs 7, now 1;"),
+    ],
+)
+def test_weights_that_do_not_fit_are_said(tmp_path, monkeypatch, asked, message):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"weight": torch.zeros(1)}, "other.pt")
+    (tmp_path / "text.pt").write_text("no weights")
+    (tmp_path / "run").mkdir()
+    torch.save({"settings": {"dense_epochs": "7"}, "weights": {}}, "run/dense.pt")
+    before = (tmp_path / "run" / "dense.pt").read_bytes()
+    with pytest.raises(SystemExit, match=message):
+        train_classifier.main([*SHORT, "--folder", "run", *asked])
+    assert (tmp_path / "run" / "dense.pt").read_bytes() == before
+
+
+def test_a_package_that_is_missing_is_said_at_once():
+    with pytest.raises(SystemExit, match="this needs no_such_package: python -m pip install no_such_package"):
+        need("torch", "no_such_package")
 
 
 SCENES = ["--images", "8", "4", "--side", "96", "--batch", "4", "--dense-epochs", "1", "--epochs", "1"]
@@ -152,7 +197,7 @@ def coco(root, scenes):
 def test_coco_is_read(tmp_path):
     things = [(7, [10, 20, 30, 40], 0), (3, [0, 0, 5, 5], 0), (3, [1, 1, 50, 50], 1)]
     root = coco(tmp_path / "coco", [(things, (100, 50)), ([], (40, 40))] * 2)
-    data = boxes.load(str(root), tmp_path, 2, 50, Job(0, 1, torch.device("cpu")), 0, 0, (0, 0))
+    data = boxes.load(str(root), tmp_path, 2, 50, ALONE, 0, 0, (0, 0))
     assert data.classes == ("cat", "dog")
     pictures, targets = next(iter(data.test()))
     assert pictures[0].shape == (3, 50, 50)
@@ -161,7 +206,40 @@ def test_coco_is_read(tmp_path):
     assert targets[1]["boxes"].shape == (0, 4)
     (root / "annotations" / "instances_val2017.json").unlink()
     with pytest.raises(SystemExit, match=r"should have annotations/instances_val2017.json"):
-        boxes.load(str(root), tmp_path, 2, 50, Job(0, 1, torch.device("cpu")), 0, 0, (0, 0))
+        boxes.load(str(root), tmp_path, 2, 50, ALONE, 0, 0, (0, 0))
+
+
+def test_files_of_coco_that_are_wrong_are_named(tmp_path):
+    root = coco(tmp_path / "coco", [([(9, [1, 1, 5, 5], 0)], (40, 40)), ([], (40, 40))])
+    data = boxes.load(str(root), tmp_path, 1, 50, ALONE, 0, 0, (0, 0))
+    with pytest.raises(DataError, match=r"image 0 of .*val2017.*: category 9 is not among"):
+        next(iter(data.test()))
+    (root / "train2017" / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"image [01] of .*train2017.*cannot be used"):
+        list(data.epoch(0))
+    told = root / "annotations" / "instances_val2017.json"
+    for text, message in (('{"images": [', "JSONDecodeError"), ('{"images": [], "annotations": []}', "no categories")):
+        told.write_text(text)
+        with pytest.raises(DataError, match=rf"instances_val2017.json .*{message}"):
+            boxes.load(str(root), tmp_path, 1, 50, ALONE, 0, 0, (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("no xml", "ParseError"),
+        ("<annotation><object><name>A</name></object></annotation>", "KeyError: 'bndbox'"),
+        ("<annotation><object><name>zebra</name><bndbox>{}</bndbox></object></annotation>", "'zebra' is none of the"),
+        (None, "FileNotFoundError"),
+    ],
+)
+def test_files_of_voc_that_are_wrong_are_named(tmp_path, wrong, message):
+    data = boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1))
+    path = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "val_00000.xml"
+    corners = "".join(f"<{key}>{number}</{key}>" for number, key in enumerate(("xmin", "ymin", "xmax", "ymax"), 1))
+    path.unlink() if wrong is None else path.write_text(wrong.replace("{}", corners))
+    with pytest.raises(DataError, match=rf"val_00000.jpg or .*val_00000.xml cannot be used: .*{message}"):
+        next(iter(data.test()))
 
 
 def test_scenes_are_written_in_the_layout_of_yolo(tmp_path):

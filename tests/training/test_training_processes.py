@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -26,19 +27,19 @@ def network():
 
 
 def run(rank=0, size=1, wrapped=False, together=True):
-    """Batches of 4 in all; `together`: gradients are averaged by the wrapper."""
+    """Batches of 4 in all; `together`: gradients of two micro-batches add up, and are averaged by the wrapper with the
+    second."""
     model = network()
     optimizer = sgd(model)
     pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
     trained = pruner.wrap(DistributedDataParallel) if wrapped else model
     for x, y in batches(14):
         optimizer.zero_grad()
-        loss = F.cross_entropy(trained(x[rank::size]), y[rank::size])
-        if together:
-            loss.backward()
-        else:
-            with trained.no_sync():
-                loss.backward()
+        own = list(zip(x[rank::size].chunk(2), y[rank::size].chunk(2), strict=True))
+        for number, (xs, ys) in enumerate(own):
+            alone = wrapped and not (together and number + 1 == len(own))
+            with trained.no_sync() if alone else nullcontext():
+                (F.cross_entropy(trained(xs), ys) / len(own)).backward()
         pruner.step()
         if not together:
             optimizer.zero_grad()
@@ -161,6 +162,29 @@ def test_what_wraps_a_model_is_made_anew():
     assert copy.deepcopy(trained.module)(X).shape == (4, 5)
 
 
+@pytest.fixture
+def job():
+    """Of one process."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
+    model, other = network(), network()
+    whole, kept = DistributedDataParallel(nn.Sequential(model)), DistributedDataParallel(other)
+    F.cross_entropy(whole(X), torch.arange(4)).backward()
+    F.cross_entropy(kept(X), torch.arange(4)).backward()
+    at_once = CALL | {"interval": 1}
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **at_once)
+    with pytest.raises(TrainingError, match=r"in a DistributedDataParallel.*pruner\.wrap"):
+        pruner.step()
+    assert model[0].out_channels == 8
+    assert halp_fx.Pruner(other, 0.4, X[:1], optimizer=sgd(other), mode="mask", **at_once).step()
+    del whole  # It is in a cycle.
+    assert pruner.step()
+
+
 def test_processes_that_disagree_are_told():
     from halp_fx.pruning.distributed import Team
     from halp_fx.training.leading import Lead
@@ -171,3 +195,21 @@ def test_processes_that_disagree_are_told():
 
     with pytest.raises(TrainingError, match="process 1 has another network than process 0"):
         Lead(Odd(0, 2), None).agree(network(), halp_fx.Plan())
+
+
+def test_an_error_of_the_first_process_is_its_own():
+    """Not taken for a process that is gone."""
+    from halp_fx.pruning.distributed import Team
+    from halp_fx.training.leading import Lead
+
+    class Told(Team):
+        def tell(self, *message):
+            assert message == ("error", "RuntimeError: out of something")
+
+    def fails(session):
+        raise RuntimeError("out of something")
+
+    with pytest.raises(RuntimeError, match=r"^out of something$"):
+        Lead(Told(0, 2), object()).ask(fails)
+    with pytest.raises(RuntimeError, match=r"^out of something$"):
+        Lead.start(Told(0, 2), lambda: fails(None))

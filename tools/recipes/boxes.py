@@ -17,6 +17,7 @@ from torchvision import datasets, tv_tensors
 from torchvision.transforms import v2
 
 from . import scenes
+from .faults import DataError, reading
 from .processes import Job
 
 VOC = (
@@ -58,12 +59,15 @@ class Voc(Dataset[tuple[Image.Image, list[Thing]]]):
         return len(self._own)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, list[Thing]]:
-        image, told = self._own[index]
         things = []
-        for thing in told["annotation"].get("object", []):
-            left, top, right, bottom = (float(thing["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
-            counts = thing.get("difficult", "0") != "1"
-            things.append(Thing(self._label[thing["name"]], (left - 1, top - 1, right, bottom), counts))
+        with reading(f"{self._own.images[index]} or {self._own.annotations[index]}"):
+            image, told = self._own[index]
+            for thing in told["annotation"].get("object", []):
+                left, top, right, bottom = (float(thing["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
+                if thing["name"] not in self._label:
+                    raise ValueError(f"its {thing['name']!r} is none of the classes {', '.join(self._label)}")
+                counts = thing.get("difficult", "0") != "1"
+                things.append(Thing(self._label[thing["name"]], (left - 1, top - 1, right, bottom), counts))
         return image, things
 
 
@@ -78,9 +82,11 @@ class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
         told = root / "annotations" / f"instances_{part}.json"
         if not (told.exists() and (root / part).is_dir()):
             raise SystemExit(f"{root} should have annotations/instances_{part}.json and the images in {part}/")
-        with redirect_stdout(io.StringIO()):  # It tells how long it takes.
+        with reading(told), redirect_stdout(io.StringIO()):  # It tells how long it takes.
             self._own = datasets.CocoDetection(str(root / part), str(told))
         known = sorted(self._own.coco.cats)
+        if not known:
+            raise DataError(f"{told} has no categories")
         self.classes = tuple(self._own.coco.cats[number]["name"] for number in known)
         self._label = {number: label for label, number in enumerate(known, 1)}
 
@@ -88,12 +94,15 @@ class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
         return len(self._own)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, list[Thing]]:
-        image, told = self._own[index]
         things = []
-        for thing in told:
-            left, top, width, height = thing["bbox"]
-            if not thing.get("iscrowd") and width > 0 and height > 0:
-                things.append(Thing(self._label[thing["category_id"]], (left, top, left + width, top + height)))
+        with reading(f"image {self._own.ids[index]} of {self._own.root}, or what is told of it,"):
+            image, told = self._own[index]
+            for thing in told:
+                left, top, width, height = thing["bbox"]
+                if thing["category_id"] not in self._label:
+                    raise ValueError(f"category {thing['category_id']} is not among the categories")
+                if not thing.get("iscrowd") and width > 0 and height > 0:
+                    things.append(Thing(self._label[thing["category_id"]], (left, top, left + width, top + height)))
         return image, things
 
 

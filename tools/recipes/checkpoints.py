@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from halp_fx.files import replacing
 
@@ -24,9 +26,30 @@ def read(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu")
-    theirs = state["settings"]
+    state: dict[str, Any] = loaded(path)
+    theirs = state.get("settings", {})
     off = [f"--{k.replace('_', '-')} {theirs.get(k)}, now {v}" for k, v in settings.items() if theirs.get(k) != v]
     if off:
         raise SystemExit(f"{path} is of a run with other settings ({'; '.join(off)}): choose another --folder")
     return state
+
+
+def loaded(path: Path) -> Any:
+    """Raises SystemExit if a file is not what `torch.save` writes, or holds more than tensors and plain values."""
+    try:
+        return torch.load(path, map_location="cpu")
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise SystemExit(f"{path} cannot be read: {error}") from error
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Give a network the weights in a file.
+
+    Raises:
+        SystemExit: there is none, or they are of another network.
+    """
+    weights = loaded(path)
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path} has no weights of this network: {str(error)[:500]}") from error

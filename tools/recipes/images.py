@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from .faults import reading
 from .processes import Job
 
 Batch = tuple[Tensor, Tensor]
@@ -102,9 +103,14 @@ def _folder(root: Path, part: str, transform: v2.Compose) -> datasets.ImageFolde
             f"{root / part}"
         )
     try:
-        return datasets.ImageFolder(str(root / part), transform)
+        return datasets.ImageFolder(str(root / part), transform, loader=_opened)
     except FileNotFoundError as error:
         raise SystemExit(f"{root / part} should have one folder of images for every class: {error}") from error
+
+
+def _opened(path: Any) -> Any:
+    with reading(path):
+        return datasets.folder.default_loader(path)
 
 
 def load(name: str, folder: Path, batch: int, job: Job, seed: int, workers: int, images: tuple[int, int]) -> Images:

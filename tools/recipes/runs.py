@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
@@ -16,6 +15,12 @@ import halp_fx
 
 from . import checkpoints
 from .processes import Job
+
+OF_DENSE = (
+    *("data", "network", "recipe", "backbone", "images", "side", "seed", "dense_epochs", "batch"),
+    *("rate", "momentum", "decay", "smoothing", "warmup"),
+)
+"""Settings that the dense network depends on."""
 
 
 class Run:
@@ -76,15 +81,17 @@ def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[
     path = given.folder / "dense.pt"
     if given.weights is not None:
         return
-    if path.exists():
-        model.load_state_dict(torch.load(path, map_location="cpu"))
+    settings = {k: str(v) for k, v in vars(given).items() if k in OF_DENSE}
+    state = checkpoints.read(path, settings)
+    if state is not None:
+        model.load_state_dict(state["weights"])
         return
     training = run(given.dense_epochs)
     training.wrapped(None)
     for number in range(given.dense_epochs):
         training.epoch(number)
     if job.leads:
-        checkpoints.write(path, model.state_dict())
+        checkpoints.write(path, {"weights": model.state_dict(), "settings": settings})
     job.wait()
 
 

@@ -1,0 +1,50 @@
+"""asked: the arguments of a Pruner, checked, and in words that two runs can compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ..errors import BudgetError, TrainingError
+
+Mode = Literal["shrink", "mask"]
+
+
+def check_asked(asked: Mapping[str, Any], optimizers: bool) -> None:
+    """See that arguments go together.
+
+    Args:
+        asked: by name.
+        optimizers: whether there are any.
+
+    Raises:
+        BudgetError: steps or interval are out of range.
+        TrainingError: a mode that is none, or something that it cannot do.
+    """
+    for name in ("steps", "interval"):
+        value = asked[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
+    mode = asked["mode"]
+    if mode not in get_args(Mode):
+        raise TrainingError(f"mode={mode!r} is not one of {', '.join(get_args(Mode))}")
+    if mode == "shrink" and asked["regrow"]:
+        raise TrainingError("regrow=True needs mode='mask': what is cut cannot return")
+    if mode == "mask" and not optimizers:
+        raise TrainingError("mode='mask' needs the optimizer: masks are held around its steps")
+    if mode == "mask" and asked["branches"]:
+        raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")
+    if asked["solver"] == "mdp":
+        raise TrainingError("solver='mdp' takes one step with scores of its own: use prune, then train what it returns")
+
+
+def in_words(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments as they are compared: plain values as they are, others by what they are called."""
+    return {name: _in_words(value) for name, value in asked.items()}
+
+
+def _in_words(value: Any) -> Any:
+    if value is None or isinstance(value, str | bool | int | float | tuple | list | dict):
+        return value
+    return str(value) if isinstance(value, Path) else getattr(value, "__name__", type(value).__name__)

@@ -1,0 +1,35 @@
+"""What recipes say of files and packages that they cannot use."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class DataError(ValueError):
+    """A file of a data set is not what it should be. No `SystemExit`, which would end a worker of a loader unheard."""
+
+
+@contextmanager
+def reading(what: Any) -> Iterator[None]:
+    """Names the file that something fails on."""
+    try:
+        yield
+    except DataError:
+        raise
+    # What PIL, the parsers of XML and JSON, and a missing entry raise.
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
+
+
+def need(*packages: str) -> None:
+    """Before hours of training.
+
+    Raises:
+        SystemExit: one is not installed.
+    """
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise SystemExit(f"this needs {', '.join(missing)}: python -m pip install {' '.join(missing)}")
