@@ -25,6 +25,8 @@ from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
 from ..pruning.networks import Network, Stop
+from ..pruning.records import Scoring, saliency_tensors, scoring_of
+from ..pruning.records import saliency_of as kept_saliency
 from ..pruning.request import Request, Solver
 from ..pruning.session import Session
 from ..pruning.widths import remaining
@@ -245,6 +247,9 @@ class Pruner:
         if self._lead.session is not None:
             state["learned"] = to_plain(self._lead.session.yardstick.learned)
             state["trail"] = to_plain(self._lead.session.trail)
+            saliency = self._lead.session.network.saliency
+            if saliency is not None:  # Its report shows the last one.
+                state["scoring"], state["scores"] = to_plain(scoring_of(saliency)), dict(saliency_tensors(saliency))
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -270,6 +275,9 @@ class Pruner:
         if self._lead.session is not None and "learned" in state:
             self._lead.session.yardstick.take(from_plain(Learned, state["learned"]))
             self._lead.session.trail = [from_plain(Stop, stop) for stop in state["trail"]]
+            if "scoring" in state:
+                known = kept_saliency(from_plain(Scoring, state["scoring"]), state["scores"])
+                self._lead.session.network = Network(self.model, plan, saliency=known)
 
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""

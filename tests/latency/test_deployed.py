@@ -88,7 +88,7 @@ def test_other_inputs_and_a_network_that_shrank_are_timed_as_they_are(monkeypatc
 
 def test_a_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(LatencyError, match=r"needs onnxruntime.*halp-fx\[export\]"):
+    with pytest.raises(LatencyError, match=r"needs onnxruntime.*pip install .*onnxruntime"):
         network_call(Net().eval(), *X, "onnxruntime")
 
 

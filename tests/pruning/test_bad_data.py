@@ -63,7 +63,7 @@ class Empty:
         ({"data": [(X, Y), (X[:0], Y[:0])]}, SaliencyError, "batch 1 of data has no samples"),
         ({"data": 5}, SaliencyError, "data is a int: pass batches"),
         ({"data": X.double().split(4)}, SaliencyError, "loss of batch 0 of data failed"),
-        ({"data": [(X * torch.nan, Y)]}, SaliencyError, "all 1 batches had a non-finite loss"),
+        ({"data": [(X * torch.nan, Y)]}, SaliencyError, "all 1 batches had a loss or gradients that are not finite"),
         ({"score_fn": 3}, HalpError, "3 was passed for a function"),
         ({"tolerance": "2%"}, BudgetError, "tolerance='2%' must be"),
         ({"min_keep": "10%"}, BudgetError, "min_keep='10%' must be"),
@@ -72,7 +72,7 @@ class Empty:
         ({"ignore": ["no*"]}, ModelError, "ignore: the pattern 'no"),
         ({"ignore": ["0"], "limits": {"0": 8}}, ModelError, "ignored by the caller"),
     ],
-    ids=str,
+    ids=lambda value: value.__name__ if isinstance(value, type) else ", ".join(value),
 )
 def test_what_cannot_be_used_is_named(function, settings, error, match):
     model = network()

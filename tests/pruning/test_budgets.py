@@ -93,10 +93,12 @@ def test_a_flop_is_half_a_mac():
         make_goals({"flops": 0.5, "macs": 0.5})
 
 
-def test_a_table_is_a_json_file_or_a_folder(tmp_path):
-    (tmp_path / "tables").mkdir()
-    for path in (tmp_path / "mine.json", tmp_path / "tables", str(tmp_path / "new.json")):
+def test_a_table_is_a_folder_or_a_json_file_that_is_there(tmp_path):
+    for path in (tmp_path, str(tmp_path)):
         assert make_goals(0.5, path).cost.table == path
+    for path in (tmp_path / "mine.json", str(tmp_path / "mine.json")):
+        with pytest.raises(BudgetError, match="no such latency table"):
+            make_goals(0.5, path)
 
 
 @pytest.mark.parametrize(

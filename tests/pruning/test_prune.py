@@ -53,8 +53,7 @@ def test_report_and_result_survive_copying_and_saving(tmp_path):
     for word in (
         "dense",
         "budget",
-        "predicted",
-        "measured",
+        "pruned",
         "layer1.0.conv1",
         "fc",
         "reaches the model's output",

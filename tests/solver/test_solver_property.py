@@ -17,6 +17,7 @@ from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.lagrangian import bound_and_search
 from halp_fx.solver.local import Incumbent
 from halp_fx.solver.model import TIE, compile_problem
+from halp_fx.solver.work import Work
 
 CASES = settings(
     max_examples=500, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -228,7 +229,7 @@ def test_relaxed_elimination_still_bounds(kind):
         best = optimum(problem)
         model = compile_problem(problem)
         relaxed.append(not Elimination(model, cap).exact)
-        incumbent = Incumbent(model, np.inf)
+        incumbent = Incumbent(model, Work(np.inf))
         found = bound_and_search(model, incumbent, len(problem.groups) + len(problem.branches), 0.0, cap)
         if best is None:
             assert incumbent.state is None

@@ -19,8 +19,8 @@ def reading(what: Any) -> Iterator[None]:
         yield
     except DataError:
         raise
-    # What PIL, the parsers of XML and JSON, and a missing entry raise.
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError) as error:
+    # What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise.
+    except (OSError, SyntaxError, ValueError, KeyError, TypeError, ImportError) as error:
         raise DataError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
 
 
