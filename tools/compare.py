@@ -57,15 +57,15 @@ def options() -> argparse.Namespace:
     return given
 
 
-def dense(given: argparse.Namespace, made: data.Data, network: str, seed: int) -> torch.nn.Module:
+def dense(folder: Path, made: data.Data, network: str, seed: int, epochs: int, device: str = "cpu") -> torch.nn.Module:
     """The trained network, from the folder if it is there."""
     torch.manual_seed(seed)
-    model = networks.NETWORKS[network](made.classes).to(given.device)
-    path = given.folder / f"{made.name}_{network}_{seed}_{given.epochs}.pt"
+    model = networks.NETWORKS[network](made.classes).to(device)
+    path = folder / f"{made.name}_{network}_{seed}_{epochs}.pt"
     if path.exists():
-        model.load_state_dict(torch.load(path, map_location=given.device))
+        model.load_state_dict(torch.load(path, map_location=device))
     else:
-        training.train(model, made, given.epochs, 0.1, seed)
+        training.train(model, made, epochs, 0.1, seed)
         torch.save(model.state_dict(), path)
     return model.eval().to(memory_format=torch.channels_last)
 
@@ -115,7 +115,7 @@ def main() -> None:
                 ]
                 if not missing:
                     continue
-                model = dense(given, made, network, seed)
+                model = dense(given.folder, made, network, seed, given.epochs, given.device)
                 whole = training.accuracy(model, made)
                 for budget, method, draw in missing:
                     key = {"data": name, "network": network, "budget": budget, "method": method, "seed": seed}

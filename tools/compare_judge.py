@@ -95,7 +95,7 @@ def main() -> None:
     for name in () if given.table_only else given.data:
         made = data.make(name, given.folder, *given.images).to(given.device)
         for network in given.networks:
-            model = dense(given, made, network, 0)
+            model = dense(given.folder, made, network, 0, given.epochs, given.device)
             for budget in given.budgets:
                 task = Task(model, made, budget, 0)
                 plans, distances = judged(task, given.folder / f"search_{name}_{network}_{budget}")

@@ -134,7 +134,7 @@ def main() -> None:
         for way in given.ways:
             if tables.there(rows, name, network, budget, way, seed):
                 continue
-            model = dense(given, made, network, 0)
+            model = dense(given.folder, made, network, 0, given.epochs)
             key = {"data": name, "network": network, "budget": budget, "method": way, "seed": seed}
             line = key | row(Task(model, made, budget, seed), way, given.tuning)
             with rows.open("a") as file:

@@ -61,19 +61,25 @@ def even_values(
 
 
 def uniform_values(
-    groups: Mapping[str, WidthGroup], prices: PriceList | None, budgets: Mapping[str, float]
+    groups: Mapping[str, WidthGroup],
+    tables: Sequence[CostTable],
+    prices: PriceList | None,
+    budgets: Mapping[str, float],
 ) -> dict[str, np.ndarray]:
     """Values of which the best choice is the one closest to all groups equally narrow: minus the square of the
-    logarithm by which a width falls short of that. What is wider is worth hardly more.
+    logarithm by which a width falls short of that, weighted by what the group's layers cost. So what the grid of widths
+    does not allow is taken where little is moved by it, and not from a stream that half of the network reads. What is
+    wider is worth hardly more.
 
     Args:
         prices: of these groups; of others that it knows the smallest widths count. None: nothing costs anything.
     """
     low = 1.0 if prices is None else _common_share(groups, prices, budgets)
+    share, _ = _shares(groups, tables, budgets)
     values = {}
     for name, group in groups.items():
         short = np.log(np.maximum(group.widths / group.widths[-1], 1e-9) / max(low, 1e-9))
-        values[name] = -(np.minimum(short, 0) ** 2) + 1e-4 * short
+        values[name] = share[name] * (-(np.minimum(short, 0) ** 2) + 1e-4 * short)
     return values
 
 

@@ -103,7 +103,7 @@ def build_problem(
     neutral = {name: groups[name].value + evenness * v if name in loud else v for name, v in even.items()}
     neutral |= {name: np.zeros(len(groups[name].widths)) for name in idle}
     if uniform:
-        neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, prices, budgets)
+        neutral |= uniform_values({n: g for n, g in groups.items() if n not in idle}, tables, prices, budgets)
     for name, value in neutral.items():
         groups[name] = WidthGroup(groups[name].widths, value)
     choices = tuple(_measured(c, groups, (dropping or {}).get(c.name)) for c in removable if c)
