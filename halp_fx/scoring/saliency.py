@@ -50,8 +50,8 @@ points against uniform widths without, and won 1.9 with it (docs/benchmarks_accu
 
 MEMORY = 0.5
 """Weight of earlier scorings where rows are few: the mean square of 16 rows is good to a third of itself, and a step
-changes a network less than that. At 10 % of the MACs 1.5 points better in the mean of six cells than none, and 0.7
-better than 0.8 (docs/benchmarks_accuracy.md)."""
+changes a network less than that. At 10 % of the MACs 1.5 points better in the mean of six cells than none; 0.8 is not
+told apart from it (docs/benchmarks_accuracy.md)."""
 
 
 @dataclass(frozen=True, slots=True)
