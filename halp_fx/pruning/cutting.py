@@ -39,7 +39,7 @@ class Cutter:
             return smaller, choice
         with self.clock("measure"):
             measured = self.yardstick.measure(smaller.plan, smaller.model)
-        if measured > self.yardstick.budget * (1 + self._slack):
+        if measured > self.yardstick.budget * (1 + self.slack):
             raise self._refusal(smaller, choice.refused, measured) from choice.refused
         self.yardstick.learn(self.total(smaller.plan, choice), measured)
         return self.cut(network, way, floor)
@@ -83,7 +83,7 @@ class Cutter:
         """Raises InfeasibleError if the smallest network is above the budget, and so are the others."""
         least = min(candidates, key=lambda c: c.measured)
         refused = next((c.choice.refused for c in candidates if c.choice.refused is not None), None)
-        if refused is not None and not any(c.keeps(self.yardstick.budget, self._slack) for c in candidates):
+        if refused is not None and not any(c.keeps(self.yardstick.budget, self.slack) for c in candidates):
             raise self._refusal(least.network, refused, least.measured) from refused
 
     def _refusal(self, network: Network, refused: InfeasibleError, share: float) -> InfeasibleError:
@@ -93,5 +93,6 @@ class Cutter:
         return error
 
     @property
-    def _slack(self) -> float:
+    def slack(self) -> float:
+        """Relative deviation from the budget at which it counts as met."""
         return self.yardstick.goals.slack(self.request.tolerance)

@@ -145,8 +145,8 @@ class Session:
 
     @property
     def slack(self) -> float:
-        """Relative deviation from the budget at which it counts as met."""
-        return self.yardstick.goals.slack(self.request.tolerance)
+        """As `Cutter.slack`."""
+        return self._cutter.slack
 
     @property
     def best(self) -> Candidate:

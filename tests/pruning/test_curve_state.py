@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_closing import Machine
 from test_report import Clock, latency
-from test_state import BATCHES, IMAGES, Interrupted, interrupting, model, score_fn, shuffled
+from test_state import BATCHES, IMAGES, interrupting, model, score_fn, shuffled, taken_up
 from torch import nn
 
 import halp_fx
@@ -55,12 +55,7 @@ def test_an_interrupted_curve_ends_where_it_would_have(way, tmp_path, monkeypatc
         the_same(whole, curve_of(state=tmp_path / "whole", **WAYS[way]))
         count = passed[0] - 1  # The last one makes the network that is compared.
     for at in range(1 + len(way) % 3, count + 1, 3 if way == "no data" else 6):  # Every place is one of some way.
-        folder = tmp_path / str(at)
-        with monkeypatch.context() as patch:
-            interrupting(patch, at)
-            with pytest.raises(Interrupted):
-                curve_of(state=folder, **WAYS[way])
-        the_same(whole, curve_of(state=folder, **WAYS[way]))
+        the_same(whole, taken_up(curve_of, at, tmp_path / str(at), monkeypatch, **WAYS[way]))
 
 
 def test_what_was_passed_is_not_done_again(tmp_path, monkeypatch):

@@ -114,6 +114,15 @@ def interrupting(monkeypatch, at):
     return passed
 
 
+def taken_up(call, at, folder, monkeypatch, **settings):
+    """What a call returns that was interrupted at this place before."""
+    with monkeypatch.context() as patch:
+        interrupting(patch, at)
+        with pytest.raises(Interrupted):
+            call(state=folder, **settings)
+    return call(state=folder, **settings)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_an_interrupted_search_ends_where_it_would_have(way, tmp_path, monkeypatch):
     whole = pruned(**WAYS[way])
@@ -122,12 +131,7 @@ def test_an_interrupted_search_ends_where_it_would_have(way, tmp_path, monkeypat
         the_same(whole, pruned(state=tmp_path / "whole", **WAYS[way]))
     assert passed[0] >= 6
     for at in range(1, passed[0] + 1, 1 if way == "plain" else 3):
-        folder = tmp_path / str(at)
-        with monkeypatch.context() as patch:
-            interrupting(patch, at)
-            with pytest.raises(Interrupted):
-                pruned(state=folder, **WAYS[way])
-        the_same(whole, pruned(state=folder, **WAYS[way]))
+        the_same(whole, taken_up(pruned, at, tmp_path / str(at), monkeypatch, **WAYS[way]))
 
 
 def test_what_is_done_is_not_done_again(tmp_path, monkeypatch):

@@ -12,14 +12,6 @@ from torch.nn import functional as F
 import halp_fx
 
 
-@pytest.fixture
-def job():
-    """Of one process, where such a norm refuses a CPU in train mode as soon as it would look for others."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def synchronised(model):
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)
 

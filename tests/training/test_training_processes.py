@@ -162,14 +162,6 @@ def test_what_wraps_a_model_is_made_anew():
     assert copy.deepcopy(trained.module)(X).shape == (4, 5)
 
 
-@pytest.fixture
-def job():
-    """Of one process."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
-
-
 def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
     model, other = network(), network()
     whole, kept = DistributedDataParallel(nn.Sequential(model)), DistributedDataParallel(other)
