@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--pixels", type=int, default=224)
     parser.add_argument("--budget", type=float, default=0.5)
-    parser.add_argument("--importance", nargs="+", default=["fisher", "taylor", "magnitude"])
+    parser.add_argument("--importance", nargs="+", default=["batches", "fisher", "taylor", "magnitude"])
     given = parser.parse_args()
     logging.getLogger("halp_fx").setLevel(logging.ERROR)
     torch.manual_seed(0)

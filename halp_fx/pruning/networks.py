@@ -30,6 +30,11 @@ class Network:
     saliency: Saliency | None = None
     step: Plan = field(default_factory=Plan)
 
+    @property
+    def remembered(self) -> int:
+        """Pieces of batches by which an earlier scoring still counts (`Saliency.rows`)."""
+        return 0 if self.saliency is None else self.saliency.rows
+
 
 @dataclass(frozen=True, slots=True)
 class Stop:

@@ -26,7 +26,7 @@ from .judging import Scored
 from .networks import Candidate, Choice, Network, Stop
 from .yardstick import Learned
 
-FORMAT = "halp_fx.search/2"
+FORMAT = "halp_fx.search/3"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -43,6 +43,7 @@ class Scoring:
     silent: tuple[str, ...]
     evenness: float
     memory: float
+    rows: int
     uniform: bool
     dropping: Mapping[str, float]
 
@@ -173,8 +174,8 @@ def saliency_tensors(saliency: Saliency) -> dict[str, torch.Tensor]:
 
 def scoring_of(saliency: Saliency) -> Scoring:
     s, names = saliency, (tuple(saliency.scores), tuple(saliency.values))
-    weights = (float(s.evenness), float(s.memory))
-    return Scoring(*names, s.kind, s.batches, s.skipped, s.silent, *weights, s.uniform, dict(s.dropping))
+    counts, weights = (s.batches, s.skipped, s.silent), (float(s.evenness), float(s.memory))
+    return Scoring(*names, s.kind, *counts, *weights, s.rows, s.uniform, dict(s.dropping))
 
 
 def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
@@ -182,4 +183,5 @@ def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
     s = scoring
     scores = {name: tensors[f"score {name}"].numpy() for name in s.groups}
     values = {n: WidthValues(tensors[f"order {n}"].numpy(), tensors[f"value {n}"].numpy()) for n in s.valued}
-    return Saliency(scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.memory, s.uniform, s.dropping)
+    counts, weights = (s.batches, s.skipped, s.silent), (s.evenness, s.memory)
+    return Saliency(scores, s.kind, *counts, values, *weights, s.rows, s.uniform, s.dropping)

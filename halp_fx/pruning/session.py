@@ -37,7 +37,7 @@ from .limits import check_limits
 from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
 from .request import Request
 from .restoring import compensated
-from .standing import Scorer, scored
+from .standing import Scorer, reads_statistics, scored
 from .yardstick import Learned, Yardstick
 
 logger = logging.getLogger("halp_fx")
@@ -249,10 +249,11 @@ class Session:
         network = self.network
         if self._met_as_it_is or self.stopped or (scorer is None and network.coupling is not None):
             return
-        if self.judgement is None or self.judgement.sound is not network:  # Else it was settled to be judged.
+        settled = self.judgement is not None and self.judgement.sound is network  # To be judged.
+        if not settled and (scorer is not None or reads_statistics(network, self.request, self.yardstick)):
             self.settle(network)
         with self.clock("score"):
-            self.network = scored(network, self.request, self.yardstick, scorer)
+            self.network = scored(network, self.request, self.yardstick, scorer, len(self.trail))
 
     def _round(self) -> bool:
         """One candidate more; whether another may be better."""

@@ -15,9 +15,11 @@ from ..coupling.residual import find_branches
 from ..errors import SaliencyError
 from ..model.preserving import unsynchronised
 from ..rewriting.applying import rewrite
+from ..scoring.batchwise import in_turn
 from ..scoring.callables import Importance
 from ..scoring.divergence import Reference, shared_out
-from ..scoring.recalibrating import recalibrate
+from ..scoring.gates import BATCH_NORMS
+from ..scoring.recalibrating import norms_of, recalibrate
 from ..scoring.saliency import Saliency, score
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
@@ -35,8 +37,9 @@ Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 """What a network as it stands is worth, given it and its coupling; None: score it as was asked for."""
 
 
-def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Scorer = None) -> Network:
-    """The network with its coupling and its saliency."""
+def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Scorer = None, turn: int = 0) -> Network:
+    """The network with its coupling and its saliency. Steps that remember what earlier ones saw look at a share of the
+    data, by their number (`turn`)."""
     scored = now = standing(network, request, yardstick)
     _, _, branches = yardstick.left(network.plan)
     if branches:
@@ -45,16 +48,25 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
     if scorer is not None:
         saliency = scorer(network.model, scored)
     else:
+        data, batches = request.data, request.batches
+        if data is not None and network.remembered:
+            data, batches = in_turn(data, batches, network.remembered, turn)
         saliency = score(
-            *(network.model, scored, request.data, request.loss_fn, value_of(request)),
-            loss=request.loss,
-            batches=request.batches,
+            *(network.model, scored, data, request.loss_fn, value_of(request)), loss=request.loss, batches=batches
         )
     if branches and saliency.kind == "fisher" and scorer is None:
         saliency = replace(saliency, dropping=_losses_without(network, request, now, here))
     if network.saliency is not None:
         saliency = saliency.recalling(network.saliency, network.step)
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
+
+
+def reads_statistics(network: Network, request: Request, yardstick: Yardstick) -> bool:
+    """Whether a scoring, or what is made of its network later, reads the statistics that norms keep: values through the
+    statistics of batches do not."""
+    if not network.remembered or request.compensate or yardstick.left(network.plan)[2]:
+        return True
+    return not all(isinstance(norm, BATCH_NORMS) for norm in norms_of(network.model))
 
 
 def value_of(request: Request) -> Importance | None:

@@ -8,6 +8,9 @@ from the network the Fisher information of its gate, in the unit of the loss of 
 a few tens of rows for hundreds of channels, sets would be found that cancel by chance.
 
 Networks of small budgets were better by it than by sets of gates with fixed statistics (docs/benchmarks_accuracy.md).
+
+Values are remembered from step to step (`Saliency.recalling`), so a step on the way to a budget looks at a share of the
+batches alone, each at another one (`in_turn`).
 """
 
 from __future__ import annotations
@@ -38,6 +41,10 @@ LEAST = 16
 
 ROWS = 4
 """Pieces, at least: what one or two say of a channel is chance."""
+
+SHARES = 2
+"""Parts of the data that steps take turns with, once all of it was looked at. Networks of 10 % of the MACs were as good
+by halves in turn, and perhaps a point worse by quarters (docs/benchmarks_accuracy.md)."""
 
 
 def batch_rows(
@@ -88,6 +95,19 @@ def batch_rows(
 def has_batch_norms(model: nn.Module) -> bool:
     """Whether there are statistics that are re-estimated."""
     return any(isinstance(m, BATCH_NORMS) and m.track_running_stats for m in model.modules())
+
+
+def in_turn(data: Iterable[Any], batches: int, rows: int, turn: int) -> tuple[Iterator[Any], int]:
+    """The pieces of some batches that a step looks at, and how many these are.
+
+    Args:
+        batches: of the data, that count.
+        rows: pieces that these have.
+        turn: number of the step. `SHARES` steps in a row look at different pieces, or fewer, so that each has `ROWS`.
+    """
+    shares = max(1, min(SHARES, rows // ROWS))
+    whole = (piece for batch in islice(data, batches) for piece, _ in pieces(batch))
+    return islice(whole, turn % shares, None, shares), -(-rows // shares)
 
 
 def pieces(batch: Any) -> Iterator[tuple[Any, int]]:

@@ -68,6 +68,8 @@ class Saliency:
         values: group name -> its order of removal and its value at every width, where that is no sum of scores.
         evenness: weight of the value that even widths have of themselves (`pruning.evenness`).
         memory: weight of what the scoring before a cut said of the channels that are left (`recalling`).
+        rows: pieces of batches that a scoring of all data has, where scores are remembered; a step may do with a share
+            of them (`batchwise.in_turn`).
         uniform: scores only say which channels stay; groups become equally narrow.
         dropping: branch -> what the network loses without it, measured, in the unit of the values (`pruning.standing`).
     """
@@ -80,6 +82,7 @@ class Saliency:
     values: Mapping[str, WidthValues] = field(default_factory=dict)
     evenness: float = 0.0
     memory: float = 0.0
+    rows: int = 0
     uniform: bool = False
     dropping: Mapping[str, float] = field(default_factory=dict)
 
@@ -107,7 +110,7 @@ class Saliency:
                 before = before[list(step[name])] if len(before) > max(step[name]) else before[:0]
             if len(before) == len(now):
                 scores[name] = (1 - self.memory) * now + self.memory * before
-        return replace(self, scores=scores)
+        return replace(self, scores=scores, rows=earlier.rows)
 
 
 def score(
@@ -159,7 +162,8 @@ def score(
         if kind == "batches":
             rows, data = batch_rows(model, coupling, data, Sampled(loss_fn, loss), batches)
             if rows is not None:
-                return heard(replace(_of_gates(rows, coupling), memory=MEMORY), model, coupling)
+                found = replace(_of_gates(rows, coupling), memory=MEMORY, rows=len(rows.rows))
+                return heard(found, model, coupling)
         if kind in ("fisher", "batches"):
             return heard(_fisher(model, coupling, data, Sampled(loss_fn, loss), batches), model, coupling)
         if loss_fn is None and loss is None:

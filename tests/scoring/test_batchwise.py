@@ -14,7 +14,7 @@ import halp_fx
 from halp_fx import Plan, Saliency
 from halp_fx.pruning import session
 from halp_fx.pruning.standing import value_of
-from halp_fx.scoring.batchwise import pieces
+from halp_fx.scoring.batchwise import in_turn, pieces
 
 
 def network(norm=nn.BatchNorm2d):
@@ -123,20 +123,22 @@ def test_what_was_said_before_a_step_counts_half():
     assert forgetful.recalling(earlier, Plan({"a": (0, 2)})) is forgetful
 
 
-def test_steps_remember_what_was_scored_before(monkeypatch):
-    model, batches = network(), data(5, 16)
+@pytest.mark.parametrize(("count", "shares"), [(5, 1), (8, 2), (12, 2)], ids=["few", "just enough", "more"])
+def test_steps_remember_what_was_scored_before_and_take_turns(monkeypatch, count, shares):
+    model, batches = network(), data(count, 16)
     inner, seen = session.scored, []
 
     def scored(network, *rest):
         found = inner(network, *rest)
-        own = halp_fx.score(network.model, found.coupling, batches, importance="batches").scores
+        mine = batches[len(seen) % shares :: shares] if seen else batches
+        own = halp_fx.score(network.model, found.coupling, mine, importance="batches").scores
         seen.append((found.saliency.scores, own, network.plan))
         return found
 
     monkeypatch.setattr(session, "scored", scored)
-    options = {"data": batches, "importance": "batches", "latency": "macs", "steps": 3, "round_to": 1}
+    options = {"data": batches, "importance": "batches", "latency": "macs", "steps": 4, "round_to": 1}
     halp_fx.prune(model, 0.4, batches[0][:1], progress=False, **options)
-    assert len(seen) == 3
+    assert len(seen) == 4
     mean = {}
     for scores, own, plan in seen:
         for name, found in own.items():
@@ -145,6 +147,50 @@ def test_steps_remember_what_was_scored_before(monkeypatch):
                 found = (found + mean[name][rows]) / 2
             np.testing.assert_allclose(scores[name], found, rtol=1e-6)
             mean.setdefault(name, np.zeros(len(found)))[rows] = found
+
+
+def test_turns_go_through_the_pieces_that_count():
+    batches = [torch.full((n, 1), float(i)) for i, n in enumerate((128, 64, 8, 32, 192, 64))]
+
+    def turn(number, rows):
+        taken, count = in_turn(batches, 5, rows, number)
+        found = [(int(piece[0, 0]), len(piece)) for piece in taken]
+        assert abs(len(found) - count) <= 1
+        return found
+
+    # Two pieces of the first batch, three of the fifth; the third is too small, and the sixth does not count.
+    whole = [(0, 64), (0, 64), (1, 64), (3, 32), (4, 64), (4, 64), (4, 64)]
+    assert turn(0, 7) == turn(1, 7) == whole, "seven rows are too few to share"
+    assert turn(4, 8) == whole[::2]
+    assert turn(5, 8) == whole[1::2]
+
+
+def test_values_do_not_read_the_statistics_that_norms_keep():
+    model, batches = network(), data(8, 16)
+    found = scores(model, batches)
+    for norm in (model[1], model[4]):
+        norm.running_mean.fill_(torch.nan)
+    for name, own in scores(model, batches).items():
+        np.testing.assert_array_equal(own, found[name])
+
+
+@pytest.mark.parametrize(
+    ("given", "times"),
+    [({}, 1), ({"importance": "fisher"}, 4), ({"compensate": True}, 4), ({"score_fn": lambda _: 1.0}, 5)],
+    ids=["nobody reads them", "other values", "compensated", "judged"],
+)
+def test_statistics_are_renewed_where_something_reads_them(monkeypatch, given, times):
+    inner, seen = session.recalibrate, []
+
+    def counted(model, *rest, **more):
+        seen.append(model)
+        return inner(model, *rest, **more)
+
+    monkeypatch.setattr(session, "recalibrate", counted)
+    batches = data(8, 16)
+    options = {"data": batches, "latency": "macs", "steps": 4, "round_to": 1, "progress": False}
+    halp_fx.prune(network(), 0.4, batches[0][:1], **options, **given)
+    assert len(seen) == times
 
 
 def test_the_model_stays_as_it_is():
