@@ -174,8 +174,10 @@ def saliency_tensors(saliency: Saliency) -> dict[str, torch.Tensor]:
 
 def scoring_of(saliency: Saliency) -> Scoring:
     s, names = saliency, (tuple(saliency.scores), tuple(saliency.values))
-    counts, weights = (s.batches, s.skipped, s.silent), (float(s.evenness), float(s.memory))
-    return Scoring(*names, s.kind, *counts, *weights, s.rows, s.uniform, dict(s.dropping))
+    return Scoring(
+        *names, s.kind, s.batches, s.skipped, s.silent,
+        float(s.evenness), float(s.memory), s.rows, s.uniform, dict(s.dropping),
+    )  # fmt: skip
 
 
 def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
@@ -183,5 +185,6 @@ def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
     s = scoring
     scores = {name: tensors[f"score {name}"].numpy() for name in s.groups}
     values = {n: WidthValues(tensors[f"order {n}"].numpy(), tensors[f"value {n}"].numpy()) for n in s.valued}
-    counts, weights = (s.batches, s.skipped, s.silent), (s.evenness, s.memory)
-    return Saliency(scores, s.kind, *counts, values, *weights, s.rows, s.uniform, s.dropping)
+    return Saliency(
+        scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.memory, s.rows, s.uniform, s.dropping
+    )
