@@ -27,12 +27,15 @@ def test_a_line_for_each_cell_and_means_of_what_is_common():
     assert means == ["mean", "", "", "10%", "75.0 of 2", "76.0 / 75.0 of 1", "70.0 / 75.0 of 1"]
 
 
-def test_a_row_is_there_by_its_draw(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text(
-        '{"data": "glyphs", "network": "residual", "budget": 0.1, "method": "uniform", "seed": 0}\n'
-        '{"data": "glyphs", "network": "residual", "budget": 0.1, "method": "uniform", "seed": 0, "draw": 2}\n'
-    )
-    key = ("glyphs", "residual", 0.1, "uniform", 0)
-    assert [tables.there(path, *key, draw) for draw in range(3)] == [True, False, True]
-    assert not tables.there(path, *key[:-1], 1)
+def test_a_row_is_of_its_draw_and_cost():
+    first = row("uniform", 0.7)
+    del first["draw"]
+    assert tables.key(first) == tables.key(row("uniform")) == tables.key(row("uniform", cost="macs"))
+    assert len({tables.key(row("uniform", **more)) for more in ({}, {"draw": 1}, {"cost": "time"}, {"seed": 1})}) == 4
+
+
+def test_times_may_differ_by_more_than_macs():
+    rows = [row(name, 0.7, cost="time", time=share) for name, share in (("uniform", 0.1015), ("other", 0.0975))]
+    head, _, line, _ = (cells(line) for line in tables.markdown(rows).splitlines())
+    assert head[3:] == ["time", "other", "uniform"]
+    assert line[4:] == ["**70.0** (9.8)", "**70.0**"]

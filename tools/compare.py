@@ -1,7 +1,8 @@
 """Accuracy at equal cost: prune trained networks with each method, fine-tune all alike, and compare.
 
 For every data set, network and seed one dense network is trained (and kept); every method makes of it a network with
-the same share of the MACs; batch norms are re-estimated, and all are fine-tuned by the recipe of `comparing.training`.
+the same share of the MACs, or of the time that it takes (`--cost time`: a batch of 32 images, measured in turn with the
+dense network); batch norms are re-estimated, and all are fine-tuned by the recipe of `comparing.training`.
 Rows go to a JSON-lines file as they are found, so that a run that was stopped goes on where it was, and several can
 share the work.
 
@@ -38,7 +39,8 @@ def options() -> argparse.Namespace:
     parser.add_argument("--data", nargs="+", default=["glyphs", "textures"], choices=list(data.SETS))
     parser.add_argument("--networks", nargs="+", default=known, choices=list(networks.NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(DEFAULTS), choices=list(METHODS))
-    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the MACs")
+    parser.add_argument("--budgets", nargs="+", type=float, default=list(BUDGETS), help="shares of the cost")
+    parser.add_argument("--cost", choices=list(tables.COSTS), default="macs")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="each has a dense network of its own")
     parser.add_argument("--draws", type=int, default=1, help="networks that a method makes of one: see `draw_of`")
     parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
@@ -82,6 +84,7 @@ def row(task: Task, method: str, tuning: int) -> dict[str, Any]:
     start = time.perf_counter()
     small = METHODS[method](task)
     found: dict[str, Any] = {"seconds": time.perf_counter() - start, "macs": task.macs(small) / task.macs(task.model)}
+    found[task.cost] = task.share(small)
     coupling = halp_fx.channel_groups(small, task.example)
     found["widths"] = [g.size for g in coupling.prunable]
     small = copy.deepcopy(small)
@@ -106,29 +109,30 @@ def main() -> None:
         made = data.make(name, given.folder, *given.images).to(given.device)
         for network in given.networks:
             for seed in given.seeds:
-                missing = [
-                    (budget, method, draw)
+                keys = [
+                    {"data": name, "network": network, "budget": budget, "method": method, "seed": seed}
+                    | {"draw": draw, "cost": given.cost}
                     for budget in given.budgets
                     for method in given.methods
                     for draw in range(given.draws)
-                    if not tables.there(rows, name, network, budget, method, seed, draw)
                 ]
+                missing = [key for key in keys if tables.key(key) not in set(map(tables.key, tables.read(rows)))]
                 if not missing:
                     continue
                 model = dense(given.folder, made, network, seed, given.epochs, given.device)
                 whole = training.accuracy(model, made)
-                for budget, method, draw in missing:
-                    key = {"data": name, "network": network, "budget": budget, "method": method, "seed": seed}
-                    key |= {"draw": draw}
+                for key in missing:
+                    drawn = draw_of(made, key["draw"])
+                    task = Task(model, drawn, key["budget"], seed + key["draw"], given.cost)
                     try:
-                        found = row(Task(model, draw_of(made, draw), budget, seed + draw), method, given.tuning)
+                        found = row(task, key["method"], given.tuning)
                     except Exception as error:  # What cannot do it is a result, too.
                         found = {"failed": f"{type(error).__name__}: {error}"[:300]}
                     line = {**key, "dense": whole, **found}
                     with rows.open("a") as file:
                         file.write(json.dumps(line) + "\n")
                     print(tables.said(line), flush=True)
-    asked = [r for r in tables.read(rows) if r["data"] in given.data]
+    asked = [r for r in tables.read(rows) if r["data"] in given.data and r.get("cost", "macs") == given.cost]
     text = tables.markdown(asked)
     print(text)
     if given.markdown:

@@ -12,7 +12,9 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
-WITHIN = 0.01
+COSTS = {"macs": "the MACs", "time": "the measured time"}
+
+WITHIN = {"macs": 0.01, "time": 0.02}
 """Costs are equal within this share of the budget."""
 
 
@@ -20,10 +22,10 @@ def read(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def there(path: Path, data: str, network: str, budget: float, method: str, seed: int, draw: int = 0) -> bool:
-    key = (data, network, budget, method, seed)
-    known = (r for r in read(path) if r.get("draw", 0) == draw)
-    return any(key == tuple(r[k] for k in ("data", "network", "budget", "method", "seed")) for r in known)
+def key(row: Row) -> tuple[Any, ...]:
+    """What a row is of."""
+    same = (row[k] for k in ("data", "network", "budget", "method", "seed"))
+    return (*same, row.get("draw", 0), row.get("cost", "macs"))
 
 
 def said(row: Row) -> str:
@@ -32,9 +34,15 @@ def said(row: Row) -> str:
     if "failed" in row:
         return what + row["failed"]
     return what + (
-        f"{row['macs']:.1%} of the MACs, {row['pruned']:.1%} after pruning, {row['settled']:.1%} with batch norms "
-        f"re-estimated, {row['tuned']:.1%} after fine-tuning (dense {row['dense']:.1%}), {row['seconds']:.0f} s"
+        f"{_share(row):.1%} of {COSTS[row.get('cost', 'macs')]}, {row['pruned']:.1%} after pruning, "
+        f"{row['settled']:.1%} with batch norms re-estimated, {row['tuned']:.1%} after fine-tuning "
+        f"(dense {row['dense']:.1%}), {row['seconds']:.0f} s"
     )
+
+
+def _share(row: Row) -> float:
+    """What the network costs, of the dense one, in the unit of its budget."""
+    return float(row[row.get("cost", "macs")])
 
 
 def _mean(rows: list[Row]) -> float | None:
@@ -43,21 +51,21 @@ def _mean(rows: list[Row]) -> float | None:
 
 
 def _cell(rows: list[Row], best: float | None) -> str:
-    """Mean and deviation in percent, bold if it is the best of its line; with the share of the MACs where a method
+    """Mean and deviation in percent, bold if it is the best of its line; with the share of the cost where a method
     missed the budget."""
     value = _mean(rows)
     if value is None:
         return "fails" if rows else ""
     done = [r["tuned"] for r in rows if "tuned" in r]
     said = f"{value:.1f}" + (f" ± {100 * stdev(done):.1f}" if len(done) > 1 else "")
-    share, budget = mean(r["macs"] for r in rows if "macs" in r), rows[0]["budget"]
-    missed = f" ({100 * share:.1f})" if abs(share / budget - 1) > WITHIN else ""
+    share, budget = mean(_share(r) for r in rows if "tuned" in r), rows[0]["budget"]
+    missed = f" ({100 * share:.1f})" if abs(share / budget - 1) > WITHIN[rows[0].get("cost", "macs")] else ""
     return (f"**{said}**" if value == best else said) + missed
 
 
 def markdown(rows: list[Row]) -> str:
-    """A table: a line for each data set, network and budget, a column for each method; and means by budget of the cells
-    that a method and the first one have in common, as "method / first"."""
+    """A table of rows of one cost: a line for each data set, network and budget, a column for each method; and means by
+    budget of the cells that a method and the first one have in common, as "method / first"."""
     methods = sorted({r["method"] for r in rows}, key=_place)
     cells: dict[tuple[str, str, float], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for r in rows:
@@ -71,7 +79,8 @@ def markdown(rows: list[Row]) -> str:
     for budget in sorted({b for *_, b in cells}, reverse=True):
         here = [by for (*_, b), by in cells.items() if b == budget]
         lines.append(["mean", "", "", f"{budget:.0%}", *(_common(here, m, methods[0]) for m in methods)])
-    headers = ["data", "network", "dense", "MACs", *methods]
+    unit = {"macs": "MACs", "time": "time"}[rows[0].get("cost", "macs") if rows else "macs"]
+    headers = ["data", "network", "dense", unit, *methods]
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n"
 
 
@@ -89,9 +98,10 @@ def _place(method: str) -> tuple[bool, bool, str]:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Accuracy after fine-tuning against the share of the MACs: a panel for each data set and network."""
+    """Accuracy after fine-tuning against the share of the cost: a panel for each data set and network."""
     import matplotlib.pyplot as plt
 
+    of = COSTS[rows[0].get("cost", "macs")]
     panels = sorted({(r["data"], r["network"]) for r in rows})
     methods = sorted({r["method"] for r in rows}, key=_place)
     figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False, layout="constrained")
@@ -105,7 +115,7 @@ def plot(rows: list[Row], path: Path) -> None:
             ax.plot(budgets, [mean(by[b]) for b in budgets], "o-", color=f"C{number}", label=method, markersize=3)
         dense = mean(100 * r["dense"] for r in rows if (r["data"], r["network"]) == (data, network))
         ax.axhline(dense, color="0.6", linewidth=0.8, linestyle="--")
-        ax.set(xscale="log", title=f"{network}, {data}", xlabel="share of the MACs", ylabel="accuracy, %")
+        ax.set(xscale="log", title=f"{network}, {data}", xlabel=f"share of {of}", ylabel="accuracy, %")
         ax.set_xticks(ticks := sorted({r["budget"] for r in rows}), [f"{t:.0%}" for t in ticks])
         ax.minorticks_off()
     axes[0][0].legend(fontsize=7)
