@@ -115,9 +115,9 @@ def prune(
         tolerance: relative deviation from a measured budget at which the closing loop stops.
         train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
             numbers that it draws stay drawn.
-        recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) after every step and
-            at the end. Without (and without `compensate`), the result equals the zeroed twin. None: yes, but not for a
-            published method.
+        recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) at the end, and after
+            every step where something reads them. Without (and without `compensate`), the result equals the zeroed
+            twin. None: yes, but not for a published method.
         score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
             or any number that is larger for a better network. The report has what it returned (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
