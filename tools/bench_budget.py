@@ -27,7 +27,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean
@@ -35,7 +35,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tabulate import tabulate
+from budgeting.tables import Row, key, outcome, read, write
 from torch import nn
 from torchvision.models import get_model
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
@@ -56,8 +56,6 @@ COMPILED = {
 }
 """Networks by the runtime that their budgets are for; its budgets and sides are below."""
 COMPILED_BUDGETS, COMPILED_SIDE = (0.7, 0.5), 128
-BEGIN, END = "<!-- bench_budget: begin -->", "<!-- bench_budget: end -->"
-Row = dict[str, Any]
 
 
 def build(name: str, batch: int, arguments: argparse.Namespace) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -190,7 +188,7 @@ class Case:
 
 def due(arguments: argparse.Namespace, rows: Sequence[Row]) -> list[Case]:
     """What is left to do. A line of another runtime than eager counts if it says what eager PyTorch takes."""
-    done = {_key(r) for r in rows if "error" not in r and _whole(r)}
+    done = {key(r) for r in rows if "error" not in r and _whole(r)}
     found = []
     for words in settings(arguments):
         here = _setting(words)
@@ -217,10 +215,6 @@ def _whole(row: Row) -> bool:
     return "unreachable" in row or "runtime eager" in row["setting"] or "eager_share" in row
 
 
-def _key(row: Row) -> tuple[str, int, float, str]:
-    return row["network"], row["batch"], row["budget"], row["setting"]
-
-
 def run(arguments: argparse.Namespace) -> None:
     """All cases that have no line yet, as long as there is time."""
     left = due(arguments, list(read(arguments.rows)))
@@ -242,15 +236,8 @@ def run(arguments: argparse.Namespace) -> None:
         with arguments.rows.open("a", encoding="utf-8") as file:
             for row in found:
                 file.write(json.dumps({"network": case.network, "batch": case.batch, **row, **same}) + "\n")
-                print(f"    {row['budget']}: {_outcome(row)}", flush=True)
+                print(f"    {row['budget']}: {outcome(row)}", flush=True)
         print(f"    {seconds:.0f} s", flush=True)
-
-
-def read(path: Path) -> Iterator[Row]:
-    """The lines written so far; of a case that was run again, the last."""
-    if path.exists():
-        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-        yield from {_key(r): r for r in rows}.values()
 
 
 def _expected(took: Sequence[tuple[Case, float]], case: Case) -> float:
@@ -258,106 +245,6 @@ def _expected(took: Sequence[tuple[Case, float]], case: Case) -> float:
     same = [s * (case.batch / c.batch) ** 0.5 for c, s in took if c.network == case.network]
     alike = [s for c, s in took if c.batch == case.batch]
     return mean(same or alike or [s for _, s in took] or [0.0])
-
-
-def deviation(row: Row) -> float:
-    """Measured share of dense in the fresh process, against the budget."""
-    return float(row["ms"] / row["dense_ms"] / row["budget"] - 1)
-
-
-def _outcome(row: Row) -> str:
-    if "error" in row:
-        return f"failed: {row['error'][:80]}"
-    if "unreachable" in row:
-        return f"unreachable: floor {row['unreachable']:.0%}"
-    return f"{deviation(row):+.1%}" + (", the smallest" if row.get("smallest") else "")
-
-
-def report(rows: Sequence[Row]) -> str:
-    """The results as Markdown, one section a setting."""
-    parts = []
-    for setting in dict.fromkeys(row["setting"] for row in rows):
-        some = sorted(
-            (r for r in rows if r["setting"] == setting),
-            key=lambda r: (r["batch"], NETWORKS.index(r["network"]), -r["budget"]),
-        )
-        parts += [f"### {setting}", tabulate(map(_cells, some), headers=HEADERS, tablefmt="github"), _summary(some)]
-    return "\n\n".join(parts)
-
-
-HEADERS = (
-    *("network", "batch", "budget", "dense ms", "pruned ms", "share", "eager", "error", "spread", "memory as found"),
-    *("sum of layers", "1st prediction", "last prediction", "layers, mean", "worst", "rounds", "s"),
-)
-
-
-def _cells(row: Row) -> list[Any]:
-    case = [row["network"], row["batch"], f"{row['budget']:.0%}"]
-    if "ms" not in row:
-        return [*case, "", "", "", "", _outcome(row)]
-    return [
-        *case,
-        f"{row['dense_ms']:.4g}",
-        f"{row['ms']:.4g}",
-        f"{row['ms'] / row['dense_ms']:.1%}",
-        f"{row['eager_share']:.1%}" if "eager_share" in row else "",
-        _outcome(row),
-        f"{row['spread']:.1%}",
-        f"{row['found_ms'] / row['found_dense_ms'] / row['budget'] - 1:+.1%}",
-        f"{row['uncalibrated']:+.1%}",
-        f"{row['first']:+.1%}",
-        f"{_last(row):+.1%}",
-        f"{row['layer_error']:.1%}",
-        "" if row["worst_layer"] is None else f"{row['worst_layer']:+.1%}",
-        row["rounds"],
-        f"{row['seconds']:.0f}",
-    ]
-
-
-def _last(row: Row) -> float:
-    """The calibrated prediction against the fresh process."""
-    return float(row["predicted"] / (row["ms"] / row["dense_ms"]) - 1)
-
-
-def _summary(rows: Sequence[Row]) -> str:
-    """Counts with unreachable budgets as misses, and without them; prediction errors."""
-    good = [r for r in rows if "ms" in r]
-    out = [r for r in rows if r.get("smallest") or "unreachable" in r]
-    within = [r for r in good if r not in out]
-    if not within:
-        return f"{len(rows)} cases, none measured that can be reached."
-    lines, reachable = [], len(rows) - len(out)
-    for limit in (0.05, 0.1):
-        close, reached = (sum(abs(deviation(r)) <= limit for r in some) for some in (good, within))
-        lines.append(
-            f"Within {limit:.0%} of the budget: {close} of all {len(rows)} cases ({close / len(rows):.1%}); "
-            f"{reached} of the {reachable} that can be reached ({reached / reachable:.1%})."
-        )
-    refused = sum("unreachable" in r for r in rows)
-    lines.append(
-        f"Worst that can be reached: {max(abs(deviation(r)) for r in within):.1%}. Out of reach: {len(out) - refused} "
-        f"came out as the smallest network, {refused} were refused."
-    )
-    errors = {
-        "the sum of the layers (before calibration)": [abs(r["uncalibrated"]) for r in good],
-        "the first, calibrated by the dense network": [abs(r["first"]) for r in good],
-        "the last, against the fresh process": [abs(_last(r)) for r in good],
-    }
-    lines += [f"Prediction, {what}: mean {mean(x):.1%}, worst {max(x):.1%}." for what, x in errors.items()]
-    return "\n".join(f"* {line}" for line in lines)
-
-
-def write(rows: Sequence[Row], docs: Path) -> None:
-    """Put the results between the markers.
-
-    Raises:
-        SystemExit: the page has no markers.
-    """
-    text = docs.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{docs} has no lines {BEGIN} and {END}")
-    before, _, rest = text.partition(BEGIN)
-    docs.write_text(f"{before}{BEGIN}\n\n{report(rows)}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 def _setting(arguments: argparse.Namespace) -> str:
@@ -414,7 +301,7 @@ def main() -> None:
     if arguments.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit("not measured: no CUDA device here")
     run(arguments)
-    write(list(read(arguments.rows)), arguments.docs)
+    write(list(read(arguments.rows)), arguments.docs, NETWORKS)
 
 
 if __name__ == "__main__":
