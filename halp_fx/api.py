@@ -14,8 +14,7 @@ from torch import nn
 
 from .errors import StateError
 from .model.checks import check_finite, check_model
-from .model.inputs import normalize_examples
-from .model.naming import Ignored, ignored_names
+from .model.naming import Ignored
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
 from .progress import shown, work
@@ -24,9 +23,9 @@ from .pruning.contest import contested
 from .pruning.distributed import Team, changed, check_alone, follow
 from .pruning.frontier import Frontier
 from .pruning.goals import make_budgets, make_goals
-from .pruning.limits import LimitLike, named_limits
+from .pruning.limits import LimitLike
 from .pruning.published import as_published
-from .pruning.request import Effort, Request, Solver, rereadable
+from .pruning.request import Effort, Request, Solver
 from .pruning.resuming import Notebook
 from .pruning.walking import walked
 from .reporting.curve import Curve, curve_of
@@ -153,30 +152,14 @@ def prune(
     stream = Stream()
     # What is made here can be trained, also where the caller is in inference mode.
     with torch.inference_mode(False), stream.aside():
-        asked = Request(
-            goals=make_goals(budget, latency),
-            examples=normalize_examples(model, example_inputs),
-            data=rereadable(data),
-            loss_fn=loss_fn,
-            loss=loss,
-            importance=importance,
-            round_to=round_to,
-            min_keep=min_keep,
-            limits=named_limits(model, limits or {}),
-            steps=steps,
-            solver=solver,
-            tolerance=tolerance,
-            train_between=stream.given(train_between),
-            progress=progress,
-            branches=branches,
-            recalibrate=recalibrate,
-            score_fn=stream.given(score_fn),
-            max_drop=max_drop,
-            compensate=compensate,
-            effort=effort,
-        )
+        asked = Request.of(
+            model, make_goals(budget, latency), example_inputs, stream,
+            data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
+            round_to=round_to, min_keep=min_keep, limits=limits, branches=branches, steps=steps, solver=solver,
+            tolerance=tolerance, train_between=train_between, recalibrate=recalibrate, score_fn=score_fn,
+            max_drop=max_drop, compensate=compensate, effort=effort, progress=progress,
+        )  # fmt: skip
         request = as_published(asked)
-        stays = ignored_names(model, ignore)
         team = Team.here()
         way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"
         if state is not None and team.size > 1:
@@ -184,11 +167,11 @@ def prune(
         team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
         if team.leads:
             with team.leading():
-                notebook = None if state is None else Notebook.open(Path(state), model, request, stays, stream)
-                small = _pruned(model, request, stays, team, notebook)
+                notebook = None if state is None else Notebook.open(Path(state), model, request, stream)
+                small = _pruned(model, request, team, notebook)
             team.tell("done", report_of(small).plan, changed(small, request), report_of(small))
         else:
-            small = follow(team, model, request, stays)
+            small = follow(team, model, request)
     as_modes_of(small, model)
     report = report_of(small)
     if optimizer is not None:
@@ -253,32 +236,17 @@ def pareto(
     goals, wanted = make_budgets(budgets, latency)
     stream = Stream()
     with torch.inference_mode(False), stream.aside():
-        asked = Request(
-            goals=goals,
-            examples=normalize_examples(model, example_inputs),
-            data=rereadable(data),
-            loss_fn=loss_fn,
-            loss=loss,
-            importance=importance,
-            round_to=round_to,
-            min_keep=min_keep,
-            limits=named_limits(model, limits or {}),
-            steps=None,
-            solver=solver,
-            tolerance=tolerance,
-            train_between=None,
-            progress=progress,
-            branches=branches,
-            recalibrate=recalibrate,
-            compensate=compensate,
-            score_fn=stream.given(score_fn),
-        )
-        stays = ignored_names(model, ignore)
+        asked = Request.of(
+            model, goals, example_inputs, stream,
+            data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
+            round_to=round_to, min_keep=min_keep, limits=limits, branches=branches, solver=solver,
+            tolerance=tolerance, recalibrate=recalibrate, score_fn=score_fn, compensate=compensate, progress=progress,
+        )  # fmt: skip
         with shown(progress), preserved(model), work("pareto", len(wanted), "budgets") as done:
             request, notebook = as_published(asked), None
             if state is not None:
-                notebook = Notebook.open(Path(state), model, request, stays, stream, "pareto")
-            return curve_of(Frontier.start(model, request, wanted, stays, notebook), done)
+                notebook = Notebook.open(Path(state), model, request, stream, "pareto")
+            return curve_of(Frontier.start(model, request, wanted, notebook), done)
 
 
 def rewrite(
@@ -384,14 +352,12 @@ def zero(
         return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
 
 
-def _pruned(
-    model: nn.Module, request: Request, ignore: Sequence[str], team: Team, notebook: Notebook | None
-) -> nn.Module:
+def _pruned(model: nn.Module, request: Request, team: Team, notebook: Notebook | None) -> nn.Module:
     """The stages in order."""
     with shown(request.progress):
         with preserved(model):
             go = contested if request.effort == "thorough" else walked
-            session = go(model, request, ignore, team, notebook)
+            session = go(model, request, team, notebook)
         small = session.best.network.model
         small.halp = report_on(session)  # type: ignore[assignment]
     return small

@@ -6,7 +6,7 @@ Budgets are not part of it: one state serves many.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from typing import Any
@@ -24,7 +24,7 @@ from ..model.tensors import every_tensor
 from ..scoring.losses import described as batch_described
 from .request import Request
 
-_OWN = ("goals", "examples", "data", "progress")
+_OWN = ("goals", "examples", "data", "ignore", "progress")
 """Fields of a `Request` that are compared in another way, or do not matter."""
 
 
@@ -45,13 +45,13 @@ class Asked:
     options: Mapping[str, str]
 
     @classmethod
-    def of(cls, model: nn.Module, request: Request, ignore: Sequence[str], call: str = "prune") -> Asked:
+    def of(cls, model: nn.Module, request: Request, call: str = "prune") -> Asked:
         options = {f.name: _said(getattr(request, f.name)) for f in fields(request) if f.name not in _OWN}
         options["call"] = call
         options["latency"] = _cost(request.goals.cost)
         options["budgets for"] = ", ".join(cost.resource for cost, _ in request.goals.further) or "one resource"
         options["example_inputs"] = str(described(list(request.examples)))
-        options["ignore"] = ", ".join(sorted(ignore))
+        options["ignore"] = ", ".join(sorted(request.ignore))
         tensors = {name: _digest([tensor]) for name, tensor, _ in every_tensor(model)}
         return cls(type(model).__qualname__, tensors, _data(request.data, request.batches), options)
 

@@ -59,9 +59,7 @@ class _Entry:
         return not keeps, judged.tuned is None, judged.distance if judged.tuned is None else judged.tuned
 
 
-def contested(
-    model: nn.Module, request: Request, ignore: Sequence[str], team: Team, notebook: Notebook | None = None
-) -> Session:
+def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook | None = None) -> Session:
     """The session of the best way.
 
     Raises:
@@ -78,8 +76,8 @@ def contested(
     ways = list(variants(apart))
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
-            part = None if notebook is None else notebook.part(name, model, asked, ignore)
-            session = walked(model, asked, ignore, team, part)
+            part = None if notebook is None else notebook.part(name, model, asked)
+            session = walked(model, asked, team, part)
             if session.yardstick.met_already:
                 return session
             found.append(_judged(name, session, reference))

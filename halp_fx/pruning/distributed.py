@@ -8,7 +8,7 @@ the network, and when to train in between, which all do together.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +138,7 @@ def changed(model: nn.Module, request: Request, trained: bool = False) -> dict[s
     return {name: tensor.detach().cpu() for name, tensor in named_tensors(model)}
 
 
-def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]) -> nn.Module:
+def follow(team: Team, model: nn.Module, request: Request) -> nn.Module:
     """Do what the first process decides, on this process's copy of the network.
 
     Raises:
@@ -146,7 +146,7 @@ def follow(team: Team, model: nn.Module, request: Request, ignore: Sequence[str]
     """
     before, now_at = (model, Plan()), (model, Plan())
     with preserved(model):
-        coupling = channel_groups(model, request.examples, ignore)
+        coupling = channel_groups(model, request.examples, request.ignore)
         while True:
             order, reached, tensors, *report = team.hear()
             # The first process may go back by one step, where the caller's score fell by too much.

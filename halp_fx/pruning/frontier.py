@@ -53,7 +53,6 @@ class Frontier:
         model: nn.Module,
         request: Request,
         budgets: Mapping[str, Budget],
-        ignore: Sequence[str],
         notebook: Notebook | None = None,
     ) -> Frontier:
         """Everything that is done once. The session is aimed at the smallest budget: tables cover what it needs.
@@ -66,10 +65,7 @@ class Frontier:
             return sorted(budgets.items(), key=lambda item: -item[1].limit(dense))
 
         aimless = replace(request, goals=replace(request.goals, budget=_NONE))
-        if notebook is None:
-            session = Session.start(model, aimless, ignore)
-        else:
-            session = notebook.begin(model, aimless, ignore, falling)
+        session = Session.start(model, aimless) if notebook is None else notebook.begin(model, aimless, falling)
         # Nobody looks at networks of counted costs before one is chosen, unless they are scored in turn.
         session.planned = not request.goals.measured and request.data is None and request.score_fn is None
         # Amounts and shares compare when the dense cost is known.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, get_args
@@ -11,7 +11,9 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ..errors import BudgetError, SaliencyError
-from ..model.inputs import Examples
+from ..model.inputs import Examples, normalize_examples
+from ..model.naming import Ignored, ignored_names
+from ..model.randomness import Stream
 from ..scoring.callables import Importance, check_importance
 from ..scoring.losses import Loss, LossFn, check_loss
 from ..scoring.saliency import MAX_BATCHES
@@ -20,7 +22,7 @@ from ..solver.solution import BASELINES
 from ..types import Inputs
 from .budgets import is_number, is_whole
 from .goals import Goals
-from .limits import Limit
+from .limits import Limit, LimitLike, named_limits
 
 Solver = Method | Literal["mdp"]
 """A method of `solve`, or a published method that is more than one (`published`)."""
@@ -33,13 +35,15 @@ Effort = Literal["fast", "normal", "thorough"]
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Everything that `prune` was asked for.
+    """Everything that `prune` was asked for. `of` makes it from a caller's arguments.
 
     Attributes:
         goals: budgets and costs.
         examples: arguments of the forward for each example. The first is timed.
         data: batches that can be read again for every step.
         batches: of the data, that a scoring uses at most.
+        ignore: tensors and groups that stay (`ignored_names`).
+        limits: with the names that their entries mean.
         evenness: weight of even widths beside the values; None: as scores have it.
         even: widths are even, and scores only say which channels stay.
         The other attributes are as `prune` documents them.
@@ -47,27 +51,60 @@ class Request:
 
     goals: Goals
     examples: Examples
-    data: Iterable[Any] | None
-    loss_fn: LossFn | None
-    loss: Loss | None
-    importance: Importance | None
-    round_to: int | None
-    min_keep: float | int
-    steps: int | None
-    solver: Solver
-    tolerance: float
-    train_between: Callable[[nn.Module], Any] | None
-    progress: bool
+    data: Iterable[Any] | None = None
+    loss_fn: LossFn | None = None
+    loss: Loss | None = None
+    importance: Importance | None = None
+    ignore: tuple[str, ...] = ()
+    round_to: int | None = None
+    min_keep: float | int = 0.1
+    limits: tuple[Limit, ...] = ()
     branches: bool = False
+    steps: int | None = None
+    solver: Solver = "auto"
+    tolerance: float = 0.02
+    train_between: Callable[[nn.Module], Any] | None = None
     recalibrate: bool | None = None
     batches: int = MAX_BATCHES
     score_fn: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
     compensate: bool = False
-    limits: tuple[Limit, ...] = ()
     effort: Effort = "normal"
+    progress: bool = True
     evenness: float | None = None
     even: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        goals: Goals,
+        example_inputs: Any,
+        stream: Stream,
+        *,
+        data: Iterable[Any] | None,
+        ignore: Ignored | Iterable[Ignored],
+        limits: Mapping[str, LimitLike] | None,
+        train_between: Callable[[nn.Module], Any] | None = None,
+        score_fn: Callable[[nn.Module], float] | None = None,
+        **options: Any,
+    ) -> Request:
+        """The arguments of a call, understood and checked: those named here are read with the model at hand, and the
+        caller's functions go on with the caller's random numbers. `options` are fields as they are.
+
+        Raises:
+            BudgetError, ModelError, SaliencyError: as `prune`.
+        """
+        return cls(
+            goals=goals,
+            examples=normalize_examples(model, example_inputs),
+            data=rereadable(data),
+            ignore=ignored_names(model, ignore),
+            limits=named_limits(model, limits or {}),
+            train_between=stream.given(train_between),
+            score_fn=stream.given(score_fn),
+            **options,
+        )
 
     def __post_init__(self) -> None:
         if self.steps is not None and not is_whole(self.steps):

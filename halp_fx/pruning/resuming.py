@@ -75,7 +75,6 @@ class Notebook:
         folder: Path,
         model: nn.Module,
         request: Request,
-        ignore: Sequence[str],
         stream: Stream,
         call: str = "prune",
     ) -> Notebook:
@@ -87,7 +86,7 @@ class Notebook:
         Raises:
             StateError: it is of something else, or cannot be read; nothing was written.
         """
-        asked, index = Asked.of(model, request, ignore, call), folder / INDEX
+        asked, index = Asked.of(model, request, call), folder / INDEX
         files = sorted(folder.glob("[0-9]*.safetensors"))
         if index.exists():
             asked.check(_index(index), str(folder))
@@ -99,11 +98,11 @@ class Notebook:
                 temporary.write_text(json.dumps({"format": FORMAT, "asked": to_plain(asked)}), encoding="utf-8")
         return cls(folder, stream, {int(path.stem): read_record(path) for path in files})
 
-    def part(self, name: str, model: nn.Module, request: Request, ignore: Sequence[str]) -> Notebook:
+    def part(self, name: str, model: nn.Module, request: Request) -> Notebook:
         """The notebook of a part of this search, in a folder of its own."""
-        return Notebook.open(self.folder / folder_name(name), model, request, ignore, self.stream)
+        return Notebook.open(self.folder / folder_name(name), model, request, self.stream)
 
-    def start(self, model: nn.Module, request: Request, ignore: Sequence[str]) -> tuple[Session, tuple[float, ...]]:
+    def start(self, model: nn.Module, request: Request) -> tuple[Session, tuple[float, ...]]:
         """A session that stands where the search came to, and the ways that it has to go (`Session.ways`): none where
         it is closed.
 
@@ -117,11 +116,11 @@ class Notebook:
         if number is None:
             number = self._wider(request)
         if number is None:
-            session = Session.start(model, request, ignore)
+            session = Session.start(model, request)
             self.at = max(self.records, default=-1) + 1
             return session, tuple(session.ways)
         record = self.records[number]
-        session = Session.start(model, request, ignore, record.learned)
+        session = Session.start(model, request, record.learned)
         tensors = read_tensors(self._path(number))
         self._restore(session, record, tensors)
         said = "the network" if record.plan else "the dense network"
@@ -139,7 +138,6 @@ class Notebook:
         self,
         model: nn.Module,
         request: Request,
-        ignore: Sequence[str],
         falling: Callable[[float], Sequence[tuple[str, Budget]]],
     ) -> Session:
         """A session that knows what was found out before, at the dense network, for many budgets.
@@ -152,9 +150,9 @@ class Notebook:
         """
         self._take_times(model, request)
         if not self.records:
-            return Session.start(model, request, ignore)
+            return Session.start(model, request)
         first = self.records[min(self.records)]
-        session = Session.start(model, request, ignore, first.learned)
+        session = Session.start(model, request, first.learned)
         if session.judgement is not None:
             session.judgement.scores = list(first.scores)
         self._check_order(session, [budget for _, budget in falling(session.yardstick.dense)])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -87,13 +86,10 @@ class Session:
     contest: Contest | None = None
 
     @classmethod
-    def start(
-        cls, model: nn.Module, request: Request, ignore: Sequence[str] = (), known: Learned | None = None
-    ) -> Session:
+    def start(cls, model: nn.Module, request: Request, known: Learned | None = None) -> Session:
         """Trace and couple the network, try its branches, and time its layers.
 
         Args:
-            ignore: tensors and groups that stay (`ignored_names`).
             known: what an earlier session's yardstick has learned; the dense network was then judged, too.
 
         Raises:
@@ -101,13 +97,13 @@ class Session:
         """
         clock = Clock()
         with clock("trace + couple"):
-            coupling = channel_groups(model, request.examples, ignore)
+            coupling = channel_groups(model, request.examples, request.ignore)
         check_prunable(coupling)
         check_limits(request.limits, coupling)
         branches = Branches()
         if request.branches:
             with clock("try branches"):
-                branches = tried(model, coupling, request.examples, ignore)
+                branches = tried(model, coupling, request.examples, request.ignore)
         with clock("time layers"):
             # Limits may not allow the dense width, at which everything begins.
             allowed = options_of(coupling, Plan(), request)

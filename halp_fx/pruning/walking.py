@@ -13,19 +13,17 @@ from .resuming import Notebook
 from .session import Session
 
 
-def walked(
-    model: nn.Module, request: Request, ignore: Sequence[str], team: Team, notebook: Notebook | None = None
-) -> Session:
+def walked(model: nn.Module, request: Request, team: Team, notebook: Notebook | None = None) -> Session:
     """A session from its start, or from where a notebook has it, to its end.
 
     Raises:
         As `Session.start` and `walk`.
     """
     if notebook is None:
-        session = Session.start(model, request, ignore)
+        session = Session.start(model, request)
         walk(session, session.ways, team)
     else:
-        session, ways = notebook.start(model, request, ignore)
+        session, ways = notebook.start(model, request)
         walk(session, ways, team, notebook)
     return session
 

@@ -17,14 +17,13 @@ from torch import nn
 from ..errors import TrainingError
 from ..model.checks import check_finite, check_model
 from ..model.copying import copied
-from ..model.inputs import normalize_examples
-from ..model.naming import Ignored, by_group, ignored_names
+from ..model.naming import Ignored, by_group
 from ..model.preserving import named_tensors, preserved
 from ..model.randomness import Stream
 from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
-from ..pruning.request import Request, rereadable
+from ..pruning.request import Request
 from ..pruning.session import Session
 from ..pruning.walking import walk
 from ..rewriting.slicing import index_of
@@ -82,13 +81,12 @@ class SparsityPenalty:
         if not _is_plan(plan):
             check_model(model)
             check_finite(model)
-            request = Request(
-                goals=make_goals(known, latency), examples=normalize_examples(model, example_inputs),
-                data=rereadable(data), loss_fn=loss_fn, loss=loss, importance=None, round_to=round_to,
-                min_keep=min_keep, steps=None, solver="auto", tolerance=0.02, train_between=None, progress=False,
-                recalibrate=True,
+            request = Request.of(
+                model, make_goals(known, latency), example_inputs, Stream(),
+                data=data, loss_fn=loss_fn, loss=loss, ignore=ignore, round_to=round_to, min_keep=min_keep,
+                limits=None, recalibrate=True, progress=False,
             )  # fmt: skip
-            known = _removed(model, request, ignored_names(model, ignore), repr(plan))
+            known = _removed(model, request, repr(plan))
         coupling = coupling or channel_groups(model, example_inputs)
         self.plan = by_group(known, coupling)
         tensors = dict(named_tensors(model))
@@ -123,12 +121,12 @@ def _is_plan(what: Any) -> bool:
     return isinstance(what, Plan)
 
 
-def _removed(model: nn.Module, request: Request, ignore: tuple[str, ...], asked: str) -> Plan:
+def _removed(model: nn.Module, request: Request, asked: str) -> Plan:
     """What `prune` would remove; the model stays as it is. In a job of several processes, what the first says."""
     team = Team.here()
     team.check(model, f"SparsityPenalty to {asked}")
     with Stream().aside(), preserved(model):
-        lead = Lead.start(team, lambda: Session.start(copied(model), request, ignore))
+        lead = Lead.start(team, lambda: Session.start(copied(model), request))
         return lead.ask(_plan_of)
 
 

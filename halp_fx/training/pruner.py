@@ -140,16 +140,16 @@ class Pruner:
         self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
         request = Request(
-            goals=make_goals(budget, latency), examples=self._examples, data=None, loss_fn=None, loss=None,
-            importance=self._importance, round_to=round_to, min_keep=min_keep, steps=steps, solver=solver,
-            tolerance=tolerance, train_between=None, progress=False, branches=branches,
+            goals=make_goals(budget, latency), examples=self._examples, importance=self._importance, ignore=names,
+            round_to=round_to, min_keep=min_keep, branches=branches, steps=steps, solver=solver, tolerance=tolerance,
+            progress=False,
         )  # fmt: skip
         team = Team.here()
         team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
         self._identity = Identity.of(model, asked, team.size)
         with preserved(model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
-            self._lead = Lead.start(team, lambda: Session.start(copied(model), request, names))
+            self._lead = Lead.start(team, lambda: Session.start(copied(model), request))
             self._ways = self._lead.ask(lambda s: ways_of(schedule, steps, min(s.yardstick.budget, 1.0)))
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
