@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
+import torch
 
-from halp_fx.files import replacing
+from halp_fx.files import replacing, write_tensors, write_text
 
 
 @pytest.fixture
@@ -42,3 +44,33 @@ def test_an_error_leaves_the_old_file_alone(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_folders_that_are_not_there_are_made(tmp_path):
+    assert write_text(tmp_path / "a" / "b" / "file", "new").read_text(encoding="utf-8") == "new"
+
+
+@pytest.fixture
+def full():
+    """A disk that has room for 4 kB more."""
+    resource = pytest.importorskip("resource", reason="POSIX's")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
+@pytest.mark.parametrize(
+    "write",
+    [lambda path: write_text(path, "x" * 9000), lambda path: write_tensors(path, {"x": torch.zeros(3000)}, {})],
+    ids=["text", "tensors"],
+)
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, full, write):
+    path = tmp_path / "file.safetensors"
+    path.write_text("old")
+    with pytest.raises(OSError, match="too large") as raised:
+        write(path)
+    assert raised.value.filename == str(path)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == [path.name]

@@ -21,6 +21,9 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
 _MEAN, _DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MARGIN = 256 / 224
 
+_PARTS = ("train", "training", "val", "valid", "validation", "test", "testing")
+"""Folders that hold the classes of a part of the data: taken for classes themselves, they would be learned."""
+
 
 def load_data(name: str | None, shape: tuple[int, ...], batch: int) -> Iterable[Any] | None:
     """The batches that `--data` means; None for None.
@@ -72,6 +75,11 @@ class ImageFolder:
         if len(shape) != 4:
             raise HalpError(f"--data {folder}: a folder of images needs an --input of 4 sizes, not {len(shape)}")
         classes = sorted(p for p in folder.iterdir() if p.is_dir())
+        if classes and all(c.name.lower() in _PARTS for c in classes):
+            raise HalpError(
+                f"--data {folder}: {', '.join(c.name for c in classes)} are parts of a data set and no classes: name "
+                f"one of them, e.g. --data {classes[0]}"
+            )
         found = [(p, i) for i, c in enumerate(classes) for p in sorted(c.rglob("*")) if p.suffix.lower() in _IMAGES]
         found = found or [(p, -1) for p in sorted(folder.iterdir()) if p.suffix.lower() in _IMAGES]
         if not found:

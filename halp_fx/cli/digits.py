@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from ..api import prune
 from ..errors import HalpError
 from ..extras import missing
+from ..files import write_text
 from ..latency import interleaved
 from ..model.tensors import parameter_count
 from ..progress import counted, shown
@@ -155,9 +156,8 @@ def run(
     text = f"{table}\n\nlatency now {now.share:.1%} of dense (budget {budget}, measured again after fine-tuning)"
     say(f"\n{text}\n\n{report.summary()}")
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "report.md").write_text(f"```\n{text}\n\n{report.summary()}\n```\n", encoding="utf-8")
-        (output / "plan.json").write_text(report.plan.to_json(), encoding="utf-8")
+        write_text(output / "report.md", f"```\n{text}\n\n{report.summary()}\n```\n")
+        write_text(output / "plan.json", report.plan.to_json())
         report.to_html(output / "report.html")
         say(f"\nwrote {output}: report.html, report.md, plan.json")
     say(f"total {time.perf_counter() - start:.0f} s\n\nyour own network: halp-fx prune --help, or docs/quickstart.md")

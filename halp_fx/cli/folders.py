@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import HalpError
 from .output import Output
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from ..reporting.report import Report
     from ..types import Plan
     from .models import ModelSpec
+
+T = TypeVar("T")
 
 PLAN, CHECKPOINT = "plan.json", "model.safetensors"
 REPORT, PAGE = "report.json", "report.html"
@@ -86,7 +88,7 @@ def read_plan(place: Path) -> Plan:
     """
     from ..types import Plan
 
-    return Plan.from_json(_text(place, PLAN))
+    return _read(Plan.from_json, place, PLAN)
 
 
 def read_report(place: Path) -> Report:
@@ -97,13 +99,16 @@ def read_report(place: Path) -> Report:
     """
     from ..reporting.report import Report
 
-    return Report.from_json(_text(place, REPORT))
+    return _read(Report.from_json, place, REPORT)
 
 
-def _text(place: Path, name: str) -> str:
+def _read(parse: Callable[[str], T], place: Path, name: str) -> T:
+    """What is in a file, or in the file of that name in a folder; errors name it."""
     path = place / name if place.is_dir() else place
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
+    except HalpError as error:
+        raise HalpError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise HalpError(f"there is no {path}: `halp-fx prune … --out DIR` writes one") from None
     except UnicodeDecodeError:

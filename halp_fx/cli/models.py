@@ -183,7 +183,7 @@ def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
     except ImportError as error:
         raise ModelError(missing(f"torchvision:{name}", "torchvision", error)) from error
     if name not in (known := models.list_models()):
-        near = _nearest(name, known) or "."
+        near = _nearest(name, known) or _meant(name) or "."
         forms = "Models of others: timm:…, ultralytics:…, hf:…, package.module:factory, file.py:factory"
         raise ModelError(f"torchvision has no model {name!r}{near} {forms}")
     builder = models.get_model_builder(name)
@@ -191,6 +191,14 @@ def _torchvision(name: str, arguments: dict[str, Any]) -> Any:
     if "weights_backbone" in inspect.signature(builder).parameters:
         arguments = {"weights_backbone": None, **arguments}
     return _called(f"torchvision:{name}", builder, {"weights": None, **arguments})
+
+
+def _meant(name: str) -> str:
+    """What the name of a file is for, where a model's stands."""
+    suffix = Path(name).suffix
+    if suffix == ".py":
+        return f"; name the function in it that makes the model: {name}:make."
+    return f"; did you mean ultralytics:{name}?" if suffix in (".pt", ".yaml", ".yml") else ""
 
 
 def _timm(name: str, arguments: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from ..errors import HalpError
+from ..files import write_text
 from .guarding import saved
 
 
@@ -30,8 +31,7 @@ class Output:
             typer.echo(json.dumps(values, indent=2))
 
     def write(self, path: Path, text: str) -> Path:
-        path.write_text(text, encoding="utf-8")
-        return self.wrote(path)
+        return self.wrote(write_text(path, text))
 
     def wrote(self, path: Path) -> Path:
         saved(path)

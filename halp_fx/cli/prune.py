@@ -51,14 +51,15 @@ def prune(
         int | None, typer.Option(min=1, metavar="N", help="Widths are multiples of this; default: 8 or less.")
     ] = None,
     min_keep: Annotated[
-        float, typer.Option(metavar="SHARE", help="Least share of a layer's channels that is kept.")
+        float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Least share of a layer's channels that is kept.")
     ] = 0.1,
     branches: options.Branches = False,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Remove in N steps; default: by the budget.")
     ] = None,
     tolerance: Annotated[
-        float, typer.Option(metavar="SHARE", help="How far beside the budget is close enough, as a share of it.")
+        float,
+        typer.Option(min=0.0, metavar="SHARE", help="How far beside the budget is close enough, as a share of it."),
     ] = 0.02,
     effort: Annotated[
         str,

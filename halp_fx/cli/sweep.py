@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..errors import BudgetError
+from ..files import replacing
 from . import options
 from .guarding import OUT_OF_REACH, TIMED, as_options, goes_on, guarded
 
@@ -72,6 +74,9 @@ def sweep(
     from .output import Output, writable
 
     output = Output(as_json)
+    asked = [b.strip() for b in budgets.split(",") if b.strip()]
+    if not asked:
+        raise BudgetError(f"--budgets {budgets!r} names none: write them with commas between, 80%,60%,40%")
     writable(out)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
@@ -82,7 +87,7 @@ def sweep(
     goes_on(TIMED)
     curve = pareto(
         dense,
-        [b.strip() for b in budgets.split(",") if b.strip()],
+        asked,
         example,
         data=batches,
         loss_fn=import_function(loss) if loss else None,
@@ -119,7 +124,7 @@ def _row(budget: str, report: Report) -> dict[str, Any]:
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, _COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

@@ -70,7 +70,10 @@ def request(
     ] = ("eager"),
     channels_last: options.ChannelsLast = False,
     min_keep: Annotated[
-        float, typer.Option(metavar="SHARE", help="Least share of a layer's channels that can be asked for later.")
+        float,
+        typer.Option(
+            min=0.0, max=1.0, metavar="SHARE", help="Least share of a layer's channels that can be asked for later."
+        ),
     ] = 0.1,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="File to write.")] = Path("request.json"),
     as_json: options.Json = False,
@@ -143,26 +146,39 @@ def show(
         typer.echo(f"{path}\n\n{describe(read_table(path), rows)}\n")
 
 
+_NARROWEST = 20
+"""Columns in which a text is broken into lines, also where the terminal has fewer."""
+
+
 def describe(table: LatencyTable, rows: int = 20) -> str:
-    """A table as text: its header, and its most costly layers."""
+    """A table as text, as wide as the terminal: its header, and its most costly layers."""
+    from shutil import get_terminal_size
+
     import numpy as np
     from tabulate import tabulate
 
     from ..latency.fingerprint import Fingerprint
 
     names = Fingerprint.__dataclass_fields__
-    head = tabulate(
-        [(name, getattr(table.fingerprint, name)) for name in names], tablefmt="plain", disable_numparse=True
-    )
+    columns = get_terminal_size().columns
+    facts = [(name, getattr(table.fingerprint, name)) for name in names]
+    room = max(_NARROWEST, columns - max(map(len, names)) - 2)
+    head = tabulate(facts, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, room])
     ranked = sorted(table.entries.items(), key=lambda item: -max(t.median_ms for t in item[1].values()))
     body = []
     for key, points in ranked[:rows]:
         times = [t.median_ms for t in points.values()]
         spread = float(np.median([t.spread for t in points.values()]))
-        body.append([key[:90], len(points), min(times), max(times), f"{spread:.1%}"])
-    headers = ["layer", "points", "least ms", "most ms", "spread"]
+        name = key.replace("(", " (", 1)  # A line breaks there first.
+        body.append([len(points), *(f"{t:.4g}" for t in (min(times), max(times))), f"{spread:.1%}", name])
+    headers = ["points", "least\nms", "most\nms", "spread", "layer"]
+    taken = sum(2 + max(8, *(len(str(row[i])) for row in body)) for i in range(4)) if body else 0
+    room = max(_NARROWEST, columns - taken)
     more = f"\n{len(ranked) - rows} more layers" if len(ranked) > rows else ""
-    return f"{head}\n\n{tabulate(body, headers=headers, floatfmt='.4g')}{more}"
+    listed = tabulate(
+        body, headers=headers, disable_numparse=True, colalign=("right",) * 4, maxcolwidths=[None] * 4 + [room]
+    )
+    return f"{head}\n\n{listed}{more}"
 
 
 @table_app.command("merge", short_help="Merge tables of one device.")

@@ -19,6 +19,7 @@ from torch import fx
 
 from ..api import prune, rewrite
 from ..errors import ModelError
+from ..files import write_text
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
@@ -137,7 +138,7 @@ class Backend:
             self._known.append(_Known(tuple(map(weakref.ref, parameters)), asked, report.plan))
             plan, what = report.plan, _figures(report)
             if asked.report is not None:
-                Path(asked.report).write_text(report.summary(), encoding="utf-8")
+                write_text(Path(asked.report), report.summary())
         assert isinstance(small, fx.GraphModule)
         before, after = map(parameter_count, (found.network, small))
         logger.warning(

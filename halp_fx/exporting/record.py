@@ -45,5 +45,6 @@ class Export:
         ]
         if self.share is not None:
             medians = f"medians {self.file_ms:.3g} and {self.reference_ms:.3g} ms"
-            parts.append(f"takes {self.share:.1%} of the time of the file before, timed in turn ({medians})")
+            other = "the file before" if self.exporter.startswith("onnxruntime") else "the dense network's file"
+            parts.append(f"takes {self.share:.1%} of the time of {other}, timed in turn ({medians})")
         return "\n".join((*parts, *(f"note: {note}" for note in self.notes)))

@@ -1,4 +1,4 @@
-"""What the user writes for a budget -> an amount in the unit of a cost."""
+"""What the user writes for a budget -> an amount in the unit of a cost, and amounts in words."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import BudgetError
 
-FORMS = '0.6 or "60%" (of the dense network), or an amount such as "4.0ms"'
+_EXAMPLES = {"latency": "4.0ms", "macs": "1.5G", "flops": "3G", "params": "5M", "memory": "20MB"}
+_RATES = ("fps", "hz", "qps")
 
 # Factor to the base unit of each resource: milliseconds, MACs, parameters, bytes.
 _UNITS: dict[str, dict[str, float]] = {
@@ -24,6 +25,9 @@ _UNITS: dict[str, dict[str, float]] = {
 _NAMED = {f"{p}macs": n for p, n in _UNITS["macs"].items()} | {f"{p}flops": n / 2 for p, n in _UNITS["macs"].items()}
 _UNITS["flops"] = {p: n / 2 for p, n in _UNITS["macs"].items()} | _NAMED
 _UNITS["macs"] |= _NAMED
+_SHOWN = 8
+"""Units that an error lists: all of a resource but the long names."""
+
 _AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]*)\s*$", re.IGNORECASE)
 
 
@@ -73,27 +77,73 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     """
     if not isinstance(budget, str):
         if not is_number(budget):
-            raise BudgetError(f"budget {budget!r} of {resource} is neither a number nor a string: write {FORMS}")
-        return Budget(share=_share(float(budget), budget))
+            raise BudgetError(
+                f"budget {budget!r} of {resource} is neither a number nor a string: write {_forms(resource)}"
+            )
+        return Budget(share=_share(float(budget), budget, resource))
     match = _AMOUNT.match(budget)
     if match is None:
-        raise BudgetError(f"budget {budget!r} of {resource} is malformed: write {FORMS}")
+        raise BudgetError(f"budget {budget!r} of {resource} is malformed: write {_forms(resource)}")
     value, unit = float(match[1]), match[2].lower()
     if unit == "%":
-        return Budget(share=_share(value / 100, budget))
+        return Budget(share=_share(value / 100, budget, resource))
     units = _UNITS.get(resource, {"": 1.0})
     if unit not in units:
         if unit == "":
-            return Budget(share=_share(value, budget))
-        raise BudgetError(f"budget {budget!r}: {unit!r} is not a unit of {resource}: {', '.join(filter(None, units))}")
+            return Budget(share=_share(value, budget, resource))
+        raise BudgetError(_unknown_unit(budget, value, unit, resource, tuple(filter(None, units))))
     if unit == "" and value <= 1:
-        return Budget(share=_share(value, budget))
+        return Budget(share=_share(value, budget, resource))
     if not math.isfinite(value) or value <= 0:
         raise BudgetError(f"budget {budget!r} of {resource} must be positive")
     return Budget(amount=value * units[unit])
 
 
-def _share(value: float, written: object) -> float:
+def _share(value: float, written: object, resource: str) -> float:
     if not math.isfinite(value) or not 0 < value <= 1:
-        raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: write {FORMS}")
+        raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: write {_forms(resource)}")
     return value
+
+
+def _forms(resource: str) -> str:
+    """What may be written."""
+    amounts = f', or an amount such as "{_EXAMPLES[resource]}"' if resource in _EXAMPLES else ""
+    return f'0.6 or "60%" (of the dense network){amounts}'
+
+
+def _unknown_unit(written: str, value: float, unit: str, resource: str, units: tuple[str, ...]) -> str:
+    """What is said of a unit that is not the resource's, with what was probably meant."""
+    if unit in _RATES and resource == "latency" and value > 0:
+        return f'budget {written!r} is a rate: write the time of one call, "{1000 / value:.4g}ms"'
+    if unit in ("percent", "pct"):
+        return f'budget {written!r}: write a share of the dense network as "{value:.4g}%"'
+    listed = ", ".join(units[:_SHOWN]) + (", …" if len(units) > _SHOWN else "")
+    other = next((name for name, known in _UNITS.items() if unit in known), None)
+    hint = f"; it is one of {other}" if other else ""
+    return f"budget {written!r}: {unit!r} is not a unit of {resource} ({listed}){hint}: write {_forms(resource)}"
+
+
+_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def amount(value: float, unit: str = "") -> str:
+    """ "4.02 ms", "49.0 µs", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
+    if unit == "ms":
+        if 0 < value < 0.1:
+            return f"{_three(value * 1000)} µs"
+        return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
+    for size, prefix in _STEPS:
+        if abs(value) >= size:
+            word = f"{prefix}B" if unit == "bytes" else f"{prefix} {unit}"
+            return f"{_three(value / size)} {word}".rstrip()
+    return f"{value:.4g} {unit}".rstrip()
+
+
+def figure(value: float, unit: str) -> str:
+    """An amount below a head that names the unit: "4.019" of ms, "1.82 G" of MACs."""
+    return f"{value:.4g}" if unit == "ms" else amount(value)
+
+
+def _three(value: float) -> str:
+    """With three digits: "9.30", "18.6", "104"."""
+    return f"{value:#.3g}".rstrip(".") if value else "0"

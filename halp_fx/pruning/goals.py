@@ -115,7 +115,8 @@ def make_goals(budget: BudgetLike, latency: Any = None) -> Goals:
     unknown = [name for name in budget if name not in (*_DETERMINISTIC, _FLOPS, cost.resource)]
     if unknown:
         known = ", ".join(dict.fromkeys((cost.resource, *_DETERMINISTIC, _FLOPS)))
-        raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}")
+        why = f", as the cost (latency=) is {cost.resource}" if unknown[0] == "latency" else ""
+        raise BudgetError(f"budget for {unknown[0]!r}: known resources are {known}{why}")
     rest = {"macs" if name == _FLOPS else name: parse_budget(value, name) for name, value in budget.items()}
     steer = cost.resource if cost.resource in rest else next(iter(rest))
     if steer != cost.resource:

@@ -7,6 +7,7 @@ import math
 from ..errors import InfeasibleError
 from ..latency import MeasuredLatency
 from ..solver.solution import BASELINES
+from .budgets import amount
 from .request import Request
 from .yardstick import Yardstick, launch_notes
 
@@ -30,10 +31,10 @@ def out_of_reach(
     unit, least = yardstick.goals.cost.unit, share * yardstick.dense
     how = ", measured" if yardstick.goals.measured else ""
     groups = f" Groups that bound it: {', '.join(refused.groups[:5])}." if refused.groups else ""
-    asked = f"{yardstick.budget * yardstick.dense:.4g} {unit} ({100 * yardstick.budget:.3g}% of dense)"
+    asked = f"{amount(yardstick.budget * yardstick.dense, unit)} ({100 * yardstick.budget:.3g}% of dense)"
     return InfeasibleError(
-        f"a budget of {asked} cannot be reached: the smallest that min_keep and round_to allow takes {least:.4g} "
-        f"{unit}{how} ({share:.1%} of dense).{groups} {help_}"
+        f"a budget of {asked} cannot be reached: the smallest that min_keep and round_to allow takes "
+        f"{amount(least, unit)}{how} ({share:.1%} of dense).{groups} {help_}"
         + "".join(f" But {note}" for note in load_notes(yardstick.busy, yardstick.waited))
         + "".join(f" {note[0].upper()}{note[1:]}." for note in launch_notes(yardstick.idle)),
         least,
@@ -99,7 +100,7 @@ def verdict(
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
         return f"the dense network meets the budget as it is: nothing was removed{least}"
-    target = f"the budget of {yardstick.budget * yardstick.dense:.4g} {yardstick.goals.cost.unit}"
+    target = f"the budget of {amount(yardstick.budget * yardstick.dense, yardstick.goals.cost.unit)}"
     if share > 1:
         return f"this network takes {share:.1%} of what the dense one takes, so {target} is not met"
     if deviation > yardstick.goals.slack(request.tolerance):

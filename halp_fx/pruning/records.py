@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import HalpError, InfeasibleError, StateError
-from ..files import replacing
+from ..files import write_tensors
 from ..rewriting.compensating import Compensation
 from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
@@ -119,11 +119,8 @@ def write_record(record: Record, tensors: Tensors, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from safetensors.torch import save_file
-
     metadata = {"format": FORMAT, "record": json.dumps(to_plain(record), separators=(",", ":"))}
-    with replacing(path) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
 
 
 def read_record(path: Path) -> Record:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
+from ..pruning.budgets import figure
 from .details import GroupReport, WidthCurve
-from .wording import figure
 
 ToPixels = Callable[[float], float]
 """A figure -> pixels."""

@@ -16,13 +16,12 @@ from ..errors import BudgetError
 from ..latency import ParamsCost
 from ..model.preserving import as_modes_of, preserved
 from ..model.tensors import parameter_count
-from ..pruning.budgets import parse_budget
+from ..pruning.budgets import amount, figure, parse_budget
 from ..pruning.frontier import Frontier
 from ..pruning.session import Session
 from ..types import Plan
 from .making import report_on
 from .plots import new_figure, save
-from .wording import amount, figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +93,8 @@ class Curve:
                 return point
         least = self.points[-1].measured
         raise BudgetError(
-            f"a budget of {limit:.4g} {self.unit} is below every point of the curve; the smallest takes {least:.4g} "
-            f"({least / self.dense:.1%} of dense). Ask pareto for this budget"
+            f"a budget of {amount(limit, self.unit)} is below every point of the curve; the smallest takes "
+            f"{amount(least, self.unit)} ({least / self.dense:.1%} of dense). Ask pareto for this budget"
         )
 
     def network(self, budget: Point | float | str) -> nn.Module:

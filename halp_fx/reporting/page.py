@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ..pruning.budgets import amount, figure
 from .charts import MOST_ARCS, ROW, arcs, staircase
 from .details import GroupReport, LayerChange
-from .wording import amount, prediction
+from .wording import prediction
 
 if TYPE_CHECKING:
     from .report import Report
@@ -40,7 +41,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters.update(amount=amount, share=_share, number=_number)
+    found.filters.update(amount=amount, figure=figure, share=_share, number=_number)
     return found
 
 

@@ -14,17 +14,21 @@ import numpy as np
 
 from ..errors import LatencyError
 from ..extras import missing
+from ..files import replacing
+from ..pruning.budgets import amount
 from ..solver import CostTable
 from .details import GroupReport
 from .profiling import Profile
 from .report import Report
-from .wording import amount
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 DENSE, PRUNED = "#9AA1AB", COLORS[0]
+
+_KINDS = ("png", "svg", "pdf", "jpg")
+"""What is offered where a name ends in none that is known; matplotlib writes some more."""
 
 _MOST_BARS = 25
 _MOST_STAIRS = 12
@@ -41,7 +45,6 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
         LatencyError: matplotlib is not installed.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     paths = _both(bars(profile), directory / "network")
     tables = {table.name: table for table in profile.tables}
     seen: set[str] = set()
@@ -63,7 +66,6 @@ def save_report_plots(report: Report, directory: str | Path) -> tuple[Path, ...]
         LatencyError: matplotlib is not installed.
     """
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     if report.costs:
         paths += _both(before_after(report), directory / "layers")
@@ -231,8 +233,17 @@ def new_figure(**options: Any) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure; the path's suffix says how: PNG, SVG, PDF."""
-    figure.savefig(path, dpi=130)
+    """Write a figure; the path's suffix says how: PNG, SVG, PDF. A folder that is not there is made.
+
+    Raises:
+        LatencyError: nothing is written under such a suffix.
+        OSError: it cannot be written.
+    """
+    kinds = figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+        raise LatencyError(f"{path}: a picture's name ends in .{', .'.join(k for k in _KINDS if k in kinds)}")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=130)
     return path
 
 

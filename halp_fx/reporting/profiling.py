@@ -23,12 +23,12 @@ from ..latency.measured import MeasuredLatency
 from ..model.inputs import Examples, normalize_inputs
 from ..model.naming import Ignored
 from ..progress import shown
+from ..pruning.budgets import figure
 from ..pruning.goals import cost_called
 from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
 from ..types import Coupling
-from .wording import figure
 
 _PAYS = 0.01
 """A width pays if it saves at least this share of its group's time over the next wider one that does."""

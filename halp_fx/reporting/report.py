@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import HalpError, PlanError
+from ..files import write_text
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
 from ..types.plain import from_plain, to_plain
@@ -227,7 +228,9 @@ class Report:
         """
         try:
             data = json.loads(text)
-            form = data["format"] if isinstance(data, dict) else None
+            form = data.get("format") if isinstance(data, dict) else None
+            if not str(form).startswith(_FORMAT.partition("/")[0]):
+                raise HalpError("this is not a report in JSON: nothing in it says that it is one")
             found = from_plain(cls, data)
         except (ValueError, KeyError, PlanError) as error:
             raise HalpError(f"this is not a report in JSON: {error}") from error
@@ -248,15 +251,14 @@ class Report:
         """Write the report as one page that needs nothing else: no network, no other file.
 
         Returns:
-            The path.
+            The path. A folder that is not there is made.
 
         Raises:
             OSError: it cannot be written.
         """
         from .page import page  # Jinja is imported when a page is made.
 
-        Path(path).write_text(page(self), encoding="utf-8")
-        return Path(path)
+        return write_text(Path(path), page(self))
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the costs."""

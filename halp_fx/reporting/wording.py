@@ -1,4 +1,4 @@
-"""A report in words: amounts with units, the verdict in one line, the summary as text."""
+"""A report in words: the verdict in one line, the summary as text."""
 
 from __future__ import annotations
 
@@ -6,34 +6,15 @@ from typing import TYPE_CHECKING
 
 from tabulate import tabulate
 
+from ..pruning.budgets import amount, figure
+
 if TYPE_CHECKING:
     from .report import Report
 
-_STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+_UNIT_OF = {"latency": "ms", "memory": "bytes"}
+"""Of a further budget, where its name does not say it."""
+
 _FASTER = {"ms": "faster than dense", "MACs": "fewer MACs than dense", "bytes": "less memory than dense"}
-
-
-def amount(value: float, unit: str = "") -> str:
-    """ "4.02 ms", "49.0 µs", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
-    if unit == "ms":
-        if 0 < value < 0.1:
-            return f"{_three(value * 1000)} µs"
-        return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
-    for size, prefix in _STEPS:
-        if abs(value) >= size:
-            word = f"{prefix}B" if unit == "bytes" else f"{prefix} {unit}"
-            return f"{_three(value / size)} {word}".rstrip()
-    return f"{value:.4g} {unit}".rstrip()
-
-
-def figure(value: float, unit: str) -> str:
-    """An amount below a head that names the unit: "4.019" of ms, "1.82 G" of MACs."""
-    return f"{value:.4g}" if unit == "ms" else amount(value)
-
-
-def _three(value: float) -> str:
-    """With three digits: "9.30", "18.6", "104"."""
-    return f"{value:#.3g}".rstrip(".") if value else "0"
 
 
 def fewer(before: float, after: float) -> str:
@@ -111,7 +92,8 @@ def _further(report: Report) -> list[str]:
     """Further budgets, branches, and attributes that were changed."""
     parts = []
     for name, (dense, budget, measured) in report.extra.items():
-        parts.append(f"{name}: dense {dense:.4g}, budget {budget:.4g}, reached {measured:.4g}")
+        words = (amount(value, _UNIT_OF.get(name, "")) for value in (dense, budget, measured))
+        parts.append("{}: dense {}, budget {}, reached {}".format(name, *words))
     if report.branches:
         dropped = ", ".join(report.dropped) or "none"
         offered = sum(state in ("dropped", "kept") for state in report.branches.values())

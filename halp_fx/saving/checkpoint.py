@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, HalpError
-from ..files import replacing
+from ..files import write_tensors
 from ..model.tensors import dtype_name
 from ..reporting.report import Report
 from ..types import Plan, Signature
@@ -81,8 +81,6 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    from safetensors.torch import save_file
-
     metadata = {
         "format": FORMAT,
         "network": checkpoint.network,
@@ -94,8 +92,7 @@ def write(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.report is not None:
         metadata["report"] = checkpoint.report.to_json()
     metadata["checksum"] = _checksum(metadata, checkpoint.tensors)
-    with replacing(path) as temporary:
-        save_file(dict(checkpoint.tensors), temporary, metadata)
+    write_tensors(path, checkpoint.tensors, metadata)
 
 
 def read(path: Path) -> Checkpoint:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy  # Its parts are imported when they are first used.
 
 from ..errors import ModelError
+from ..files import replacing
 from ..lazy import Lazily
 
 if TYPE_CHECKING:
@@ -187,7 +189,8 @@ class DependencyGraph:
 
     def write_graphml(self, path: str | PathLike[str]) -> None:
         """Write the graph for other programs: names for axes, and slots as text, e.g. "0-63 = 64-127"."""
-        nx.write_graphml(self.plain(), path)
+        with replacing(Path(path)) as temporary:
+            nx.write_graphml(self.plain(), temporary)
 
     def plain(self) -> nx.MultiDiGraph:
         """The graph with nothing but text and numbers in it."""

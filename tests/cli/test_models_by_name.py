@@ -200,8 +200,12 @@ def test_data_that_is_none(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_text("no image")
+    for part in ("train", "val"):
+        (tmp_path / "whole" / part / "cats").mkdir(parents=True)
+        (tmp_path / "whole" / part / "cats" / "a.png").write_text("")
     for name, shape, words in [
         ("empty", (1, 3, 8, 8), "no images there"),
+        ("whole", (1, 3, 8, 8), "train, val are parts of a data set and no classes: .* --data whole.train"),
         ("nowhere", (1, 3, 8, 8), "there is no such folder"),
         ("nets.py:number", (1, 3, 8, 8), "gave int, not batches"),
         ("empty", (1, 16), "needs an --input of 4 sizes"),

@@ -26,6 +26,15 @@ def test_build_show_check(run):
     assert "threads" in other.err
 
 
+def test_a_table_fits_a_narrow_terminal(run, monkeypatch):
+    run("table", "build", *SMALL, "--table", "table.json")
+    monkeypatch.setenv("COLUMNS", "60")
+    said = run("table", "show", "table.json").out
+    assert not [line for line in said.splitlines() if len(line) > 60]
+    for whole in ("aten::convolution", "float32[O,I,3,3],", "0], 1])"):
+        assert whole in said
+
+
 def test_the_cache_is_the_default(run):
     run("table", "build", *SMALL)
     assert "torch_version" in run("table", "show", "--rows", 1).out

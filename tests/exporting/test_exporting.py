@@ -140,7 +140,7 @@ def timed(monkeypatch):
 def test_the_file_is_timed_beside_the_dense_networks(name, dense, small, timed, tmp_path):
     made = halp_fx.export(small, tmp_path / name, X, dense=dense)
     assert (made.file_ms, made.reference_ms, made.share) == (3.0, 4.0, 0.7)
-    assert "70.0% of the time of the file before, timed in turn (medians 3 and 4 ms)" in str(made)
+    assert "70.0% of the time of the dense network's file, timed in turn (medians 3 and 4 ms)" in str(made)
     for found, model in zip(timed[0], (dense, small), strict=True):
         found = found[0] if isinstance(found, tuple) else found
         torch.testing.assert_close(found, eager(model, X), rtol=1e-4, atol=1e-5)

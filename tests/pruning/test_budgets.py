@@ -37,6 +37,21 @@ def test_forms(text, resource, dense, expected):
 
 
 @pytest.mark.parametrize(
+    ("budget", "resource", "said"),
+    [
+        ("10fps", "latency", 'is a rate: write the time of one call, "100ms"'),
+        ("60pct", "macs", 'write a share of the dense network as "60%"'),
+        ("4ms", "macs", r"'ms' is not a unit of macs \(k, m, g, t, .*…\); it is one of latency: .* such as \"1.5G\""),
+        ("lots", "params", 'is malformed: .* such as "5M"'),
+        ("-5%", "memory", 'is not between 0 and 1, .* such as "20MB"'),
+    ],
+)
+def test_what_was_probably_meant_is_said(budget, resource, said):
+    with pytest.raises(BudgetError, match=said):
+        parse_budget(budget, resource)
+
+
+@pytest.mark.parametrize(
     "budget",
     [
         0,

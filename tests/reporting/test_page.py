@@ -12,10 +12,10 @@ import torch
 from test_prune import IMAGE, small_resnet
 
 import halp_fx
+from halp_fx.pruning.budgets import amount
 from halp_fx.reporting.charts import MOST_ARCS, arcs, staircase
 from halp_fx.reporting.details import GroupReport, ModuleChange, WidthCurve
 from halp_fx.reporting.page import fragment, page
-from halp_fx.reporting.wording import amount
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

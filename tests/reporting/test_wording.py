@@ -8,9 +8,10 @@ import pytest
 
 from halp_fx import Plan
 from halp_fx.latency.prediction import LayerError
+from halp_fx.pruning.budgets import amount
 from halp_fx.reporting.details import Conditions, Contender, GroupReport
 from halp_fx.reporting.report import Report, Round
-from halp_fx.reporting.wording import amount, fewer
+from halp_fx.reporting.wording import fewer
 
 REPORT = Report(
     unit="ms",
@@ -53,7 +54,7 @@ def test_the_summary_says_what_there_is_to_say():
     contenders = (Contender("steps", 5.9, 0.2, 0.1), Contender("even widths", 6.0, 0.3, 0.15))
     report = replace(
         REPORT,
-        extra={"params": (1000.0, 700.0, 600.0)},
+        extra={"params": (25_557_032.0, 46_160.0, 600.0), "memory": (2e6, 1e6, 9e5)},
         branches={"rest": "dropped", "block": "kept", "last": "shares weights"},
         scores=((10.0, 0.91), (5.9, 0.88)),
         contenders=contenders,
@@ -64,7 +65,8 @@ def test_the_summary_says_what_there_is_to_say():
     )
     short, whole = report.summary(groups=False), report.summary()
     for text in (short, whole):
-        assert "params: dense 1000, budget 700, reached 600" in text
+        assert "params: dense 25.6 M, budget 46.2 k, reached 600" in text
+        assert "memory: dense 2.00 MB, budget 1.00 MB, reached 900 kB" in text
         assert "branches dropped: rest (1 of 2 that may be)" in text
         assert "trained once more" in text
         assert text.index("steps") < text.index("even widths")
