@@ -229,7 +229,7 @@ class Report:
             data = json.loads(text)
             form = data["format"] if isinstance(data, dict) else None
             found = from_plain(cls, data)
-        except (ValueError, KeyError, PlanError) as error:
+        except (ValueError, KeyError, PlanError, RecursionError) as error:
             raise HalpError(f"this is not a report in JSON: {error}") from error
         if form != _FORMAT:
             raise HalpError(f"report format {form!r:.60} is not known here (expected {_FORMAT!r})")
