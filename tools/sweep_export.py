@@ -1,4 +1,4 @@
-"""Prune, export to ONNX and compare networks of torchvision and timm, and write a table of it.
+"""Prune, export to ONNX and compare networks of torchvision, timm and our own, and write a table of it.
 
 Each network is pruned to half of its MACs without data, and written by `halp_fx.export`, which runs the file in
 onnxruntime beside the network: at two batch sizes, where it takes several. One process, one network after the other; a
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from sweeping import own as ours
 from sweeping.checking import randomize
 from torch import nn
 
@@ -27,17 +28,22 @@ from halp_fx import HalpError
 TORCHVISION = (
     *("resnet18", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x1_0", "squeezenet1_1", "mnasnet0_5"),
     *("regnet_y_400mf", "efficientnet_b0", "resnet50", "resnext50_32x4d", "densenet121", "googlenet", "vgg11_bn"),
-    *("convnext_tiny", "swin_t", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"),
+    *("convnext_tiny", "swin_t", "lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large", "fcn_resnet50"),
 )
 TIMM = (
     *("mobilenetv4_conv_small", "efficientnet_lite0", "ghostnet_100", "repvgg_a0", "regnetx_002", "dla46_c"),
     *("fbnetc_100", "convnext_atto", "edgenext_xx_small", "mobilevit_xxs", "efficientvit_b0", "resnet26t"),
-    *("vit_tiny_patch16_224", "pit_ti_224", "poolformer_s12"),
+    *("vit_tiny_patch16_224", "pit_ti_224", "poolformer_s12", "mobilevitv2_050", "fastvit_t8", "xcit_nano_12_p16_224"),
+    *("coat_lite_tiny", "levit_128s", "hgnetv2_b0", "mobilenetv4_hybrid_medium"),
 )
 DETECTORS = ("ssdlite320_mobilenet_v3_large", "fasterrcnn_mobilenet_v3_large_320_fpn")
-NAMES = (*(f"torchvision/{n}" for n in (*TORCHVISION, *DETECTORS)), *(f"timm/{n}" for n in TIMM))
+NAMES = (
+    *(f"torchvision/{n}" for n in (*TORCHVISION, *DETECTORS)),
+    *(f"timm/{n}" for n in TIMM),
+    *(f"own/{n}" for n in ours.NETWORKS),
+)
 BUDGET, SIDE = 0.5, 64
-FIXED = {"timm/vit_tiny_patch16_224": 224, "timm/pit_ti_224": 224}
+FIXED = {f"timm/{n}": 224 for n in ("vit_tiny_patch16_224", "pit_ti_224", "coat_lite_tiny", "levit_128s")}
 """Image sides of networks that take no other."""
 
 
@@ -46,6 +52,10 @@ def made(name: str) -> tuple[nn.Module, Any]:
     library, _, own = name.partition("/")
     torch.manual_seed(0)
     side = FIXED.get(name, SIDE)
+    if library == "own":
+        model, inputs = ours.made(own)
+        randomize(model)
+        return model, inputs
     if library == "timm":
         import timm
 
@@ -53,7 +63,11 @@ def made(name: str) -> tuple[nn.Module, Any]:
     else:
         import torchvision
 
-        extra = {"weights_backbone": None} if own in DETECTORS or "lraspp" in own or "deeplab" in own else {}
+        extra = (
+            {"weights_backbone": None}
+            if own in DETECTORS or "lraspp" in own or "deeplab" in own or "fcn" in own
+            else {}
+        )
         model = torchvision.models.get_model(own, weights=None, **extra)
     randomize(model)
     generator = torch.Generator().manual_seed(0)

@@ -31,7 +31,8 @@ def kind_of(runtime: str) -> tuple[str, str]:
     if kind not in RUNTIMES or (mode and not kind.startswith("inductor")):
         raise LatencyError(
             f"runtime {runtime!r} is not known: {', '.join(RUNTIMES)}; those of inductor with a mode of torch.compile "
-            "if need be, such as 'inductor:max-autotune'"
+            "if need be, such as 'inductor:max-autotune'. Other engines (TensorRT, OpenVINO) are not timed: "
+            "halp_fx.export writes the file that they take, halp_fx.CallableCost budgets in times that you took there"
         )
     return kind, mode
 

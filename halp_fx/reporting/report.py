@@ -232,7 +232,7 @@ class Report:
             if not str(form).startswith(_FORMAT.partition("/")[0]):
                 raise HalpError("this is not a report in JSON: nothing in it says that it is one")
             found = from_plain(cls, data)
-        except (ValueError, KeyError, PlanError) as error:
+        except (ValueError, KeyError, PlanError, RecursionError) as error:
             raise HalpError(f"this is not a report in JSON: {error}") from error
         if form != _FORMAT:
             raise HalpError(f"report format {form!r:.60} is not known here (expected {_FORMAT!r})")

@@ -120,7 +120,7 @@ def read(path: Path) -> Checkpoint:
             tensors,
         )
         _check(found)
-    except (HalpError, ValueError, KeyError) as error:
+    except (HalpError, ValueError, KeyError, RecursionError) as error:
         raise CorruptCheckpointError(f"{path} holds what halp_fx.save does not write: {error}. {_ADVICE}") from error
     return found
 

@@ -218,6 +218,7 @@ def _fill(small: nn.Module, saved: Checkpoint, device: torch.device, path: Path)
 
     Raises:
         OtherNetworkError: they do not fit.
+        CorruptCheckpointError: they fit no network.
     """
     made: dict[str, torch.Tensor] = {}
     for name, old, stays in every_tensor(small):
@@ -233,6 +234,11 @@ def _fill(small: nn.Module, saved: Checkpoint, device: torch.device, path: Path)
         if first not in made:
             laid = _laid(value, saved.state.strides.get(first), device)
             grad = first not in saved.state.fixed
+            if grad and isinstance(old, nn.Parameter) and not (value.is_floating_point() or value.is_complex()):
+                raise CorruptCheckpointError(
+                    f"{path} holds {name} as {dtype_name(value.dtype)} and says that it is trained, which whole "
+                    "numbers are not: save the network again"
+                )
             made[first] = type(old)(laid, requires_grad=grad) if isinstance(old, nn.Parameter) else laid
         _put(small, name, made[first])
     modules = dict(small.named_modules())

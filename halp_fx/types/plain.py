@@ -87,7 +87,10 @@ def _not(data: Any, what: str) -> ValueError:
 
 def _number(data: Any) -> float:
     if data in ("nan", "inf", "-inf") or (isinstance(data, int | float) and not isinstance(data, bool)):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            pass
     raise _not(data, "a number")
 
 

@@ -106,6 +106,10 @@ def test_runtimes_are_named():
         halp_fx.MeasuredLatency("inductr")
     with pytest.raises(halp_fx.LatencyError, match="not known"):
         halp_fx.MeasuredLatency("eager:max-autotune")
+    with pytest.raises(
+        halp_fx.LatencyError, match=r"'tensorrt' is not known.*halp_fx\.export .* halp_fx\.CallableCost"
+    ):
+        halp_fx.MeasuredLatency("tensorrt")
 
 
 def test_networks_are_timed_compiled(backend):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+import halp_fx
 from halp_fx.errors import LatencyError
 from halp_fx.latency import deployed, interleaved
 from halp_fx.latency.runtimes import network_call
@@ -103,6 +105,36 @@ def test_a_package_compiled_ahead_is_called_with_the_inputs(monkeypatch):
         torch.testing.assert_close(network_call(model, *X, "aoti")(), model(*X[0], **X[1]))
         network_call(model, *X, "aoti")
     assert [path.suffix for path in made] == [".pt2"]
+
+
+@pytest.mark.slow  # AOTInductor calls the C++ compiler: some 30 s of CPU.
+def test_the_real_package_is_the_pruned_network_and_loaded_from_its_file(monkeypatch):
+    import torch._inductor as inductor
+
+    loaded, load = [], inductor.aoti_load_package
+    monkeypatch.setattr(inductor, "aoti_load_package", lambda path: loaded.append(Path(path)) or load(path))
+    small = halp_fx.rewrite(Net().eval(), {"conv": (0, 2)}, (*X[0], X[1]))
+    with torch.no_grad():
+        wanted, call = small(*X[0], **X[1]), network_call(small, *X, "aoti")
+        torch.testing.assert_close(call(), wanted)
+        interleaved([small], X, runtime="aoti", **BRIEF)
+        small.conv.weight.zero_()
+        torch.testing.assert_close(call(), wanted)  # The package's own weights.
+        assert not torch.allclose(small(*X[0], **X[1]), wanted)
+    assert [path.suffix for path in loaded] == [".pt2"]
+
+
+def test_the_real_frozen_code_has_weights_as_constants():
+    small = halp_fx.rewrite(Net().eval(), {"conv": (0, 2)}, (*X[0], X[1]))
+    with torch.no_grad():
+        wanted = small(*X[0], **X[1])
+        frozen, open_ = (network_call(small, *X, runtime) for runtime in ("inductor-frozen", "inductor"))
+        for call in (frozen, open_):
+            torch.testing.assert_close(call(), wanted)
+        small.conv.weight.zero_()
+        torch.testing.assert_close(frozen(), wanted)
+        torch.testing.assert_close(open_(), small(*X[0], **X[1]))
+        assert not torch.allclose(open_(), wanted)
 
 
 def test_a_network_that_cannot_be_exported_is_named():

@@ -153,10 +153,23 @@ def test_a_checksum_alone_is_not_trusted(saved, tmp_path):
         {"state": json.dumps({**state, "tied": {"a.weight": "b.bias"}})},
         {"state": json.dumps({**state, "tied": {"a.weight": "nothing"}})},
         {"state": json.dumps({**state, "training": "all"})},
+        *({key: "[" * 10**5} for key in ("origin", "state", "report")),
+        {"origin": json.dumps({**origin, "dense": {"shapes": {"a.weight": [float("nan")]}}})},
+        {"origin": json.dumps({**origin, "inputs": {"tensor": [10**30], "dtype": "float32"}})},
     ):
         written(saved, path, **changes)
         with pytest.raises(CheckpointError):
             halp_fx.load(path, Small)
+
+
+def test_numbers_that_cannot_be_trained_are_no_parameter(saved, tmp_path):
+    with safetensors.safe_open(saved, "pt") as file:
+        metadata, tensors = file.metadata(), {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    tensors["fc.bias"] = tensors["fc.bias"].to(torch.int8)
+    metadata["checksum"] = checkpoint._checksum(metadata, tensors)
+    safetensors.torch.save_file(tensors, tmp_path / "file", metadata)
+    with pytest.raises(errors.CorruptCheckpointError, match=r"holds fc\.bias as int8 and says that it is trained"):
+        halp_fx.load(tmp_path / "file", Small)
 
 
 def test_a_file_that_is_not_there_is_not_called_damaged(tmp_path):

@@ -27,6 +27,8 @@ MALFORMED = {
     "a number for a branch": (GOOD | {"dropped": [3]}, "must be a list of names"),
     "made for nothing": (GOOD | {"made_for": {"a": [0, 0, 7]}}, "at least one channel"),
     "made by words": (GOOD | {"made_by": {"a": [["w", 1, "x"]]}}, "not a plan in JSON"),
+    "made for no end of channels": (GOOD | {"made_for": {"a": [float("inf"), 1, 7]}}, "not a plan in JSON"),
+    "no end of lists": ("[" * 10**5, "not a plan in JSON"),
     "made for words": (GOOD | {"made_for": {"a": ["x", 1, 7]}}, "not a plan in JSON"),
 }
 
