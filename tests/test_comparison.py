@@ -34,6 +34,14 @@ def test_a_row_is_of_its_draw_and_cost():
     assert len({tables.key(row("uniform", **more)) for more in ({}, {"draw": 1}, {"cost": "time"}, {"seed": 1})}) == 4
 
 
+def test_every_dense_network_counts_alike():
+    rows = [
+        row("uniform", t, draw=d, seed=s, dense=0.9 - 0.1 * s) for t, d, s in ((0.7, 0, 0), (0.8, 1, 0), (0.5, 0, 1))
+    ]
+    line = cells(tables.markdown(rows).splitlines()[2])
+    assert line[2:] == ["85.0", "10%", "**62.5 ± 15.3**"]
+
+
 def test_times_may_differ_by_more_than_macs():
     rows = [row(name, 0.7, cost="time", time=share) for name, share in (("uniform", 0.1015), ("other", 0.0975))]
     head, _, line, _ = (cells(line) for line in tables.markdown(rows).splitlines())

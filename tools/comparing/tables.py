@@ -46,8 +46,12 @@ def _share(row: Row) -> float:
 
 
 def _mean(rows: list[Row]) -> float | None:
-    done = [r["tuned"] for r in rows if "tuned" in r]
-    return 100 * mean(done) if done else None
+    """In percent. Every dense network counts alike, however many networks were made of it."""
+    of: dict[int, list[float]] = defaultdict(list)
+    for r in rows:
+        if "tuned" in r:
+            of[r["seed"]].append(100 * r["tuned"])
+    return mean(map(mean, of.values())) if of else None
 
 
 def _cell(rows: list[Row], best: float | None) -> str:
@@ -74,7 +78,8 @@ def markdown(rows: list[Row]) -> str:
     for (data, network, budget), by in sorted(cells.items(), key=lambda c: (c[0][0], c[0][1], -c[0][2])):
         every = [r for found in by.values() for r in found]
         best = max((m for m in map(_mean, by.values()) if m is not None), default=None)
-        lines.append([data, network, f"{100 * mean(r['dense'] for r in every):.1f}", f"{budget:.0%}"])
+        dense = mean({r["seed"]: 100 * r["dense"] for r in every}.values())
+        lines.append([data, network, f"{dense:.1f}", f"{budget:.0%}"])
         lines[-1] += [_cell(by[m], best) for m in methods]
     for budget in sorted({b for *_, b in cells}, reverse=True):
         here = [by for (*_, b), by in cells.items() if b == budget]
