@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .api import compensate, pareto, prune, rewrite, zero
     from .compiling import compile, reports
     from .coupling.branches import Branch, Branches
-    from .coupling.propagation import couple
     from .coupling.residual import find_branches
+    from .coupling.settling import couple
     from .errors import (
         BudgetError,
         CheckpointError,
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "api": ("compensate", "pareto", "prune", "rewrite", "zero"),
     "coupling.branches": ("Branch", "Branches"),
-    "coupling.propagation": ("couple",),
+    "coupling.settling": ("couple",),
     "coupling.residual": ("find_branches",),
     "errors": (
         *("BudgetError", "CheckpointError", "ExportError", "HalpError", "InfeasibleError", "LatencyError"),

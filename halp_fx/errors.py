@@ -4,7 +4,13 @@ One base class, so that callers can catch `HalpError`; the kinds tell whose move
 node, parameter or file it is about, the shape or value found, and what the reader can do.
 """
 
+from collections.abc import Sequence
 from typing import Any
+
+
+def few(names: Sequence[str], most: int = 3) -> str:
+    """The first of these, for a message that would be too long with all of them."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 class HalpError(Exception):
@@ -114,28 +120,15 @@ class RewriteError(HalpError):
         groups: names of the groups that the failing operator handles.
         place: (operator, source line) where it fails.
         node: the operator in the trace of the original network, "" if there is none.
-        by_value: whether it runs with another number than before, one that follows a width.
-        sources: of the numbers that the operator was given, in a trial (see `tags`).
-        view: which of the network's forwards failed (`Coupling.views`).
     """
 
     def __init__(
-        self,
-        message: str,
-        groups: tuple[str, ...] = (),
-        place: tuple[str, str] = ("", ""),
-        node: str = "",
-        by_value: bool = False,
-        sources: frozenset[Any] = frozenset(),
-        view: int = 0,
+        self, message: str, groups: tuple[str, ...] = (), place: tuple[str, str] = ("", ""), node: str = ""
     ) -> None:
         super().__init__(message)
         self.groups = groups
-        self.view = view
         self.place = place
         self.node = node
-        self.by_value = by_value
-        self.sources = sources
 
 
 class TrainingError(HalpError):

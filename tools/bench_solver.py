@@ -34,7 +34,7 @@ LIMITS = {"resnet50-8": 0.3, "resnet101-32": 2.0, "densenet201": 10.0}
 """Seconds that `auto` is meant to take at most, by the start of the problem's name."""
 
 
-class Network:
+class MadeUp:
     """Collects the groups and costs of a made-up network, with latencies in microseconds."""
 
     def __init__(self, name: str, options: int, seed: int = 0) -> None:
@@ -65,18 +65,18 @@ class Network:
         terms = tuple(Term(g) for g in inputs)
         self.costs.append(CostTable(name, terms, output, in_widths=x, out_widths=y, table=table))
 
-    def problem(self, fraction: float) -> WidthProblem:
-        """The problem with a budget of this fraction of the dense latency."""
+    def problem(self, share: float) -> WidthProblem:
+        """The problem with a budget of this share of the dense latency."""
         free = WidthProblem(self.name, self.groups, tuple(self.costs), {})
         _, dense = free.evaluate({name: int(g.widths[-1]) for name, g in self.groups.items()})
-        budget = fraction * dense["latency"]
-        return replace(free, name=f"{self.name}@{fraction}", budgets={"latency": budget})
+        budget = share * dense["latency"]
+        return replace(free, name=f"{self.name}@{share}", budgets={"latency": budget})
 
 
-def resnet(blocks: Sequence[int], options: int, fraction: float, multiple: int = 1) -> WidthProblem:
+def resnet(blocks: Sequence[int], options: int, share: float, multiple: int = 1) -> WidthProblem:
     """A bottleneck ResNet: one group a stage, two a block; convolutions, batch norms and adds."""
     depth = 2 + 3 * sum(blocks)
-    net = Network(f"resnet{depth}-{options}" if multiple == 1 else f"resnet{depth}-by{multiple}", options)
+    net = MadeUp(f"resnet{depth}-{options}" if multiple == 1 else f"resnet{depth}-by{multiple}", options)
     before = net.group("stem", 64, multiple)
     net.layer("conv1", [], before, 112, 7)
     for stage, count in enumerate(blocks):
@@ -93,17 +93,17 @@ def resnet(blocks: Sequence[int], options: int, fraction: float, multiple: int =
                 net.layer(f"{name}.norm.{group}", [group], None, size)
             net.layer(f"{name}.add", [out], None, size)
             before = out
-    return net.problem(fraction)
+    return net.problem(share)
 
 
-def googlenet(fraction: float) -> WidthProblem:
+def googlenet(share: float) -> WidthProblem:
     """Nine Inception modules of four joined paths, two with a reduction in front; widths are multiples of 8."""
     modules = [
         (28, 64, 96, 128, 16, 32, 32), (28, 128, 128, 192, 32, 96, 64), (14, 192, 96, 208, 16, 48, 64),
         (14, 160, 112, 224, 24, 64, 64), (14, 128, 128, 256, 24, 64, 64), (14, 112, 144, 288, 32, 64, 64),
         (14, 256, 160, 320, 32, 128, 128), (7, 256, 160, 320, 32, 128, 128), (7, 384, 192, 384, 48, 128, 128),
     ]  # fmt: skip
-    net = Network("googlenet-by8", 256)
+    net = MadeUp("googlenet-by8", 256)
     joined = [net.group("conv3", 192, 8)]
     net.layer("conv3", [], "conv3", 56, 3)
     for number, (size, one, reduce3, three, reduce5, five, pool) in enumerate(modules):
@@ -118,12 +118,12 @@ def googlenet(fraction: float) -> WidthProblem:
             paths.append(name)
         joined = paths
     net.layer("pool", joined, None, 7)
-    return net.problem(fraction)
+    return net.problem(share)
 
 
-def densenet201(options: int, fraction: float) -> WidthProblem:
+def densenet201(options: int, share: float) -> WidthProblem:
     """Growth 32, blocks of 6, 12, 48 and 32 layers (norm, conv 1x1 to 128, norm, conv 3x3), halving transitions."""
-    net = Network(f"densenet201-{options}", options)
+    net = MadeUp(f"densenet201-{options}", options)
     joined = [net.group("conv0", 64)]
     net.layer("conv0", [], "conv0", 112, 7)
     for block, count in enumerate((6, 12, 48, 32)):
@@ -143,7 +143,7 @@ def densenet201(options: int, fraction: float) -> WidthProblem:
             net.layer(f"transition{block + 1}.conv", joined, out, size)
             joined = [out]
     net.layer("norm5", joined, None, 7)
-    return net.problem(fraction)
+    return net.problem(share)
 
 
 def traced_table() -> str:
@@ -162,14 +162,14 @@ def traced_table() -> str:
     rows = []
     for cost in (halp_fx.MacsCost(), halp_fx.RooflineCost(flops_per_s=1e11, bytes_per_s=2e10)):
         tables, dense = cost.tables(coupling, options), cost.total(coupling)
-        for fraction in (0.5, 0.3):
-            budgets = {cost.resource: fraction * dense}
+        for share in (0.5, 0.3):
+            budgets = {cost.resource: share * dense}
             problem = build_problem(coupling, scores, options, tables, budgets, cost.unit)
             s, seconds = timed(solve, problem, work_limit=300.0)
             used = f"{100 * s.costs[cost.resource] / budgets[cost.resource]:.2f} %"
             verdict = _seconds("densenet201", "auto", seconds)
             name = f"densenet201, {type(cost).__name__}"
-            rows.append([name, fraction, len(options), len(tables), f"{100 * s.gap:.4f} %", used, verdict, s.status])
+            rows.append([name, share, len(options), len(tables), f"{100 * s.gap:.4f} %", used, verdict, s.status])
     heads = ["problem", "budget", "groups", "tables", "certified gap", "of budget", "CPU seconds", "status"]
     return tabulate(rows, heads, tablefmt="github", disable_numparse=True)
 

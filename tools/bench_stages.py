@@ -1,10 +1,10 @@
-"""Seconds that each stage takes, and Torch-Pruning's beside it where it is installed and works.
+"""Seconds of CPU time that each stage takes, and Torch-Pruning's beside it where it is installed and works.
 
     python tools/bench_stages.py resnet50 densenet201 --repeats 5
 
-Interleaved, on one thread, medians. halp_fx: trace + couple (with the trial of constants), then rewrite with its
-verification. Torch-Pruning (pip install torch-pruning): building the graph, then pruning every group to half with
-magnitude importance, output layers ignored.
+Interleaved, on one thread, medians of CPU time: what else the machine does counts less so. halp_fx: trace + couple
+(with the trial of constants), then rewrite with its verification. Torch-Pruning (pip install torch-pruning): building
+the graph, then pruning every group to half with magnitude importance, output layers ignored.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ DEFAULT = (
 
 
 def ours(model: Any, inputs: torch.Tensor) -> dict[str, float]:
-    start = time.perf_counter()
+    start = time.process_time()
     coupling = halp_fx.channel_groups(model, inputs)
-    coupled = time.perf_counter()
+    coupled = time.process_time()
     plan = {g.name: range(max(1, g.size // 2)) for g in coupling.prunable}
     small = halp_fx.rewrite(model, plan, inputs, coupling=coupling)
-    done = time.perf_counter()
+    done = time.process_time()
     share = sum(p.numel() for p in small.parameters()) / sum(p.numel() for p in model.parameters())
     return {"couple": coupled - start, "rewrite": done - coupled, "total": done - start, "kept": share}
 
@@ -47,7 +47,7 @@ def theirs(model: Any, inputs: torch.Tensor) -> dict[str, float]:
     model = copy.deepcopy(model)
     last = [m for m in model.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)][-1]
     before = sum(p.numel() for p in model.parameters())
-    start = time.perf_counter()
+    start = time.process_time()
     pruner = torch_pruning.pruner.MetaPruner(
         model,
         inputs,
@@ -55,9 +55,9 @@ def theirs(model: Any, inputs: torch.Tensor) -> dict[str, float]:
         pruning_ratio=0.5,
         ignored_layers=[last],
     )
-    built = time.perf_counter()
+    built = time.process_time()
     pruner.step()
-    done = time.perf_counter()
+    done = time.process_time()
     with torch.no_grad():
         model.eval()(inputs)
     share = sum(p.numel() for p in model.parameters()) / before

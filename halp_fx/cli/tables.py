@@ -84,13 +84,13 @@ def request(
 
     output = Output(as_json)
     network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, "cpu", channels_last).load()
-    from ..latency.request import Request, write_request
+    from ..latency.request import TableRequest, write_request
     from ..pruning.widths import width_options
     from ..trials.trials import channel_groups
 
     coupling = channel_groups(network, example)
     widths = {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}
-    made = Request.of(coupling, widths, model, runtime)
+    made = TableRequest.of(coupling, widths, model, runtime)
     write_request(made, out)
     output.say(f"{out}: {len(made.rows)} layers. Where the network will run: halp-fx table measure {out.name}")
     output.result({"path": str(out), "layers": len(made.rows)})

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError
+from ..errors import ModelError, few
 
 if TYPE_CHECKING:
     import torch
@@ -98,8 +98,7 @@ def _without_prefix(weights: dict[str, torch.Tensor], known: set[str]) -> dict[s
 
 
 def _listed(what: str, names: list[str]) -> list[str]:
-    more = ", …" if len(names) > _SHOWN else ""
-    return [f"{len(names)} {what} ({', '.join(names[:_SHOWN])}{more})"] if names else []
+    return [f"{len(names)} {what} ({few(names, _SHOWN)})"] if names else []
 
 
 def _sizes(tensor: torch.Tensor) -> str:

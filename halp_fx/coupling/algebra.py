@@ -17,12 +17,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import scipy  # Its parts are imported when they are first used.
 import torch
 from torch import fx
 
-from ..tracing.graph import of, op
-from ..types import Axis, Link, TensorSpec
+from ..types import Axis, Link
+from ..types.dependencies import components
+from .call import Call as Call
+from .call import Value as Value
+from .classes import merged
 from .planes import Plane as Plane
 from .planes import Planes as Planes
 from .planes import along as along
@@ -38,91 +40,6 @@ from .planes import vector as vector
 _MANY = 4096
 _NONE = np.array([], dtype=np.int64)
 _APART, _TOGETHER = "apart", "together"
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """What a rule sees of a tensor: its shape, its planes, and its value if it is a small constant."""
-
-    spec: TensorSpec
-    planes: Planes = ()
-    # Computed from parameters and buffers only: its labels name the tensors whose roles a rule may set.
-    parameter: bool = False
-    data: torch.Tensor | None = None
-    # Where it comes from in the trace.
-    node: fx.Node | None = None
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.spec.shape
-
-    @property
-    def ndim(self) -> int:
-        return len(self.spec.shape)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One operator call: `args` and `kwargs` as recorded, with a `Value` for every tensor.
-
-    `outputs` are the shapes of the results that the network uses (None: that result is not used).
-    """
-
-    node: fx.Node
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    outputs: tuple[TensorSpec | None, ...]
-
-    @property
-    def op(self) -> str:
-        """The operator's name without namespace and overload, e.g. "convolution"."""
-        return op(self.node)
-
-    @property
-    def function(self) -> str:
-        """The Python function that led to the operator, e.g. "chunk"."""
-        return of(self.node).function
-
-    @property
-    def module(self) -> str:
-        return of(self.node).module
-
-    @property
-    def place(self) -> str:
-        """Where the program calls it: the same before and after pruning."""
-        return f"{self.module}/{self.op}@{of(self.node).source}"
-
-    @property
-    def where(self) -> str:
-        module = f" in {self.module!r}" if self.module else ""
-        source = of(self.node).source
-        # What PyTorch's own modules do alone was called from our recording: no line of the user's.
-        line = f" ({source})" if source and not source.startswith("tracing/forward.py:") else ""
-        return f"{self.op}{module}{line}"
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the first result that is used."""
-        return next((o.shape for o in self.outputs if o is not None), ())
-
-    def tensors(self) -> list[Value]:
-        """All tensor arguments, those inside lists too, in order."""
-        found: list[Value] = []
-
-        def walk(value: Any) -> None:
-            if isinstance(value, Value):
-                found.append(value)
-            elif isinstance(value, list | tuple):
-                for v in value:
-                    walk(v)
-
-        walk(self.args)
-        walk(list(self.kwargs.values()))
-        return found
-
-    def arg(self, index: int, name: str, default: Any = None) -> Any:
-        """Argument `index`, or the keyword `name`, or its default."""
-        return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +99,7 @@ class Algebra:
     starts: list[int] = field(default_factory=lambda: [1])
     links: list[Link] = field(default_factory=list)
     pins: list[tuple[np.ndarray, str]] = field(default_factory=list)
-    grids: list[tuple[Plane, str]] = field(default_factory=list)
+    rectangles: list[tuple[Plane, str]] = field(default_factory=list)
     pieces: list[Pieces] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
     restricted: dict[fx.Node, Restriction] = field(default_factory=dict)
@@ -309,10 +226,10 @@ class Algebra:
         `default`. A default may depend on sizes, and those change when the network is pruned again."""
         return self.choices.setdefault(place, default)
 
-    def grid(self, plane: Plane) -> Plane:
+    def rectangle(self, plane: Plane) -> Plane:
         """Remember a plane that varies along several dimensions: what stays must be a rectangle."""
         if len(varying(plane)) > 1:
-            self.grids.append((compact(plane), self.place))
+            self.rectangles.append((compact(plane), self.place))
         return plane
 
     def mark(self, plane: Plane, role: str) -> None:
@@ -358,7 +275,7 @@ class Algebra:
             # Few links come after the first time: ties, which need to know the classes before.
             links = self.links if fresh else self.links[known:]
             a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in links)]) for side in ("a", "b"))
-            classes = _components(self.starts[-1], a, b) if fresh else _merged(classes, a, b)
+            classes = components(self.starts[-1], a, b) if fresh else merged(classes, a, b)
             self._classes = len(self.links), classes
         return classes
 
@@ -366,30 +283,6 @@ class Algebra:
 def without_pieces(choices: Mapping[str, str]) -> dict[str, str]:
     """Choices without those that follow from others: whether pieces have to be coupled to stay in proportion."""
     return {place: choice for place, choice in choices.items() if choice not in (_APART, _TOGETHER)}
-
-
-def _components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The component of each of `count` nodes, by the edges from `a[i]` to `b[i]`."""
-    edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-    return np.asarray(scipy.sparse.csgraph.connected_components(edges, directed=False)[1])
-
-
-def _merged(classes: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The classes when the labels `a[i]` and `b[i]` are put into one."""
-    left, right = classes[a], classes[b]
-    differ = left != right
-    if not differ.any():
-        return classes
-    # Only the classes that meet are looked at, each pair once: it repeats at every position of an image.
-    pairs = distinct(left[differ].astype(np.int64) << 32 | right[differ])
-    met, ends = np.unique(np.concatenate([pairs >> 32, pairs & 0xFFFFFFFF]), return_inverse=True)
-    component = _components(len(met), *ends.reshape(2, -1))
-    smallest = np.full(len(met), np.iinfo(np.int64).max)
-    np.minimum.at(smallest, component, met)
-    renamed = np.arange(int(classes.max()) + 1)
-    renamed[met] = smallest[component]
-    number = np.cumsum(renamed == np.arange(len(renamed))) - 1
-    return np.asarray(number[renamed][classes])
 
 
 def _first(plane: Plane, dims: Iterable[int]) -> Plane:

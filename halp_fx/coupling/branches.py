@@ -24,14 +24,14 @@ class Replacement:
 
     Attributes:
         module: qualified name.
-        kind: "shortcut" (its input, through `steps`), "zeros" (zeros of its input's shape), or "input" (its input).
-        steps: what remains of the forward, for "shortcut".
+        kind: "shortcut" (its input, through `parts`), "zeros" (zeros of its input's shape), or "input" (its input).
+        parts: what remains of the forward, for "shortcut".
         results: number of results and position of the tensor among them, None where the result is a tensor.
     """
 
     module: str
     kind: str
-    steps: tuple[ForwardPart, ...] = ()
+    parts: tuple[ForwardPart, ...] = ()
     results: tuple[int, int] | None = None
 
 

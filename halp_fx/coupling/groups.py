@@ -15,6 +15,7 @@ from ..errors import ModelError
 from ..tracing.graph import of, op, place_of
 from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
+from .call import laid_together
 
 Terms = tuple[tuple[str, int], ...]
 """Pairs of a group and how many elements each of its channels has."""
@@ -172,8 +173,7 @@ class Partition:
                     where = f"{op(node)} in {of(node).module!r} ({of(node).source})"
                     larger = "first" if self._sizes[a] > self._sizes[b] else "second"
                     stays = b if algebra.choose(f"{'{}/{}'.format(*place_of(node))}#product", larger) == "first" else a
-                    what = "the square of its width" if a == b else "it and another width"
-                    reasons[stays] = f"{where} lays {what} along one dimension"
+                    reasons[stays] = laid_together(where, a == b)
         return self.with_frozen(reasons)
 
     def _products(self, outline: Outline) -> Iterator[tuple[str, str]]:

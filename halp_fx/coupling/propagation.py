@@ -1,28 +1,24 @@
-"""couple: a traced graph -> channel groups.
+"""propagate: a traced graph -> what the rules of its operators say of the labels of every tensor.
 
-Every node's rule moves labels from its arguments to its results and couples them (`algebra`, `rules/`). Afterwards
-the slots fall into classes, the connected components at slot level: `groups` makes channel groups of them.
-Mathematics and invariants: `docs/coupling.md`.
+Every node's rule moves labels from its arguments to its results and couples them (`algebra`, `rules/`). What follows
+from that is found in `settling`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import fx
 
 from ..errors import HalpError
 from ..tracing.graph import getitem, of, op, written_through_alias
-from ..types import AttributeEdit, Axis, ChannelMap, Coupling, Decisions, Further, Links, TensorSpec, Tie, Traced
+from ..types import TensorSpec, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
-from .computed import computed_weights, spread_roles
-from .groups import Outline, Partition, free_dimension
-from .mends import with_mends
+from .computed import spread_roles
+from .groups import Outline
 from .reading import pin_values_read
 from .rules import find_rule
 from .rules.registry import Rule
@@ -34,30 +30,6 @@ GROWING = {"expand", "repeat"}
 PADDING = {"constant_pad_nd"}
 # Longer ones hold no channels.
 _MAX_FACTORY = 1 << 14
-
-
-def couple(
-    traced: Traced,
-    ignore: Sequence[str] = (),
-    further: Sequence[Traced] = (),
-    decisions: Decisions | None = None,
-    frozen: Mapping[Axis, str] | None = None,
-) -> Coupling:
-    """Find the channel groups of a traced network.
-
-    Args:
-        traced: from `trace`. Shapes and costs refer to this graph.
-        ignore: names of modules, parameters or groups that must stay as they are.
-        further: other traces of the same model (train mode): what they couple is coupled, too.
-        decisions: free choices, ties and mended attributes: found by trials, or those of the same network before it
-            was pruned.
-        frozen: axes that may not shrink, and why.
-
-    Raises:
-        ModelError: an entry of `ignore` matches nothing.
-    """
-    decisions = decisions or Decisions()
-    return settle(propagate(traced, further, decisions.choices), ignore, decisions, frozen)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -90,60 +62,6 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     needed = [n for graph in (traced, *(t for t in further if t.run.repeatable)) for n in graph.graph.nodes]
     outlines = {node: Outline.of(node, planes.get(node, ())) for node in (*needed, *(e.node for e in algebra.edits))}
     return Propagated(traced, further, algebra, planes, outlines)
-
-
-def settle(
-    found: Propagated, ignore: Sequence[str], decisions: Decisions, frozen: Mapping[Axis, str] | None
-) -> Coupling:
-    """The second part of `couple`. `found` stays as it is, and `decisions` must have the choices that it follows."""
-    traced, further, planes = found.traced, found.further, found.planes
-    algebra = found.algebra.copied(decisions.choices)
-    ignored = _pin_ignored(algebra, [ignore] if isinstance(ignore, str) else ignore, traced)
-    algebra.settle_pieces()
-    _settle_grids(algebra)
-    _tie(algebra, decisions.ties)
-    for axis, reason in (frozen or {}).items():
-        algebra.pin(_labels(algebra, axis), reason)
-    partition = Partition.of(algebra)
-    partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    partition = partition.without_products(found.outlines, algebra)
-    first, *others = (
-        Further(
-            forward,
-            {node.name: partition.extents(found.outlines[node]) for node in forward.graph.nodes},
-            {} if forward.run.training else _restricted(forward, algebra, partition),
-        )
-        for forward in (traced, *(t for t in further if t.run.repeatable))
-    )
-    edits = dict.fromkeys(
-        AttributeEdit(e.module, e.attribute, partition.extents(found.outlines[e.node])[e.dim], e.divisor)
-        for e in algebra.edits
-    )
-    unseen = set(traced.unused).difference(*(set(traced.unused) - set(t.unused) for t in further))
-    for name in sorted(unseen):
-        algebra.notes.setdefault(f"{name}: not reached by the forward, left as it is")
-    roles = tuple(algebra.roles.get(i, "other") for i in range(len(algebra.axes)))
-    links = Links(tuple(algebra.axes), np.asarray(algebra.starts), tuple(algebra.links), roles)
-    coupling = Coupling(
-        traced,
-        partition.groups,
-        links,
-        first.shapes,
-        tuple(edits),
-        tuple(algebra.notes),
-        restricted=first.restricted,
-        computed=computed_weights(traced.graph, planes, algebra, partition),
-        further=tuple(others),
-    )
-    return with_mends(coupling, replace(decisions, choices=algebra.choices))
-
-
-def _restricted(traced: Traced, algebra: Algebra, partition: Partition) -> dict[str, tuple[ChannelMap, ...]]:
-    return {
-        node.name: tuple(partition.channel_map(v, r.along(i)) for i, v in enumerate(r.call.tensors()))
-        for node, r in algebra.restricted.items()
-        if node.graph is traced.graph
-    }
 
 
 def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -> dict[fx.Node, Planes]:
@@ -341,56 +259,3 @@ def _values(args: Any, values: dict[fx.Node, Any]) -> Iterable[Value]:
     found: list[Value] = []
     fx.node.map_arg(args, lambda n: found.append(values[n]))
     return found
-
-
-def _pin_ignored(algebra: Algebra, ignore: Sequence[str], traced: Traced) -> list[str]:
-    """Pin every axis of the ignored modules and parameters; returns the entries that must be names of groups."""
-    left = []
-    for entry in ignore:
-        tensors = {t for t in traced.tensors if t == entry or t.startswith(f"{entry}.")}
-        for axis in algebra.axes:
-            if axis.tensor in tensors:
-                algebra.pin(_labels(algebra, axis), f"ignored by the caller ({entry!r})")
-        if not tensors:
-            left.append(entry)
-    return left
-
-
-def _settle_grids(algebra: Algebra) -> None:
-    """Where a plane varies along several dimensions, make every choice of channels leave a rectangle.
-
-    The classes must depend on one of the dimensions alone. Where consumers have not already seen to that, the same
-    inner positions are kept in every outer part, which is what `view(b, groups, c // groups, …)` asks for; or, as the
-    other choice, whole outer parts.
-    """
-    grids = {(g.data_ptr(), tuple(g.shape), g.stride()): (g, place) for g, place in reversed(algebra.grids)}
-    if not grids:
-        return
-    # One pass is enough: ties only merge classes, and what depends on one dimension alone still does afterwards.
-    for grid, place in reversed(grids.values()):
-        ids = np.where(grid.numpy() > 0, algebra.classes()[grid.numpy()], -1)
-        if free_dimension(ids, varying(grid)) is None:
-            positions = algebra.choose(f"{place}#axes", "positions") == "positions"
-            algebra.tie_labels(grid, varying(grid)[:-1] if positions else varying(grid)[1:])
-
-
-def _tie(algebra: Algebra, ties: Sequence[Tie]) -> None:
-    """Couple the channels along two axes in equal runs: as many as divide both."""
-    for tie in ties:
-        classes = algebra.classes()
-        labels = (_labels(algebra, axis) for axis in (tie.a, tie.b))
-        a, b = (row[np.sort(np.unique(classes[row], return_index=True)[1])] for row in labels)
-        runs = math.gcd(len(a), len(b))
-        if len(a) and len(b):
-            first = a[:: len(a) // runs]
-            algebra.tie_channels(
-                np.concatenate([np.repeat(first, len(row) // runs) for row in (a, b)]), np.concatenate([a, b])
-            )
-
-
-def _labels(algebra: Algebra, axis: Axis) -> np.ndarray:
-    """The labels of an axis; none of one that was pruned down to a single slot."""
-    if axis not in algebra.axes:
-        return np.array([], dtype=np.int64)
-    index = algebra.axes.index(axis)
-    return np.arange(algebra.starts[index], algebra.starts[index + 1])

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import fx, nn
 
+from ..errors import few
 from ..tracing.graph import getitem, of, op, written
 from ..types import Axis, Coupling, ForwardPart, Member, ModuleCall
 from .branches import Branch, Branches, Place, Replacement, forwards
@@ -160,15 +161,15 @@ class _Network:
             raise _Unclear(f"module {call.module!r} does more than this branch before the add")
         if self._work(items[at]) != [add]:
             raise _Unclear(f"module {call.module!r} adds in a module that does more")
-        steps, kept, result = self._chain(call, add, items[at + 1 :])
+        parts, kept, result = self._chain(call, add, items[at + 1 :])
         if call.outputs != (result.name,):
             raise _Unclear(f"module {call.module!r} does not return what it added")
-        if any("." in step.child for step in steps):
+        if any("." in part.child for part in parts):
             raise _Unclear(f"module {call.module!r} runs a module that is not its child after the add")
         if self._would_share(add, shortcut, result, inside):
-            steps.append(ForwardPart(operator=("clone", "default")))  # What was a tensor of its own must be one.
+            parts.append(ForwardPart(operator=("clone", "default")))  # What was a tensor of its own must be one.
         tensors = self._tensors([call]) - self._tensors(kept)
-        replacement = Replacement(call.module, "shortcut", tuple(steps))
+        replacement = Replacement(call.module, "shortcut", tuple(parts))
         return _Way(call.module, (replacement,), self._names({*inside, add}, [call], kept), tensors)
 
     def _work(self, item: fx.Node | ModuleCall) -> list[fx.Node]:
@@ -185,23 +186,23 @@ class _Network:
     def _chain(
         self, call: ModuleCall, add: fx.Node, items: Sequence[fx.Node | ModuleCall]
     ) -> tuple[list[ForwardPart], list[ModuleCall], fx.Node]:
-        """What a module does after the add, each with the result of the one before: as steps, the runs of modules
+        """What a module does after the add, each with the result of the one before: as parts, the runs of modules
         among them, and the last result."""
-        steps: list[ForwardPart] = []
+        parts: list[ForwardPart] = []
         kept: list[ModuleCall] = []
         current = add
         for item in items:
             if isinstance(item, fx.Node):
-                steps.append(_operator_step(item, current, call.module))
+                parts.append(_operator_part(item, current, call.module))
                 current = item
             elif not _maps(item, current):
                 raise _Unclear(f"module {call.module!r} does more than a chain of modules after the add")
             else:
                 if item.kind is not nn.Identity:
                     kept.append(item)
-                    steps.append(ForwardPart(child=item.module.removeprefix(f"{call.module}.")))
+                    parts.append(ForwardPart(child=item.module.removeprefix(f"{call.module}.")))
                 current = self.flow.by_name.get(item.outputs[0] or "", current)
-        return steps, kept, current
+        return parts, kept, current
 
     def _would_share(self, add: fx.Node, shortcut: fx.Node, result: fx.Node, inside: set[fx.Node]) -> bool:
         """Whether a module that returned a tensor of its own would return the shortcut's memory, and one of the two is
@@ -328,19 +329,14 @@ class _Network:
 def _beside(sides: Sequence[tuple[set[fx.Node], set[fx.Node]]], owning: Sequence[int]) -> str:
     """What is on the two ways into an add, where neither is a plain shortcut."""
     if len(owning) == 2:
-        layers = (sorted(str(n.target).rpartition(".")[0] for n in a | b if _is_parameter(n)) for a, b in sides)
-        return "both have layers of their own ({}; {})".format(*(_few(names) for names in layers))
+        layers = (sorted({str(n.target).rpartition(".")[0] for n in a | b if _is_parameter(n)}) for a, b in sides)
+        return "both have layers of their own ({}; {})".format(*(few(names) for names in layers))
     inside, _ = sides[1 - owning[0]]
     work = [n for n in inside if n.op == "call_function" and n.target is not getitem]
     if not work:
         return "the shortcut is a value that the branch does not start from"
-    names = (f"{op(n)} at {of(n).source}" if of(n).source else op(n) for n in work)
-    return f"the shortcut is computed, too ({_few(sorted(names))})"
-
-
-def _few(names: Iterable[str]) -> str:
-    names = list(dict.fromkeys(names))
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    names = {f"{op(n)} at {of(n).source}" if of(n).source else op(n) for n in work}
+    return f"the shortcut is computed, too ({few(sorted(names))})"
 
 
 def _is_parameter(node: fx.Node) -> bool:
@@ -375,7 +371,7 @@ def _maps(run: ModuleCall, value: fx.Node) -> bool:
     return run.plain and run.single and run.inputs == (value.name,)
 
 
-def _operator_step(node: fx.Node, current: fx.Node, module: str) -> ForwardPart:
+def _operator_part(node: fx.Node, current: fx.Node, module: str) -> ForwardPart:
     """An elementwise operator after the add, without writing in place: its input is the shortcut now."""
     name, overload = op(node).rstrip("_"), getattr(node.target, "_overloadname", "")
     packet = getattr(torch.ops.aten, name, None)

@@ -11,7 +11,7 @@ from .layers import Layer, layers
 from .measured import MeasuredLatency
 from .memory import MemoryCost
 from .pricing import PriceList, price
-from .request import Request, read_request, write_request
+from .request import TableRequest, read_request, write_request
 from .store import cache_directory
 from .table import LatencyTable
 from .timing import Timing
@@ -31,10 +31,10 @@ __all__ = [
     "NetworkTiming",
     "ParamsCost",
     "PriceList",
-    "Request",
     "RooflineCost",
     "TableFileError",
     "TableLatency",
+    "TableRequest",
     "TableVersionError",
     "Timing",
     "TimingError",

@@ -78,18 +78,18 @@ class Calibration:
             return float(ys[-1] * total / xs[-1])
         return float(np.interp(total, xs, ys))
 
-    def budget_for(self, target: float) -> float:
-        """The sum of layer costs to solve for, so that the network meets `target` end to end.
+    def budget_for(self, cost: float) -> float:
+        """The sum of layer costs to solve for, so that the network takes `cost` end to end.
 
-        Where the target lies below the overhead, no network meets it: the answer is then tiny and the solver says
+        Where that lies below the overhead, no network meets it: the answer is then tiny and the solver says
         what the smallest network costs.
         """
         xs, ys = self._curve()
-        if target <= ys[0]:
-            return max(float(xs[0] - (ys[0] - target) / self._slope(xs, ys)), 1e-6 * float(xs[0]))
-        if target >= ys[-1]:
-            return float(xs[-1] * target / ys[-1])
-        return float(np.interp(target, ys, xs))
+        if cost <= ys[0]:
+            return max(float(xs[0] - (ys[0] - cost) / self._slope(xs, ys)), 1e-6 * float(xs[0]))
+        if cost >= ys[-1]:
+            return float(xs[-1] * cost / ys[-1])
+        return float(np.interp(cost, ys, xs))
 
     def _first(self) -> tuple[float, float]:
         if not self.points:

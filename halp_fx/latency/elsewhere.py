@@ -21,7 +21,7 @@ from .fingerprint import Fingerprint, check_device, devices_here
 from .grids import Grid, Range, adaptive_grid
 from .layers import Layer
 from .measuring import GridKey, grid_key, measure_grids, wanted
-from .request import Request
+from .request import TableRequest
 from .runtimes import units
 from .sampler import Sampler
 from .store import open_store
@@ -35,7 +35,7 @@ UNTIMED = "cannot be timed on its own: "
 
 
 def measure_request(
-    request: Request,
+    request: TableRequest,
     table: str | PathLike[str],
     device: torch.device | str = "cpu",
     threads: int | None = None,

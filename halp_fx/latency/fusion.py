@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..tracing.graph import getitem, op, operator
+from ..tracing.graph import getitem, made_by, op, operator
 from ..types import Coupling
 from .layers import Layer, does_work, layer_of_unit, layers
 
@@ -51,7 +51,7 @@ def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
         if not does_work(node):
             continue
         run: list[fx.Node] = []
-        for producer in dict.fromkeys(_producer(a) for a in node.all_input_nodes):
+        for producer in dict.fromkeys(made_by(a) for a in node.all_input_nodes):
             if producer in run_of and _fusible(node) and _fusible(producer) and _only_reader(producer) is node:
                 run += run_of.pop(producer)
         run.append(node)
@@ -63,10 +63,6 @@ def _runs(graph: fx.Graph) -> list[list[fx.Node]]:
 
 def _fusible(node: fx.Node) -> bool:
     return op(node).rstrip("_") in _FUSIBLE
-
-
-def _producer(node: fx.Node) -> fx.Node:
-    return node.args[0] if node.target is getitem else node  # type: ignore[return-value]
 
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
@@ -84,7 +80,7 @@ def _unit(members: list[fx.Node], coupling: Coupling, channels_last: frozenset[s
     outer: list[fx.Node] = []
     for member in members:
         for argument in member.all_input_nodes:
-            if argument not in inside and _producer(argument) not in members:
+            if argument not in inside and made_by(argument) not in members:
                 inside[argument] = graph.placeholder(argument.name)
                 outer.append(argument)
     # Placeholders come first in a graph, so the members are copied in a second pass.

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import getitem, of, op
+from ..tracing.graph import getitem, of, op, overload
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
 from .templates import TensorTemplate, fill, render, templates
@@ -69,14 +69,20 @@ class Layer:
         """
         device = torch.device(device)
         generator = torch.Generator(device).manual_seed(seed)
-        build = lambda t: t.build(n_in, n_out, device, generator)  # noqa: E731
+
+        def build(template: TensorTemplate) -> torch.Tensor:
+            return template.build(n_in, n_out, device, generator)
+
         return fit_widths(
             self.function, fill(self.args, build), fill(dict(self.kwargs), build), *self._sizes(n_in, n_out)
         )
 
     def shapes(self, n_in: int, n_out: int = 0) -> tuple[tuple[Any, ...], dict[str, Any], tuple[tuple[int, ...], ...]]:
         """As `arguments`, with a shape in place of each tensor, and the shapes of the results."""
-        make = lambda t: t.shape(n_in, n_out)  # noqa: E731
+
+        def make(template: TensorTemplate) -> tuple[int, ...]:
+            return template.shape(n_in, n_out)
+
         return fill(self.args, make), fill(dict(self.kwargs), make), tuple(make(r) for r in self.results)
 
     def widths(self, widths: Mapping[str, int]) -> tuple[int, int]:
@@ -136,7 +142,7 @@ def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int], channels_last: frozenset[str]) -> Layer:
-    target: OpOverload = node.target  # type: ignore[assignment]
+    target = overload(node)
     results = _result_nodes(node)
     roles = find_roles(list(_tensor_nodes(node)), results, coupling, op(node), node)
     template = _templates(roles, coupling, widths, _written(node), channels_last)
@@ -223,7 +229,7 @@ def _result_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
 
 def _written(node: fx.Node) -> set[fx.Node]:
     """Arguments that the operator writes to."""
-    schema = node.target._schema  # type: ignore[union-attr]
+    schema = overload(node)._schema
     if not schema.is_mutable:
         return set()
     found: list[fx.Node] = []

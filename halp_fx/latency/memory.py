@@ -22,7 +22,7 @@ from torch import fx
 
 from ..internals import OpOverload
 from ..solver import CostTable
-from ..tracing.graph import getitem, of
+from ..tracing.graph import getitem, made_by, of
 from ..types import Coupling, Extent
 from .costs import CountedCost, Options, counted_table
 
@@ -115,11 +115,11 @@ def _buffers(coupling: Coupling) -> list[_Buffer]:
                 last[source] = moment
         base = _shares_memory_with(node)
         new = base is None and _allocates(node)
-        owner[node] = node if new else owner.get(base)  # type: ignore[arg-type]
+        shared = owner.get(base) if base is not None else None
+        owner[node] = node if new else shared
         if new:
             # A result taken from a tuple exists from the moment that the tuple does.
-            made = moment_of[node.args[0]] if node.target is getitem else moment  # type: ignore[index]
-            first[node], last[node] = made, moment
+            first[node], last[node] = moment_of[made_by(node)], moment
         if base is None:
             unread += _unread_results(node, moment, coupling)
     read = [_Buffer(n.name, coupling.shapes[n.name], of(n).one.dtype.itemsize, first[n], last[n]) for n in first]
@@ -146,8 +146,7 @@ def _shares_memory_with(node: fx.Node) -> fx.Node | None:
     """The argument whose memory a view or in-place operator returns, None if the result is new."""
     target = node.target
     if target is getitem:
-        source: fx.Node = node.args[0]  # type: ignore[assignment]
-        return _shares_memory_with(source)
+        return _shares_memory_with(made_by(node))
     if not isinstance(target, OpOverload):
         # written_through_alias(old, writer): the old memory.
         return node.args[0] if node.op == "call_function" and node.args else None  # type: ignore[return-value]

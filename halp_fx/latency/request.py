@@ -50,7 +50,7 @@ _CONSTANTS: dict[str, type] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TableRequest:
     """Layers whose times are wanted.
 
     Attributes:
@@ -64,7 +64,7 @@ class Request:
     rows: tuple[Wanted, ...]
 
     @classmethod
-    def of(cls, coupling: Coupling, options: Options, network: str = "", runtime: str = "eager") -> Request:
+    def of(cls, coupling: Coupling, options: Options, network: str = "", runtime: str = "eager") -> TableRequest:
         """What has to be timed for a network whose groups may be as wide as `options` say.
 
         Raises:
@@ -82,7 +82,7 @@ class Request:
         return {row.key: row for row in self.rows}
 
 
-def write_request(request: Request, path: str | PathLike[str]) -> None:
+def write_request(request: TableRequest, path: str | PathLike[str]) -> None:
     """Replace a file whole.
 
     Raises:
@@ -95,7 +95,7 @@ def write_request(request: Request, path: str | PathLike[str]) -> None:
         temporary.write_text(f'{json.dumps(head)[:-1]}, "layers": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
-def read_request(path: str | PathLike[str]) -> Request:
+def read_request(path: str | PathLike[str]) -> TableRequest:
     """Inverse of `write_request`. Layers come back without their groups: only their widths are known.
 
     Raises:
@@ -117,7 +117,7 @@ def read_request(path: str | PathLike[str]) -> Request:
     try:
         rows = tuple(_wanted(row) for row in data["layers"])
         kind_of(data["runtime"])
-        return Request(str(data["network"]), data["runtime"], rows)
+        return TableRequest(str(data["network"]), data["runtime"], rows)
     except (KeyError, TypeError, ValueError, AttributeError, LatencyError) as error:
         raise CorruptTableError(f"{path} holds what no request does: {error}. Make the request again") from error
 

@@ -54,7 +54,10 @@ def find_roles(
     arguments: list[fx.Node], results: Iterable[fx.Node], coupling: Coupling, op: str, node: fx.Node | None
 ) -> Roles:
     """Find the one or two widths that vary, and which of them the layer takes in and puts out."""
-    shape = lambda n: coupling.shapes[n.name]  # noqa: E731
+
+    def shape(n: fx.Node) -> tuple[Extent, ...]:
+        return coupling.shapes[n.name]
+
     reached = _classes(e for n in arguments for e in shape(n))
     produced = _classes(e for n in results for e in shape(n))
     found = _classes((*reached, *produced))

@@ -24,8 +24,10 @@ _ORDERED = (list, deque)
 _CONTAINERS = (dict, list, set, deque)
 
 _process = RLock()
-_spared = False
 """Held while something is changed that belongs to the whole process (docs/process.md)."""
+
+_spared = False
+"""Whether what lives is out of the collector's reach by now: `spared` may be entered again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..errors import few
 from ..latency import MemoryCost
 from ..model.tensors import parameter_count
 from ..pruning.networks import Contest
@@ -123,13 +124,12 @@ def _limited(gap: float) -> str:
 
 def _silence(saliency: Saliency) -> str:
     """What to say of groups without a signal."""
-    names = ", ".join(saliency.silent[:5]) + (", …" if len(saliency.silent) > 5 else "")
     if len(saliency.silent) == len(saliency.scores):
         return "importance is the same for every channel: widths were chosen near uniform, channels by weight magnitude"
     return (
-        f"no signal in {len(saliency.silent)} groups ({names}): every score there is zero, as behind a zero-"
-        "initialised layer, in a part that the loss does not depend on, or where gradients are stopped. They are kept "
-        "about as wide as the others, their channels ranked by weight magnitude"
+        f"no signal in {len(saliency.silent)} groups ({few(saliency.silent, 5)}): every score there is zero, as behind "
+        "a zero-initialised layer, in a part that the loss does not depend on, or where gradients are stopped. They "
+        "are kept about as wide as the others, their channels ranked by weight magnitude"
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import HalpError, PlanError
+from ..errors import HalpError, PlanError, few
 from ..files import write_text
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
@@ -55,11 +55,8 @@ class RewriteKind:
     def __str__(self) -> str:
         parts = []
         if self.mended:
-            more = ", …" if len(self.mended) > 3 else ""
             s = "s" * (len(self.mended) != 1)
-            parts.append(
-                f"{len(self.mended)} attribute{s} changed with the widths ({', '.join(self.mended[:3])}{more})"
-            )
+            parts.append(f"{len(self.mended)} attribute{s} changed with the widths ({few(self.mended)})")
         if self.frozen:
             parts.append(f"{len(self.frozen)} groups frozen by constants ({', '.join(list(self.frozen)[:3])})")
         return "; ".join(parts)

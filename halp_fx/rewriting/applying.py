@@ -16,7 +16,7 @@ from ..coupling.branches import without
 from ..coupling.residual import find_branches
 from ..errors import RewriteError
 from ..model.naming import by_group
-from ..types import Coupling, Mismatch, Plan
+from ..types import Coupling, Plan
 from .descent import ancestry, descend
 from .dropping import drop
 from .literals import lowered
@@ -45,13 +45,7 @@ def rewrite(
     coupling = without(coupling, gone)
     found = verify(small, plan, coupling, example_inputs) if check else None
     if found is not None:
-        raise _error(found) from found.cause
+        raise RewriteError(found.message, found.groups, found.place, found.node) from found.cause
     vars(small).pop("halp", None)  # The report of the network that was copied.
     descend(small, ancestry(model, example_inputs), plan)
     return small
-
-
-def _error(found: Mismatch) -> RewriteError:
-    return RewriteError(
-        found.message, found.groups, found.place, found.node, found.by_value, found.sources, view=found.view
-    )

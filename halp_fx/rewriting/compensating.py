@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import HalpError, PlanError, SaliencyError
+from ..errors import HalpError, PlanError, SaliencyError, few
 from ..internals import tree_leaves
 from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
@@ -95,15 +95,11 @@ class Compensation:
             )
         still = [layer.weight for layer in self.layers if layer.ridge == float("inf")]
         if still:
-            found.append(f"{len(still)} layers were not compensated, samples left out were not helped: {_few(still)}")
+            found.append(f"{len(still)} layers were not compensated, samples left out were not helped: {few(still, 5)}")
         if self.left:
             named = [f"{name} ({why})" for name, why in self.left.items()]
-            found.append(f"{len(named)} layers could not be compensated: {_few(named)}")
+            found.append(f"{len(named)} layers could not be compensated: {few(named, 5)}")
         return tuple(found)
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
 def compensate(

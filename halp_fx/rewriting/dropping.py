@@ -35,7 +35,7 @@ def drop(model: nn.Module, branches: Sequence[Branch]) -> None:
 
 def _stand_in(module: nn.Module, row: Replacement) -> nn.Module:
     if row.kind == "shortcut":
-        made: nn.Module = Remainder(module, row.steps) if row.steps else nn.Identity()
+        made: nn.Module = Remainder(module, row.parts) if row.parts else nn.Identity()
     else:
         made = Silent(row.kind == "zeros", row.results)
-    return made if row.kind == "shortcut" and row.steps else made.train(module.training)
+    return made if row.kind == "shortcut" and row.parts else made.train(module.training)

@@ -18,28 +18,28 @@ class Remainder(nn.Module):
     be in use elsewhere.
     """
 
-    def __init__(self, home: nn.Module, steps: Sequence[ForwardPart]) -> None:
+    def __init__(self, home: nn.Module, parts: Sequence[ForwardPart]) -> None:
         super().__init__()
-        self._steps = tuple(steps)
-        for step in steps:
-            if step.child:
-                child = home.get_submodule(step.child)
+        self._parts = tuple(parts)
+        for part in parts:
+            if part.child:
+                child = home.get_submodule(part.child)
                 for module in child.modules():
                     if getattr(module, "inplace", False) is True:
                         module.inplace = False  # type: ignore[assignment]
-                self.add_module(step.child, child)
+                self.add_module(part.child, child)
         self.train(home.training)
-        for step in steps:
-            if step.child:
-                self.get_submodule(step.child).train(home.get_submodule(step.child).training)
+        for part in parts:
+            if part.child:
+                self.get_submodule(part.child).train(home.get_submodule(part.child).training)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for step in self._steps:
-            if step.child:
-                x = getattr(self, step.child)(x)
+        for part in self._parts:
+            if part.child:
+                x = getattr(self, part.child)(x)
             else:
-                packet, overload = step.operator
-                x = getattr(getattr(torch.ops.aten, packet), overload)(x, *step.arguments)
+                packet, overload = part.operator
+                x = getattr(getattr(torch.ops.aten, packet), overload)(x, *part.arguments)
         return x
 
 

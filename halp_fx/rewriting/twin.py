@@ -38,7 +38,7 @@ Keep = dict[int, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _Change:
     """What the twin does otherwise at one operator.
 
     Attributes:
@@ -60,13 +60,13 @@ class _Path:
     """One recorded forward.
 
     Attributes:
-        marks: the modules whose parameters are read, and the operators at which any path has a step, in order.
-        steps: what is done otherwise, and where.
+        marks: the modules whose parameters are read, and the operators at which any path has a change, in order.
+        changes: what is done otherwise, and where.
         example: the number of the example that takes it.
     """
 
     marks: tuple[str, ...]
-    steps: Mapping[_Spot, _Step]
+    changes: Mapping[_Spot, _Change]
     example: int
 
 
@@ -81,30 +81,32 @@ def zero(model: nn.Module, plan: Plan | Mapping[str, Any], *, coupling: Coupling
             tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     views = forwards(coupling)
-    rows = [_steps(view, plan, [b.places[i] for b in gone]) for i, view in enumerate(views)]
+    rows = [_changes(view, plan, [b.places[i] for b in gone]) for i, view in enumerate(views)]
     if any(rows):
-        stepped = {name for steps in rows for name, _ in steps}
+        changed = {name for changes in rows for name, _ in changes}
         paths = [
-            _Path(tuple(_marks(_read_in(view.traced.graph), stepped)), steps, view.traced.run.example)
-            for view, steps in zip(views, rows, strict=True)
+            _Path(tuple(_marks(_read_in(view.traced.graph), changed)), changes, view.traced.run.example)
+            for view, changes in zip(views, rows, strict=True)
         ]
-        twin.forward = partial(_forward, twin, paths, stepped)
+        twin.forward = partial(_forward, twin, paths, changed)
     return twin
 
 
-def _steps(view: Coupling, plan: Plan, dropped: Sequence[Place | None]) -> dict[_Spot, _Step]:
+def _changes(view: Coupling, plan: Plan, dropped: Sequence[Place | None]) -> dict[_Spot, _Change]:
     """What one forward's twin does otherwise: at operators with a statistic over channels, and at the adds of dropped
     branches."""
     kept = [np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in view.groups]
     sides = {place.add: place.side for place in dropped if place is not None}
-    steps: dict[_Spot, _Step] = {}
+    changes: dict[_Spot, _Change] = {}
     seen: Counter[str] = Counter()
     for node in view.traced.graph.nodes:
         seen[str(node.target)] += 1
         keeps = tuple(_keep(maps.dims, kept) for maps in view.restricted.get(node.name, ()))
         if any(keeps) or node.name in sides:
-            steps[str(node.target), seen[str(node.target)]] = _Step(keeps if any(keeps) else (), sides.get(node.name))
-    return steps
+            changes[str(node.target), seen[str(node.target)]] = _Change(
+                keeps if any(keeps) else (), sides.get(node.name)
+            )
+    return changes
 
 
 def _keep(dims: Mapping[int, tuple[np.ndarray, np.ndarray]], kept: Sequence[np.ndarray]) -> Keep:
@@ -124,7 +126,7 @@ def _read_in(graph: fx.Graph) -> Iterator[tuple[str, list[str]]]:
             yield str(node.target), [str(n.target) for n in read]
 
 
-def _marks(operators: Iterable[tuple[str, Iterable[str]]], stepped: set[str], last: str = "") -> Iterator[str]:
+def _marks(operators: Iterable[tuple[str, Iterable[str]]], changed: set[str], last: str = "") -> Iterator[str]:
     """What tells paths apart (see `_Path`), behind the mark `last`.
 
     Of a module several parameters in a row are one mark: how many operators it takes, and what they read first, may be
@@ -135,24 +137,24 @@ def _marks(operators: Iterable[tuple[str, Iterable[str]]], stepped: set[str], la
             if mark != last:
                 yield mark
             last = mark
-        if name in stepped:
+        if name in changed:
             yield name
             last = name
 
 
-def _forward(twin: nn.Module, paths: Sequence[_Path], stepped: set[str], *args: Any, **kwargs: Any) -> Any:
+def _forward(twin: nn.Module, paths: Sequence[_Path], changed: set[str], *args: Any, **kwargs: Any) -> Any:
     names = {id(tensor): name for name, tensor in named_tensors(twin)}
-    with torch.no_grad(), decomposed(), _Restrict(paths, stepped, names):
+    with torch.no_grad(), decomposed(), _Restrict(paths, changed, names):
         return type(twin).forward(twin, *args, **kwargs)
 
 
 class _Restrict(TorchDispatchMode):
     """Runs some operators of the forward over a part of their channels, and adds nothing in others."""
 
-    def __init__(self, paths: Sequence[_Path], stepped: set[str], names: Mapping[int, str]) -> None:
+    def __init__(self, paths: Sequence[_Path], changed: set[str], names: Mapping[int, str]) -> None:
         super().__init__()
         self.paths = list(paths)
-        self.stepped = stepped
+        self.changed = changed
         self.names = names
         self.seen: Counter[str] = Counter()
         self.several = len(paths) > 1
@@ -163,17 +165,17 @@ class _Restrict(TorchDispatchMode):
         self.seen[str(func)] += 1
         if self.several:
             self._follow(str(func), (args, kwargs))
-        step = self._step((str(func), self.seen[str(func)]))
-        if step.silent == 0 and func._schema.is_mutable:
+        change = self._change((str(func), self.seen[str(func)]))
+        if change.silent == 0 and func._schema.is_mutable:
             args[0].mul_(0)
-        elif step.silent is not None:
-            args = tuple(a * 0 if i == step.silent else a for i, a in enumerate(args))
-        return _over_kept(func, args, kwargs, step.keeps) if step.keeps else run_in_pieces(func, args, kwargs)
+        elif change.silent is not None:
+            args = tuple(a * 0 if i == change.silent else a for i, a in enumerate(args))
+        return _over_kept(func, args, kwargs, change.keeps) if change.keeps else run_in_pieces(func, args, kwargs)
 
     def _follow(self, name: str, given: Any) -> None:
         """Leave the paths that go on in another way."""
         read = [self.names[id(v)] for v in tree_leaves(given) if id(v) in self.names]
-        new = tuple(_marks([(name, read)], self.stepped, self.last))
+        new = tuple(_marks([(name, read)], self.changed, self.last))
         if not new:
             return
         end = self.passed + len(new)
@@ -185,15 +187,15 @@ class _Restrict(TorchDispatchMode):
             )
         self.paths, self.passed, self.last = fitting, end, new[-1]
 
-    def _step(self, spot: _Spot) -> _Step:
-        steps = [path.steps.get(spot, _Step()) for path in self.paths]
-        if any(step != steps[0] for step in steps):
+    def _change(self, spot: _Spot) -> _Change:
+        changes = [path.changes.get(spot, _Change()) for path in self.paths]
+        if any(change != changes[0] for change in changes):
             examples = " and ".join(str(path.example + 1) for path in self.paths)
             raise TraceError(
                 f"up to {spot[0]} the forwards of examples {examples} read the same parameters, but go on with other "
                 "channels: the zeroed twin cannot tell which of them this is. Pass one example at a time"
             )
-        return steps[0]
+        return changes[0]
 
 
 def _over_kept(func: Any, args: Any, kwargs: Any, keeps: Sequence[Keep]) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..coupling.propagation import couple
+from ..coupling.settling import couple
 from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import SaliencyError
+from ..errors import SaliencyError, few
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, Plan, scored_name
@@ -202,8 +202,7 @@ def heard(found: Saliency, model: nn.Module, coupling: Coupling) -> Saliency:
 
 
 def _no_signal(found: Saliency, coupling: Coupling) -> str:
-    names = ", ".join(list(found.scores)[:6]) + (", …" if len(found.scores) > 6 else "")
-    what = f"no signal: every score is zero in all {len(found.scores)} groups ({names})"
+    what = f"no signal: every score is zero in all {len(found.scores)} groups ({few(list(found.scores), 6)})"
     if found.kind == "custom":
         return f"{what}. importance must tell at least some channels from zero"
     if found.kind == "magnitude":

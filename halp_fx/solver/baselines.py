@@ -1,4 +1,4 @@
-"""Two plain methods to compare with: one common fraction of every group, and greedy removal.
+"""Two plain methods to compare with: one common share of every group, and greedy removal.
 
 Neither bounds the optimum.
 """
@@ -19,16 +19,16 @@ def full_state(model: Model) -> Ints:
 
 
 def solve_uniform(model: Model, widths: list[Ints], incumbent: Incumbent) -> None:
-    """Offer the largest common fraction r that fits: each group takes its largest width <= r * its full
+    """Offer the largest common share r that fits: each group takes its largest width <= r * its full
     width.
 
     Args:
         widths: for each group, its (K,) widths.
     """
-    fractions = np.unique(np.concatenate([w / w[-1] for w in widths]))
-    states = np.repeat(full_state(model)[:, None], len(fractions), axis=1)
+    shares = np.unique(np.concatenate([w / w[-1] for w in widths]))
+    states = np.repeat(full_state(model)[:, None], len(shares), axis=1)
     for v, w in enumerate(widths):
-        states[v] = np.maximum(np.searchsorted(w / w[-1], fractions + 1e-12, side="right") - 1, 0)
+        states[v] = np.maximum(np.searchsorted(w / w[-1], shares + 1e-12, side="right") - 1, 0)
     incumbent.offer(model.complete(states))
 
 

@@ -1,7 +1,7 @@
-"""The plan behind `elimination`: which variable to eliminate when, from which tables, with which indexing.
+"""The steps of an `elimination`: which variable to eliminate when, from which tables, with which indexing.
 
-`make_plan(model, cap)` returns it as a flat list of steps in the order of execution. Each step's result is consumed by
-exactly one later step. Orders are greedy; several keys are tried, and the plan with the least work is taken.
+`make_steps(model, cap)` returns it as a flat list of steps in the order of execution. Each step's result is consumed by
+exactly one later step. Orders are greedy; several keys are tried, and the steps with the least work are taken.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .tables import Floats, Ints
 
 
 @dataclass(slots=True, eq=False)
-class Source:
+class Operand:
     """One table that a step adds: a factor (step is None) or an earlier step's result.
 
     Attributes:
@@ -58,7 +58,7 @@ class BySum:
 
 @dataclass(slots=True, eq=False)
 class Step:
-    """Add `sources` over `scope` (the eliminated variable first), then maximise over it or index by a sum.
+    """Add `operands` over `scope` (the eliminated variable first), then maximise over it or index by a sum.
 
     Attributes:
         result: variables of the table it makes.
@@ -70,7 +70,7 @@ class Step:
     variable: int
     scope: tuple[int, ...]
     shape: tuple[int, ...]
-    sources: list[Source]
+    operands: list[Operand]
     result: tuple[int, ...]
     relation: Sum | None = None
     by_sum: BySum | None = None
@@ -79,7 +79,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Plan:
+class Steps:
     """Steps, whether they give the exact maximum, and the entries of all tables that they make."""
 
     steps: tuple[Step, ...]
@@ -95,8 +95,8 @@ ORDERS = ("table", "spare totals", "result")
 ties its parts together); or the table left behind."""
 
 
-def make_plan(model: Model, cap: int) -> Plan:
-    """Plan the elimination of every variable; no table exceeds `cap` entries if a single factor does not."""
+def make_steps(model: Model, cap: int) -> Steps:
+    """The steps that eliminate every variable; no table exceeds `cap` entries if a single factor does not."""
     planner = _Planner(model, cap, ORDERS[0]).run()
     for order in ORDERS[1:] if model.sums else ():
         if planner.exact and planner.work <= CHEAP:
@@ -107,7 +107,7 @@ def make_plan(model: Model, cap: int) -> Plan:
     for step in planner.steps:
         if step.relation is not None:
             step.by_sum = _by_sum(step, model.sizes)
-    return Plan(tuple(planner.steps), planner.exact, planner.work)
+    return Steps(tuple(planner.steps), planner.exact, planner.work)
 
 
 class _Planner:
@@ -120,12 +120,12 @@ class _Planner:
         self.exact = True
         self.work = 0
         self.steps: list[Step] = []
-        self.live: dict[int, list[Source]] = {v: [] for v in range(len(model.sizes))}
+        self.live: dict[int, list[Operand]] = {v: [] for v in range(len(model.sizes))}
         self.sums: dict[int, list[Sum]] = {v: [] for v in range(len(model.sizes))}
         for number, factor in enumerate(model.factors):
-            source = Source(factor.scope, factor=number)
+            operand = Operand(factor.scope, factor=number)
             for v in factor.scope:
-                self.live[v].append(source)
+                self.live[v].append(operand)
         for relation in model.sums:
             for v in (relation.left, relation.right, relation.total):
                 self.sums[v].append(relation)
@@ -142,20 +142,20 @@ class _Planner:
     def eliminate(self, v: int) -> None:
         """Append the steps that eliminate v and put their results in place of what they consume."""
         relations = self.sums.pop(v)
-        sources = self.live.pop(v)
-        touched = {u for s in sources for u in s.scope}
+        operands = self.live.pop(v)
+        touched = {u for s in operands for u in s.scope}
         self.exact &= len(relations) <= 1
         for relation in relations:
             others = {relation.left, relation.right, relation.total} - {v}
             touched |= others
             for u in others:
                 self.sums[u] = [r for r in self.sums[u] if r is not relation]
-        buckets = self._split(v, sources)
+        buckets = self._split(v, operands)
         with_sum = self._bucket_for_sum(v, buckets, relations[0]) if relations else None
-        for source in sources:
-            for u in source.scope:
+        for operand in operands:
+            for u in operand.scope:
                 if u != v:
-                    self.live[u] = [s for s in self.live[u] if s is not source]
+                    self.live[u] = [s for s in self.live[u] if s is not operand]
         for number, bucket in enumerate(buckets):
             made = self._add_step(v, bucket, relations[0] if number == with_sum else None)
             for u in made.scope:
@@ -175,44 +175,44 @@ class _Planner:
             size = self._size(v, self.live[v], relation, result_only=True)
         return inexact, size, v
 
-    def _size(self, v: int, bucket: Sequence[Source], relation: Sum | None = None, result_only: bool = False) -> int:
+    def _size(self, v: int, bucket: Sequence[Operand], relation: Sum | None = None, result_only: bool = False) -> int:
         scope = {u for s in bucket for u in s.scope} | {v}
         size = self.entries(scope - {v} if result_only else scope)
         if relation is not None:
             size = max(size, self.entries((scope | {relation.left, relation.right, relation.total}) - {v}))
         return size
 
-    def _split(self, v: int, sources: list[Source]) -> list[list[Source]]:
+    def _split(self, v: int, operands: list[Operand]) -> list[list[Operand]]:
         """First-fit the tables into buckets whose sum stays within the cap, the largest first."""
-        buckets: list[list[Source]] = []
-        for source in sorted(sources, key=lambda s: -self.entries(s.scope)):
+        buckets: list[list[Operand]] = []
+        for operand in sorted(operands, key=lambda s: -self.entries(s.scope)):
             for bucket in buckets:
-                if self._size(v, [*bucket, source]) <= self.cap:
-                    bucket.append(source)
+                if self._size(v, [*bucket, operand]) <= self.cap:
+                    bucket.append(operand)
                     break
             else:
-                buckets.append([source])
+                buckets.append([operand])
         self.exact &= len(buckets) <= 1
         return buckets or [[]]
 
-    def _bucket_for_sum(self, v: int, buckets: list[list[Source]], relation: Sum) -> int | None:
+    def _bucket_for_sum(self, v: int, buckets: list[list[Operand]], relation: Sum) -> int | None:
         """The bucket whose result stays smallest when v is eliminated through the sum; None if none fits."""
         sizes = [self._size(v, bucket, relation) for bucket in buckets]
         best = int(np.argmin(sizes))
         self.exact &= sizes[best] <= self.cap
         return best if sizes[best] <= self.cap else None
 
-    def _add_step(self, v: int, bucket: list[Source], relation: Sum | None) -> Source:
+    def _add_step(self, v: int, bucket: list[Operand], relation: Sum | None) -> Operand:
         rest = tuple(sorted({u for s in bucket for u in s.scope} - {v}))
         scope = (v, *rest)
         number = len(self.steps)
-        for source in bucket:
-            source.pick = tuple(scope.index(u) for u in source.scope)
-            source.order = tuple(int(a) for a in np.argsort(source.pick))
-            source.spread = tuple(slice(None) if u in source.scope else None for u in scope)
-            if source.step is not None:
-                self.steps[source.step].consumer = number
-                self.steps[source.step].place = source.pick
+        for operand in bucket:
+            operand.pick = tuple(scope.index(u) for u in operand.scope)
+            operand.order = tuple(int(a) for a in np.argsort(operand.pick))
+            operand.spread = tuple(slice(None) if u in operand.scope else None for u in scope)
+            if operand.step is not None:
+                self.steps[operand.step].consumer = number
+                self.steps[operand.step].place = operand.pick
         step = Step(v, scope, tuple(self.sizes[u] for u in scope), bucket, rest)
         self.work += math.prod(step.shape)
         if relation is not None:
@@ -221,7 +221,7 @@ class _Planner:
             step.result = (first, second, *(u for u in rest if u not in (first, second)))
             self.work += self.entries(step.result)
         self.steps.append(step)
-        return Source(step.result, step=number)
+        return Operand(step.result, step=number)
 
 
 def _by_sum(step: Step, sizes: Sequence[int]) -> BySum:

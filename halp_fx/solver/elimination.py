@@ -1,6 +1,6 @@
 """Exact maximisation of a sum of small tables by eliminating one variable after another (bucket elimination).
 
-`Elimination(model)` plans once (see `buckets`). `maximise(tables)` then runs the plan for one set of tables,
+`Elimination(model)` finds its steps once (see `buckets`). `maximise(tables)` then takes them for one set of tables,
 which is what a Lagrangian method asks for again and again; it costs a few numpy calls a variable.
 
 * Eliminating v adds the tables that mention v over the union of their variables and maximises over v: the
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .buckets import Step, make_plan
+from .buckets import Step, make_steps
 from .model import Model
 from .tables import Floats, Ints
 from .work import ENTRY, STEP
@@ -49,14 +49,14 @@ class Elimination:
     """
 
     def __init__(self, model: Model, cap: int = DEFAULT_CAP) -> None:
-        plan = make_plan(model, cap)
-        if cap > RELAXED_CAP and (not plan.exact or plan.work > MAX_WORK):
-            plan = make_plan(model, RELAXED_CAP)
+        made = make_steps(model, cap)
+        if cap > RELAXED_CAP and (not made.exact or made.work > MAX_WORK):
+            made = make_steps(model, RELAXED_CAP)
         self.model = model
-        self.exact = plan.exact
-        self.work = plan.work
-        self.steps = plan.steps
-        self.effort = STEP * len(plan.steps) + ENTRY * plan.work
+        self.exact = made.exact
+        self.work = made.work
+        self.steps = made.steps
+        self.effort = STEP * len(made.steps) + ENTRY * made.work
         self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)])
 
     def maximise(self, flat: Floats) -> tuple[float, Ints, Ints]:
@@ -79,11 +79,11 @@ class Elimination:
             outer = () if step.consumer is None else tuple(chosen[step.consumer][a] for a in step.place)
             chosen[i] = here = self._choose(step, outer, flat, results)
             state[step.variable] = here[0]
-            for source in step.sources:
-                if source.factor is not None:
-                    index = tuple(here[a] for a in source.pick)
-                    shape = self.model.factors[source.factor].value.shape
-                    entries[source.factor] = self._offsets[source.factor] + np.ravel_multi_index(index, shape)
+            for operand in step.operands:
+                if operand.factor is not None:
+                    index = tuple(here[a] for a in operand.pick)
+                    shape = self.model.factors[operand.factor].value.shape
+                    entries[operand.factor] = self._offsets[operand.factor] + np.ravel_multi_index(index, shape)
         return self._bound(results), state, entries
 
     def max_marginals(self, flat: Floats) -> list[Floats]:
@@ -99,13 +99,13 @@ class Elimination:
             downward[i] = results[i] = np.zeros(0)
             at_most = belief.max(axis=tuple(range(1, belief.ndim)))
             marginals[step.variable] = np.minimum(marginals[step.variable], at_most)
-            for source in step.sources:
-                if source.step is not None:
-                    message = results[source.step]
-                    gone = tuple(a for a in range(belief.ndim) if a not in source.pick)
-                    whole = np.transpose(belief.max(axis=gone), np.argsort(np.argsort(source.pick)))
+            for operand in step.operands:
+                if operand.step is not None:
+                    message = results[operand.step]
+                    gone = tuple(a for a in range(belief.ndim) if a not in operand.pick)
+                    whole = np.transpose(belief.max(axis=gone), np.argsort(np.argsort(operand.pick)))
                     with np.errstate(invalid="ignore"):
-                        downward[source.step] = np.where(np.isneginf(message), -np.inf, whole - message)
+                        downward[operand.step] = np.where(np.isneginf(message), -np.inf, whole - message)
         return marginals
 
     def _bound(self, results: Sequence[Floats]) -> float:
@@ -123,17 +123,17 @@ class Elimination:
 
     def _tables(self, step: Step, flat: Floats, results: Sequence[Floats]) -> list[Floats]:
         tables = []
-        for source in step.sources:
-            if source.step is not None:
-                tables.append(results[source.step])
-            elif source.factor is not None:
-                start, stop = self._offsets[source.factor : source.factor + 2]
-                tables.append(flat[start:stop].reshape(self.model.factors[source.factor].value.shape))
+        for operand in step.operands:
+            if operand.step is not None:
+                tables.append(results[operand.step])
+            elif operand.factor is not None:
+                start, stop = self._offsets[operand.factor : operand.factor + 2]
+                tables.append(flat[start:stop].reshape(self.model.factors[operand.factor].value.shape))
         return tables
 
     def _combine(self, step: Step, flat: Floats, results: Sequence[Floats]) -> Floats:
         tables = self._tables(step, flat, results)
-        spread = [t.transpose(s.order)[s.spread] for t, s in zip(tables, step.sources, strict=True)]
+        spread = [t.transpose(s.order)[s.spread] for t, s in zip(tables, step.operands, strict=True)]
         if not spread:
             return np.zeros(step.shape)
         # Small operands first: their sum stays small until the last addition makes the full table.
@@ -150,8 +150,8 @@ class Elimination:
             first = int(step.by_sum.option[outer[0], outer[1]])
         else:
             gain = np.zeros(step.shape[0])
-            for table, source in zip(self._tables(step, flat, results), step.sources, strict=True):
-                index = tuple(slice(None) if v == step.variable else known[v] for v in source.scope)
+            for table, operand in zip(self._tables(step, flat, results), step.operands, strict=True):
+                index = tuple(slice(None) if v == step.variable else known[v] for v in operand.scope)
                 gain = gain + table[index]
             first = int(np.argmax(gain))
         return (first, *(known[v] for v in step.scope[1:]))

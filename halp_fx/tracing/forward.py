@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..errors import TraceError
+from ..errors import TraceError, few
 from ..internals import tree_map
 from ..model.checks import check_model
 from ..model.inputs import normalize_examples
@@ -122,11 +122,11 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
 def _repeats(several: Traced, traced: Traced) -> bool:
     """Whether all calls did the same as the one in `traced`: then they say nothing new, and would be gone through in
     every coupling."""
-    done, once = ([_step(n) for n in t.graph.nodes if n.op == "call_function"] for t in (several, traced))
+    done, once = ([_work(n) for n in t.graph.nodes if n.op == "call_function"] for t in (several, traced))
     return done == _CALLS * once
 
 
-def _step(node: fx.Node) -> tuple[object, ...]:
+def _work(node: fx.Node) -> tuple[object, ...]:
     """An operator, and the parameters and buffers that it reads."""
     read = [n for n in node.all_input_nodes if n.op == "get_attr" and not of(n).constant]
     return (node.target, *(n.target for n in read))
@@ -138,8 +138,7 @@ _CALLS = 8
 
 def _some(tensors: Sequence[str]) -> str:
     """The modules (or else parameters) that these are of, a few of them."""
-    names = list(dict.fromkeys(t.rpartition(".")[0] or t for t in tensors))
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return few(list(dict.fromkeys(t.rpartition(".")[0] or t for t in tensors)))
 
 
 def _begun(error: TraceError, found: Traces) -> Traced | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ..internals import OpOverload
 from ..types import RECORD, Record
 from .tags import FromSize, Source
 
@@ -54,6 +55,20 @@ def operator(target: Any) -> str:
     """The name of an operator, as `op`, where there is no node."""
     name: str = getattr(target, "_opname", "")
     return name
+
+
+def overload(node: fx.Node) -> OpOverload:
+    """What a node calls that is known to run an operator."""
+    assert isinstance(node.target, OpOverload), f"{node.name} runs no operator"
+    return node.target
+
+
+def made_by(node: fx.Node) -> fx.Node:
+    """The node that computes a value: of one result of several, the operator that has them."""
+    if node.target is not getitem:
+        return node
+    assert isinstance(node.args[0], fx.Node)
+    return node.args[0]
 
 
 def place_of(node: fx.Node | None) -> tuple[str, str]:

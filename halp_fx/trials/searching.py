@@ -10,7 +10,8 @@ from enum import Enum, auto
 
 from ..coupling.algebra import without_pieces
 from ..coupling.mends import resolve, with_mends
-from ..coupling.propagation import Propagated, propagate, settle
+from ..coupling.propagation import Propagated, propagate
+from ..coupling.settling import settle
 from ..coupling.sizes import groups_at, groups_followed, own_axis, reads_widths, takes_sizes
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch

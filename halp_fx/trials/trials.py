@@ -37,7 +37,7 @@ def channel_groups(
     """`trace` and `couple` in one; constants in the forward that repeat a width are mended, or freeze its group.
 
     Parameters that only a train-mode forward or a later call reaches (auxiliary heads, a branch that is not taken every
-    time) are coupled too: see `further_traces`.
+    time) are coupled too: see `all_traces`.
 
     Args:
         model, example_inputs: as for `trace`.

@@ -239,8 +239,7 @@ class DependencyGraph:
         """The channel of every label: components at slot level, which scipy finds in milliseconds."""
         count = int(self.links.starts[-1])
         a, b = (np.concatenate([_NONE, *(getattr(link, side) for link in self.links.links)]) for side in ("a", "b"))
-        edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
-        return np.asarray(scipy.sparse.csgraph.connected_components(edges, directed=False)[1])
+        return components(count, a, b)
 
     def _labels(self, axis: Axis) -> np.ndarray:
         start, end = self.links.starts[self.links.axes.index(axis) :][:2].tolist()
@@ -251,6 +250,12 @@ class DependencyGraph:
         x, y = (self.links.axes[i] for i in np.searchsorted(self.links.starts, [left, right], side="right") - 1)
         first, second = (x, y) if self.graph.has_edge(x, y, key) else (y, x)
         return Dependency(first, second, **self.graph.edges[first, second, key])
+
+
+def components(count: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The component of each of `count` nodes, numbered without gaps, by the edges between `a[i]` and `b[i]`."""
+    edges = scipy.sparse.coo_matrix((np.ones(len(a), dtype=np.int8), (a, b)), shape=(count, count))
+    return np.asarray(scipy.sparse.csgraph.connected_components(edges, directed=False)[1])
 
 
 def in_runs(a: np.ndarray, b: np.ndarray) -> list[tuple[str, str]]:

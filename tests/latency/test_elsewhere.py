@@ -20,8 +20,8 @@ from halp_fx.latency import (
     Fingerprint,
     LatencyTable,
     MeasuredLatency,
-    Request,
     TableLatency,
+    TableRequest,
     TableVersionError,
     fingerprint,
     layers,
@@ -70,7 +70,9 @@ def wide():
 
 def requested(model, min_keep=0.1):
     coupling = halp_fx.channel_groups(model, X)
-    return coupling, Request.of(coupling, {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}, "n")
+    return coupling, TableRequest.of(
+        coupling, {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}, "n"
+    )
 
 
 def measured_there(model, path, timer=None, min_keep=0.1):
@@ -228,7 +230,7 @@ def test_a_broken_request_is_refused(case, path):
 def test_fused_operators_have_no_names_elsewhere():
     coupling, _ = requested(wide())
     with pytest.raises(LatencyError, match="one of eager, cudagraph, onnxruntime"):
-        Request.of(coupling, {}, "n", "inductor")
+        TableRequest.of(coupling, {}, "n", "inductor")
 
 
 def test_whose_table_a_file_is(path):

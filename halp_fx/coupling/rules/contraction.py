@@ -67,7 +67,7 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
         if not partners or not any(set(varying(plane)) & set(varying(p)) for p in kept):
             kept.append(plane)
     flat = [p.select(k_dim, 0) for p in kept]
-    return tuple(algebra.grid(p) for p in flat if varying(p))
+    return tuple(algebra.rectangle(p) for p in flat if varying(p))
 
 
 def _outer(

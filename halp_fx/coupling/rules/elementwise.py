@@ -9,6 +9,7 @@ from itertools import combinations
 import torch
 
 from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, compact, independent, varying
+from ..call import laid_together
 from .registry import register_rule
 from .values import may_vanish
 
@@ -75,7 +76,7 @@ def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algeb
             # What is pinned is not carried on: it would only tie what it meets later.
             for fixed in dict.fromkeys(value.shape for value in blocks.values()):
                 algebra.pin(plane, f"meets a tensor of fixed shape {fixed} in {call.where}")
-    return tuple(algebra.grid(p) for p in free) if len(values) > 1 else tuple(free)
+    return tuple(algebra.rectangle(p) for p in free) if len(values) > 1 else tuple(free)
 
 
 def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[list[Plane]]:
@@ -102,12 +103,8 @@ def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[l
             ):
                 larger = "first" if len(compact(p).unique()) >= len(compact(q).unique()) else "second"
                 stay.append(q if algebra.choose(f"{call.place}#parted", larger) == "first" else p)
-                what = (
-                    "the square of its width"
-                    if bool(torch.isin(compact(p), compact(q)).all())
-                    else "it and another width"
-                )
-                algebra.pin(stay[-1], f"{call.where} lays {what} along one dimension")
+                square = bool(torch.isin(compact(p), compact(q)).all())
+                algebra.pin(stay[-1], laid_together(call.where, square))
         found.append([p for p in own if all(p is not r for r in stay)])
     return found
 
@@ -174,7 +171,7 @@ def copy_into(call: Call, algebra: Algebra) -> Planes:
     target, source = call.args[0], call.args[1]
     if target.planes:
         return join([target, source], call.shape, call, algebra)
-    return tuple(algebra.grid(broadcast(p, call.shape)) for p in source.planes)
+    return tuple(algebra.rectangle(broadcast(p, call.shape)) for p in source.planes)
 
 
 def sorted_into(call: Call, algebra: Algebra) -> Planes:

@@ -31,7 +31,7 @@ def batch_norm(call: Call, algebra: Algebra) -> list[Planes]:
 
 def _of_the_batch(call: Call) -> bool:
     """Whether a batch norm computes its statistics instead of taking those it is given."""
-    names = [a.name for a in call.node.target._schema.arguments]  # type: ignore[union-attr]
+    names = [a.name for a in call.overload._schema.arguments]
     if "training" in names:
         return bool(call.arg(names.index("training"), "training"))
     return call.op == "_batch_norm_with_update"

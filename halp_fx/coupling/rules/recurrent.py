@@ -20,7 +20,7 @@ def recurrent(call: Call, algebra: Algebra) -> list[Planes]:
     (gates * H,), and with a projection w_hr (P, H); else P = H. One attribute sets H for all layers and directions, so
     they keep the same hidden channels. Initial states are (layers * directions, N, P) and, for an LSTM, (…, H).
     """
-    packed = call.node.target._overloadname == "data"  # type: ignore[union-attr]
+    packed = call.overload._overloadname == "data"
     x, states, params, biases, layers, *_ = call.args[:1] + call.args[1 + packed :]
     directions = 2 if call.args[7 + packed] else 1
     states = list(states) if isinstance(states, list | tuple) else [states]

@@ -52,7 +52,7 @@ def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if set(varying(plane)) & dims:
             algebra.restrict(call, dims)
-        kept.append(algebra.grid(plane))
+        kept.append(algebra.rectangle(plane))
     planes = tuple(kept)
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
 

@@ -114,7 +114,7 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
             algebra.pin(plane, f"{call.where} picks elements by values that are not known")
         plain = _zeros(call.args[1:])
     try:
-        results = [call.node.target(_cut_beside(p, call), *plain) for p in planes]  # type: ignore[operator]
+        results = [call.overload(_cut_beside(p, call), *plain) for p in planes]
     except (IndexError, RuntimeError):  # In a pruned network, where the meta device does not see it.
         algebra.pin_all((x,), f"{call.where} picks elements beyond the end")
         return ()
@@ -123,7 +123,7 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
         for plane, result in zip(planes, results, strict=True):
             labels = compact(plane).reshape(-1).numpy()
             algebra.pin(labels[~np.isin(labels, result.numpy())], f"{call.where} does not pick them")
-    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+    return tuple(algebra.rectangle(simplify(r).expand(call.shape)) for r in results)
 
 
 def _cut_beside(plane: Plane, call: Call) -> Plane:

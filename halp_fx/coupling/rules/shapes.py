@@ -18,13 +18,13 @@ aten = torch.ops.aten
 def shape_only(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """Run the operator on each plane of the first argument."""
     x: Value = call.args[0]
-    results = [_finish(call.node.target(p, *call.args[1:], **call.kwargs), algebra) for p in x.planes]  # type: ignore[operator]
+    results = [_finish(call.overload(p, *call.args[1:], **call.kwargs), algebra) for p in x.planes]
     return _by_result(results, len(call.outputs))
 
 
 def reshape(call: Call, algebra: Algebra) -> Planes:
     """`view` and its kin. A plane need not be viewable where the tensor was, hence `reshape`."""
-    return tuple(algebra.grid(_reshaped(p, call.shape)) for p in call.args[0].planes)
+    return tuple(algebra.rectangle(_reshaped(p, call.shape)) for p in call.args[0].planes)
 
 
 def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
@@ -65,8 +65,8 @@ def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], li
 def moved(call: Call, algebra: Algebra) -> Planes:
     """Operators that move elements within dimensions (`flip`, `rot90`): as `shape_only`, on planes that are cut to
     length 1 where they do not vary."""
-    results = (call.node.target(compact(p), *call.args[1:], **call.kwargs) for p in call.args[0].planes)  # type: ignore[operator]
-    return tuple(algebra.grid(simplify(r).expand(call.shape)) for r in results)
+    results = (call.overload(compact(p), *call.args[1:], **call.kwargs) for p in call.args[0].planes)
+    return tuple(algebra.rectangle(simplify(r).expand(call.shape)) for r in results)
 
 
 def repeat(call: Call, algebra: Algebra) -> Planes:
@@ -76,7 +76,7 @@ def repeat(call: Call, algebra: Algebra) -> Planes:
         offset = len(times) - plane.dim()
         dims = {d + offset for d in varying(plane)}
         small = compact(plane).repeat([n if d in dims else 1 for d, n in enumerate(times)])
-        kept.append(algebra.grid(simplify(small).expand(call.shape)))
+        kept.append(algebra.rectangle(simplify(small).expand(call.shape)))
     return tuple(kept)
 
 
@@ -90,7 +90,7 @@ def pixel_shuffle(call: Call, algebra: Algebra) -> Planes:
         if dim in varying(plane):
             rows = compact(plane).unflatten(dim, (-1, each))
             plane = algebra.tie(rows, [dim + 1], call, "pixel shuffle").select(dim + 1, 0)
-        kept.append(algebra.grid(compact(plane).expand(call.shape)))
+        kept.append(algebra.rectangle(compact(plane).expand(call.shape)))
     return tuple(kept)
 
 
@@ -102,14 +102,14 @@ def pixel_unshuffle(call: Call, algebra: Algebra) -> Planes:
     for plane in beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra):
         small = compact(plane)
         small = small.repeat_interleave(each, dim) if dim in varying(plane) else small
-        kept.append(algebra.grid(small.expand(call.shape)))
+        kept.append(algebra.rectangle(small.expand(call.shape)))
     return tuple(kept)
 
 
 def _finish(result: Any, algebra: Algebra) -> Any:
     if isinstance(result, torch.Tensor):
-        return algebra.grid(simplify(result))
-    return [algebra.grid(r) for r in result]
+        return algebra.rectangle(simplify(result))
+    return [algebra.rectangle(r) for r in result]
 
 
 def _by_result(results: list[Any], count: int) -> Planes | list[Planes]:
@@ -139,7 +139,7 @@ def concatenate(call: Call, algebra: Algebra) -> Planes:
     planes = list(_couple_across(across, dim, call, algebra))
     for rank in range(max((_count_along(v, dim) for v in values), default=0)):
         planes.append(_joined(values, rank, dim, call, algebra))
-    return tuple(algebra.grid(p) for p in planes)
+    return tuple(algebra.rectangle(p) for p in planes)
 
 
 def _count_along(value: Value, dim: int) -> int:
@@ -207,8 +207,8 @@ def channel_shuffle(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if 1 in varying(plane):
             algebra.tie(vector(plane, 1).reshape(int(call.args[1]), -1), [0], call, "shuffle")
-    kept = [p if 1 not in varying(p) else call.node.target(compact(p), *call.args[1:]) for p in x.planes]  # type: ignore[operator]
-    return tuple(algebra.grid(compact(p).expand(call.shape)) for p in kept)
+    kept = [p if 1 not in varying(p) else call.overload(compact(p), *call.args[1:]) for p in x.planes]
+    return tuple(algebra.rectangle(compact(p).expand(call.shape)) for p in kept)
 
 
 def gated_half(call: Call, algebra: Algebra) -> Planes:
