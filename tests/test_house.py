@@ -7,6 +7,7 @@ import importlib.util
 import re
 import subprocess
 import sys
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
@@ -45,7 +46,9 @@ def room_of(path: Path) -> str:
     return path.relative_to(HOUSE).with_suffix("").parts[0]
 
 
+@cache
 def tree(path: Path) -> ast.Module:
+    """A file as code, which stays as it is: many tests look at all files."""
     return ast.parse(path.read_text(encoding="utf-8"))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..tracing.graph import getitem, made_by, op, operator
+from ..tracing.graph import getitem, made_by, op, without_writing
 from ..types import Coupling
 from .layers import Layer, does_work, layer_of_unit, layers
 
@@ -86,7 +86,7 @@ def _unit(members: list[fx.Node], coupling: Coupling, channels_last: frozenset[s
     # Placeholders come first in a graph, so the members are copied in a second pass.
     for member in members:
         copied = graph.node_copy(member, lambda n: inside[n])
-        copied.target = _functional(copied.target)
+        copied.target = without_writing(copied.target)  # As a compiler has it.
         inside[member] = copied
         for user in member.users:
             if user.target is getitem:
@@ -108,10 +108,3 @@ def _text(graph: fx.Graph) -> str:
     return "; ".join(
         f"{number[n]} = {n.target}{fx.node.map_arg((n.args, n.kwargs), number.__getitem__)}" for n in calls
     )
-
-
-def _functional(target: Any) -> Any:
-    """`relu` for `relu_`: what a compiler makes of an in-place operator."""
-    name = operator(target)
-    packet = getattr(torch.ops.aten, name.rstrip("_"), None) if name.endswith("_") else None
-    return getattr(packet, target._overloadname, target) if packet is not None else target

@@ -234,6 +234,17 @@ def set_mode(model: nn.Module, training: bool = False) -> None:
         nn.Module.train(model, training)
 
 
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Give back the mode of each module at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def as_modes_of(small: nn.Module, model: nn.Module) -> None:
     """Give each module of a copy the mode of the original's of the same name, or of the module around it."""
     modes = {name: module.training for name, module in model.named_modules()}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
 from ..internals import ConvNd, ConvTransposeNd, NormBase
+from ..model.preserving import modes_kept
 from ..tracing.graph import of, op
 from ..types import Coupling, Plan
 
@@ -101,7 +101,8 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
         if _shapes(new) != _shapes(old):
             for kinds, sync in _SYNC:
                 if isinstance(new, kinds):
-                    with _at_rest(new):
+                    with modes_kept(new):
+                        new.eval()  # To read a weight with a spectral norm in train mode moves its buffers.
                         sync(new)
                     break
 
@@ -135,18 +136,6 @@ def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Ma
             setattr(module, attribute, _in_proportion(value, shape[1], now[1]))
         elif tuple(value) == shape[len(shape) - len(value) :]:
             setattr(module, attribute, type(value)(now[len(now) - len(value) :]))
-
-
-@contextmanager
-def _at_rest(module: Any) -> Iterator[None]:
-    """Eval mode for a while: to read a weight with a spectral norm in train mode moves its buffers."""
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, mode in modes:
-            m.training = mode
 
 
 def follows_tensors(module: nn.Module) -> bool:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
 
-import torch
 from torch import fx, nn
 
 from ..coupling.sizes import FACTORIES, takes_size
-from ..tracing.graph import getitem, is_view, of, op, sized_by_values
+from ..tracing.graph import getitem, is_view, of, op, sized_by_values, without_writing
 from ..types import Extent
 from .standins import Silent
 
@@ -92,8 +91,8 @@ def does(node: fx.Node) -> object:
     in place."""
     if of(node).constant:
         return "constant"
-    functional = getattr(torch.ops.aten, op(node).rstrip("_"), None) if op(node).endswith("_") else None
-    return getattr(functional, str(getattr(node.target, "_overloadname", "")), node.target)
+    target: object = without_writing(node.target)
+    return target
 
 
 def silent_modules(model: nn.Module) -> set[str]:

@@ -8,7 +8,7 @@ the coupling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,7 +151,7 @@ class _Forward:
                 return found
         return self._stopped(failure) if failure is not None else None
 
-    def _pairs(self) -> Any:
+    def _pairs(self) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
         graphs = (self._before.graph, self._rerun.graph)
         before, after = (
             self._loose.firm(working(graph, self._silent, self._narrow)) if graph is not None else []

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..errors import SaliencyError
 from ..internals import NormBase
-from ..model.preserving import random_kept, set_mode
+from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
 from .losses import Loss, called, moved
 from .sampled import inputs_of
@@ -90,20 +90,18 @@ def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
 @contextmanager
 def measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
     """A network in eval mode but for the norms, which take the mean over all batches."""
-    modes = [(m, m.training) for m in model.modules()]
     momenta = [norm.momentum for norm in norms]
-    set_mode(model)
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None
-        norm.training = True
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for module, training in modes:
-            module.training = training
+    with modes_kept(model):
+        set_mode(model)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.training = True
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
 
 
 def kept_statistics(norms: list[NormBase]) -> list[dict[str, torch.Tensor]]:

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from ..internals import tree_leaves
 from ..kernels import Segment, SegmentLayout
 from ..model.preserving import named_tensors
+from ..tracing.memory import storage_of
 from ..types import SCORED, ChannelGroup, ComputedWeight, Coupling
 from .evaluated import evaluated
 
@@ -184,7 +185,7 @@ class WeightWatch(TorchFunctionMode):
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.layout == b.layout == torch.strided and a.untyped_storage()._cdata == b.untyped_storage()._cdata
+    return storage_of(a) == storage_of(b)
 
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:

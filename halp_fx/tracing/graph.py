@@ -63,6 +63,19 @@ def overload(node: fx.Node) -> OpOverload:
     return node.target
 
 
+def functional(target: Any) -> Any:
+    """For an in-place operator (`relu_`) the packet of the one that it is made from (`relu`); None for others."""
+    name = operator(target)
+    if not name.endswith("_") or name.startswith("__"):
+        return None
+    return getattr(getattr(torch.ops, target.namespace), name[:-1], None)
+
+
+def without_writing(target: Any) -> Any:
+    """What an in-place operator computes, as one that writes to nothing; any other as it is."""
+    return getattr(functional(target), getattr(target, "_overloadname", ""), target)
+
+
 def made_by(node: fx.Node) -> fx.Node:
     """The node that computes a value: of one result of several, the operator that has them."""
     if node.target is not getitem:
@@ -80,6 +93,16 @@ def is_view(node: fx.Node) -> bool:
     """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
     widths of 1) have it."""
     return op(node) in _VIEWS or node.target is written_through_alias
+
+
+def views_of(node: fx.Node) -> list[fx.Node]:
+    """Views of a node's result, and views of these, the nearest first."""
+    found: list[fx.Node] = []
+    level = [node]
+    while level:
+        level = [user for n in level for user in n.users if is_view(user)]
+        found += level
+    return found
 
 
 def given_to(node: fx.Node) -> frozenset[Source]:

@@ -8,7 +8,7 @@ except for convolutions: PyTorch's inference loses channels last there, and a la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -24,6 +24,7 @@ _ONE_TENSOR = (
     *("relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "elu", "elu_", "silu", "silu_", "gelu", "sigmoid", "sigmoid_", "tanh", "tanh_"),
 )
+_Several = tuple[torch.Tensor, ...] | None
 _PLAIN = (torch.float32, torch.float64)
 _ARITHMETIC = ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_")
 
@@ -89,15 +90,15 @@ def _ordered(x: torch.Tensor) -> tuple[int, ...] | None:
     return None if unclear else tuple(found)
 
 
-def _one(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _one(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
     return _like(x)
 
 
-def _scaled(x: torch.Tensor, number: Any, *args: Any, **kwargs: Any) -> Any:
+def _scaled(x: torch.Tensor, number: Any, *args: Any, **kwargs: Any) -> torch.Tensor | None:
     return _like(x) if type(number) in (int, float) else None
 
 
-def _both(x: torch.Tensor, y: Any, **kwargs: Any) -> Any:
+def _both(x: torch.Tensor, y: Any, **kwargs: Any) -> torch.Tensor | None:
     if not isinstance(y, torch.Tensor):
         return _scaled(x, y)
     if not y.is_meta or x.dtype != y.dtype:
@@ -129,22 +130,22 @@ def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
     return tuple(shape)
 
 
-def _in_place(x: torch.Tensor, y: Any = 0, *args: Any, **kwargs: Any) -> Any:
+def _in_place(x: torch.Tensor, y: Any = 0, *args: Any, **kwargs: Any) -> torch.Tensor | None:
     if not isinstance(y, torch.Tensor):
         return x if type(y) in (int, float) else None
     return x if y.is_meta and y.dtype == x.dtype and _broadcast(x.shape, y.shape) == x.shape else None
 
 
-def _activate_in_place(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _activate_in_place(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor | None:
     return x
 
 
-def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: Any) -> Any:
+def _masked_fill(x: torch.Tensor, mask: torch.Tensor, value: Any) -> torch.Tensor | None:
     fits = mask.is_meta and type(value) in (int, float) and _dense(x) and _dense(mask)
     return _empty(x.shape, x.dtype) if fits and _broadcast(x.shape, mask.shape) == x.shape else None
 
 
-def _batch_norm(x: torch.Tensor, *args: Any) -> Any:
+def _batch_norm(x: torch.Tensor, *args: Any) -> _Several:
     """As the kernel has it: without statistics in eval mode, which PyTorch's inference would make."""
     like = _like(x)
     if args[4] and (like is None or x.dtype not in _PLAIN):
@@ -153,7 +154,7 @@ def _batch_norm(x: torch.Tensor, *args: Any) -> Any:
     return torch.empty_like(x) if like is None else like, _empty(statistic, x.dtype), _empty(statistic, x.dtype)
 
 
-def _layer_norm(x: torch.Tensor, normalized: Any, *args: Any) -> Any:
+def _layer_norm(x: torch.Tensor, normalized: Any, *args: Any) -> _Several:
     """Contiguous as the kernel has it; PyTorch's inference may keep odd strides of dimensions of size 1."""
     outer = x.shape[: x.dim() - len(normalized)]
     if x.numel() == 0 or x.dtype not in _PLAIN or tuple(x.shape[len(outer) :]) != tuple(normalized):
@@ -165,29 +166,29 @@ def _layer_norm(x: torch.Tensor, normalized: Any, *args: Any) -> Any:
     return _empty(x.shape, x.dtype), _empty(statistic, x.dtype), _empty(statistic, x.dtype)
 
 
-def _softmax(x: torch.Tensor, dim: int, converted: bool = False, *, dtype: Any = None) -> Any:
+def _softmax(x: torch.Tensor, dim: int, converted: bool = False, *, dtype: Any = None) -> torch.Tensor | None:
     fits = not converted and dtype is None and _dense(x) and -x.dim() <= dim < x.dim()
     return _empty(x.shape, x.dtype) if fits else None
 
 
-def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> Any:
+def _addmm(bias: torch.Tensor, a: torch.Tensor, b: torch.Tensor, **kwargs: Any) -> torch.Tensor | None:
     fits = bias.dim() == 1 and a.dtype == b.dtype == bias.dtype and a.shape[1] == b.shape[0]
     return _empty((a.shape[0], b.shape[1]), a.dtype) if fits and bias.shape[0] == b.shape[1] else None
 
 
-def _mm(a: torch.Tensor, b: torch.Tensor) -> Any:
+def _mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     fits = b.is_meta and a.dim() == b.dim() == 2 and a.shape[1] == b.shape[0] and a.dtype == b.dtype
     return _empty((a.shape[0], b.shape[1]), a.dtype) if fits else None
 
 
-def _bmm(a: torch.Tensor, b: torch.Tensor) -> Any:
+def _bmm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     fits = a.shape[0] == b.shape[0] and a.shape[2] == b.shape[1] and a.dtype == b.dtype
     return _empty((a.shape[0], a.shape[1], b.shape[2]), a.dtype) if fits else None
 
 
 def _convolution(
     x: torch.Tensor, weight: Any, bias: Any, stride: Any, padding: Any, dilation: Any, transposed: bool, *args: Any
-) -> Any:
+) -> torch.Tensor | None:
     dims = x.dim() - 2
     layout = _layout_of_convolution(x, weight)
     if layout is not None:
@@ -213,7 +214,7 @@ def _layout_of_convolution(x: torch.Tensor, weight: torch.Tensor) -> torch.memor
     return next((f for f in formats if f is not torch.contiguous_format), None)
 
 
-def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Any:
+def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
     first = tensors[0]
     axis = dim % first.dim() if first.dim() else 0
     for a, b in pairwise(tensors):
@@ -226,7 +227,7 @@ def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> Any:
     return _empty((*first.shape[:axis], sum(t.shape[axis] for t in tensors), *first.shape[axis + 1 :]), first.dtype)
 
 
-def _mean(x: torch.Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _mean(x: torch.Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor | None:
     if dtype is not None or not dims or not _dense(x) or not all(-x.dim() <= d < x.dim() for d in dims):
         return None
     gone = {d % x.dim() for d in dims}
@@ -237,22 +238,24 @@ def _mean(x: torch.Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = Non
     return _empty([n for d, n in enumerate(x.shape) if d not in gone], x.dtype)
 
 
-def _vector_norm(x: torch.Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+def _vector_norm(
+    x: torch.Tensor, order: Any = 2, dims: Any = None, keepdim: bool = False, *, dtype: Any = None
+) -> torch.Tensor | None:
     return _mean(x, dims, keepdim, dtype=dtype) if order in (1, 2) else None
 
 
-def _clone(x: torch.Tensor, *, memory_format: Any = torch.preserve_format) -> Any:
+def _clone(x: torch.Tensor, *, memory_format: Any = torch.preserve_format) -> torch.Tensor | None:
     if memory_format is torch.contiguous_format or (memory_format is torch.preserve_format and _dense(x)):
         return _empty(x.shape, x.dtype)
     return None
 
 
-def _roll(x: torch.Tensor, shifts: Any, dims: Any = ()) -> Any:
+def _roll(x: torch.Tensor, shifts: Any, dims: Any = ()) -> torch.Tensor | None:
     fits = len(shifts) == len(dims) > 0 and all(-x.dim() <= d < x.dim() for d in dims)
     return _empty(x.shape, x.dtype) if fits and _dense(x) else None
 
 
-def _unsafe_view(x: torch.Tensor, size: Any) -> Any:
+def _unsafe_view(x: torch.Tensor, size: Any) -> torch.Tensor | None:
     return x.view(size)
 
 
@@ -267,7 +270,7 @@ def _recurrent(
     train: bool,
     bidirectional: bool,
     batch_first: bool,
-) -> Any:
+) -> _Several:
     """`rules.recurrent` says what the arguments are. PyTorch's inference goes through every time step."""
     states = tuple(states) if isinstance(states, list | tuple) else (states,)
     out, hidden = states[0].shape[-1], states[-1].shape[-1]
@@ -291,7 +294,7 @@ def _recurrent(
 
 
 _CAT = aten.cat.default
-_RULES: dict[Any, Any] = {
+_RULES: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).default: _activate_in_place if name[-1] == "_" else _one for name in _ONE_TENSOR},
     **{getattr(aten, name).Tensor: _in_place if name[-1] == "_" else _both for name in _ARITHMETIC},
     **{getattr(aten, name).Scalar: _in_place if name[-1] == "_" else _scaled for name in _ARITHMETIC},

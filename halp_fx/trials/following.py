@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 from ..coupling.sizes import groups_of, own_axis
-from ..tracing.graph import is_view, of
+from ..tracing.graph import is_view, of, views_of
 from ..tracing.tags import MAX_ELEMENTS
 from ..types import Coupling, Extent, Mend
 
@@ -67,10 +67,7 @@ class Sizes:
             found = [piece[d] for d in dims[:1] for piece in pieces]
         else:
             found = list(coupling.shapes[node.name])
-        below = [node] if is_view(node) else []
-        while below:
-            below = [user for n in below for user in n.users if is_view(user)]
-            found += [e for n in below for e in coupling.shapes[n.name]]
+        found += [e for n in (views_of(node) if is_view(node) else ()) for e in coupling.shapes[n.name]]
         above = node.all_input_nodes
         while above:
             found += [e for n in above for e in coupling.shapes[n.name]]

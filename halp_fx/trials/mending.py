@@ -20,7 +20,7 @@ from torch import fx, nn
 from ..coupling.sizes import groups_followed, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
-from ..tracing.graph import is_view, of, op, place_of
+from ..tracing.graph import of, op, place_of, views_of
 from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
 from .following import EXACT, MULTIPLES, Following, Sizes, owners, source_of
@@ -97,11 +97,8 @@ def _explained(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:
     """Whether the sizes of tensors that an operator was given are all that it was given: `reshape(b, n, c)`."""
     records = {n.name: of(n) for n in coupling.traced.graph.nodes}
     read = {1, *(records[s.node].one.shape[s.dim] for s in mismatch.sources if isinstance(s, FromSize))}
-    level, results = [node], [node]
-    while level:
-        level = [user for n in level for user in n.users if is_view(user)]
-        results += level
-    return len(read) > 1 and any(read.issuperset(of(n).one.shape) for n in results if of(n).spec is not None)
+    results = [n for n in (node, *views_of(node)) if of(n).spec is not None]
+    return len(read) > 1 and any(read.issuperset(of(n).one.shape) for n in results)
 
 
 def _is_shape(numbers: Sequence[int | None], node: fx.Node) -> bool:

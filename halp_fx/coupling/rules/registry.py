@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ...tracing.graph import operator
+from ...tracing.graph import functional
 from ..algebra import Algebra, Call, Planes
 
 Rule = Callable[[Call, Algebra], "Planes | list[Planes]"]
@@ -51,25 +51,17 @@ def find_rule(target: Any) -> Rule | None:
 
 def _searched(target: Any) -> Rule | None:
     packet = getattr(target, "overloadpacket", None)
-    functional = _functional(target)
+    plain = functional(target)
     schema = getattr(target, "_schema", None)
-    for key in (target, packet, functional, getattr(schema, "name", None)):
+    for key in (target, packet, plain, getattr(schema, "name", None)):
         if key is not None and key in _REGISTRY:
             return _REGISTRY[key]
-    return _REGISTRY[torch.Tag.pointwise] if _is_pointwise(target, functional) else None
+    return _REGISTRY[torch.Tag.pointwise] if _is_pointwise(target, plain) else None
 
 
-def _functional(target: Any) -> Any:
-    """For an in-place operator (`relu_`) the packet of the one it is made from (`relu`)."""
-    name = operator(target)
-    if not name.endswith("_") or name.startswith("__"):
-        return None
-    return getattr(getattr(torch.ops, target.namespace), name[:-1], None)
-
-
-def _is_pointwise(target: Any, functional: Any) -> bool:
+def _is_pointwise(target: Any, packet: Any) -> bool:
     if torch.Tag.pointwise in getattr(target, "tags", ()):
         return True
-    if functional is None:
+    if packet is None:
         return False
-    return any(torch.Tag.pointwise in getattr(functional, o).tags for o in functional.overloads())
+    return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())
