@@ -97,14 +97,12 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
                 size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
             setattr(module, edit.attribute, size)
     _sync_norms(modules, coupling, widths)
-    for (_, new), (_, old) in zip(small.named_modules(), model.named_modules(), strict=True):
-        if _shapes(new) != _shapes(old):
-            for kinds, sync in _SYNC:
-                if isinstance(new, kinds):
-                    with modes_kept(new):
-                        new.eval()  # To read a weight with a spectral norm in train mode moves its buffers.
-                        sync(new)
-                    break
+    for new, old in zip(small.modules(), model.modules(), strict=True):
+        sync = next((sync for kinds, sync in _SYNC if isinstance(new, kinds)), None)
+        if sync is not None and _shapes(new) != _shapes(old):
+            with modes_kept(new):
+                new.eval()  # To read a weight with a spectral norm in train mode moves its buffers.
+                sync(new)
 
 
 def _in_proportion(value: int, then: int, now: int) -> int:
