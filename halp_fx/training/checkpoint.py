@@ -55,7 +55,7 @@ class Identity:
                 raise TrainingError(
                     f"the checkpoint was written with {name}={state['asked'].get(name)}, this Pruner has {name}={value}"
                 )
-        if state["processes"] != self.processes:
+        if state["processes"] != self.processes and not state["done"]:  # Afterwards there is nothing left to decide.
             raise TrainingError(
                 f"the checkpoint was written by {state['processes']} processes, and there are {self.processes}: resume "
                 "with as many, or finish pruning first"

@@ -93,6 +93,13 @@ class Gathered:
                 "gradients have a graph (backward(create_graph=True)), from which the optimizer takes second "
                 "derivatives: it cannot be cut. Prune first, then train with this optimizer"
             )
+        for kind, name in self.keys:
+            grad = self.parameters[name].grad if kind == "parameter" and name in self.parameters else None
+            if grad is not None and grad.layout != torch.strided:
+                raise TrainingError(
+                    f"the gradient of {name} is sparse: it can be neither scored nor cut. Make its layer with "
+                    "sparse=False, and an optimizer for dense gradients"
+                )
 
     def add(self, scale: float) -> None:
         """Take in the gradients that are there, `scale` times too large."""

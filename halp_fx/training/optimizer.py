@@ -1,8 +1,9 @@
 """rebind: an optimizer of a network -> the same optimizer of the network that was made of it.
 
 An optimizer keeps tensors of a parameter's shape (momentum, moments, sums of squares) or of that shape with some
-dimensions of length one (factored moments), and numbers (steps). The former are cut as the parameter was, the latter
-stay; parameter groups keep their options and their order, so schedulers, which hold the groups, go on.
+dimensions of length one, and numbers (steps). The former are cut as the parameter was, the latter stay; second moments
+that are kept as two factors are cut as what they stand for (`factored`). Parameter groups keep their options and their
+order, so schedulers, which hold the groups, go on.
 
 Several optimizers may share a network (Muon for matrices, AdamW for the rest), and one may hold another, whose state is
 its own (SAM, Lookahead): all of them follow.
@@ -27,6 +28,7 @@ from ..rewriting.slicing import cuts_of, sliced
 from ..trials.trials import channel_groups
 from ..types import Coupling, Cuts, Plan
 from .averages import averages_checked, narrow_averages
+from .factored import cut_factors, form_of
 
 Optimizers = Optimizer | Sequence[Optimizer]
 """One, or several that share the parameters of a network."""
@@ -48,8 +50,8 @@ def rebind(
     and its parameter groups stay, so schedulers and loss scalers go on. Gradients are not handed over.
 
     Args:
-        optimizer: any whose state tensors have the shape of their parameter, or are factors of it; or several. The
-            parameters of `before` that are not trained need not be in it.
+        optimizer: any whose state tensors have the shape of their parameter, or are factors as of Adafactor; or
+            several. The parameters of `before` that are not trained need not be in it.
         before, after: a network, and what `rewrite` or `prune` made of it.
         plan: that led from the one to the other (`after.halp.plan`).
         example_inputs: as for `trace`.
@@ -138,6 +140,11 @@ def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
             f"{type(optimizer).__name__} keeps its state for all parameters at once, or spread over processes: prune "
             "first, then build it of the smaller network's parameters"
         )
+    if getattr(optimizer, "is_second_order", False):  # As timm marks them.
+        raise TrainingError(
+            f"{type(optimizer).__name__} takes second derivatives, and notes them on the parameters: prune first, then "
+            "build it of the smaller network's parameters"
+        )
     own = {id(p): name for name, p in model.named_parameters()}
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names", ())
@@ -149,19 +156,20 @@ def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
                     "not one of the model's: it was built of another network, or before this one was pruned. Build it "
                     "of model.parameters()"
                 )
-            _check_state(optimizer, own[id(parameter)], parameter)
+            _check_state(optimizer, own[id(parameter)], parameter, group)
 
 
 def hand_over(optimizer: Optimizer, heirs: Heirs) -> Undo:
     """Put the heirs of its parameters into an optimizer that was checked (`check_bound`); returns a function that puts
     the old ones back."""
     states: dict[torch.Tensor, Any] = {}
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for parameter, state in optimizer.state.items():
         heir = heirs.get(id(parameter))
         if heir is None:
             states[parameter] = state
         elif heir.new is not None:
-            states[heir.new] = {key: _cut(heir, value) for key, value in state.items()}
+            states[heir.new] = _inherited(heir, state, groups.get(id(parameter), {}))
     before = [(dict(group), list(group["params"])) for group in optimizer.param_groups]
     known = dict(optimizer.state)
 
@@ -191,6 +199,15 @@ def _replace(table: Any, items: Mapping[Any, Any]) -> None:
     table.update(items)
 
 
+def _inherited(heir: Heir, state: Mapping[str, Any], group: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state, for its heir."""
+    form = form_of(state, heir.shape, group) if heir.kept else None
+    if form is None:
+        return {key: _cut(heir, value) for key, value in state.items()}
+    rest = {key: _cut(heir, value) for key, value in state.items() if key not in (form.r, form.c)}
+    return rest | cut_factors(form, state, heir.shape, heir.kept, group)
+
+
 def _cut(heir: Heir, value: Any) -> Any:
     """One entry of a parameter's state, for its heir."""
     if not (heir.kept and isinstance(value, torch.Tensor) and _follows(value, heir.shape)):
@@ -203,9 +220,13 @@ def _follows(value: torch.Tensor, shape: torch.Size) -> bool:
     return value.ndim == len(shape) and all(n in (m, 1) for n, m in zip(value.shape, shape, strict=True))
 
 
-def _check_state(optimizer: Optimizer, name: str, parameter: torch.Tensor) -> None:
+def _check_state(optimizer: Optimizer, name: str, parameter: torch.Tensor, group: Mapping[str, Any]) -> None:
     """Raises TrainingError if what an optimizer keeps of a parameter is neither a number nor follows its shape."""
-    for key, value in optimizer.state.get(parameter, {}).items():
+    state = optimizer.state.get(parameter, {})
+    form = form_of(state, parameter.shape, group)
+    for key, value in state.items():
+        if form is not None and key in (form.r, form.c):
+            continue
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
         if isinstance(value, torch.Tensor):
             if value.numel() <= 1 or _follows(value, parameter.shape):

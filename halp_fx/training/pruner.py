@@ -258,8 +258,8 @@ class Pruner:
         It cuts or masks the model: load the model's and the optimizer's own states after it.
 
         Raises:
-            TrainingError: of another network, or another call of `Pruner`, or by another number of processes, or this
-                one has been used. Nothing is changed.
+            TrainingError: of another network, or another call of `Pruner`, or by another number of processes before
+                the last step of pruning, or this one has been used. Nothing is changed.
         """
         self._identity.check(state)
         if self._calls or self.plan:

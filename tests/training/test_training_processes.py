@@ -26,14 +26,14 @@ def network():
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(1), nn.Linear(12, 5)).double()
 
 
-def run(rank=0, size=1, wrapped=False, together=True):
+def run(rank=0, size=1, wrapped=False, together=True, count=14):
     """Batches of 4 in all; `together`: gradients of two micro-batches add up, and are averaged by the wrapper with the
     second."""
     model = network()
     optimizer = sgd(model)
     pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
     trained = pruner.wrap(DistributedDataParallel) if wrapped else model
-    for x, y in batches(14):
+    for x, y in batches(count):
         optimizer.zero_grad()
         own = list(zip(x[rank::size].chunk(2), y[rank::size].chunk(2), strict=True))
         for number, (xs, ys) in enumerate(own):
@@ -44,7 +44,7 @@ def run(rank=0, size=1, wrapped=False, together=True):
         if not together:
             optimizer.zero_grad()
         optimizer.step()
-    return pruner, pruner.finish()
+    return pruner, pruner.finish() if count == 14 else model
 
 
 def work(rank, folder):
@@ -52,6 +52,9 @@ def work(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pruner, small = run(rank, 2, wrapped=True)
     result = {"plan": pruner.plan.to_json(), "report": small.halp.measured, "state": copy.deepcopy(small.state_dict())}
+    result["at the end"] = pruner.state_dict()
+    result["half way"] = run(rank, 2, wrapped=True, count=6)[0].state_dict()
+    result["resumed"] = resumed(f"{folder}/alone.pt")
     result["apart"] = run(rank, 2, wrapped=True, together=False)[0].plan.to_json()
     try:
         halp_fx.Pruner(network(), 0.4 + rank / 10, X[:1], **CALL)
@@ -74,6 +77,21 @@ def work(rank, folder):
         except halp_fx.HalpError as error:
             result["alone"] = f"{type(error).__name__}: {error}"
         torch.save(result, f"{folder}/{rank}.pt")
+
+
+def resumed(path, **states):
+    """What comes of states of another number of processes: the error, or the plan."""
+    found = {}
+    for name, state in (states or torch.load(path)).items():
+        model = network()
+        pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
+        try:
+            pruner.load_state_dict(state)
+            found[name] = pruner.plan.to_json()
+        except TrainingError as error:
+            assert model[0].out_channels == 8
+            found[name] = str(error)
+    return found
 
 
 def shard(small, rank):
@@ -104,6 +122,8 @@ def train_on(model, rank=0, size=1):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
+    alone = {"half way": run(count=6)[0].state_dict(), "at the end": run()[0].state_dict()}
+    torch.save(alone, f"{folder}/alone.pt")
     torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
 
@@ -113,6 +133,17 @@ def test_two_processes_and_one_prune_alike(results):
     assert results[0]["plan"] == results[1]["plan"] == alone.plan.to_json()
     assert results[0]["report"] == results[1]["report"]
     assert all(torch.equal(t, results[1]["state"][n]) for n, t in results[0]["state"].items())
+
+
+def test_another_number_of_processes_may_not_go_on_before_pruning_is_over(results):
+    message = "was written by {} processes, and there are {}: resume with as many, or finish pruning first"
+    plan = run()[0].plan.to_json()
+    for result in results:
+        assert message.format(1, 2) in result["resumed"]["half way"]
+        assert result["resumed"]["at the end"] == plan
+    found = resumed("", **{name: results[0][name] for name in ("half way", "at the end")})
+    assert message.format(2, 1) in found["half way"]
+    assert found["at the end"] == plan
 
 
 def test_what_was_pruned_is_sharded_and_trained_on(results):

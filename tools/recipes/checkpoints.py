@@ -28,10 +28,14 @@ def read(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         return None
     state: dict[str, Any] = loaded(path)
     theirs = state.get("settings", {})
-    off = [f"--{k.replace('_', '-')} {theirs.get(k)}, now {v}" for k, v in settings.items() if theirs.get(k) != v]
+    off = [f"{_spelled(k)} {theirs.get(k)}, now {v}" for k, v in settings.items() if theirs.get(k) != v]
     if off:
         raise SystemExit(f"{path} is of a run with other settings ({'; '.join(off)}): choose another --folder")
     return state
+
+
+def _spelled(setting: str) -> str:
+    return setting if setting == "processes" else f"--{setting.replace('_', '-')}"
 
 
 def loaded(path: Path) -> Any:

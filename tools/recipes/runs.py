@@ -99,6 +99,7 @@ def epochs_left(given: argparse.Namespace, run: Run, pruner: halp_fx.Pruner) -> 
     """Epochs to do, from a checkpoint of the same settings if there is one; after each there is one."""
     aside = ("folder", "workers", "tensorboard", "threads")
     settings = {k: str(v) for k, v in vars(given).items() if k not in aside}
+    settings["processes"] = str(run.job.size)  # Steps of the schedule, and of an epoch, are of so many.
     path = given.folder / "checkpoint.pt"
     state = checkpoints.read(path, settings)
     if state is not None:
