@@ -65,7 +65,7 @@ setup(
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={
-        "console_scripts": ["halp-fx=halp_fx.cli:main"],
+        "console_scripts": ["halp-fx=halp_fx.__main__:main"],
         "torch_dynamo_backends": ["halp_fx=halp_fx.compiling.backend:BACKEND"],
     },
     zip_safe=False,

@@ -40,13 +40,19 @@ def saved(path: Path | str) -> None:
     _saved.append(str(path))
 
 
-TIMED = "layers that were timed are kept in the latency table: run the same command again"
-"""How commands that time layers go on."""
+_TIMED = "layers that were timed are kept in the latency table: run the same command again"
+_COUNTED = "--state DIR would keep the search"
 
 
 def goes_on(words: str) -> None:
     """Say, if the command is interrupted, how to go on."""
     _again.append(words)
+
+
+def search_goes_on(cost: str, state: Path | None = None) -> None:
+    """The same of a search: by what it budgets, and where it is kept."""
+    kept = f"the search is kept in {state}: run the same command again"
+    goes_on(kept if state is not None else _TIMED if cost == "latency" else _COUNTED)
 
 
 def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], Command]:

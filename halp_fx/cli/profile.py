@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .guarding import TIMED, goes_on, guarded
+from .guarding import guarded, search_goes_on
 
 
 @guarded(
@@ -49,7 +49,8 @@ def profile(
     from ..pruning.goals import cost_called
     from ..reporting.profiling import profile as profiled
 
-    goes_on(TIMED)
+    if cost == "latency":
+        search_goes_on(cost)
     found = profiled(
         dense,
         example,

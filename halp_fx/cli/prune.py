@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from . import options
-from .guarding import MISSED, OUT_OF_REACH, TIMED, goes_on, guarded
+from .guarding import MISSED, OUT_OF_REACH, guarded, search_goes_on
 
 
 @guarded(
@@ -100,7 +100,7 @@ def prune(
 
     import halp_fx
 
-    goes_on(TIMED)
+    search_goes_on(cost, state)
     small = halp_fx.prune(
         dense,
         asked,

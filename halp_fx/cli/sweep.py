@@ -11,7 +11,7 @@ import typer
 from ..errors import BudgetError
 from ..files import replacing
 from . import options
-from .guarding import OUT_OF_REACH, TIMED, as_options, goes_on, guarded
+from .guarding import OUT_OF_REACH, as_options, guarded, search_goes_on
 
 if TYPE_CHECKING:
     from ..reporting.report import Report
@@ -84,7 +84,7 @@ def sweep(
     from ..api import pareto
     from ..reporting.report import report_of
 
-    goes_on(TIMED)
+    search_goes_on(cost, state)
     curve = pareto(
         dense,
         asked,

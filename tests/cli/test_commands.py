@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import os
 import re
 import subprocess
@@ -11,12 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from command_line import SMALL
 from typer.testing import CliRunner
 
 import halp_fx
 from halp_fx.cli.app import app
-from halp_fx.cli.guarding import _saved, guarded
+from halp_fx.cli.guarding import _saved, guarded, search_goes_on
 from halp_fx.cli.models import make_model
 
 COUNTED = (*SMALL, "--cost", "macs")
@@ -254,8 +256,27 @@ def test_ctrl_c_says_what_was_saved(run, tmp_path, monkeypatch):
     assert found.code == 130
     assert "interrupted\nsaved: curve/80/plan.json, curve/80/model.safetensors" in found.err
     assert "curve/sweep.csv" in found.err
-    assert "run the same command again" in found.err
+    assert "--state DIR would keep the search" in found.err
     assert len((tmp_path / "curve" / "sweep.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("cost", "state", "said"),
+    [
+        ("latency", None, "layers that were timed are kept in the latency table: run the same command again"),
+        ("macs", None, "--state DIR would keep the search"),
+        ("macs", Path("kept"), "the search is kept in kept: run the same command again"),
+    ],
+)
+def test_how_to_go_on_is_said_by_what_is_kept(cost, state, said, capsys):
+    @guarded()
+    def command():
+        search_goes_on(cost, state)
+        raise KeyboardInterrupt
+
+    with pytest.raises(typer.Exit):
+        command()
+    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PermissionError(13, "Permission denied", "x")])
@@ -299,6 +320,23 @@ def test_the_program_itself(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: nothing can be written to setup.py")
     assert done.stdout == ""
+
+
+def test_ctrl_c_while_commands_are_imported(monkeypatch, capsys):
+    class Interrupted:
+        @staticmethod
+        def find_spec(name, path, target=None):
+            if name == "halp_fx.cli":
+                raise KeyboardInterrupt
+
+    for name in [n for n in sys.modules if n.startswith("halp_fx.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr(halp_fx, "cli", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupted, *sys.meta_path])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module("halp_fx.__main__").main()
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.startswith("interrupted")
 
 
 def test_solve(run):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import MacsCost
+from halp_fx.pruning.distributed import Team
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 4
@@ -128,3 +130,91 @@ def test_a_single_process_is_no_team(tmp_path):
         assert len(seen) == 2
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.fixture
+def tape(monkeypatch):
+    """What process 0 tells, to be played to another one: two processes, one after the other in this one."""
+
+    class Told:
+        rank, other, messages = 0, None, []
+
+    def broadcast(box, src):
+        assert src == 0
+        if Told.rank == 0:
+            Told.messages.append(copy.deepcopy(box[0]))
+        else:
+            box[0] = Told.messages.pop(0)
+
+    def gather(everyone, value):
+        everyone[:] = [value if Told.other is None else Told.other, value]
+
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", broadcast)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    monkeypatch.setattr(Team, "here", classmethod(lambda cls: cls(Told.rank, 2)))
+    return Told
+
+
+def alone(seen, **options):
+    """Pruned with a training that needs no other process."""
+
+    def train(model):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(0.9)
+        seen.append(model[0].out_channels)
+
+    return pruned(0, [], **{"train_between": train} | options)
+
+
+@pytest.mark.parametrize("compensate", [False, True])
+def test_what_is_told_leads_another_process_to_the_same_network(tape, compensate):
+    first, second = [], []
+    led = alone(first, compensate=compensate)
+    tape.rank = 1
+    followed = alone(second, compensate=compensate)
+    assert not tape.messages, "every message was heard"
+    assert len(first) == 2
+    assert first == second
+    assert followed.halp == led.halp
+    for name, value in led.state_dict().items():
+        assert torch.equal(value, followed.state_dict()[name]), name
+
+
+def test_a_process_follows_the_first_back(tape):
+    scores = iter([1.0, 1.0, 0.0])
+    first, second = [], []
+    led = alone(first, score_fn=lambda model: next(scores), max_drop=0.5)
+    tape.rank = 1
+    followed = alone(second, score_fn=lambda model: 1.0, max_drop=0.5)
+    assert len(first) == len(second) == 2, "both trained what was then taken back"
+    assert not led.halp.met
+    assert led[0].out_channels == first[0]
+    assert [tuple(p.shape) for p in followed.parameters()] == [tuple(p.shape) for p in led.parameters()]
+
+
+def test_an_error_of_the_first_is_heard_by_another(tape):
+    def fails(model):
+        raise ValueError("the score is broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        alone([], score_fn=fails)
+    tape.rank = 1
+    with pytest.raises(halp_fx.HalpError, match="failed in process 0 of the job: ValueError: the score is broken"):
+        alone([])
+
+
+def test_other_models_and_other_arguments_are_named(tape):
+    shapes = [(name, tuple(t.shape)) for name, t in network().state_dict().items()]
+    tape.rank = 1
+    tape.other = ("Sequential", shapes, "budget=0.7")
+    with pytest.raises(halp_fx.ModelError, match=r"process 1 has Sequential budget=0\.4.*process 0 has .*=0\.7"):
+        alone([])
+    tape.other = ("Sequential", shapes[:-1], "budget=0.7")
+    with pytest.raises(halp_fx.ModelError, match=r"process 1 has \('7\.bias', \(4,\)\)"):
+        alone([])
+
+
+def test_what_is_for_one_process_is_refused_in_several(tape):
+    with pytest.raises(halp_fx.ModelError, match="runs in one process, and this job has 2"):
+        halp_fx.pareto(network(), [0.5], X[:1], latency="macs")

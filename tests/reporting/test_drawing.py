@@ -21,7 +21,12 @@ def test_a_box_for_every_axis_and_a_line_for_every_kind(tmp_path):
     assert boxes["two.weight[0]"][1] < boxes["one.weight[0]"][1] < boxes["stem.weight[0]"][1], "the first on top"
     legend = [t.get_text() for t in axes.get_legend().get_texts()]
     assert legend == ["concat", "depthwise", "input", "residual", "layer: is computed from"]
-    assert draw(graph, tmp_path / "graph.png").stat().st_size > 10_000
+    assert draw(graph, tmp_path / "a" / "folder" / "graph.png").stat().st_size > 10_000
+    with pytest.raises(halp_fx.HalpError, match=r"graph\.txt: a picture's name ends in \.png, \.svg, \.pdf"):
+        draw(graph, tmp_path / "graph.txt")
+    assert not (tmp_path / "graph.txt").exists()
+    graph.write_graphml(tmp_path / "another" / "graph.xml")
+    assert (tmp_path / "another" / "graph.xml").read_text().startswith("<?xml")
 
 
 def test_branches_lie_beside_each_other():

@@ -68,6 +68,11 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
+def test_a_page_makes_its_folder(report, tmp_path):
+    path = report.to_html(str(tmp_path / "not" / "there" / "report.html"))
+    assert path.read_text(encoding="utf-8") == page(report)
+
+
 def test_the_page_says_what_was_done(report):
     found = Page(page(report))
     assert report.verdict in found.text
@@ -106,6 +111,7 @@ def test_names_are_text(report):
 def test_a_network_that_was_left_as_it_is():
     report = halp_fx.prune(small_resnet(), 1.0, IMAGE, latency="macs", progress=False).halp
     assert "Nothing removed" in Page(page(report)).text
+    assert f"All {len(report.modules)} modules, as before" in Page(page(report)).text, "and they are folded"
     assert "Nothing removed" in fragment(report)
 
 
@@ -244,6 +250,20 @@ def test_a_browser_shows_it(browser, timed, tmp_path, width, scheme):
     paper = shown.evaluate("getComputedStyle(document.body).backgroundColor")
     bright = sum(map(int, re.findall(r"\d+", paper)[:3])) > 3 * 128
     assert bright == (scheme == "light")
+    shown.close()
+
+
+@pytest.mark.parametrize(("width", "media"), [(380, "screen"), (1200, "screen"), (718, "print")])
+def test_long_amounts_have_room(browser, report, tmp_path, width, media):
+    costs = tuple(replace(c, cost=(301e6, 169e6)) for c in report.costs)
+    large = replace(report, costs=costs, dense=188e6, budget=149e6, measured=148e6)
+    shown = browser.new_page(viewport={"width": width, "height": 900})
+    shown.emulate_media(media=media)
+    shown.goto(large.to_html(tmp_path / "report.html").as_uri())
+    assert "301 M MACs → 169 M MACs" in shown.locator(".pairs .value").first.text_content()
+    over = "[...document.querySelectorAll('.value, .of')].filter(e => e.scrollWidth > e.clientWidth).length"
+    assert shown.evaluate(over) == 0
+    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
     shown.close()
 
 
