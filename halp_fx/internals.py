@@ -8,6 +8,8 @@ needed, and listed here. `torch._dynamo`, which takes seconds to import, is impo
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,7 +35,7 @@ STORAGE = ("_cdata",)
 MODE = ("_should_skip_dynamo",)
 """Attributes of what each is named after."""
 
-WHERE_THERE = ("_cuda_getDriverVersion",)
+WHERE_THERE = ("_cuda_getDriverVersion", "_jit_onnx_log")
 """Of `torch._C`, used if a PyTorch has it."""
 
 
@@ -41,6 +43,21 @@ def source_name(node: Any) -> str:
     """Where a program found what Dynamo made an input of its graph; "" where it does not say (`_dynamo_source`)."""
     name = getattr(getattr(node, "_dynamo_source", None), "name", "")
     return str(name() if callable(name) else name)  # A method until torch 2.12.
+
+
+@contextmanager
+def no_graph_printed() -> Iterator[None]:
+    """Without the whole graph that the TorchScript exporter prints when it fails, `verbose` or not: from C++ to the
+    process's standard output, where no redirection of Python's sees it."""
+    known = getattr(torch._C, "_jit_onnx_log", None)
+    if known is None:
+        yield
+        return
+    torch._C._jit_onnx_log = lambda *what: None
+    try:
+        yield
+    finally:
+        torch._C._jit_onnx_log = known
 
 
 def missing() -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
-from ..internals import tree_map
+from ..internals import no_graph_printed, tree_map
 from ..types import Inputs
 from .examples import Batches, named, names_of, tensors
 from .files import ExportedNetwork, OnnxNetwork, label_onnx, needed, opset_of, write_pt2
@@ -139,7 +139,12 @@ def quiet() -> Iterator[None]:
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     aside = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(aside), contextlib.redirect_stderr(aside):
+    with (
+        no_graph_printed(),
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(aside),
+        contextlib.redirect_stderr(aside),
+    ):
         warnings.simplefilter("ignore")
         for logger in loggers:
             logger.setLevel(logging.CRITICAL)

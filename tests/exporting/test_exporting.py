@@ -105,6 +105,15 @@ def test_the_opset_that_was_asked_for(small, tmp_path):
         halp_fx.export(small, tmp_path / "net.pt2", X, opset=17)
 
 
+def test_exporters_that_fail_print_nothing(tmp_path, capfd):
+    """Not from C++ either: the older one would write its graph into what a command line says."""
+    print("here", flush=True)
+    with pytest.raises(ExportError, match="TorchScript, one batch size"):
+        halp_fx.export(nn.Conv2d(3, 2, 1), tmp_path / "net.onnx", X, opset=99)
+    torch._C._jit_onnx_log("the log is as it was")
+    assert capfd.readouterr() == ("here\nthe log is as it was\n", "")
+
+
 def test_a_pt2_file(small, tmp_path):
     path = tmp_path / "net.pt2"
     made = halp_fx.export(small, str(path), X)
