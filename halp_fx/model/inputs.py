@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from typing import Any
 
@@ -33,7 +34,8 @@ def normalize_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     """Arguments for one forward, in the conventions of `torch.onnx.export`.
 
     A tensor is the only argument; a tuple holds positional ones, a dict at its end keyword ones; a dict alone holds
-    keyword arguments. None infers an image batch from the first convolution. Of a list of examples, the first counts.
+    keyword arguments, or is a batch, where the forward has no such keywords. None infers an image batch from the
+    first convolution. Of a list of examples, the first counts.
     """
     if isinstance(example_inputs, Examples):
         return example_inputs[0]
@@ -44,13 +46,31 @@ def normalize_inputs(model: nn.Module, example_inputs: Any) -> Inputs:
     if isinstance(example_inputs, torch.Tensor):
         return (example_inputs,), {}
     if isinstance(example_inputs, dict):
-        return (), dict(example_inputs)
+        return _named(model, example_inputs)
     if isinstance(example_inputs, tuple):
         args = tuple(example_inputs)
         if args and isinstance(args[-1], dict):
-            return args[:-1], dict(args[-1])
+            return (args[:-1], dict(args[-1])) if args[1:] else _named(model, args[0])
         return args, {}
     return (example_inputs,), {}
+
+
+def _named(model: nn.Module, given: dict[Any, Any]) -> Inputs:
+    """The only thing that a forward is given: keyword arguments, or a batch, if it has no such keywords."""
+    try:
+        signature = inspect.signature(model.forward)
+    except (TypeError, ValueError):
+        return (), dict(given)
+    is_batch = not _takes(signature, (), given) and _takes(signature, (given,), {})
+    return ((given,), {}) if is_batch and not given.keys() & signature.parameters.keys() else ((), dict(given))
+
+
+def _takes(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[Any, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def infer_image(model: nn.Module) -> torch.Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.functional import batch_norm
+from torch.nn.functional import batch_norm, one_hot
 from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
@@ -138,6 +138,29 @@ _READERS = ("size", "numel", "nelement", "__len__")
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 _SIZES = frozenset((*(getattr(torch.Tensor, name) for name in _READERS), _SHAPE, torch.numel))
 
+# What a program asks about the device of a tensor, and what it is told of one.
+_Asked = Callable[[torch.device], Any]
+
+
+def _is_of(kind: str) -> _Asked:
+    return lambda device: device.type == kind
+
+
+def _index(device: torch.device) -> int:
+    return -1 if device.index is None else device.index
+
+
+_DEVICE: dict[Any, _Asked] = {
+    torch.Tensor.device.__get__: lambda device: device,
+    torch.Tensor.get_device: _index,
+    torch.get_device: _index,
+    **{
+        getattr(torch.Tensor, f"is_{kind}").__get__: _is_of(kind)
+        for kind in ("meta", "cpu", "cuda", "mps", "xpu", "xla")
+    },
+}
+_META = torch.device("meta")
+
 # Ways from values to Python that are no operators.
 _VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
 
@@ -151,11 +174,18 @@ class PythonNames(TorchFunctionMode):
         whole: Callable[[Any, Any, Any], Any],
         sized: Callable[[Any, Any, int | slice], Any],
         read: Callable[[str, torch.Tensor], None],
+        device: torch.device | None,
     ) -> None:
         """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
         unless there is a result; `sized(args, result, part)` is told about each size that the program reads (of a
-        shape, that part), and `read(function, tensor)` about values that it takes without an operator."""
+        shape, that part), and `read(function, tensor)` about values that it takes without an operator.
+
+        `device` is where tensors without values would be: a program that asks, to go one way on a GPU and another on
+        a CPU, is told that. None if the forward runs with values.
+        """
         super().__init__()
+        # An object of its own: where the program hands it on, to make or move a tensor, no values are made.
+        self._device = None if device is None else torch.device(str(device))
         self.current = ""
         # Of the numbers that the function was given.
         self.sources: frozenset[Source] = frozenset()
@@ -172,12 +202,18 @@ class PythonNames(TorchFunctionMode):
         self.sources = sources_of((args, kwargs)) if active() else frozenset()
         self.failed = None
         try:
+            if self._device is not None:
+                if func in _DEVICE and args[0].is_meta:
+                    return _DEVICE[func](self._device)
+                args, kwargs = self._where_it_runs(args, kwargs)
             if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
                 self._read(self.current, args[0])
             if self.current in _WHOLE:
                 return self._whole(_overload(self.current, args), args, None)
             if func is batch_norm and args[0].numel() == 0:
                 return self._normalized(*args, **(kwargs or {}))
+            if func is one_hot:
+                return _classes(*args, **(kwargs or {}))
             result = run_in_pieces(func, args, kwargs or {})
             if func not in _SIZES:
                 return result
@@ -187,6 +223,14 @@ class PythonNames(TorchFunctionMode):
             raise
         finally:
             self.current = ""
+
+    def _where_it_runs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """What a function is given, with the device of tensors without values for the one that the program was told."""
+        if any(a is self._device for a in args):
+            args = tuple(_META if a is self._device else a for a in args)
+        if kwargs and kwargs.get("device") is self._device:
+            kwargs = {**kwargs, "device": _META}
+        return args, kwargs
 
     def _normalized(
         self,
@@ -204,6 +248,13 @@ class PythonNames(TorchFunctionMode):
         args = (x, weight, bias, mean, var, training, momentum, eps)
         result = (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
         return self._whole(torch.ops.aten.native_batch_norm.default, args, result)[0]
+
+
+def _classes(tensor: torch.Tensor, num_classes: int = -1) -> torch.Tensor:
+    """`one_hot`, without the look at the values by which PyTorch checks that they are below a given number."""
+    if num_classes < 1:
+        return one_hot(tensor, num_classes)
+    return (tensor.unsqueeze(-1) == torch.arange(num_classes, device=tensor.device)).to(torch.int64)
 
 
 def run_in_pieces(func: Any, args: Any, kwargs: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Whether a model's forward may do something else in train mode than in eval mode, by what its code reads."""
+"""What a model's forward may go by, as its code shows: the mode, and the widths that layers know of themselves."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator
 from functools import partial
 from types import CodeType, FunctionType, MethodType
@@ -10,12 +11,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-_ASKS = frozenset({"training", "is_grad_enabled", "is_inference_mode_enabled"})
 _TORCH = "torch."
-
-# What was found out about classes, and about the code of functions.
-_classes: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
-_known: WeakKeyDictionary[CodeType, bool] = WeakKeyDictionary()
 
 
 def differs_in_training(model: nn.Module) -> bool:
@@ -23,7 +19,64 @@ def differs_in_training(model: nn.Module) -> bool:
 
     What PyTorch's layers do in train mode couples the same channels.
     """
-    return any(_class_asks(type(module)) or any(map(_asks, _own_functions(module))) for module in model.modules())
+    return _MODES.in_model(model)
+
+
+def asks_for_widths(model: nn.Module) -> bool:
+    """Whether such code asks layers how wide they are (`conv.out_channels`): unlike the size of a tensor, that is in
+    no recording, and a forward may branch on it."""
+    return _WIDTHS.in_model(model)
+
+
+class _Names:
+    """Looks for names in the code of models."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = frozenset(names)
+        # What was found out about classes, and about the code of functions.
+        self._classes: WeakKeyDictionary[type, bool] = WeakKeyDictionary()
+        self._codes: WeakKeyDictionary[CodeType, bool] = WeakKeyDictionary()
+
+    def in_model(self, model: nn.Module) -> bool:
+        modules = model.modules()
+        return any(self._in_class(type(m)) or any(map(self._in_value, _own_functions(m))) for m in modules)
+
+    def _in_class(self, kind: type) -> bool:
+        if kind not in self._classes:
+            own = (b for b in kind.__mro__ if issubclass(b, nn.Module) and not b.__module__.startswith(_TORCH))
+            methods = (value for base in own for name, value in vars(base).items() if name != "__init__")
+            self._classes[kind] = any(map(self._in_value, methods))
+        return self._classes[kind]
+
+    def _in_value(self, value: Any) -> bool:
+        function = _function(value)
+        return function is not None and self._in_function(function)
+
+    def _in_function(self, function: FunctionType) -> bool:
+        """Whether a function has one of the names, or one that it calls by a name of its file or of what it is in."""
+        if function.__code__ not in self._codes:
+            self._codes[function.__code__] = self._searched(function)
+        return self._codes[function.__code__]
+
+    def _searched(self, function: FunctionType) -> bool:
+        left, seen = [function], {function}
+        while left:
+            this = left.pop()
+            for code in _codes(this.__code__):
+                if self._names.intersection(code.co_names):
+                    return True
+                known = [_function(this.__globals__.get(name)) for name in code.co_names]
+                known += [_function(value) for value in inspect.getclosurevars(this).nonlocals.values()]
+                left += (f for f in known if f is not None and f not in seen and not _is_torch(f))
+                seen.update(left)
+        return False
+
+
+_MODES = _Names("training", "is_grad_enabled", "is_inference_mode_enabled")
+_WIDTHS = _Names(
+    *("in_channels", "out_channels", "in_features", "out_features", "num_features", "num_channels"),
+    *("in1_features", "in2_features", "embedding_dim", "embed_dim", "input_size", "hidden_size"),
+)
 
 
 def _own_functions(module: nn.Module) -> Iterator[Any]:
@@ -34,18 +87,6 @@ def _own_functions(module: nn.Module) -> Iterator[Any]:
                 yield from value.values()
         elif callable(value) and not isinstance(value, nn.Module | type):
             yield value
-
-
-def _class_asks(kind: type) -> bool:
-    if kind not in _classes:
-        own = (b for b in kind.__mro__ if issubclass(b, nn.Module) and not b.__module__.startswith(_TORCH))
-        _classes[kind] = any(any(map(_asks, vars(base).values())) for base in own)
-    return _classes[kind]
-
-
-def _asks(value: Any) -> bool:
-    function = _function(value)
-    return function is not None and _function_asks(function)
 
 
 def _function(value: Any) -> FunctionType | None:
@@ -59,26 +100,6 @@ def _function(value: Any) -> FunctionType | None:
             value = value.fget
         else:
             return value if isinstance(value, FunctionType) else None
-
-
-def _function_asks(function: FunctionType) -> bool:
-    """Whether a function or one that it calls, by a name of its own file, asks for the mode."""
-    if function.__code__ not in _known:
-        _known[function.__code__] = _searched(function)
-    return _known[function.__code__]
-
-
-def _searched(function: FunctionType) -> bool:
-    left, seen = [function], {function}
-    while left:
-        this = left.pop()
-        for code in _codes(this.__code__):
-            if _ASKS.intersection(code.co_names):
-                return True
-            known = (_function(this.__globals__.get(name)) for name in code.co_names)
-            left += (f for f in known if f is not None and f not in seen and not _is_torch(f))
-            seen.update(left)
-    return False
 
 
 def _is_torch(function: FunctionType) -> bool:

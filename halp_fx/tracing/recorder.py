@@ -42,7 +42,6 @@ class Recorder(TorchDispatchMode):
     def __init__(self, used: nn.Module, live: Members, watch: MetaWatch | None, run: Run) -> None:
         super().__init__()
         self.graph = fx.Graph()
-        self.names = PythonNames(self.whole, self.sized, self.read)
         self.module = ""
         self.reached: set[str] = set()
         self.calls: tuple[ModuleCall, ...] = ()
@@ -59,6 +58,7 @@ class Recorder(TorchDispatchMode):
         self._members = Members.of(used)
         self._originals = live.tensors
         self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
+        self.names = PythonNames(self.whole, self.sized, self.read, None if watch is None else self._device)
         # The forward uses the copy's tensors; code that closes over the caller's model uses those.
         tensors = self._members.tensors
         self._attributes = {id(t): name for found in (self._originals, tensors) for name, t in found.items()}
@@ -129,7 +129,10 @@ class Recorder(TorchDispatchMode):
         for tensor in written:
             name = self._parameters.get(storage_of(tensor))
             if name is not None:
-                raise ModelError(f"the forward changes its own parameter {name} ({caller()}): make it a buffer")
+                raise ModelError(
+                    f"the forward changes its own parameter {name} ({caller()}): compute with what it should be "
+                    "(`weight * mask`) instead of writing it, or make it a buffer"
+                )
         if torch.Tag.data_dependent_output in func.tags:
             known = self._read_values(func, node_args, args)
             if known is not None:

@@ -8,13 +8,15 @@ import random
 from ..types import Coupling, Plan
 
 _SHARES = (0.5, 0.75, 0.625)
+# Of fewer channels, two of these would come to the same width.
+_FEW, _SHARES_OF_FEW = 6, (0.5, 0.75, 0.25)
 
 
 def shares(coupling: Coupling) -> Plan:
     """Each group at one of several shares of its width, so that equal widths do not hide what depends on which."""
     kept = {}
     for i, group in enumerate(coupling.prunable):
-        share = _SHARES[i % len(_SHARES)]
+        share = (_SHARES_OF_FEW if group.size < _FEW else _SHARES)[i % len(_SHARES)]
         kept[group.name] = range(max(1, min(math.ceil(group.size * share), group.size - 1)))
     return Plan({name: tuple(rows) for name, rows in kept.items()})
 

@@ -13,6 +13,7 @@ from ..coupling.mends import resolve, with_mends
 from ..coupling.propagation import Propagated, propagate
 from ..coupling.settling import settle
 from ..coupling.sizes import groups_at, groups_followed, own_axis, reads_widths, takes_sizes
+from ..tracing.modes import asks_for_widths
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch
 from .literals import literal_decisions
@@ -93,7 +94,8 @@ class Search:
         found = self._with_literals(self._coupled(decisions))
         if unseen:
             found = self._freeze(found, found.prunable, unseen)
-        while found.prunable and any(takes_sizes(view) or reads_widths(view) for view in found.views()):
+        asks = asks_for_widths(self.runner.model)
+        while found.prunable and (asks or any(takes_sizes(view) or reads_widths(view) for view in found.views())):
             failed = self.runner.first_failure(found, self.accepted)
             if failed is None:
                 break

@@ -125,6 +125,7 @@ def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Alg
                 wide = [(p, set(varying(broadcast(p, shape)))) for p in other.planes] if other is not value else []
                 sides = sorted(((min(d), p, d) for p, d in wide if d and d < dims), key=lambda side: side[0])
                 alone = len(sides) == 1 and sides[0][0] > min(dims) and _of_its_own(sides[0][1], plane, algebra)
+                alone = alone and not _long(other, dims - sides[0][2], shape)
                 if not alone and (len(sides) < 2 or set.intersection(*(d for _, _, d in sides))):
                     continue
                 whole = algebra.choose(f"{call.place}#sides", "whole") == "whole"
@@ -139,6 +140,12 @@ def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Alg
             planes.append(plane)
         found.append(replace(value, planes=tuple(planes)))
     return found
+
+
+def _long(value: Value, dims: set[int], shape: tuple[int, ...]) -> bool:
+    """Whether a tensor has elements of its own along `dims`: branches, which it is a stack of, do not go."""
+    offset = len(shape) - value.ndim
+    return any(d >= offset and value.shape[d - offset] > 1 for d in dims)
 
 
 def _of_its_own(plane: Plane, other: Plane, algebra: Algebra) -> bool:
@@ -208,6 +215,13 @@ register_rule(
     aten.bernoulli_,
     aten.fill_,
     aten.zero_,
+    aten.normal_,
+    aten.uniform_,
+    aten.exponential_,
+    aten.log_normal_,
+    aten.cauchy_,
+    aten.geometric_,
+    aten.random_,
 )(like)
 register_rule(torch.Tag.pointwise)(pointwise)
 register_rule(aten.copy_)(copy_into)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from ...types import TensorSpec
-from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
+from ..algebra import Algebra, Call, Planes, Value, along, broadcast, varying, vector
 from .channels import beside
 from .elementwise import join
 from .registry import register_rule
@@ -56,8 +56,8 @@ def index_put(call: Call, algebra: Algebra) -> Planes:
         replace(v, spec=_last(v.spec, len(shape)), planes=_inner(v, len(shape), call, algebra), node=None)
         for v in (replace(x, planes=trailing), values)
     ]
-    join(rows, shape, call, algebra)
-    return trailing
+    # What the values hold fixed is not carried on, as in any other operator.
+    return tuple(broadcast(p, x.shape) for p in join(rows, shape, call, algebra))
 
 
 def _last(spec: TensorSpec, count: int) -> TensorSpec:

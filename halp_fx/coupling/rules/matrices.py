@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, compact, varying
+from ..algebra import Algebra, Call, Planes, Value, compact, simplify, varying
 from .channels import beside
 from .contraction import product
 from .elementwise import join
@@ -105,6 +105,31 @@ def embedded_diagonal(call: Call, algebra: Algebra) -> Planes:
     return tuple(kept)
 
 
+def diagonal(call: Call, algebra: Algebra) -> Planes:
+    """`diagonal(x, offset, dim1, dim2)`: (*, n, m) -> (*, min(n, m)).
+
+    Row i meets column i, and does so after pruning if they go together. Rows or columns alone stay: without some, the
+    others would meet others; and so it is beside the main diagonal.
+    """
+    x: Value = call.args[0]
+    rows, columns = (int(call.arg(i + 2, f"dim{i + 1}", i)) % x.ndim for i in (0, 1))
+    sides = {d: [p for p in x.planes if {rows, columns} & set(varying(p)) == {d}] for d in (rows, columns)}
+    met = not int(call.arg(1, "offset", 0)) and all(sides.values())
+    kept = []
+    for plane in x.planes:
+        result = call.node.target(plane, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+        if not {rows, columns} & set(varying(plane)):
+            kept.append(result)
+        elif met and any(plane is p for p in sides[rows]):
+            kept.append(result)
+            for other in sides[columns]:
+                across = call.node.target(other, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+                algebra.couple(result, across, call, "diagonal")
+        elif not (met and any(plane is p for p in sides[columns])):
+            algebra.pin(plane, f"{call.where} takes what lies where a row and a column meet")
+    return tuple(algebra.grid(simplify(p)) for p in kept)
+
+
 register_rule(aten._euclidean_dist, aten._cdist_forward)(distances)
 register_rule(aten._pdist_forward)(pairs)
 register_rule(
@@ -123,3 +148,4 @@ register_rule(
 register_rule(aten.linalg_cross)(cross)
 register_rule(aten._trilinear)(bilinear)
 register_rule(aten.diag_embed)(embedded_diagonal)
+register_rule(aten.diagonal)(diagonal)

@@ -252,7 +252,6 @@ register_rule(
     aten.squeeze,
     aten.unsqueeze,
     aten.expand,
-    aten.diagonal,
     aten.unfold,
 )(shape_only)
 register_rule(aten.flip, aten.rot90)(moved)

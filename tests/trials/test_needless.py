@@ -1,0 +1,196 @@
+"""Structures that were frozen, or failed when they were rewritten, for no reason of their own: each at random widths
+against its zeroed twin."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Net, random_plan, randomized, relative_error
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+
+
+def image(function, width=8, **layers):
+    """`function` of 8 channels, or so many, and a classifier behind it."""
+    model = Net(lambda s, x: s.head(function(s, s.stem(x).relu()).mean((2, 3))), stem=nn.Conv2d(3, 8, 1))
+    model.head = nn.Linear(width, 4)
+    for name, layer in layers.items():
+        setattr(model, name, layer)
+    return randomized(model).eval()
+
+
+# Noise that is drawn in place.
+def sampled_gates(s, x):
+    logits = s.gate(x.mean((2, 3))).unflatten(1, (-1, 2))
+    gates = F.gumbel_softmax(logits)[..., 0] if s.training else logits.softmax(-1)[..., 0]
+    return x * gates[..., None, None]
+
+
+def noisy(draw):
+    return lambda s, x: x + draw(torch.empty_like(x)) if s.training else x
+
+
+# Experts that a router picks.
+def sparse_experts(s, x):
+    tokens = x.flatten(2).transpose(1, 2).flatten(0, 1)
+    weights, picked = s.router(tokens).softmax(-1).topk(1, -1)
+    out = torch.zeros_like(tokens)
+    for mask, expert in zip(F.one_hot(picked[:, 0], 3).unbind(-1), s.experts, strict=True):
+        (rows,) = torch.where(mask)
+        out.index_add_(0, rows, expert(tokens[rows]) * weights[rows])
+    return (tokens + out).unflatten(0, (len(x), -1)).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+# One attribute for the widths of several layers of a few channels each.
+def non_local(s, x):
+    key, query, value = (f(x).view(len(x), s.inner, -1) for f in (s.key, s.query, s.value))
+    y = value @ (query.transpose(1, 2) @ key).softmax(-1).transpose(1, 2)
+    return x + s.out(y.view(len(x), s.inner, *x.shape[2:]))
+
+
+# Branches that are stacked, and weights for each of their channels.
+def selected(s, x):
+    branches = torch.stack([s.near(x), s.far(x)], 1)
+    weights = s.weights(branches.sum(1).mean((2, 3))).unflatten(1, (2, -1)).softmax(1)
+    return (branches * weights[..., None, None]).sum(1)
+
+
+def selected_by_view(s, x):
+    branches = torch.stack([s.near(x), s.far(x)])
+    weights = s.weights(x.mean((2, 3))).view(len(x), 2, s.width).transpose(0, 1).sigmoid()
+    return torch.einsum("nbchw,nbc->bchw", branches, weights)
+
+
+# Rows that are written into a new tensor, whose other sizes are constants.
+def by_rows(s, x):
+    out = torch.zeros((len(x), x.shape[1], 2, 2), dtype=x.dtype)
+    for size in (0, 1):
+        rows = torch.arange(len(x))[size::2]
+        out[rows] = F.adaptive_avg_pool2d(x[rows] * (size + 1), 2)
+    return s.flat(out.flatten(1))[..., None, None]
+
+
+def layers(**kinds):
+    return lambda: {name: make() for name, make in kinds.items()}
+
+
+def conv(a, b, kernel=1):
+    return lambda: nn.Conv2d(a, b, kernel, padding=kernel // 2)
+
+
+def linear(a, b):
+    return lambda: nn.Linear(a, b)
+
+
+def experts():
+    return nn.ModuleList(nn.Sequential(nn.Linear(8, 5), nn.GELU(), nn.Linear(5, 8)) for _ in range(3))
+
+
+EXPERTS = {f"experts.{i}.0": 5 for i in range(3)}
+CASES = {
+    "sampled gates": (sampled_gates, 8, layers(gate=linear(8, 16)), {"stem": 8}),
+    "normal noise": (noisy(torch.Tensor.normal_), 8, layers(), {"stem": 8}),
+    "uniform noise": (noisy(torch.Tensor.uniform_), 8, layers(), {"stem": 8}),
+    "exponential noise": (noisy(lambda x: x.exponential_().log()), 8, layers(), {"stem": 8}),
+    "log-normal noise": (noisy(lambda x: x.log_normal_(0, 0.1)), 8, layers(), {"stem": 8}),
+    "sparse experts": (sparse_experts, 8, layers(router=linear(8, 3), experts=experts), {"stem": 8, **EXPERTS}),
+    "non-local": (
+        non_local,
+        8,
+        layers(key=conv(8, 4), query=conv(8, 4), value=conv(8, 4), out=conv(4, 8)),
+        {"stem": 8, "key": 4},
+    ),
+    "selected": (
+        selected,
+        6,
+        layers(near=conv(8, 6), far=conv(8, 6, 3), weights=linear(6, 12)),
+        {"stem": 8, "near": 6},
+    ),
+    "selected by view": (
+        selected_by_view,
+        6,
+        layers(near=conv(8, 6), far=conv(8, 6, 3), weights=linear(8, 12)),
+        {"stem": 8, "near": 6},
+    ),
+    "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_and_twin(name):
+    function, width, made, groups = CASES[name]
+    torch.manual_seed(0)
+    model, x = image(function, width, **made()), torch.randn(3, 3, 5, 5, dtype=torch.float64)
+    model.inner, model.width = 4, 6
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == groups
+    for seed in range(3):
+        plan = random_plan(coupling, seed)
+        small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
+        torch.testing.assert_close(small(x), twin(x), rtol=1e-9, atol=1e-9)
+        with torch.no_grad():
+            assert relative_error(twin(x), model(x)) > 1e-3
+    small.train()(x).sum().backward()
+
+
+def equally_wide(s, x):
+    y = s.mix(x)
+    return y * 2 if s.mix.in_channels == s.mix.out_channels else y
+
+
+def wide_enough(s, x):
+    y = s.mix(x)
+    return y.sin() if s.mix.out_channels > 6 else y
+
+
+def first_of(layer):
+    return layer.out_channels >= 8
+
+
+def by_a_helper(s, x):
+    return s.mix(x).sin() if first_of(s.mix) else s.mix(x)
+
+
+@pytest.mark.parametrize("function", [equally_wide, wide_enough, by_a_helper], ids=lambda f: f.__name__)
+def test_a_forward_that_asks_layers_how_wide_they_are(function):
+    """It may go another way in the pruned network: that is tried out beforehand."""
+
+    class Asking(Net):
+        def forward(self, x):
+            return self.head(function(self, self.stem(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Asking(None, stem=nn.Conv2d(3, 8, 1), mix=nn.Conv2d(8, 8, 1), head=nn.Linear(8, 4))
+    model, x = randomized(model).eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert "stem" in {g.name for g in coupling.prunable}
+    for seed in range(3):
+        plan = random_plan(coupling, seed)
+        small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
+        torch.testing.assert_close(small(x), twin(x), rtol=1e-9, atol=1e-9)
+
+
+class OfBatch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 1), nn.Linear(4, 5), nn.Linear(13, 3)
+
+    def forward(self, batch, scale=1.0):
+        image = self.a(batch["image"]).relu().mean((2, 3))
+        return self.head(torch.cat([image, self.b(batch["more"]).relu()], 1)) * scale
+
+
+@pytest.mark.parametrize("form", [lambda b: b, lambda b: (b,), lambda b: (b, {}), lambda b: (b, {"scale": 2.0})])
+def test_a_dict_may_be_an_argument(form):
+    """Where the forward has no keywords of these names, it cannot be meant for them."""
+    model, batch = OfBatch().eval(), {"image": torch.rand(2, 3, 5, 5), "more": torch.rand(2, 4)}
+    small = halp_fx.prune(model, 0.5, form(batch), latency="macs", round_to=1, progress=False)
+    assert small.halp.met
+    assert small(batch).shape == (2, 3)
+
+
+def test_a_dict_of_keywords_stays_that():
+    with pytest.raises(halp_fx.TraceError, match="unexpected keyword argument 'images'"):
+        halp_fx.channel_groups(OfBatch().eval(), ({"image": torch.rand(2, 3, 5, 5)}, {"images": 1}))
