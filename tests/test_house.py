@@ -137,27 +137,16 @@ def test_no_room_bears_the_name_of_a_function():
             assert place(path.parent) in LISTS or not shadowed, (path, shadowed)
 
 
-def test_documented_paths_are_there_at_once():
-    """In a process of its own: here other tests have imported them."""
+SLOW = {"scipy.sparse", "scipy.optimize", "networkx", "torchvision", "matplotlib", "jinja2", "onnx", "torch._dynamo"}
+
+
+def test_documented_paths_are_there_at_once_and_what_is_slow_to_import_waits():
+    """In a process of its own: here other tests have imported all of it."""
     names = ("rules.pointwise", "latency.MacsCost", "solver.solve", "kernels.lookup", "types.Plan", "errors.HalpError")
-    code = "import halp_fx; " + "; ".join(f"halp_fx.{name}" for name in names)
-    done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def test_what_is_slow_to_import_waits_for_its_first_use():
-    slow = {
-        "scipy.sparse",
-        "scipy.optimize",
-        "networkx",
-        "torchvision",
-        "matplotlib",
-        "jinja2",
-        "onnx",
-        "torch._dynamo",
-    }
-    code = "import sys, torch; before = set(sys.modules); import halp_fx; halp_fx.prune, halp_fx.Pruner; "
-    code += f"sys.exit(' '.join(sorted({slow!r} & (set(sys.modules) - before))) or 0)"
+    names = (*names, "prune", "Pruner")
+    code = "import sys, torch; before = set(sys.modules); import halp_fx; "
+    code += "; ".join(f"halp_fx.{name}" for name in names)
+    code += f"; sys.exit(' '.join(sorted({SLOW!r} & (set(sys.modules) - before))) or 0)"
     done = subprocess.run([sys.executable, "-c", code], cwd=HOUSE.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
