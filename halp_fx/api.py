@@ -25,6 +25,7 @@ from .pruning.frontier import Frontier
 from .pruning.goals import make_budgets, make_goals
 from .pruning.limits import LimitLike
 from .pruning.published import as_published
+from .pruning.reached import nothing_lost
 from .pruning.request import Effort, Request, Solver
 from .pruning.resuming import Notebook
 from .pruning.walking import walked
@@ -144,6 +145,8 @@ def prune(
         SaliencyError: no usable gradients, a batch that does not fit the loss, or no signal in any group.
         TrainingError: the optimizer cannot follow; said before anything runs.
         StateError: `state` is of another model, other data or options, or cannot be read; it is left as it was.
+        Whatever ends a call early, Ctrl-C and errors of the caller's functions included, has the network that was
+        reached by then as its attribute `reached` (docs/closing.md); nothing, where nothing was removed yet.
     """
     check_model(model)
     if optimizer is not None:
@@ -228,7 +231,7 @@ def pareto(
         InfeasibleError: none of the budgets can be reached.
         BudgetError, LatencyError, ModelError, SaliencyError: as `prune`; ModelError in a job of several processes, too.
         StateError: `state` is of another model, other data or options, or has passed other budgets; it is left as it
-            was.
+            was. Whatever ends a call early has the curve up to there as its attribute `reached`.
     """
     check_model(model)
     check_finite(model)
@@ -359,5 +362,6 @@ def _pruned(model: nn.Module, request: Request, team: Team, notebook: Notebook |
             go = contested if request.effort == "thorough" else walked
             session = go(model, request, team, notebook)
         small = session.best.network.model
-        small.halp = report_on(session)  # type: ignore[assignment]
+        with nothing_lost(lambda: session):
+            small.halp = report_on(session)  # type: ignore[assignment]
     return small

@@ -17,8 +17,9 @@ class HalpError(Exception):
     """Base class of all errors raised on purpose by halp_fx."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An error that a spawned worker raises is pickled: without the graph of what ran before it.
-        return _rebuilt, (type(self), self.args, {k: v for k, v in vars(self).items() if k != "recorded"})
+        # An error that a spawned worker raises is pickled: without the graph of what ran before it, and networks.
+        kept = {k: v for k, v in vars(self).items() if k not in ("recorded", "reached")}
+        return _rebuilt, (type(self), self.args, kept)
 
 
 def _rebuilt(kind: type[HalpError], args: tuple[Any, ...], attributes: dict[str, Any]) -> HalpError:

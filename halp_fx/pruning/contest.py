@@ -26,6 +26,7 @@ from ..types import Plan
 from .distributed import Team
 from .judging import Judgement
 from .networks import Contest, Judged, Network
+from .reached import nothing_lost
 from .request import Request
 from .restoring import compensated
 from .resuming import Notebook
@@ -71,8 +72,27 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
     batches = list(islice(request.data or (), request.batches))
     kept, held = parted(batches)
     reference = Reference.of(model, held, request.loss)
-    apart = replace(request, data=kept, score_fn=None)
+    request, apart = replace(request, data=batches), replace(request, data=kept, score_fn=None)
     found: list[_Entry] = []
+    with nothing_lost(lambda: _best(found).session if found else None):
+        return _elected(model, request, apart, reference, team, notebook, found)
+
+
+def _elected(
+    model: nn.Module,
+    request: Request,
+    apart: Request,
+    reference: Reference,
+    team: Team,
+    notebook: Notebook | None,
+    found: list[_Entry],
+) -> Session:
+    """Go all ways, and elect the best network.
+
+    Args:
+        apart: what is asked for without the data that are held out.
+        found: the ways that were gone to their end go here.
+    """
     ways = list(variants(apart))
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
@@ -80,11 +100,12 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
             session = walked(model, asked, team, part)
             if session.yardstick.met_already:
                 return session
-            found.append(_judged(name, session, reference))
+            with nothing_lost(lambda closed=session: None if found else closed):  # type: ignore[misc]
+                found.append(_judged(name, session, reference))
             done()
         if request.train_between is None:  # What it has learnt on its way a network of other widths has not.
-            best = min(found, key=lambda c: c.rank)
-            plan = varied(best.session, kept)
+            best = _best(found)
+            plan = varied(best.session, list(apart.data or ()))
             try:
                 if plan is not None:
                     found.append(_judged("widths varied", _session_of(plan, best.session), reference))
@@ -96,7 +117,7 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
     found.sort(key=lambda c: c.rank)
     session = found[0].session
     if request.train_between is None:
-        _made_of_all(session, batches)
+        _made_of_all(session, request)
     session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples)
     logger.info("%s is closest to the dense network: %.4g", found[0].judged.name, found[0].judged.distance)
     if request.score_fn is not None:
@@ -104,6 +125,10 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
         for network, share in ((Network(model, Plan()), 1.0), (session.best.network, session.best.measured)):
             session.judgement.holds(network, share)
     return session
+
+
+def _best(found: Sequence[_Entry]) -> _Entry:
+    return min(found, key=lambda c: c.rank)
 
 
 def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
@@ -147,10 +172,10 @@ def _session_of(plan: Plan, like: Session) -> Session:
     return session
 
 
-def _made_of_all(session: Session, batches: Sequence[Any]) -> None:
+def _made_of_all(session: Session, request: Request) -> None:
     """The best network again, now that nothing has to be held out any more."""
     best, yardstick = session.best, session.yardstick
-    session.request = replace(session.request, data=batches)
+    session.request = replace(session.request, data=request.data)
     session.network = Network(yardstick.model, Plan(), yardstick.coupling)
     small = rewrite(yardstick.model, best.network.plan, session.request.examples, coupling=yardstick.coupling)
     again = replace(best, network=replace(best.network, model=small))

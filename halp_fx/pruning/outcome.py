@@ -15,6 +15,10 @@ WAITED = 0.1
 """Share of the time in which other programs ran, from which on it is said."""
 
 
+COARSE = 0.1
+"""Share of a budget that may be left of it before it is said that the steps on the way were too large for it."""
+
+
 def out_of_reach(
     refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float | None = None
 ) -> InfeasibleError:
@@ -88,7 +92,13 @@ def load_notes(busy: str, waited: float) -> tuple[str, ...]:
 
 
 def verdict(
-    deviation: float, share: float, rounds: int, most_rounds: int, yardstick: Yardstick, request: Request
+    deviation: float,
+    share: float,
+    rounds: int,
+    most_rounds: int,
+    yardstick: Yardstick,
+    request: Request,
+    steps: int = 1,
 ) -> str:
     """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
 
@@ -96,6 +106,7 @@ def verdict(
         deviation: from the budget, relative to it.
         share: of the dense network's cost.
         rounds: candidates that were tried, of at most `most_rounds`.
+        steps: that were taken, the last one included.
     """
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
@@ -111,6 +122,11 @@ def verdict(
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
+        if steps > 1 and deviation < -COARSE:
+            why = (
+                f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths are "
+                "that coarse here: a smaller round_to, or steps=1, comes closer"
+            )
     else:
         why = f"after {rounds} rounds this is the closest network"
     return f"{target} is undercut by {-deviation:.1%}: {why}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..progress import work
 from .distributed import Team
+from .reached import nothing_lost
 from .request import Request
 from .resuming import Notebook
 from .session import Session
@@ -35,7 +36,8 @@ def walk(session: Session, ways: Sequence[float], team: Team, notebook: Notebook
         ways: that are left to go (`Session.ways`); none where the session is closed already.
 
     Raises:
-        InfeasibleError: the smallest network is above the budget.
+        InfeasibleError: the smallest network is above the budget. Whatever ends the work carries what was reached
+            (`reached`).
     """
 
     def keep(left: Sequence[float]) -> None:
@@ -44,7 +46,7 @@ def walk(session: Session, ways: Sequence[float], team: Team, notebook: Notebook
 
     if not ways:
         return
-    with work("prune", len(ways), "steps") as done:
+    with nothing_lost(lambda: session), work("prune", len(ways), "steps") as done:
         for i, way in enumerate(ways):
             keep(ways[i:])
             if session.judgement is None:  # A network that was found sound is kept as it was then.
@@ -60,6 +62,6 @@ def walk(session: Session, ways: Sequence[float], team: Team, notebook: Notebook
             if notebook is not None:
                 notebook.turn()
         session.close()
-    if notebook is not None:
-        notebook.turn()
-        keep(())
+        if notebook is not None:
+            notebook.turn()
+            keep(())

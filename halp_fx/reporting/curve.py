@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from ..model.preserving import as_modes_of, preserved
 from ..model.tensors import parameter_count
 from ..pruning.budgets import amount, figure, parse_budget
 from ..pruning.frontier import Frontier
+from ..pruning.reached import hand_over
 from ..pruning.session import Session
 from ..types import Plan
 from .making import report_on
@@ -163,22 +164,38 @@ def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:
     """Go past all budgets.
 
     Raises:
-        InfeasibleError: none of them can be reached.
+        InfeasibleError: none of them can be reached. Whatever ends it early carries the curve up to there.
     """
     session = frontier.session
     points: list[Point] = []
     stood: dict[str, Session] = {}
-    for asked, _ in frontier.points(passed):
-        scores = session.judgement.scores if session.judgement is not None else []
-        point = _point(asked, session, scores[-1].score if scores else None)
-        stood[asked] = _as_it_stands(session)
-        points.append(point)
-        if len(points) > 1 and point.measured > points[-2].measured:
-            # What the larger budget left of it may be worth more than what was found for this one.
-            points[-1] = replace(points[-2], asked=asked, budget=point.budget)
-            stood[asked] = replace(stood[points[-2].asked], request=session.request, yardstick=stood[asked].yardstick)
+    try:
+        for asked, _ in frontier.points(passed):
+            scores = session.judgement.scores if session.judgement is not None else []
+            point = _point(asked, session, scores[-1].score if scores else None)
+            stood[asked] = _as_it_stands(session)
+            points.append(point)
+            if len(points) > 1 and point.measured > points[-2].measured:
+                # What the larger budget left of it may be worth more than what was found for this one.
+                points[-1] = replace(points[-2], asked=asked, budget=point.budget)
+                wider = stood[points[-2].asked]
+                stood[asked] = replace(wider, request=session.request, yardstick=stood[asked].yardstick)
+    except BaseException as error:
+        if points:
+            hand_over(error, _curve(frontier, points, stood), f"the curve up to a budget of {points[-1].asked}")
+        raise
     if not points:
         raise next(iter(frontier.refused.values()))
+    return _curve(frontier, points, stood)
+
+
+def _curve(frontier: Frontier, points: Sequence[Point], stood: Mapping[str, Session]) -> Curve:
+    """The curve through these points.
+
+    Args:
+        stood: the session at each budget.
+    """
+    session = frontier.session
     model = session.yardstick.model
 
     def made(point: Point) -> nn.Module:

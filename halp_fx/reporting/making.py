@@ -48,8 +48,9 @@ def report_on(session: Session) -> Report:
     if best.choice.solution.limited and best.choice.solution.gap > WIDE:
         notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
-        best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request
-    )
+        best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request,
+        steps=len(session.trail) + 1,
+    )  # fmt: skip
     notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,

@@ -176,8 +176,10 @@ def _cut(small: nn.Module, model: nn.Module, plan: Plan, coupling: Coupling) -> 
     for member in (m for group in coupling.groups for m in group.members):
         name = member.axis.tensor
         if member.role == "consumer" and member.axis in gone and name in there and name in known:
-            stays = np.ones(known[name].shape[0], bool)
-            stays[gone.get(Axis(name, 0), np.empty(0, np.int64))] = False
+            # Transposed convolutions have their inputs first.
+            out = 1 if member.axis.dim == 0 and known[name].ndim > 1 else 0
+            stays = np.ones(known[name].shape[out], bool)
+            stays[gone.get(Axis(name, out), np.empty(0, np.int64))] = False
             found[name] = np.flatnonzero(stays)
     return found
 

@@ -1,6 +1,7 @@
 """layers: a call of a convolution or a linear layer -> its rows, as a plain matrix product has them.
 
-A row is one place of the output (a sample and a position), its inputs are what the kernel lies on there.
+A row is one place of the output (a sample and a position), its inputs are what the kernel lies on there. A transposed
+convolution is one of its inputs with zeros between them, with its kernel turned round.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 _CONVOLUTIONS = {"conv1d": 1, "conv2d": 2, "conv3d": 3}
+_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,7 +25,8 @@ class LayerCall:
         x: (*, inputs), or of a convolution (samples, channels, *space).
         weight: (outputs, inputs / groups, *kernel).
         bias: (outputs,) or None.
-        stride, padding, dilation: for each dimension of space; the padding before and behind.
+        stride, padding, dilation: for each dimension of space; the padding before and behind, which may be negative.
+        turned: of a transposed convolution, its own weight, of which `weight` is a copy as a convolution has it.
     """
 
     x: torch.Tensor
@@ -33,6 +36,7 @@ class LayerCall:
     padding: tuple[tuple[int, int], ...] = ()
     dilation: tuple[int, ...] = ()
     groups: int = 1
+    turned: torch.Tensor | None = None
 
     def result(self) -> torch.Tensor:
         """What the layer puts out as it is now."""
@@ -69,7 +73,11 @@ class LayerCall:
             by: (inputs of a group x kernel, outputs).
             shift: (outputs,); lost where there is no bias.
         """
-        self.weight.add_(by.T.reshape(self.weight.shape).to(self.weight))
+        change = by.T.reshape(self.weight.shape)
+        if self.turned is None:
+            self.weight.add_(change.to(self.weight))
+        else:
+            self.turned.add_(_turned(change).to(self.turned))
         if self.bias is not None:
             self.bias.add_(shift.to(self.bias))
 
@@ -78,10 +86,14 @@ class LayerCall:
 
 
 def layer_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LayerCall | None:
-    """What was called, if it is a linear layer, or a convolution (not transposed) of a batch."""
+    """What was called, if it is a linear layer, or a convolution of a batch; transposed, only in one group."""
     name = getattr(func, "__name__", "")
     if name == "linear":
         return LayerCall(*_LINEAR.bind(*args, **kwargs).args)
+    if name in _TRANSPOSED:
+        transposition = _TRANSPOSITION.bind(*args, **kwargs)
+        transposition.apply_defaults()
+        return _transposed_call(_TRANSPOSED[name], *transposition.args)
     if name not in _CONVOLUTIONS:
         return None
     bound = _CONVOLUTION.bind(*args, **kwargs)
@@ -99,6 +111,33 @@ def layer_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Laye
     return LayerCall(x, weight, bias, _each(stride, space), sides, dilation, groups)
 
 
+def _transposed_call(
+    space: int,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> LayerCall | None:
+    if x.ndim != space + 2 or groups != 1:
+        return None
+    stride, dilation = _each(stride, space), _each(dilation, space)
+    apart = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
+    apart[(..., *(slice(None, None, s) for s in stride))] = x
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    ends = zip(reach, _each(padding, space), _each(output_padding, space), strict=True)
+    sides = tuple((r - p, r - p + more) for r, p, more in ends)
+    return LayerCall(apart, _turned(weight), bias, (1,) * space, sides, dilation, turned=weight)
+
+
+def _turned(weight: torch.Tensor) -> torch.Tensor:
+    """The weight of a transposed convolution as that of a convolution, and the other way round."""
+    return weight.transpose(0, 1).flip([*range(2, weight.ndim)])
+
+
 def _convolution(
     input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1
 ) -> None: ...
@@ -107,7 +146,19 @@ def _convolution(
 def _linear(input: Any, weight: Any, bias: Any = None) -> None: ...
 
 
-_CONVOLUTION, _LINEAR = inspect.signature(_convolution), inspect.signature(_linear)
+def _transposition(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> None: ...
+
+
+_CONVOLUTION, _LINEAR, _TRANSPOSITION = map(inspect.signature, (_convolution, _linear, _transposition))
 
 
 def _each(value: Any, space: int) -> tuple[int, ...]:

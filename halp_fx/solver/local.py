@@ -52,7 +52,10 @@ class Incumbent:
 
 
 class Neighbourhood:
-    """All states that differ from another in one group or branch, restricted to options worth trying."""
+    """All states that differ from another in one group or branch, restricted to options worth trying.
+
+    A move changes the few tables that its variable, or a sum with it, is in: only these are looked up for it.
+    """
 
     def __init__(self, model: Model, free: int, worth: list[npt.NDArray[np.bool_]] | None = None) -> None:
         """`free`: the first `free` variables move. `worth[v]`: (K,) options of v to try (all by default)."""
@@ -60,14 +63,36 @@ class Neighbourhood:
         pairs = [(v, k) for v in range(free) for k in range(model.sizes[v]) if worth is None or worth[v][k]]
         self.variable = np.array([v for v, _ in pairs], np.int64)
         self.option = np.array([k for _, k in pairs], np.int64)
+        touched = model.touched(free)
+        # One entry for each table that each move changes.
+        self._move = np.repeat(np.arange(len(pairs)), [len(touched[v]) for v, _ in pairs])
+        self._factor = np.concatenate([np.zeros(0, np.int64), *(touched[v] for v, _ in pairs)])
 
-    def around(self, state: Ints) -> tuple[Ints, Ints, Ints]:
-        """(M,) variables and options of the moves from a state, and the complete (V, M) states they lead to."""
+    def around(self, incumbent: Incumbent, state: Ints) -> tuple[Ints, Ints, Ints, Floats, Floats]:
+        """(M,) variables and options of the moves from a complete state, the complete (V, M) states that they lead to,
+        and these states' (M,) values and (R, M) costs. The best one within the limits is offered."""
+        model = self.model
+        states = np.repeat(state[:, None], len(self.variable), axis=1)
+        states[self.variable, np.arange(len(self.variable))] = self.option
+        states = model.complete(states)
+        (value,), cost = model.evaluate(state[:, None])
+        where = model.entries_at(self._factor, np.maximum(states, 0), self._move)
+        before = model.entries(state[:, None])[self._factor, 0]
+
+        def changed(table: Floats) -> Floats:
+            return np.bincount(self._move, table[where] - table[before], len(self.variable))
+
+        values = value + changed(model.flat_value)
+        costs = cost + np.stack([changed(row) for row in model.flat_cost]) if len(cost) else cost.repeat(len(values), 1)
+        costs[:, (states < 0).any(axis=0)] = np.inf
+        incumbent.work.done += LOOK_UP * len(self._move)
         moving = self.option != state[self.variable]
-        variable, option = self.variable[moving], self.option[moving]
-        states = np.repeat(state[:, None], len(variable), axis=1)
-        states[variable, np.arange(len(variable))] = option
-        return variable, option, self.model.complete(states)
+        variable, option, states = self.variable[moving], self.option[moving], states[:, moving]
+        values, costs = values[moving], costs[:, moving]
+        allowed = np.where(model.feasible(costs), values, -np.inf)
+        if allowed.max(initial=-np.inf) > incumbent.value:
+            incumbent.offer(states[:, [int(np.argmax(allowed))]])
+        return variable, option, states, values, costs
 
 
 def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | None:
@@ -76,10 +101,11 @@ def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | No
     model = incumbent.model
     value, cost = (x[..., 0] for x in incumbent.offer(state[:, None]))
     while not model.feasible(cost[:, None])[0]:
-        variable, _, states = moves.around(state)
+        if incumbent.state is not None and incumbent.work.spent:
+            return None
+        variable, _, states, values, costs = moves.around(incumbent, state)
         if len(variable) == 0:
             return None
-        values, costs = incumbent.offer(states)
         over = np.maximum(cost - model.limit, 0.0).sum()
         saved = over - np.maximum(costs - model.limit[:, None], 0.0).sum(axis=0)
         lost = value - values
@@ -113,10 +139,9 @@ def _best_move(
     incumbent: Incumbent, moves: Neighbourhood, state: Ints, value: float, cost: Floats, multipliers: Floats
 ) -> tuple[Ints, float, Floats] | None:
     model = incumbent.model
-    variable, option, states = moves.around(state)
+    variable, option, states, values, costs = moves.around(incumbent, state)
     if len(variable) == 0:
         return None
-    values, costs = incumbent.offer(states)
     tiny = 1e-12 * max(1.0, abs(value))
     gain = np.where(model.feasible(costs), values - value, -np.inf)
     best = int(np.argmax(gain))

@@ -125,6 +125,24 @@ class Model:
             where += self._stride[:, column, None] * states[self._axis[:, column]]
         return where
 
+    def entries_at(self, factors: Ints, states: Ints, columns: Ints) -> Ints:
+        """(P,) such positions for P pairs of a factor and a column of (V, M) states."""
+        where = self._offset[factors]
+        for column in range(self._axis.shape[1]):
+            where += self._stride[factors, column] * states[self._axis[factors, column], columns]
+        return where
+
+    def touched(self, free: int) -> list[Ints]:
+        """For each of the first `free` variables, the factors that change with it, or with a sum that it is in."""
+        inside: list[set[int]] = [{v} for v in range(len(self.sizes))]
+        for s in self.sums:
+            inside[s.total] = inside[s.left] | inside[s.right]
+        found: list[set[int]] = [set() for _ in self.sizes]
+        for row, factor in enumerate(self.factors):
+            for v in set().union(*(inside[v] for v in factor.scope)):
+                found[v].add(row)
+        return [np.array(sorted(rows), np.int64) for rows in found[:free]]
+
     def complete(self, states: Ints) -> Ints:
         """Fill in the sums' rows of (V, M) states from the groups'. States whose sum has no option get -1 there."""
         for s in self.sums:

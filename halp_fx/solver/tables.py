@@ -79,6 +79,8 @@ class CostTable:
     out_widths: Ints = field(default_factory=lambda: np.zeros(1, np.int64))
     table: Floats = field(default_factory=lambda: np.zeros((1, 1)))
     resource: str = LATENCY
+    # What `at` was asked last: problems for many budgets are of the same tables and widths.
+    _laid: dict[tuple[bytes, ...], Floats] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         where = f"cost {self.name!r}"
@@ -99,15 +101,21 @@ class CostTable:
                 raise ProblemError(f"{where}: scale {term.scale!r} of group {term.group!r} is not a positive integer")
 
     def at(self, out_widths: npt.ArrayLike, in_widths: npt.ArrayLike) -> Floats:
-        """(P, Q) costs at every pair of the (P,) output and (Q,) input widths, bilinear between grid points.
+        """(P, Q) costs at every pair of the (P,) output and (Q,) input widths, bilinear between grid points; read-only.
 
         Raises:
             ProblemError: a width lies outside the grid.
         """
-        low, high, part = self._locate(out_widths, self.out_widths, "output")
-        rows = self.table[low] * (1 - part)[:, None] + self.table[high] * part[:, None]
-        low, high, part = self._locate(in_widths, self.in_widths, "input")
-        return rows[:, low] * (1 - part) + rows[:, high] * part
+        asked = tuple(np.asarray(widths, np.float64).tobytes() for widths in (out_widths, in_widths))
+        if asked not in self._laid:
+            low, high, part = self._locate(out_widths, self.out_widths, "output")
+            rows = self.table[low] * (1 - part)[:, None] + self.table[high] * part[:, None]
+            low, high, part = self._locate(in_widths, self.in_widths, "input")
+            found = rows[:, low] * (1 - part) + rows[:, high] * part
+            found.setflags(write=False)
+            self._laid.clear()
+            self._laid[asked] = found
+        return self._laid[asked]
 
     def entry(self, out_width: int, in_width: int) -> float:
         """`at` for a single pair of widths, without the arrays.

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from oracle import Net
 from torch import nn
 
 import halp_fx
@@ -172,3 +173,23 @@ def test_bad_width_options(bad):
 def test_plans_compose():
     first, second = Plan({"a": (0, 2, 4, 6), "b": (1,)}), Plan({"a": (1, 3), "c": (0,)})
     assert compose(first, second) == Plan({"a": (2, 6), "b": (1,), "c": (0,)})
+
+
+def test_steps_that_are_too_large_for_their_budget_are_named():
+    def forward(s, x):
+        x = s.a(x).relu()
+        return s.out(s.b((x + s.d(s.c(x).relu())).relu()).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    images = torch.randn(24, 3, 8, 8)
+    net = Net(
+        forward, a=nn.Conv2d(3, 16, 3, padding=1), c=nn.Conv2d(16, 16, 3, padding=1), d=nn.Conv2d(16, 16, 1),
+        b=nn.Conv2d(16, 24, 3, stride=2, padding=1), out=nn.Linear(24, 5),
+    ).eval()  # fmt: skip
+    call = {"data": images.split(8), "latency": "macs", "round_to": 8, "progress": False}
+    coarse, once = (halp_fx.prune(net, 0.513, images[:1], steps=steps, **call).halp for steps in (5, 1))
+    assert coarse.met
+    assert once.met
+    assert once.measured > 1.1 * coarse.measured
+    assert "steps=1, comes closer" in coarse.notes[-1]
+    assert "steps=1" not in " ".join(once.notes)

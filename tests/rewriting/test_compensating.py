@@ -47,14 +47,28 @@ SECOND = {
     "same": nn.Conv2d(6, 5, (5, 3), padding="same"),
     "reflected": nn.Conv2d(6, 5, 3, padding=1, padding_mode="reflect"),
     "no bias": nn.Conv2d(6, 5, 1, bias=False),
+    "transposed": nn.ConvTranspose2d(6, 5, 3),
+    "transposed, strided": nn.ConvTranspose2d(6, 5, (3, 2), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)),
+    "transposed, dilated": nn.ConvTranspose2d(6, 5, 3, dilation=(2, 1), padding=1, bias=False),
+    "transposed, cropped": nn.ConvTranspose2d(6, 5, 2, stride=3, padding=2),
 }
 
 
 def unfolded(layer, x):
     """Rows of what the kernel lies on, by PyTorch's own means."""
+    if isinstance(layer, nn.ConvTranspose2d):  # One column is what comes of a one among zeros.
+        ones = torch.eye(layer.weight[:, 0].numel(), dtype=x.dtype).reshape(-1, *layer.weight[:, 0].shape)
+        settings = (None, layer.stride, layer.padding, layer.output_padding, 1, layer.dilation)
+        return F.conv_transpose2d(x, ones.movedim(0, 1), *settings).movedim(1, -1).flatten(0, 2)
     sides = layer._reversed_padding_repeated_twice if layer.padding else [0] * 4
     x = F.pad(x, list(sides), mode="reflect" if layer.padding_mode == "reflect" else "constant")
     return F.unfold(x, layer.kernel_size, layer.dilation, 0, layer.stride).movedim(1, -1).flatten(0, 1)
+
+
+def matrix(layer):
+    """Its weight: (inputs x kernel, outputs)."""
+    weight = layer.weight.detach()
+    return (weight.transpose(0, 1) if isinstance(layer, nn.ConvTranspose2d) else weight).flatten(1).T
 
 
 @pytest.mark.parametrize("kind", SECOND)
@@ -68,7 +82,7 @@ def test_a_layer_is_the_least_squares_twin(kind):
     assert layer.after < layer.before
     rows = unfolded(before[2], recorded(before, "2", x)[0])
     wanted = recorded(model, "2", x)[1].movedim(1, -1).flatten(0, 2)
-    start = before[2].weight.detach().flatten(1).T
+    start = matrix(before[2])
     ones = torch.ones(len(rows), 1, dtype=torch.float64)
     centred = rows - rows.mean(0) if before[2].bias is not None else rows
     strength = np.sqrt(layer.ridge * float(centred.square().mean(0).mean()) * len(rows))
@@ -79,7 +93,7 @@ def test_a_layer_is_the_least_squares_twin(kind):
     change = torch.linalg.lstsq(
         torch.cat([rows, pull]), torch.cat([wanted - rows @ start, torch.zeros(len(pull), 5, dtype=torch.float64)])
     ).solution
-    got = small[2].weight.detach().flatten(1).T
+    got = matrix(small[2])
     if before[2].bias is not None:
         got = torch.cat([got, small[2].bias.detach()[None]])
     assert torch.allclose(got, start + change, atol=1e-8)

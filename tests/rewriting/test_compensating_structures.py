@@ -129,7 +129,6 @@ def test_what_repeats_is_restored_behind_a_flatten_and_in_values():
 
 
 KEPT_AS_THEY_ARE = {
-    "transposed": (lambda s, x: mean(s.out(s.stem(x).relu())), nn.ConvTranspose2d(8, 4, 2), "conv_transpose2d"),
     "grouped, transposed": (
         lambda s, x: mean(s.out(s.stem(x).relu())), nn.ConvTranspose2d(8, 4, 2, groups=2), "conv_transpose2d",
     ),

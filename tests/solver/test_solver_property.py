@@ -15,7 +15,7 @@ from halp_fx.errors import InfeasibleError
 from halp_fx.solver import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.lagrangian import bound_and_search
-from halp_fx.solver.local import Incumbent
+from halp_fx.solver.local import Incumbent, Neighbourhood
 from halp_fx.solver.model import TIE, compile_problem
 from halp_fx.solver.work import Work
 
@@ -261,5 +261,29 @@ def test_coarse_problem_first(kind, monkeypatch):
         s = solve(problem, "exact")
         assert s.value == pytest.approx(best, abs=1e-6 * max(1.0, abs(best)))
         assert solve(problem, "lagrangian").upper_bound >= best - 1e-6 * max(1.0, abs(best))
+
+    check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_moves_cost_what_the_states_that_they_lead_to_cost(kind):
+    @settings(CASES, max_examples=60)
+    @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
+    def check(seed, groups):
+        problem = random_problem(kind, seed, groups, whole=False)
+        model = compile_problem(problem)
+        free, rng = len(problem.groups) + len(problem.branches), np.random.default_rng(seed)
+        worth = [rng.random(size) < 0.7 for size in model.sizes[:free]]
+        moves, incumbent = Neighbourhood(model, free, worth), Incumbent(model, Work(1.0))
+        state = np.array([rng.integers(size) for size in model.sizes])
+        state = model.complete(state[:, None])[:, 0]
+        variable, option, states, values, costs = moves.around(incumbent, state)
+        assert len(variable) == sum(sum(w) - w[k] for w, k in zip(worth, state, strict=False))
+        assert (states[variable, np.arange(len(option))] == option).all()
+        value, cost = model.evaluate(states)
+        np.testing.assert_allclose(values, value, atol=1e-12)
+        np.testing.assert_allclose(costs, cost, rtol=1e-12, atol=1e-12)
+        allowed = value[model.feasible(cost)]
+        assert incumbent.value == pytest.approx(allowed.max(initial=-np.inf), abs=1e-12)
 
     check()
