@@ -37,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        # A full disk names no file, and nobody knows the temporary one. (Without a number, an error is its words alone.)
+        # A full disk names no file, and nobody knows the temporary one. Without a number, an error is its words alone.
         if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
             error.filename = str(path)
         raise
