@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from . import options
-from .guarding import MISSED, OUT_OF_REACH, guarded, search_goes_on
+from .guarding import MISSED, OUT_OF_REACH, as_options, guarded, search_goes_on
 
 
 @guarded(
@@ -123,7 +123,7 @@ def prune(
     leave_report(report, out, output)
     for kind in kinds:
         output.say(halp_fx.export(small, out / f"model.{kind}", example))
-    output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
+    output.say(f"{as_options(str(report))}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
     output.say(next_steps(source, out))
     output.result(
         {
