@@ -37,8 +37,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename in (None, str(temporary), temporary):
-            error.filename = str(path)  # A full disk names no file, and nobody knows the other one.
+        # A full disk names no file, and nobody knows the temporary one. Without a number, an error is its words alone.
+        if isinstance(error, OSError) and error.errno and error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
         raise
 
 

@@ -14,6 +14,7 @@ from .models import import_function
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 logger = logging.getLogger("halp_fx")
 
@@ -47,6 +48,23 @@ def load_data(name: str | None, shape: tuple[int, ...], batch: int) -> Iterable[
     if not isinstance(batches, Iterable):
         raise HalpError(f"--data {name} gave {type(batches).__name__}, not batches that can be iterated over")
     return batches
+
+
+def said_of_classes(batches: object, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> str:
+    """What is odd about the number of classes in a folder: that the network has fewer; "" if nothing is."""
+    import torch
+
+    if not isinstance(batches, ImageFolder) or not batches.classes:
+        return ""
+    try:
+        with torch.no_grad():
+            scores = model(*inputs)
+    except Exception:  # Pruning says what is wrong with the forward, and does it better.
+        return ""
+    known = scores.shape[1] if isinstance(scores, torch.Tensor) and scores.ndim == 2 else batches.classes
+    if known >= batches.classes:
+        return ""
+    return f"--data has {batches.classes} folders of images, and the network {known} outputs: are these its classes?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,11 @@ class ImageFolder:
         kinds = f" of {len(classes)} classes" if found[0][1] >= 0 else ", no classes"
         logger.info("%s: %d images%s", folder, len(found), kinds)
         return cls(tuple(found[i] for i in order), (shape[1], shape[2], shape[3]), batch)
+
+    @property
+    def classes(self) -> int:
+        """How many there are; 0 where images are of none."""
+        return 1 + max(label for _, label in self.paths)
 
     def __iter__(self) -> Iterator[Any]:
         import torch

@@ -96,6 +96,11 @@ _OPTIONS = {
     r"\bmin_keep\b": "--min-keep",
     r"\bround_to\b": "--round-to",
     r"\bin ignore\b": "of --ignore",
+    r"\(latency=\)": "(--cost)",
+    r"summary\(\) and the page say which": "report.html says which",
+    r"pass data (for widths that fit the network) \(and loss_fn,": r"pass --data \1 (and --loss,",
+    r"\beffort='(\w+)'": r"--effort \1",
+    r"pass data, batches of inputs": "pass --data",
     r"Pass example_inputs with which model\(\*example_inputs\) runs": (
         "Say what it takes with --input, the batch first: 1x3x224x224"
     ),

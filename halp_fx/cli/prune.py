@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from . import options
-from .guarding import MISSED, OUT_OF_REACH, guarded, search_goes_on
+from .guarding import MISSED, OUT_OF_REACH, as_options, guarded, search_goes_on
 
 
 @guarded(
@@ -82,7 +82,7 @@ def prune(
     without, all layers become about equally narrow. Then fine-tune: this command does not train.
     """
     from .costs import budget_of, cost_of
-    from .data import load_data
+    from .data import load_data, said_of_classes
     from .folders import kinds_of, leave, leave_report, next_steps
     from .models import ModelSpec, import_function
     from .output import Output, writable
@@ -97,6 +97,8 @@ def prune(
         output.say(f"{model} has random weights: name a file of trained ones with --weights")
     price = cost_of(cost, runtime, device, table, threads)
     batches = load_data(data, tuple(example[0].shape), batch)
+    if doubt := said_of_classes(batches, dense, example):
+        output.say(doubt)
 
     import halp_fx
 
@@ -123,7 +125,7 @@ def prune(
     leave_report(report, out, output)
     for kind in kinds:
         output.say(halp_fx.export(small, out / f"model.{kind}", example))
-    output.say(f"{report}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
+    output.say(f"{as_options(str(report))}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
     output.say(next_steps(source, out))
     output.result(
         {

@@ -68,7 +68,7 @@ def sweep(
     network meets are named and left out; exit code 3 if none is met.
     """
     from .costs import cost_of
-    from .data import load_data
+    from .data import load_data, said_of_classes
     from .folders import leave, leave_report
     from .models import ModelSpec, import_function
     from .output import Output, writable
@@ -81,6 +81,8 @@ def sweep(
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = load_data(data, tuple(example[0].shape), batch)
+    if doubt := said_of_classes(batches, dense, example):
+        output.say(doubt)
     from ..api import pareto
     from ..reporting.report import report_of
 

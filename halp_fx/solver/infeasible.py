@@ -29,8 +29,8 @@ def infeasible(problem: WidthProblem, model: Model, proven: bool) -> InfeasibleE
             unit = f" {problem.unit}" if resource == "latency" else ""
             smallest = "the smallest is" if plan.exact else "the smallest found is"
             return InfeasibleError(
-                f"no choice of widths has a {resource} within the budget of {budget:g}{unit}: {smallest} "
-                f"{reached:g}, bounded by {', '.join(groups[:5])}; raise the budget, or allow smaller widths "
+                f"no choice of widths has a {resource} within the budget of {_written(budget)}{unit}: {smallest} "
+                f"{_written(reached)}, bounded by {', '.join(groups[:5])}; raise the budget, or allow smaller widths "
                 "there",
                 reached,
                 groups,
@@ -41,14 +41,19 @@ def infeasible(problem: WidthProblem, model: Model, proven: bool) -> InfeasibleE
     names = list(problem.budgets)
     reached = float(costs[worst, nearest] * model.scale[worst])
     groups = _costly_groups(problem, names[worst], states[:, nearest])
-    budgets = ", ".join(f"{r} {b:g}" for r, b in problem.budgets.items())
+    budgets = ", ".join(f"{r} {_written(b)}" for r, b in problem.budgets.items())
     what = "no choice of widths meets" if proven else "no choice of widths was found, with the work allowed, to meet"
     return InfeasibleError(
         f"{what} the budgets ({budgets}) together: where {names[nearest]} is smallest, {names[worst]} is "
-        f"{reached:g}; raise one of them, or allow smaller widths in {', '.join(groups[:5])}",
+        f"{_written(reached)}; raise one of them, or allow smaller widths in {', '.join(groups[:5])}",
         reached,
         groups,
     )
+
+
+def _written(amount: float) -> str:
+    """Without an exponent where a reader would count: 46,160 and 4.0231."""
+    return f"{amount:,.0f}" if 1000 <= abs(amount) < 1e15 else f"{amount:g}"
 
 
 def _costly_groups(problem: WidthProblem, resource: str, state: Ints) -> tuple[str, ...]:

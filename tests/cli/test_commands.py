@@ -65,6 +65,13 @@ def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
     assert "effort='much' is not one of" in pruned("other", "--effort", "much").err
 
 
+def test_what_a_report_advises_is_said_in_options(run):
+    said = run("prune", *COUNTED, "--budget", "50%").out
+    assert "report.html says which, and why" in said
+    assert "pass --data for widths that fit the network (and --loss, if" in said
+    assert "summary()" not in said
+
+
 def test_prune_in_json(run):
     found = run("prune", *COUNTED, "--budget", "60%", "--json")
     assert found.json["met"] is True
@@ -213,7 +220,8 @@ def test_a_list_of_commands_fits_a_narrow_terminal(group, commands):
         (("prune", *COUNTED, "--budget", "50%", "--out", "nets.py"), 1, "nothing can be written to nets.py"),
         (("prune", *COUNTED, "--budget", "1%"), 3, "a budget of 1.11 k MACs (1% of dense) cannot"),
         (("prune", *COUNTED, "--budget", "50%", "--min-keep", "7"), 2, "less than or equal to 1"),
-        (("prune", *COUNTED, "--budget", "latency=4ms"), 1, "as the cost (latency=) is macs"),
+        (("prune", *COUNTED, "--budget", "latency=4ms"), 1, "as the cost (--cost) is macs"),
+        (("prune", *COUNTED, "--budget", "50%", "--effort", "thorough"), 1, "--effort thorough judges networks by"),
         (("sweep", *COUNTED, "--budgets", ","), 1, "names none: write them with commas between"),
         (("report", "nets.py"), 1, "nets.py: this is not a report in JSON"),
         (("apply", *SMALL, "nets.py"), 1, "nets.py: "),

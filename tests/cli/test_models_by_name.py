@@ -9,7 +9,7 @@ import torch
 from command_line import NETS
 from torch import nn
 
-from halp_fx.cli.data import load_data
+from halp_fx.cli.data import load_data, said_of_classes
 from halp_fx.cli.models import ModelSpec, import_function, make_model, parse_settings, parse_shape
 from halp_fx.cli.weights import load_weights
 from halp_fx.errors import HalpError, ModelError
@@ -184,6 +184,20 @@ def test_a_folder_of_images(images):
     red = (pixels[:, 0] - (1 - 0.485) / 0.229).abs().amax((1, 2)) < 1e-4
     assert torch.equal(red, labels == 0)
     assert all(torch.equal(a, b) for a, b in zip(next(iter(data)), first, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "said"), [(1, "--data has 2 folders of images, and the network 1 output"), (2, ""), (5, "")]
+)
+def test_more_classes_than_outputs_are_told(images, outputs, said):
+    data = load_data(str(images), (1, 3, 8, 8), 4)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, outputs))
+    found = said_of_classes(data, net, (torch.rand(1, 3, 8, 8),))
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+    assert said_of_classes(load_data(str(images / "cats"), (1, 3, 8, 8), 4), net, (torch.rand(1, 3, 8, 8),)) == ""
+    assert said_of_classes(data, net, (torch.rand(1, 3, 9, 9),)) == "", "the forward's own error is for later"
+    assert said_of_classes([1], net, (torch.rand(1, 3, 8, 8),)) == ""
 
 
 def test_images_without_classes(images):

@@ -298,10 +298,10 @@ class Refused:
 
 
 REFUSALS = [
-    Refused(1e-3, "macs", r"the smallest that min_keep and round_to allow takes [\d.e+]+ MACs \(", {}),
+    Refused(1e-3, "macs", r"the smallest that min_keep and round_to allow takes [\d.]+ [kM] MACs \(", {}),
     Refused("1k", "params", r"What may help: a lower min_keep \(now 0\.5\)", {"min_keep": 0.5}),
     Refused(1e-6, "macs", r"Even with one channel in each group it would take", {}),
-    Refused(1e-3, "memory", r"takes .* bytes \(", {}),
+    Refused(1e-3, "memory", r"takes [\d.]+ kB \(", {}),
     Refused({"macs": 0.5, "params": 1e-3}, "macs", r"params within the budget.*min_keep", {}),
     Refused({"macs": 1e-3, "params": 0.5}, "macs", r"takes .* MACs \(", {}),
     Refused(1e-3, MacsCost(), r"branches=True", {}),

@@ -87,6 +87,12 @@ def test_infeasible_names_the_minimum_and_the_groups():
         assert caught.value.groups[0] == "dense1"
 
 
+def test_large_amounts_are_written_without_exponents():
+    grown = [{"in": [], "out": "a", "in_widths": [3], "out_widths": [4, 16], "table": [[2.5e6], [1e7]]}]
+    with pytest.raises(InfeasibleError, match=r"budget of 1,234,567 us: the smallest is 2,500,000,"):
+        solve(problem(costs=grown, budgets={"latency": 1_234_567.0}))
+
+
 def test_budgets_that_each_can_be_met_but_not_together():
     grow = [[5.0], [1.0]]
     shrink = [[1.0], [5.0]]
