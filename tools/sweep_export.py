@@ -106,12 +106,13 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Coverage of export",
         "",
-        f"Networks of torchvision and timm pruned to {BUDGET:.0%} of their MACs, written by `halp_fx.export` as ONNX "
-        "and run by onnxruntime beside the network: for the example inputs, for others, and at a second batch size. "
+        f"Networks of torchvision, timm and our own (`tools/sweeping/own.py`) pruned to {BUDGET:.0%} of "
+        "their MACs, written by `halp_fx.export` as ONNX and run by onnxruntime beside the network: for the example "
+        "inputs, for others, and at a second batch size. "
         "Deviation is the largest difference of an output relative to its largest value. Made by "
         f"`tools/sweep_export.py` with torch {torch.__version__} on {platform.machine()}, one thread.",
         "",
-        f"{len(good)} of {len(rows)} networks give the same outputs. Of those that take images as one tensor, "
+        f"{len(good)} of {len(rows)} networks give the same outputs. Of all but the two detectors, "
         f"{len(plain)} of {len(images)}: {any_size} with any batch size, {dynamo} by the exporter that starts from "
         "`torch.export`.",
         "",
@@ -120,7 +121,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         before, after = r.get("parameters", (0, 0))
-        sizes = f"{before / 1e6:.1f} M -> {after / 1e6:.1f} M" if before else ""
+        digits = 1 if before >= 1e6 else 3
+        sizes = f"{before / 1e6:.{digits}f} M -> {after / 1e6:.{digits}f} M" if before else ""
         note = r.get("failure") or "; ".join(r.get("notes", ()))
         note = " ".join(note.replace("|", "/").split())[:300]
         if "failure" in r:

@@ -169,7 +169,7 @@ def _check_context(graph: fx.GraphModule, inputs: Sequence[Any]) -> None:
     if torch.is_grad_enabled() and any(isinstance(v, torch.Tensor) and v.requires_grad for v in inputs):
         raise RefusedError(
             "gradients are on, and a pruned copy would be trained in vain: call the compiled model under "
-            f"torch.no_grad() or torch.inference_mode(). To train: {_INSTEAD}"
+            f"torch.no_grad() or torch.inference_mode(). {_INSTEAD}"
         )
     if any(map(torch.is_autocast_enabled, ("cpu", "cuda"))):
         raise RefusedError(

@@ -56,7 +56,8 @@ class PruneChannels(PassBase):
         if not isinstance(graph_module, fx.GraphModule):
             raise ModelError(
                 f"PruneChannels takes an fx.GraphModule, not a {type(graph_module).__name__}: capture the model first "
-                "(torch.fx.symbolic_trace, torch.export.export(...).module()), or call halp_fx.prune"
+                "(torch.fx.symbolic_trace, torch.export.export(...).module()), call on_exported with an exported "
+                "program, or call halp_fx.prune with the model"
             )
         before = graph_module.meta.get(_BY, ())
         if self._mark in before:
@@ -75,8 +76,13 @@ class PruneChannels(PassBase):
             dynamic_shapes: as for `torch.export.export`; needed if the program has sizes that are left open.
 
         Raises:
-            ModelError: see above, or the program has no example inputs.
+            ModelError: see above, or it is no exported program, or one without example inputs.
         """
+        if not isinstance(program, torch.export.ExportedProgram):
+            raise ModelError(
+                f"on_exported takes what torch.export.export returned, not a {type(program).__name__}: call the pass "
+                "itself with a graph module"
+            )
         if program.range_constraints and dynamic_shapes is None:
             raise ModelError(
                 f"the program leaves sizes open ({', '.join(map(str, program.range_constraints))}): pass the "

@@ -59,7 +59,7 @@ def export(
 
     Raises:
         ExportError: no exporter makes a file that computes the same; says what each of them failed with. Also if a
-            package is missing, or the ending is not known.
+            package is missing, the ending is not known, or the network does not run on the example inputs.
         ModelError: the network is wrapped.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ def export(
     notes: list[str] = []
     with preserved(model), torch.no_grad():
         set_mode(model)
-        wanted = [_run(model, batches.inputs), _run(model, batches.again())]
+        wanted = [_checked(model, batches.inputs), _run(model, batches.again())]
         larger = _larger(model, batches, notes)
         names = tuple(_names(model(*batches.inputs[0], **batches.inputs[1])))
         job = Job(model, batches, names, provenance(model), opset, _data_name(model, path))
@@ -94,6 +94,24 @@ def export(
         f"no exporter made a file of this {type(model).__name__} that computes the same:\n{tried}\nExport a part of it "
         "whose forward takes and returns tensors (a detector's backbone)"
     )
+
+
+def _checked(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[torch.Tensor]]:
+    """What the network returns for the example inputs.
+
+    Raises:
+        ExportError: its forward does not take them.
+    """
+    try:
+        return _run(model, inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(t.shape)) for t in tensors(inputs)) or "no tensors"
+        raise ExportError(
+            f"the forward of this {type(model).__name__} fails on the example inputs ({shapes}): {_short(error)}. Pass "
+            "example_inputs with which model(*example_inputs) runs"
+        ) from error
 
 
 def _run(model: nn.Module, inputs: Inputs) -> tuple[Inputs, list[torch.Tensor]]:

@@ -106,6 +106,11 @@ def test_sizes_that_are_left_open_have_to_be_named():
 def test_what_is_no_graph_is_refused():
     with pytest.raises(halp_fx.ModelError, match=r"takes an fx\.GraphModule, not a Net"):
         PruneChannels(0.5, X)(network())
+    program = torch.export.export(network(), (X,))
+    with pytest.raises(halp_fx.ModelError, match=r"not a ExportedProgram: .*call on_exported with an exported program"):
+        PruneChannels(0.5, X)(program)
+    with pytest.raises(halp_fx.ModelError, match=r"takes what torch\.export\.export returned, not a Net"):
+        PruneChannels(0.5, X).on_exported(network())
 
 
 class Attentive(nn.Module):

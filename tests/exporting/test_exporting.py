@@ -253,6 +253,14 @@ def test_what_cannot_be_exported_is_said_before_anything_runs(small, tmp_path, m
     assert not list(tmp_path.iterdir())
 
 
+def test_inputs_that_the_network_does_not_take_are_named(small, tmp_path):
+    with pytest.raises(
+        ExportError, match=r"forward of this Small fails on the example inputs \(\(1, 4, 8, 8\)\): Runtime"
+    ):
+        halp_fx.export(small, tmp_path / "net.onnx", torch.rand(1, 4, 8, 8))
+    assert not list(tmp_path.iterdir())
+
+
 def test_how_far_results_are_apart():
     inputs = ((), {})
     one = torch.tensor([1.0, -4.0])
