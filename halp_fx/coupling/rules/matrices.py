@@ -127,7 +127,7 @@ def diagonal(call: Call, algebra: Algebra) -> Planes:
                 algebra.couple(result, across, call, "diagonal")
         elif not (met and any(plane is p for p in sides[columns])):
             algebra.pin(plane, f"{call.where} takes what lies where a row and a column meet")
-    return tuple(algebra.grid(simplify(p)) for p in kept)
+    return tuple(algebra.rectangle(simplify(p)) for p in kept)
 
 
 register_rule(aten._euclidean_dist, aten._cdist_forward)(distances)
