@@ -8,6 +8,7 @@ from constants alone (index tables) has its value in either case.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -116,6 +117,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
     recorder = (ShieldedRecorder if "torch._dynamo" in sys.modules else Recorder)(used, live, watch, run)
     with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
         set_mode(used, run.training)
+        lost = _without_devices(used) if on_meta else set()
         closed(used, recorder.whole)
         inputs = tree_map(recorder.placeholder, (args, kwargs))
         recorder.follow_modules()
@@ -123,7 +125,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             with torch.no_grad(), decomposed(), uncached_autocast(), unsynchronised(used), recorder.names, recorder:
                 result = [used(*inputs[0], **inputs[1]) for _ in range(run.calls)]
             recorder.finish(result)
-            caches = _caches(used, live)
+            caches = _caches(used, live, lost)
             del result, inputs
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -144,18 +146,41 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
     return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
 
 
-def _caches(used: nn.Module, live: Members) -> tuple[tuple[str, str], ...]:
-    """Dictionaries in attributes that have new tensors after the forward of a copy. On meta tensors it may have looked
-    under another key than it will with values (the device), where the original has something of its own width."""
+def _without_devices(used: nn.Module) -> set[tuple[str, str]]:
+    """Take from dictionaries in attributes of a copy what they have for a device: that was computed with values, and
+    at the widths of then. Which they are."""
+    found = set()
+    for name, attribute, table in _tables(used):
+        stale = [key for key, value in table.items() if isinstance(value, torch.Tensor) and _names_device(key)]
+        for key in stale:
+            del table[key]
+        if stale:
+            found.add((name, attribute))
+    return found
+
+
+def _names_device(key: Any) -> bool:
+    return isinstance(key, torch.device) or (isinstance(key, tuple) and any(map(_names_device, key)))
+
+
+def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Dictionaries in attributes that have new tensors after the forward of a copy, where the original may have
+    something of its own width, under the same key or another. `lost`: those of which the copy had lost some."""
     found = []
-    for name, module in Members.of(used).modules.items():
+    for name, attribute, table in _tables(used):
         before = vars(live.modules[name]) if name in live.modules else {}
+        known = () if (name, attribute) in lost else before.get(attribute, ())
+        if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
+            found.append((name, attribute))
+    return tuple(found)
+
+
+def _tables(model: nn.Module) -> Iterator[tuple[str, str, dict[Any, Any]]]:
+    """Dictionaries in attributes of modules: the module's name, the attribute's, and the dictionary."""
+    for name, module in Members.of(model).modules.items():
         for attribute, table in vars(module).items():
             if attribute not in INTERNAL and isinstance(table, dict):
-                known = before.get(attribute, ())
-                if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
-                    found.append((name, attribute))
-    return tuple(found)
+                yield name, attribute, table
 
 
 def _shapes(inputs: Any) -> str:
