@@ -123,8 +123,8 @@ def verdict(
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
         if steps > 1 and deviation < -COARSE:
             why = (
-                f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths are "
-                "that coarse here: a smaller round_to, or steps=1, comes closer"
+                f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths "
+                "are that coarse here: a smaller round_to, or steps=1, comes closer"
             )
     else:
         why = f"after {rounds} rounds this is the closest network"
