@@ -20,7 +20,7 @@ from ..solver.problem import TOLERANCE
 
 _CURVE = 0.1
 
-_SHARES, _REFINED = 256, 3
+_SHARES, _REFINED = 64, 4
 """Shares that are priced at once, and how often the interval that holds the largest that fits is divided into them."""
 
 

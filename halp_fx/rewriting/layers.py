@@ -126,8 +126,8 @@ def _transposed_call(
         return None
     stride, dilation = _each(stride, space), _each(dilation, space)
     apart = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)))
-    every = (slice(None), slice(None), *(slice(None, None, s) for s in stride))
-    apart[every] = x
+    places: list[Any] = [..., *(slice(None, None, s) for s in stride)]
+    apart[tuple(places)] = x
     reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
     ends = zip(reach, _each(padding, space), _each(output_padding, space), strict=True)
     sides = tuple((r - p, r - p + more) for r, p, more in ends)
