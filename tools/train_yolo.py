@@ -6,7 +6,8 @@
 The dense network is trained first, from its yaml file, unless --weights are given. The pruned one is validated as it
 came out of the trainer, as it is loaded from the file, and as exported. The folder then has `pruned/weights/best.pt`
 (for ultralytics), `network.safetensors` (for `halp_fx.load`), the exported file and `result.json`. What is changed of
-the trainer is `recipes.yolo.pruned_trainer`. Needs ultralytics; for --export onnx, onnx and onnxruntime.
+the trainer is `recipes.yolo.pruned_trainer`. A run that is stopped, and started again with the same settings, begins
+the part that it was in anew: the dense network, or pruning. Needs ultralytics; for --export onnx, onnx and onnxruntime.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from recipes import scenes
+from recipes import checkpoints, runs, scenes
 from recipes.faults import need
 from recipes.yolo import offline, pruned_trainer
 
 import halp_fx
+from halp_fx.files import replacing
+
+OF_DENSE = ("data", "network", "side", "dense_epochs", "batch", "images", "seed")
+"""Settings that the dense network depends on."""
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -65,10 +70,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         # Few images: steps count as they are, mosaics of tiny things teach little, and letters are not mirrored.
         common |= {"nbs": given.batch, "mosaic": 0.0, "fliplr": 0.0, "warmup_epochs": 1.0}
     weights = given.weights or folder / "dense" / "weights" / "best.pt"
-    if not Path(weights).exists():
-        if given.weights:
-            raise SystemExit(f"there is no {weights}")
+    if given.weights and not Path(weights).exists():
+        raise SystemExit(f"there is no {weights}")
+    # Ultralytics' files are there from the first epoch on; this one, when all are done.
+    whole_way = folder / "dense.json"
+    settings = {name: str(getattr(given, name)) for name in OF_DENSE}
+    if not given.weights and whole_way.exists():
+        checkpoints.check(whole_way, json.loads(whole_way.read_text()), settings)
+    elif not given.weights:
         YOLO(f"{given.network}.yaml").train(epochs=given.dense_epochs, name="dense", **common)
+        with replacing(whole_way) as told:
+            told.write_text(json.dumps(settings))
     validated = {k: common[k] for k in ("data", "imgsz", "device", "plots", "exist_ok", "project")}
     validated["rect"] = False  # Images of the size that is exported.
     whole = precision(YOLO(weights).val(name="dense_val", **validated))
@@ -89,7 +101,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         "unit": report.unit, "cost": report.measured, "dense_cost": report.dense,
         "share": report.measured / report.dense, "file": str(file),
     }  # fmt: skip
-    (folder / "result.json").write_text(json.dumps(result, indent=1))
+    with replacing(folder / "result.json") as told:
+        told.write_text(json.dumps(result, indent=1))
     print(report.summary())
     print(f"mAP {result['precision']}, exported {result['exported']}, dense {whole}")
     return result
@@ -108,4 +121,4 @@ def _budget(told: str) -> float | str:
 
 
 if __name__ == "__main__":
-    main()
+    runs.started(main, "the same command begins this part, the dense network or pruning, anew")

@@ -236,7 +236,8 @@ def _check_state(optimizer: Optimizer, name: str, parameter: torch.Tensor, group
         what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
         raise TrainingError(
             f"{type(optimizer).__name__} keeps {key!r} ({what}) of {name} (shape {tuple(parameter.shape)}): how that "
-            "is to be cut is not known. Prune first, then build the optimizer"
+            "is to be cut is not known. Prune first, then build the optimizer; or, to go on from a checkpoint, load "
+            "the pruner's state before the optimizer's"
         )
 
 

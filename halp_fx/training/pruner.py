@@ -293,6 +293,11 @@ class Pruner:
                 f"no gradient was finite in the last {self._fresh} batches: the loss has diverged (lower the learning "
                 "rate), or pruner.step() was never called"
             )
+        if self._importance in ("fisher", "taylor") and not rows.any():
+            raise TrainingError(
+                f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
+                "optimizer.zero_grad(), and see that the loss depends on the network"
+            )
         with self._lifted(), preserved(self.model):
             plan = self._lead.ask(lambda session: self._decided(session, rows, last))
         changed = plan != self.plan

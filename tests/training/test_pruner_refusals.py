@@ -96,6 +96,36 @@ def test_a_step_without_gradients_is_said():
         pruner.finish()
 
 
+def test_gradients_that_were_zeroed_before_the_step_are_said():
+    model = network().train()
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL | {"interval": 2})
+    for _ in range(2):
+        F.cross_entropy(model(X), torch.arange(4)).backward()
+        model.zero_grad(set_to_none=False)
+        if pruner._calls:
+            with pytest.raises(TrainingError, match=r"every gradient was zero in the last 2 batches: call pruner.step"):
+                pruner.step()
+        else:
+            pruner.step()
+    assert model[0].out_channels == 8
+    assert not pruner.plan
+
+
+def test_an_optimizer_that_is_loaded_before_the_pruner_is_said():
+    model = network().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    train(model, optimizer, pruner, batches(6))
+    again = network().train()
+    other = sgd(again)
+    resumed = halp_fx.Pruner(again, 0.4, X[:1], optimizer=other, **CALL)
+    other.load_state_dict(optimizer.state_dict())
+    with pytest.raises(TrainingError, match=r"keeps 'momentum_buffer' of .*load the pruner's state before"):
+        resumed.load_state_dict(pruner.state_dict())
+    assert again[0].out_channels == 8
+    assert not resumed.plan
+
+
 def test_a_budget_out_of_reach_is_said_and_nothing_is_cut():
     model = network().train()
     optimizer = sgd(model)

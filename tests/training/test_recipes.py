@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import draw_detectors
@@ -12,12 +13,13 @@ import train_classifier
 import train_detector
 from comparing import networks
 from PIL import Image
-from recipes import boxes, detectors, images, scenes
+from recipes import boxes, checkpoints, detectors, images, runs, scenes
 from recipes.faults import DataError, need
 from recipes.processes import Job
 
 import halp_fx
 
+ALONE = Job(0, 1, torch.device("cpu"))
 SHORT = ["--network", "inverted", "--images", "96", "46", "--batch", "16", "--dense-epochs", "1", "--epochs", "2"]
 SHORT += ["--steps", "2", "--interval", "3", "--cost", "macs", "--budget", "0.5"]
 
@@ -50,6 +52,54 @@ def test_a_classifier_is_pruned_and_an_interrupted_run_goes_on(tmp_path, monkeyp
     assert all(torch.equal(t, again["weights"][n]) for n, t in kept["weights"].items())
 
 
+class Counting(runs.Run):
+    """Each epoch adds one to the weights; the third is where it is stopped, at first."""
+
+    parts = ("model",)
+    stops = True
+
+    def epoch(self, number):
+        if number == 2 and self.stops:
+            raise KeyboardInterrupt
+        torch.nn.init.constant_(self.model.weight, self.model.weight.mean().item() + 1)
+        self.ended({"epoch": number + 1})
+
+
+def test_a_dense_network_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys):
+    given = argparse.Namespace(folder=tmp_path, weights=None, data="none", dense_epochs=4)
+    for stops in (True, False):
+        model = torch.nn.Linear(2, 2)
+        torch.nn.init.zeros_(model.weight)
+        monkeypatch.setattr(Counting, "stops", stops)
+        try:
+            runs.dense(given, ALONE, model, lambda epochs, model=model: Counting(None, ALONE, model, epochs))
+        except KeyboardInterrupt:
+            with pytest.raises(SystemExit, match=r"dense_checkpoint.pt is of .*\(processes 1, now 2\)"):
+                checkpoints.read(tmp_path / "dense_checkpoint.pt", {"processes": "2"})
+    assert model.weight.mean() == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["dense.pt"]
+    assert "the dense network: 4 epochs, after 2 that were done before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (KeyboardInterrupt(), 130, "stopped: the same command goes on"),
+        (DataError("0.png cannot be used"), 1, "DataError: 0.png cannot be used"),
+        (halp_fx.BudgetError("no such unit"), 1, "BudgetError: no such unit"),
+    ],
+)
+def test_what_ends_a_recipe_is_said_in_a_line(error, code, message, capsys):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        runs.started(main)
+    told = capsys.readouterr().err or str(ended.value)
+    assert message in told
+    assert code == (ended.value.code if isinstance(ended.value.code, int) else 1)
+
+
 def folder(root, classes, count=3):
     for part, names in classes.items():
         for name in names:
@@ -79,9 +129,6 @@ def test_folders_that_are_misshapen_are_said(tmp_path, classes, message):
     root = folder(tmp_path / "images", classes)
     with pytest.raises(SystemExit, match=message):
         train_classifier.main(["--data", str(root), "--workers", "0", "--folder", str(tmp_path / "run")])
-
-
-ALONE = Job(0, 1, torch.device("cpu"))
 
 
 def test_a_class_without_images_and_an_image_that_is_none_are_named(tmp_path):

@@ -99,6 +99,33 @@ def test_a_pruned_yolo_is_not_given_other_classes(tiny, tmp_path):
         trainer.get_model(cfg=small.yaml, weights=small, verbose=False)
 
 
+def test_a_dense_network_that_was_stopped_is_not_taken_for_a_trained_one(tmp_path, monkeypatch):
+    """Ultralytics writes `best.pt` from its first epoch on."""
+    begun = []
+
+    class Stopped:
+        def __init__(self, name):
+            self.name = name
+
+        def train(self, **options):
+            begun.append((self.name, options["name"]))
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(ultralytics, "YOLO", Stopped)
+    best = tmp_path / "dense" / "weights" / "best.pt"
+    best.parent.mkdir(parents=True)
+    best.touch()
+    call = ["--images", "1", "1", "--side", "64", "--folder", str(tmp_path)]
+    with pytest.raises(KeyboardInterrupt):
+        train_yolo.main(call)
+    assert begun == [("yolo11n.yaml", "dense")]
+    (tmp_path / "dense.json").write_text('{"data": "scenes", "network": "yolo11m"}')
+    with pytest.raises(
+        SystemExit, match=r"dense.json is of a run with other settings \(--network yolo11m, now yolo11n"
+    ):
+        train_yolo.main(call)
+
+
 def test_data_that_is_not_there_is_said(tmp_path):
     with pytest.raises(SystemExit, match=r"there is no none.yaml"):
         train_yolo.main(["--data", "none.yaml", "--folder", str(tmp_path)])

@@ -16,6 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
+from halp_fx.files import replacing
+
 SIDE = 32
 """Pixels a side."""
 
@@ -220,7 +222,8 @@ def make(name: str, folder: Path, train: int = 9000, test: int = 3000, seed: int
             images = np.stack([np.asarray(paint(int(y), draw, part == "train"), np.float32) for y in labels])
             images = np.clip(images + draw.normal(0, noise, images.shape), 0, 255).astype(np.uint8)
             parts |= {f"{part}_images": images, f"{part}_labels": labels}
-        np.savez(path, **parts)
+        with replacing(path) as whole:
+            np.savez(whole, **parts)
     with np.load(path) as parts:
         pairs = [(parts[f"{p}_images"].astype(np.float32), parts[f"{p}_labels"]) for p in ("train", "test")]
     mean, deviation = pairs[0][0].mean((0, 1, 2)), pairs[0][0].std((0, 1, 2))

@@ -27,11 +27,15 @@ def read(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     state: dict[str, Any] = loaded(path)
-    theirs = state.get("settings", {})
+    check(path, state.get("settings", {}), settings)
+    return state
+
+
+def check(path: Path, theirs: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises SystemExit if a file is of a run with other settings."""
     off = [f"{_spelled(k)} {theirs.get(k)}, now {v}" for k, v in settings.items() if theirs.get(k) != v]
     if off:
         raise SystemExit(f"{path} is of a run with other settings ({'; '.join(off)}): choose another --folder")
-    return state
 
 
 def _spelled(setting: str) -> str:

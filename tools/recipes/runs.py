@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,8 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 import halp_fx
+from halp_fx.files import replacing
 
 from . import checkpoints
+from .faults import DataError
 from .processes import Job
 
 OF_DENSE = (
@@ -63,6 +67,12 @@ class Run:
         if self.job.leads:
             tqdm.write(", ".join(f"{key} {value:.4g}" for key, value in row.items()))
 
+    def begin(self, words: str) -> None:
+        """Say what the epochs that follow are of."""
+        if self.job.leads and self.epochs:
+            after = f", after {len(self.history)} that were done before" if self.history else ""
+            tqdm.write(f"{words}: {self.epochs} epochs{after}")
+
     def state(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in self.parts} | {"history": self.history}
 
@@ -78,7 +88,7 @@ def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[
     Args:
         run: number of epochs -> a run of this network.
     """
-    path = given.folder / "dense.pt"
+    path, part = given.folder / "dense.pt", given.folder / "dense_checkpoint.pt"
     if given.weights is not None:
         return
     settings = {k: str(v) for k, v in vars(given).items() if k in OF_DENSE}
@@ -88,10 +98,11 @@ def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[
         return
     training = run(given.dense_epochs)
     training.wrapped(None)
-    for number in range(given.dense_epochs):
+    for number in _epochs(training, "the dense network", part, settings):
         training.epoch(number)
     if job.leads:
         checkpoints.write(path, {"weights": model.state_dict(), "settings": settings})
+        part.unlink(missing_ok=True)
     job.wait()
 
 
@@ -99,16 +110,25 @@ def epochs_left(given: argparse.Namespace, run: Run, pruner: halp_fx.Pruner) -> 
     """Epochs to do, from a checkpoint of the same settings if there is one; after each there is one."""
     aside = ("folder", "workers", "tensorboard", "threads")
     settings = {k: str(v) for k, v in vars(given).items() if k not in aside}
-    settings["processes"] = str(run.job.size)  # Steps of the schedule, and of an epoch, are of so many.
-    path = given.folder / "checkpoint.pt"
+    yield from _epochs(run, f"pruned to {given.budget}", given.folder / "checkpoint.pt", settings, pruner)
+
+
+def _epochs(
+    run: Run, words: str, path: Path, settings: dict[str, str], pruner: halp_fx.Pruner | None = None
+) -> Iterator[int]:
+    """Those that are left, with a checkpoint after each."""
+    settings = settings | {"processes": str(run.job.size)}  # Steps of the schedule, and of an epoch, are of so many.
     state = checkpoints.read(path, settings)
     if state is not None:
-        pruner.load_state_dict(state["pruner"])
+        if pruner is not None:
+            pruner.load_state_dict(state["pruner"])
         run.load(state)
-    for number in range(len(run.history), given.epochs):
+    run.begin(words)
+    for number in range(len(run.history), run.epochs):
         yield number
         if run.job.leads:
-            checkpoints.write(path, run.state() | {"pruner": pruner.state_dict(), "settings": settings})
+            own = {} if pruner is None else {"pruner": pruner.state_dict()}
+            checkpoints.write(path, run.state() | own | {"settings": settings})
         run.job.wait()
 
 
@@ -128,8 +148,26 @@ def left_behind(
     }  # fmt: skip
     if run.job.leads:
         checkpoints.write(given.folder / "network.pt", {"plan": report.plan.to_json(), "weights": small.state_dict()})
-        (given.folder / "result.json").write_text(json.dumps(result, indent=1))
+        with replacing(given.folder / "result.json") as told:
+            told.write_text(json.dumps(result, indent=1))
         print(report.summary())
         print(f"{words} at {result['share']:.1%} of the cost")
     run.job.leave()
     return result
+
+
+def started(
+    main: Callable[[], Any], then: str = "the same command goes on after the last epoch that it finished"
+) -> None:
+    """Run a recipe from its command line; errors and interrupts are said in a line.
+
+    Args:
+        then: what to do after an interrupt.
+    """
+    try:
+        main()
+    except KeyboardInterrupt:
+        print(f"stopped: {then}", file=sys.stderr)
+        sys.exit(130)
+    except (halp_fx.HalpError, DataError) as error:
+        sys.exit(f"{type(error).__name__}: {error}")
