@@ -80,8 +80,8 @@ class Neighbourhood:
         before = model.entries(state[:, None])[self._factor, 0]
 
         def changed(table: Floats) -> Floats:
-            by: Floats = np.bincount(self._move, table[where] - table[before], len(self.variable))
-            return by
+            apart = table[where] - table[before]
+            return np.bincount(self._move, weights=apart, minlength=len(self.variable)).astype(np.float64)
 
         values = value + changed(model.flat_value)
         costs = cost + np.stack([changed(row) for row in model.flat_cost]) if len(cost) else cost.repeat(len(values), 1)
