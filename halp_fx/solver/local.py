@@ -68,15 +68,15 @@ class Neighbourhood:
         self._move = np.repeat(np.arange(len(pairs)), [len(touched[v]) for v, _ in pairs])
         self._factor = np.concatenate([np.zeros(0, np.int64), *(touched[v] for v, _ in pairs)])
 
-    def around(self, incumbent: Incumbent, state: Ints) -> tuple[Ints, Ints, Ints, Floats, Floats]:
-        """(M,) variables and options of the moves from a complete state, the complete (V, M) states that they lead to,
-        and these states' (M,) values and (R, M) costs. The best one within the limits is offered."""
+    def around(self, incumbent: Incumbent, state: Ints) -> tuple[Ints, Ints, Ints, Ints, Floats, Floats]:
+        """(M,) variables and options of the moves from a complete state; complete states, and (M,) which of them they
+        lead to; and the (M,) values and (R, M) costs there. The best one within the limits is offered."""
         model = self.model
         states = np.repeat(state[:, None], len(self.variable), axis=1)
         states[self.variable, np.arange(len(self.variable))] = self.option
         states = model.complete(states)
         (value,), cost = model.evaluate(state[:, None])
-        where = model.entries_at(self._factor, np.maximum(states, 0), self._move)
+        where = model.entries_at(self._factor, np.maximum(states, 0) if model.sums else states, self._move)
         before = model.entries(state[:, None])[self._factor, 0]
 
         def changed(table: Floats) -> Floats:
@@ -85,15 +85,15 @@ class Neighbourhood:
 
         values = value + changed(model.flat_value)
         costs = cost + np.stack([changed(row) for row in model.flat_cost]) if len(cost) else cost.repeat(len(values), 1)
-        costs[:, (states < 0).any(axis=0)] = np.inf
+        if model.sums:  # Else nothing is impossible.
+            costs[:, (states < 0).any(axis=0)] = np.inf
         incumbent.work.done += LOOK_UP * len(self._move)
-        moving = self.option != state[self.variable]
-        variable, option, states = self.variable[moving], self.option[moving], states[:, moving]
+        moving = np.flatnonzero(self.option != state[self.variable])
         values, costs = values[moving], costs[:, moving]
         allowed = np.where(model.feasible(costs), values, -np.inf)
         if allowed.max(initial=-np.inf) > incumbent.value:
-            incumbent.offer(states[:, [int(np.argmax(allowed))]])
-        return variable, option, states, values, costs
+            incumbent.offer(states[:, [moving[np.argmax(allowed)]]])
+        return self.variable[moving], self.option[moving], states, moving, values, costs
 
 
 def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | None:
@@ -104,7 +104,7 @@ def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | No
     while not model.feasible(cost[:, None])[0]:
         if incumbent.state is not None and incumbent.work.spent:
             return None
-        variable, _, states, values, costs = moves.around(incumbent, state)
+        variable, _, states, where, values, costs = moves.around(incumbent, state)
         if len(variable) == 0:
             return None
         over = np.maximum(cost - model.limit, 0.0).sum()
@@ -116,7 +116,7 @@ def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | No
         best = int(np.argmin(rate))
         if rate[best] == np.inf:
             return None
-        state, value, cost = states[:, best].copy(), values[best], costs[:, best]
+        state, value, cost = states[:, where[best]].copy(), values[best], costs[:, best]
     return state
 
 
@@ -140,13 +140,13 @@ def _best_move(
     incumbent: Incumbent, moves: Neighbourhood, state: Ints, value: float, cost: Floats, multipliers: Floats
 ) -> tuple[Ints, float, Floats] | None:
     model = incumbent.model
-    variable, option, states, values, costs = moves.around(incumbent, state)
+    variable, option, states, where, values, costs = moves.around(incumbent, state)
     if len(variable) == 0:
         return None
     tiny = 1e-12 * max(1.0, abs(value))
     gain = np.where(model.feasible(costs), values - value, -np.inf)
     best = int(np.argmax(gain))
-    single = (states[:, best], values[best], costs[:, best]) if gain[best] > tiny else None
+    single = (states[:, where[best]], values[best], costs[:, best]) if gain[best] > tiny else None
     found = _best_pair(incumbent, state, value, cost, multipliers, variable, option, values, costs)
     if found is None or (single is not None and single[1] >= found[1]):
         return single
