@@ -196,7 +196,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         training.epoch(number, pruner)
     small = pruner.finish()
     precision = training.precision()
-    words = f"mAP {precision} (dense {whole or 'not trained'})"
+    told = [runs.precision_told(found) for found in (precision, whole)]
+    words = f"at an overlap of 0.5 / over 0.5 to 0.95: {told[0]} (dense: {told[1]})"
     return runs.left_behind(given, training, small, {"dense": whole, "precision": precision}, words)
 
 

@@ -104,7 +104,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     with replacing(folder / "result.json") as told:
         told.write_text(json.dumps(result, indent=1))
     print(report.summary())
-    print(f"mAP {result['precision']}, exported {result['exported']}, dense {whole}")
+    told = {name: runs.precision_told(result[name]) for name in ("precision", "exported", "dense")}
+    print("at an overlap of 0.5 / over 0.5 to 0.95: {precision} (exported: {exported}; dense: {dense})".format(**told))
     return result
 
 

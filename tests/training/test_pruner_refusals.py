@@ -120,7 +120,7 @@ def test_an_optimizer_that_is_loaded_before_the_pruner_is_said():
     other = sgd(again)
     resumed = halp_fx.Pruner(again, 0.4, X[:1], optimizer=other, **CALL)
     other.load_state_dict(optimizer.state_dict())
-    with pytest.raises(TrainingError, match=r"keeps 'momentum_buffer' of .*load the pruner's state before"):
+    with pytest.raises(TrainingError, match=r"keeps 'momentum_buffer' .*load the pruner's state before"):
         resumed.load_state_dict(pruner.state_dict())
     assert again[0].out_channels == 8
     assert not resumed.plan

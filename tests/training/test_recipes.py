@@ -135,7 +135,8 @@ def test_a_class_without_images_and_an_image_that_is_none_are_named(tmp_path):
     root = folder(tmp_path / "images", {"train": ("cat", "dog"), "val": ("cat", "dog")})
     (root / "val" / "dog" / "1.png").write_bytes(b"no image")
     data = images.load(str(root), tmp_path, 2, ALONE, 0, 0, (0, 0))
-    with pytest.raises(DataError, match=r"dog/1.png cannot be used: UnidentifiedImageError"):
+    # Ultralytics, where a test has imported it, makes PIL ask for a package more.
+    with pytest.raises(DataError, match=r"dog/1.png cannot be used: (UnidentifiedImageError|ModuleNotFoundError)"):
         list(data.test())
     for path in (root / "train" / "dog").iterdir():
         path.unlink()

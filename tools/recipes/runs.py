@@ -156,6 +156,11 @@ def left_behind(
     return result
 
 
+def precision_told(found: dict[str, float] | None) -> str:
+    """Mean average precision at an overlap of 0.5, and the mean over 0.5 to 0.95, in words."""
+    return f"mAP {found['map_50']:.1%} / {found['map']:.1%}" if found else "not trained"
+
+
 def started(
     main: Callable[[], Any], then: str = "the same command goes on after the last epoch that it finished"
 ) -> None:
