@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from ..api import prune, rewrite
-from ..errors import ModelError
+from ..errors import ModelError, PlanError
 from ..files import write_text
 from ..internals import tracing
 from ..latency import MeasuredLatency
@@ -94,6 +94,13 @@ class Backend:
             # Dynamo is in the middle of its own work, which must not be mixed up with ours.
             with tracing(None), torch.inference_mode(False):
                 small, plan, coupling = self._smaller(found, asked)
+        except PlanError as error:
+            if not any(isinstance(value, torch.SymInt) for value in example_inputs):
+                raise
+            raise PlanError(
+                f"{error}. Sizes are left open in this graph, which may allow fewer widths than one of fixed sizes: "
+                "torch.compile(..., dynamic=False) makes a graph for every shape"
+            ) from error
         except RefusedError as error:
             if asked.strict:
                 raise

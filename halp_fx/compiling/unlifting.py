@@ -7,7 +7,7 @@ Dynamo passes parameters and buffers as inputs, real tensors each, and names whe
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ def unlifted(graph: fx.GraphModule, inputs: Sequence[Any]) -> Unlifted:
     held: dict[fx.Node, fx.Node] = {}
     found: list[tuple[fx.Node, str, Any]] = []
     positions, others = [], []
-    for i, (node, value) in enumerate(zip(graph.graph.find_nodes(op="placeholder"), inputs, strict=True)):
+    for i, (node, value) in enumerate(_given(graph, inputs)):
         name = _name(node, value)
         if name is None:
             held[node] = new.node_copy(node, held.__getitem__)
@@ -73,6 +73,7 @@ def unlifted(graph: fx.GraphModule, inputs: Sequence[Any]) -> Unlifted:
             setattr(root, first, getattr(graph, first))
         if node not in held:
             held[node] = new.node_copy(node, held.__getitem__)
+    _compute_for_each_use(new, {held[node] for node, value in _given(graph, inputs) if isinstance(value, torch.SymInt)})
     output = next(iter(reversed(new.nodes)))
     single = len(output.args[0]) == 1
     if single:
@@ -80,6 +81,30 @@ def unlifted(graph: fx.GraphModule, inputs: Sequence[Any]) -> Unlifted:
     network = fx.GraphModule(root, new).eval()
     plain = tuple(_plain(inputs[i]) for i in others)
     return Unlifted(network, tuple(names), tuple(positions), tuple(others), plain, single)
+
+
+def _given(graph: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:
+    return zip(graph.graph.find_nodes(op="placeholder"), inputs, strict=True)
+
+
+def _compute_for_each_use(graph: fx.Graph, sizes: set[fx.Node]) -> None:
+    """Dynamo computes a size once (the batch times 64), though several widths may be its factor: here every use gets a
+    computation of its own, so that their numbers may come to differ.
+
+    Args:
+        sizes: inputs that are sizes left open; computed ones join them.
+    """
+    computed = []
+    for node in graph.nodes:
+        of_numbers = all(isinstance(arg, int) or (isinstance(arg, fx.Node) and arg in sizes) for arg in node.args)
+        if node.op == "call_function" and getattr(node.target, "__module__", "") == "_operator" and of_numbers:
+            sizes.add(node)
+            computed.append(node)
+    for node in reversed(computed):  # What it is computed from comes to have as many uses, and is copied next.
+        for user in list(node.users)[1:]:
+            with graph.inserting_before(user):
+                own = graph.node_copy(node)
+            user.replace_input_with(node, own)
 
 
 def _plain(value: Any) -> Any:

@@ -100,6 +100,38 @@ def test_a_plan_of_a_model_whose_graph_has_finer_groups():
         assert relative_error(fast(x), halp_fx.rewrite(model, plan, x)(x)) < 1e-10, "sliced again"
 
 
+class Folding(nn.Module):
+    """Two layers of one width, each of which is a factor of a size that is left open: Dynamo computes that once."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Linear(8, 4)
+
+    def forward(self, x):
+        for layer in (self.one, self.two):
+            b, c, h, w = (y := layer(x)).shape
+            x = y.reshape(b * c, h * w).relu().reshape(b, c, h, w)
+        return self.head(x.mean((2, 3)))
+
+
+def test_sizes_that_are_left_open_are_told_apart():
+    model = randomized(Folding()).eval()
+    plan = Plan({"one": (0, 3, 5), "two": (1, 2, 3, 7)})
+    small, fast = halp_fx.rewrite(model, plan, X), compiled(model, plan=plan)
+    with torch.no_grad():
+        for batch in (X, torch.cat([X, X]), torch.cat([X, X, X])):
+            assert relative_error(fast(batch), small(batch)) < 1e-10
+
+
+def test_a_plan_that_a_graph_of_open_sizes_refuses():
+    options = {"inner": "eager", "plan": {"nowhere": (0,)}}
+    for dynamic in (True, False):
+        fast = torch.compile(network(), backend=BACKEND, dynamic=dynamic, options=options)
+        with torch.no_grad(), pytest.raises(BackendCompilerFailed, match="the plan names 'nowhere'") as refused:
+            fast(X)
+        assert ("dynamic=False) makes a graph for every shape" in str(refused.value)) == dynamic
+
+
 def test_a_plan_that_drops_nothing():
     model = network()
     with torch.no_grad():
