@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+from itertools import count
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from halp_fx.progress import _Lines, counted, shown, work
 @pytest.fixture
 def board(monkeypatch):
     """A log file, and a clock that goes on by 4 s at every look."""
-    lines, now = [], iter(range(0, 100_000, 4))
+    lines, now = [], count(0, 4)
     monkeypatch.setattr(progress, "_board", lambda: _Lines(clock=lambda: next(now), say=lines.append))
     return lines
 

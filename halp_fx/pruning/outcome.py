@@ -16,7 +16,8 @@ WAITED = 0.1
 
 
 COARSE = 0.1
-"""Share of a budget that may be left of it before it is said that the steps on the way were too large for it."""
+"""Share of a budget that may be left of it before the steps on the way are taken for too large for it: a single one is
+tried then, or, where networks are trained on the way, it is said."""
 
 
 def out_of_reach(
@@ -122,7 +123,7 @@ def verdict(
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
-        if steps > 1 and deviation < -COARSE:
+        if steps > 1 and deviation < -COARSE and request.train_between is not None:
             why = (
                 f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths "
                 "are that coarse here: a smaller round_to, or steps=1, comes closer"

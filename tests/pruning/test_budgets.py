@@ -175,7 +175,7 @@ def test_plans_compose():
     assert compose(first, second) == Plan({"a": (2, 6), "b": (1,), "c": (0,)})
 
 
-def test_steps_that_are_too_large_for_their_budget_are_named():
+def test_steps_that_are_too_large_for_their_budget_are_one_step_or_named(tmp_path):
     def forward(s, x):
         x = s.a(x).relu()
         return s.out(s.b((x + s.d(s.c(x).relu())).relu()).relu().mean((2, 3)))
@@ -187,9 +187,19 @@ def test_steps_that_are_too_large_for_their_budget_are_named():
         b=nn.Conv2d(16, 24, 3, stride=2, padding=1), out=nn.Linear(24, 5),
     ).eval()  # fmt: skip
     call = {"data": images.split(8), "latency": "macs", "round_to": 8, "progress": False}
-    coarse, once = (halp_fx.prune(net, 0.513, images[:1], steps=steps, **call).halp for steps in (5, 1))
-    assert coarse.met
-    assert once.met
-    assert once.measured > 1.1 * coarse.measured
-    assert "steps=1, comes closer" in coarse.notes[-1]
-    assert "steps=1" not in " ".join(once.notes)
+
+    def report(steps, **more):
+        found = halp_fx.prune(net, 0.513, images[:1], steps=steps, **call, **more).halp
+        assert found.met
+        return found
+
+    once, steps = report(1), report(5, compensate=True, state=tmp_path)
+    assert once.measured == pytest.approx(0.5 * once.dense, rel=0.01)
+    assert (steps.measured, steps.plan, steps.steps) == (once.measured, once.plan, ())
+    again = report(5, compensate=True, state=tmp_path)
+    assert (again.measured, again.plan, again.steps) == (steps.measured, steps.plan, ())
+    assert "steps=1" not in " ".join((*once.notes, *steps.notes))
+
+    trained = report(5, train_between=lambda model: None)
+    assert once.measured > 1.1 * trained.measured
+    assert "steps=1, comes closer" in trained.notes[-1]
