@@ -89,6 +89,10 @@ def work(rank, folder, name, port):
     os.environ.update({key: str(value) for key, value in told.items()})
     torch.set_num_threads(1)
     torch.save(result(*WAYS[name](folder, rank, 2)), f"{folder}/{rank}.pt")
+    # A process that leaves while the other still listens to it may die of its threads.
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("name", WAYS)
