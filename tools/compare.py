@@ -20,6 +20,7 @@ import json
 import logging
 import time
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,10 @@ def main() -> None:
                     with rows.open("a") as file:
                         file.write(json.dumps(line) + "\n")
                     print(tables.said(line), flush=True)
-    asked = [r for r in tables.read(rows) if r["data"] in given.data and r.get("cost", "macs") == given.cost]
+    asked = [
+        r for r in tables.read(rows)
+        if (r["data"], r["network"]) in product(given.data, given.networks) and r.get("cost", "macs") == given.cost
+    ]  # fmt: skip
     text = tables.markdown(asked)
     print(text)
     if given.markdown:
