@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -50,14 +51,16 @@ def test_folders_that_are_not_there_are_made(tmp_path):
     assert write_text(tmp_path / "a" / "b" / "file", "new").read_text(encoding="utf-8") == "new"
 
 
-@pytest.fixture
-def full():
-    """A disk that has room for 4 kB more."""
+@contextmanager
+def full_disk():
+    """A disk that has room for 4 kB more: no longer than one call, for what a test run prints may go to a file."""
     resource = pytest.importorskip("resource", reason="POSIX's")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX's")
@@ -66,10 +69,10 @@ def full():
     [lambda path: write_text(path, "x" * 9000), lambda path: write_tensors(path, {"x": torch.zeros(3000)}, {})],
     ids=["text", "tensors"],
 )
-def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, full, write):
+def test_a_full_disk_is_an_error_of_the_system_that_names_the_file(tmp_path, write):
     path = tmp_path / "file.safetensors"
     path.write_text("old")
-    with pytest.raises(OSError, match="too large") as raised:
+    with pytest.raises(OSError, match="too large") as raised, full_disk():
         write(path)
     assert raised.value.filename == str(path)
     assert path.read_text() == "old"

@@ -220,6 +220,13 @@ CASES = {
         {"stem": 16, "q": 2},
     ),
     "one key for all": (lambda: attention(lambda s, q, k, v: softmax(q, k, v), kept=1), HEADS),
+    "keys and values pooled alike for all heads": (
+        lambda: attention(
+            lambda s, q, *kv: softmax(q, *(s.pool(t.flatten(0, 1).mT).mT.unflatten(0, (-1, 4)) for t in kv)),
+            pool=nn.Conv1d(4, 4, 3, padding=1, groups=4),
+        ),
+        {"stem": 16, "q": 4},
+    ),
     "rotary, from a table": (lambda: turned(lambda s, x: (s.cos, s.sin)), HEADS),
     "rotary, computed": (lambda: turned(computed_table), HEADS),
     "rotary, complex": (

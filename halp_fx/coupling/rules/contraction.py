@@ -49,6 +49,10 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
     right = [p.unsqueeze(-3).expand(space) for p in b.planes]
     left, right = parted((left, right), call, algebra)
     left, right = _outer(left, right, len(batch), call, algebra)
+    left, right = (
+        [_unblocked(p, other, facing, len(batch), call, algebra) for p in planes]
+        for planes, other, facing in ((left, b, right), (right, a, left))
+    )
     left, right = _shared(left, right, k_dim, call, algebra), _shared(right, left, k_dim, call, algebra)
     kept: list[Plane] = []
     for plane in left:
@@ -56,12 +60,10 @@ def product(a: Value, b: Value, call: Call, algebra: Algebra) -> Planes:
         for q in partners:
             algebra.couple(plane, q, call, "input")
         _mark(a, plane, k_dim, algebra)
-        plane = _unblocked(plane, b, right, len(batch), call, algebra)
         kept.append(_without(plane, k_dim, bool(partners), call, algebra))
     for plane in right:
         partners = [p for p in left if set(varying(p)) & set(varying(plane)) and not independent(p, plane)]
         _mark(b, plane, k_dim, algebra)
-        plane = _unblocked(plane, a, left, len(batch), call, algebra)
         plane = _without(plane, k_dim, bool(partners), call, algebra)
         # Coupled, the labels of the other side stand for its own.
         if not partners or not any(set(varying(plane)) & set(varying(p)) for p in kept):
