@@ -231,14 +231,16 @@ class Session:
         return alone and bool(self.trail) and self.best.deviation(self.yardstick.budget) < -COARSE
 
     def _at_once(self) -> Network:
-        """One candidate more, by a single step from the dense network, of which all widths are left; returns the
-        network that the best candidate was cut out of. With groups of two widths, steps ended at 33 % of the MACs for a
-        budget of 51 %, and a single one at 50 %."""
+        """A candidate by a single step from the dense network, of which all widths are left; returns the network that
+        the candidates that stay were cut out of. With groups of two widths, steps ended at 33 % of the MACs for a budget
+        of 51 %, and a single one at 50 %."""
         with self.clock("score"):
             dense = scored(Network(self.yardstick.model, Plan()), self.request, self.yardstick)
-        candidate = self._measured(*self._cutter.within_reach(dense, 1.0))
+        candidate = self._measured(*self._cutter.cut(dense, 1.0))
         if candidate is not self.best:
+            self.candidates.remove(candidate)
             return self.network
+        self.candidates = [candidate]
         self.trail.clear()
         return dense
 

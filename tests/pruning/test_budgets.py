@@ -175,6 +175,26 @@ def test_plans_compose():
     assert compose(first, second) == Plan({"a": (2, 6), "b": (1,), "c": (0,)})
 
 
+def test_the_nearer_of_steps_and_a_single_one_is_reported(monkeypatch):
+    """Widths of the one are not those that the scores of the other are for."""
+    monkeypatch.setattr("halp_fx.pruning.session.COARSE", -10.0)  # Always tried.
+    torch.manual_seed(0)
+    images = torch.randn(24, 3, 6, 6)
+    net = nn.Sequential(
+        nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 9, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 5)
+    ).eval()
+    call = {"data": images.split(8), "latency": "macs", "round_to": 1, "progress": False}
+    ways = set()
+    for budget in (0.25, 0.3, 0.35, 0.4, 0.5, 0.6):
+        found = halp_fx.prune(net, budget, images[:1], steps=4, **call).halp
+        once = halp_fx.prune(net, budget, images[:1], steps=1, **call).halp
+        assert once.measured <= found.measured <= found.budget
+        assert [r.measured for r in found.rounds] == [found.measured]
+        assert 0 < found.rounds[0].saliency_kept <= 1
+        ways.add(bool(found.steps))
+    assert ways == {True, False}, "only one of the two was ever the nearer one"
+
+
 def test_steps_that_are_too_large_for_their_budget_are_one_step_or_named(tmp_path):
     def forward(s, x):
         x = s.a(x).relu()
