@@ -232,8 +232,8 @@ class Session:
 
     def _at_once(self) -> Network:
         """A candidate by a single step from the dense network, of which all widths are left; returns the network that
-        the candidates that stay were cut out of. With groups of two widths, steps ended at 33 % of the MACs for a budget
-        of 51 %, and a single one at 50 %."""
+        the candidates that stay were cut out of. With groups of two widths, steps ended at 33 % of the MACs for a
+        budget of 51 %, and a single one at 50 %."""
         with self.clock("score"):
             dense = scored(Network(self.yardstick.model, Plan()), self.request, self.yardstick)
         candidate = self._measured(*self._cutter.cut(dense, 1.0))
