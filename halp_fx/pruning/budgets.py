@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
-from ..errors import BudgetError
+from ..errors import BudgetError, few
 
 _EXAMPLES = {"latency": "4.0ms", "macs": "1.5G", "flops": "3G", "params": "5M", "memory": "20MB"}
 _RATES = ("fps", "hz", "qps")
@@ -117,10 +117,10 @@ def _unknown_unit(written: str, value: float, unit: str, resource: str, units: t
         return f'budget {written!r} is a rate: write the time of one call, "{1000 / value:.4g}ms"'
     if unit in ("percent", "pct"):
         return f'budget {written!r}: write a share of the dense network as "{value:.4g}%"'
-    listed = ", ".join(units[:_SHOWN]) + (", …" if len(units) > _SHOWN else "")
-    other = next((name for name, known in _UNITS.items() if unit in known), None)
+    other = next((name for name, own in _UNITS.items() if unit in own), None)
     hint = f"; it is one of {other}" if other else ""
-    return f"budget {written!r}: {unit!r} is not a unit of {resource} ({listed}){hint}: write {_forms(resource)}"
+    known = few(units, _SHOWN)
+    return f"budget {written!r}: {unit!r} is not a unit of {resource} ({known}){hint}: write {_forms(resource)}"
 
 
 _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

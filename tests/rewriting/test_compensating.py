@@ -10,7 +10,6 @@ import torch
 from oracle import Net, randomized
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrizations
 
 import halp_fx
 from halp_fx import HalpError, MacsCost, Plan, PlanError, SaliencyError
@@ -265,39 +264,6 @@ def test_samples_that_do_not_help_change_no_weight():
     assert fit.ridge >= 1
     assert fit.after <= fit.before
     assert float((inputs @ fit.change).square().mean()) < 0.2 * fit.before
-
-
-class Left(nn.Module):
-    """Consumers of one layer that no weight can be folded into, and two that can."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 1)
-        self.up = nn.ConvTranspose2d(8, 4, 2)
-        self.twice = nn.Conv2d(8, 4, 1)
-        self.scaled = parametrizations.weight_norm(nn.Conv2d(8, 4, 1))
-        self.own = nn.Parameter(torch.randn(8, 4))
-        self.plain = nn.Conv2d(8, 4, 1)
-
-    def forward(self, x):
-        x = self.stem(x).relu()
-        y = self.twice(x) + self.twice(x * x) + self.scaled(x) + self.plain(x)
-        return self.up(x).mean((2, 3)) + y.mean((2, 3)) + x.mean((2, 3)) @ self.own
-
-
-def test_consumers_that_stay_are_named():
-    model = Left().double().eval()
-    x = images()
-    coupling = halp_fx.channel_groups(model, x[:2])
-    name = next(g.name for g in coupling.prunable if g.size == 8)
-    small, before, done = compensated(model, {name: (0, 1, 4, 6)}, x)
-    assert [layer.weight for layer in done.layers] == ["plain.weight", "up.weight"]
-    assert done.left["twice.weight"] == "it runs several times"
-    assert done.left["own"] == "matmul takes its weight"
-    assert any("scaled" in name and "weight_norm" in why for name, why in done.left.items())
-    assert "own (matmul takes its weight)" in done.notes[-1]
-    changed = {n for n, p in small.named_parameters() if not torch.equal(p, before.get_parameter(n))}
-    assert changed == {"plain.weight", "plain.bias", "up.weight", "up.bias"}
 
 
 def test_a_plan_that_removes_nothing():

@@ -13,6 +13,7 @@ from oracle import Net, randomized
 from test_compensating import compensated, distances, images, recorded, repeated
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import halp_fx
 from halp_fx import Plan
@@ -230,3 +231,36 @@ def test_prune_never_compensates_to_the_worse():
         off = [float((m(x) - model(x)).square().sum()) for m in (better, plain)]
     assert off[0] <= off[1]
     assert better.halp.plan == plain.halp.plan != Plan()
+
+
+class Left(nn.Module):
+    """Consumers of one layer that no weight can be folded into, and two that can."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.up = nn.ConvTranspose2d(8, 4, 2)
+        self.twice = nn.Conv2d(8, 4, 1)
+        self.scaled = parametrizations.weight_norm(nn.Conv2d(8, 4, 1))
+        self.own = nn.Parameter(torch.randn(8, 4))
+        self.plain = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        y = self.twice(x) + self.twice(x * x) + self.scaled(x) + self.plain(x)
+        return self.up(x).mean((2, 3)) + y.mean((2, 3)) + x.mean((2, 3)) @ self.own
+
+
+def test_consumers_that_stay_are_named():
+    model = Left().double().eval()
+    x = images()
+    coupling = halp_fx.channel_groups(model, x[:2])
+    name = next(g.name for g in coupling.prunable if g.size == 8)
+    small, before, done = compensated(model, {name: (0, 1, 4, 6)}, x)
+    assert [layer.weight for layer in done.layers] == ["plain.weight", "up.weight"]
+    assert done.left["twice.weight"] == "it runs several times"
+    assert done.left["own"] == "matmul takes its weight"
+    assert any("scaled" in name and "weight_norm" in why for name, why in done.left.items())
+    assert "own (matmul takes its weight)" in done.notes[-1]
+    changed = {n for n, p in small.named_parameters() if not torch.equal(p, before.get_parameter(n))}
+    assert changed == {"plain.weight", "plain.bias", "up.weight", "up.bias"}

@@ -57,14 +57,20 @@ def step(model, optimizer):
     optimizer.step()
 
 
-def trained(make):
-    """A network after three steps, its optimizer with two groups, and a plan that halves every group."""
+def stepped(make):
+    """A network after three steps, and its optimizer with two groups."""
     model = network().train()
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = make([{"params": matrices}, {"params": others, "lr": 0.003}])
     for _ in range(3):
         step(model, optimizer)
+    return model, optimizer
+
+
+def trained(make):
+    """The same, and a plan that halves every group."""
+    model, optimizer = stepped(make)
     coupling = halp_fx.channel_groups(model, X)
     return model, optimizer, coupling, half_plan(coupling)
 

@@ -8,7 +8,7 @@ from itertools import combinations
 import pytest
 import torch
 from oracle import half_plan
-from test_rebind import X, built_afresh, error, indices, network, step
+from test_rebind import X, built_afresh, error, indices, network, step, stepped
 from torch.nn import functional as F
 
 import halp_fx
@@ -29,17 +29,6 @@ def lookahead(parameters):
     return made.Lookahead(torch.optim.SGD(parameters, 0.01, momentum=0.9), k=2)
 
 
-def trained(make):
-    """A network after three steps, and its optimizer with two groups."""
-    model = network().train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = make([{"params": matrices}, {"params": others, "lr": 0.003}])
-    for _ in range(3):
-        step(model, optimizer)
-    return model, optimizer
-
-
 def small_of(model, plan=HALF):
     return halp_fx.rewrite(model, plan, X, coupling=COUPLING, check=False)
 
@@ -58,7 +47,7 @@ TIMM = (
 @pytest.mark.parametrize("kind", TIMM)
 def test_one_more_step_is_that_of_a_network_built_afresh(kind):
     make = lookahead if kind == "lookahead" else timm(kind)
-    model, optimizer = trained(make)
+    model, optimizer = stepped(make)
     small = small_of(model)
     twin, other = built_afresh(small, inside(optimizer), model, HALF, COUPLING, make)
     inside(other).state.update(other.state)
@@ -109,7 +98,7 @@ def estimate(state, parameter):
 @pytest.mark.parametrize("case", FACTORED)
 def test_factored_moments_stand_for_what_stays_in_the_form_of_a_fresh_optimizer(case):
     make, plan = FACTORED[case]
-    model, optimizer = trained(make)
+    model, optimizer = stepped(make)
     small, picks = small_of(model, plan), indices(model, plan, COUPLING)
     names = {id(p): name for name, p in model.named_parameters()}
     known = {names[id(p)]: estimate(state, p).reshape(-1) for p, state in optimizer.state.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import Net, random_plan, randomized, relative_error
+from oracle import Net, equals_twin_closely, random_plan, randomized, relative_error
 from torch import nn
 from torch.nn import functional as F
 
@@ -127,9 +127,7 @@ def test_groups_and_twin(name):
     coupling = halp_fx.channel_groups(model, x)
     assert {g.name: g.size for g in coupling.prunable} == groups
     for seed in range(3):
-        plan = random_plan(coupling, seed)
-        small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
-        torch.testing.assert_close(small(x), twin(x), rtol=1e-9, atol=1e-9)
+        small, twin = equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
         with torch.no_grad():
             assert relative_error(twin(x), model(x)) > 1e-3
     small.train()(x).sum().backward()
@@ -167,9 +165,7 @@ def test_a_forward_that_asks_layers_how_wide_they_are(function):
     coupling = halp_fx.channel_groups(model, x)
     assert "stem" in {g.name for g in coupling.prunable}
     for seed in range(3):
-        plan = random_plan(coupling, seed)
-        small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
-        torch.testing.assert_close(small(x), twin(x), rtol=1e-9, atol=1e-9)
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
 
 
 class OfBatch(nn.Module):

@@ -117,13 +117,13 @@ def diagonal(call: Call, algebra: Algebra) -> Planes:
     met = not int(call.arg(1, "offset", 0)) and all(sides.values())
     kept = []
     for plane in x.planes:
-        result = call.node.target(plane, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+        result = call.overload(plane, *call.args[1:], **call.kwargs)
         if not {rows, columns} & set(varying(plane)):
             kept.append(result)
         elif met and any(plane is p for p in sides[rows]):
             kept.append(result)
             for other in sides[columns]:
-                across = call.node.target(other, *call.args[1:], **call.kwargs)  # type: ignore[operator]
+                across = call.overload(other, *call.args[1:], **call.kwargs)
                 algebra.couple(result, across, call, "diagonal")
         elif not (met and any(plane is p for p in sides[columns])):
             algebra.pin(plane, f"{call.where} takes what lies where a row and a column meet")
