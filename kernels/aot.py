@@ -89,15 +89,14 @@ def compile_saliency(
     return _compile(name, reduction.saliency_kernel, types, constants, target, saliency.NUM_WARPS)
 
 
-def compile_lookup(dtype: str, cells: str, capability: int, queries: str = "i64") -> Compiled:
-    """The lookup kernel for records of `dtype` ("fp32", "fp64") and a cell map of `cells` ("u8", "i32")."""
+def compile_lookup(dtype: str, capability: int, queries: str = "i64") -> Compiled:
+    """The lookup kernel for cells of `dtype` ("fp32", "fp64")."""
     types = dict.fromkeys(("layer", "cin", "cout"), f"*{queries}")
-    types |= {"records": f"*{dtype}", "out": f"*{dtype}", "cells": f"*{cells}", "layers": "*i32"}
-    types |= {"num_queries": "i32", "num_layers": "i32"}
+    types |= {"cells": f"*{dtype}", "out": f"*{dtype}", "inputs": "*i64", "outputs": "*i64"}
+    types |= dict.fromkeys(("num_queries", "num_layers", "widest_in", "widest_out"), "i32")
     constants = {"BLOCK": interpolate.BLOCK}
     target = GPUTarget("cuda", capability, 32)
-    name = f"lookup {dtype} {cells}"
-    return _compile(name, interpolate.lookup_kernel, types, constants, target, interpolate.NUM_WARPS)
+    return _compile(f"lookup {dtype}", interpolate.lookup_kernel, types, constants, target, interpolate.NUM_WARPS)
 
 
 def compile_all(capability: int) -> Iterator[Compiled]:
@@ -110,7 +109,7 @@ def compile_all(capability: int) -> Iterator[Compiled]:
     yield compile_saliency("mixed", "l2", capability)
     yield compile_saliency("fp32", "taylor", capability, accumulate=False, lanes=256)
     yield compile_saliency("fp32", "taylor", capability, out="*fp64", lanes=16)
-    yield from (compile_lookup(d, c, capability) for d, c in (("fp32", "u8"), ("fp64", "u8"), ("fp64", "i32")))
+    yield from (compile_lookup(dtype, capability) for dtype in ("fp32", "fp64"))
 
 
 def report(capability: int) -> str:

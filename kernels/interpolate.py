@@ -1,4 +1,4 @@
-"""Latency-table lookup in one Triton launch: per query two cell indices (L1) and one record (one memory sector)."""
+"""Latency-table lookup in one Triton launch: per query two places and one cell, each of one memory sector."""
 
 from __future__ import annotations
 
@@ -11,26 +11,38 @@ from .tables import TableStack
 
 BLOCK = 256
 NUM_WARPS = 8
-"""One query per thread: then a record's fields stay in its thread, and nothing goes through shared memory."""
+"""One query per thread: then a cell's numbers stay in its thread, and nothing goes through shared memory."""
 
 
 @triton.jit
-def _four(address, known, BLOCK: tl.constexpr):
-    """Four neighbours per query, by one 16-byte (or two 16-byte) loads; one scattered load each would cost
-    four times the L1 look-ups, which is what bounds this kernel."""
-    at = address[:, None] + tl.arange(0, 4)[None, :]
-    pairs = tl.reshape(tl.load(at, mask=known[:, None], other=0), (BLOCK, 2, 2))
-    even, odd = tl.split(pairs)
-    first, third = tl.split(even)
-    second, fourth = tl.split(odd)
-    return first, second, third, fourth
+def _place(places, which, width, widest, known):
+    """Distance and share (see `tables.py`) of each query's width."""
+    width = tl.minimum(tl.maximum(width, 0), widest.to(tl.int64))
+    place = tl.load(places + which * (widest + 1) + width, mask=known, other=0)
+    return place >> 32, place & 0xFFFFFFFF
 
 
-@triton.jit(do_not_specialize=["num_layers"])
+@triton.jit
+def _cell(at, known, BLOCK: tl.constexpr):
+    """The four numbers of a cell in 16-byte loads, one of float32 or two of float64: four scattered ones would take
+    as many look-ups, and a thread that loads more than 16 bytes at once gets them through shared memory."""
+    if at.dtype.element_ty == tl.float64:
+        pair = at[:, None] + tl.arange(0, 2)[None, :]
+        time, by_x = tl.split(tl.load(pair, mask=known[:, None], other=0))
+        by_y, by_xy = tl.split(tl.load(pair + 2, mask=known[:, None], other=0))
+    else:
+        numbers = tl.load(at[:, None] + tl.arange(0, 4)[None, :], mask=known[:, None], other=0)
+        even, odd = tl.split(tl.reshape(numbers, (BLOCK, 2, 2)))
+        time, by_y = tl.split(even)
+        by_x, by_xy = tl.split(odd)
+    return time, by_x, by_y, by_xy
+
+
+@triton.jit(do_not_specialize=["num_layers", "widest_in", "widest_out"])
 def lookup_kernel(
-    layer, cin, cout, records, cells, layers, out, num_queries, num_layers, BLOCK: tl.constexpr
+    layer, cin, cout, cells, inputs, outputs, out, num_queries, num_layers, widest_in, widest_out, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Program p answers queries p * BLOCK ... See `tables.py` for the record."""
+    """Program p answers queries p * BLOCK ... What bounds it is the number of scattered loads: three."""
     query = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     asked = query < num_queries
     # Queries and answers are touched once: keep L2 for the tables.
@@ -38,30 +50,23 @@ def lookup_kernel(
     x = tl.load(cin + query, mask=asked, other=0, eviction_policy="evict_first").to(tl.int64)
     y = tl.load(cout + query, mask=asked, other=0, eviction_policy="evict_first").to(tl.int64)
     known = asked & (which >= 0) & (which < num_layers)
-    low_x, high_x, map_x, first = _four(layers + which * 8, known, BLOCK)
-    low_y, high_y, map_y, pitch = _four(layers + which * 8 + 4, known, BLOCK)
-    x = tl.minimum(tl.maximum(x, low_x.to(tl.int64)), high_x.to(tl.int64)).to(tl.int32)
-    y = tl.minimum(tl.maximum(y, low_y.to(tl.int64)), high_y.to(tl.int64)).to(tl.int32)
-    column = tl.load(cells + map_x + x, mask=known, other=0).to(tl.int32)
-    row = tl.load(cells + map_y + y, mask=known, other=0).to(tl.int32)
-    record = records + (first + row * pitch + column).to(tl.int64) * 8
-    x0, per_dx, y0, per_dy = _four(record, known, BLOCK)
-    t00, t01, t10, t11 = _four(record + 4, known, BLOCK)
-    fx = (x.to(out.dtype.element_ty) - x0) * per_dx
-    fy = (y.to(out.dtype.element_ty) - y0) * per_dy
-    near, far = t00 + fx * (t01 - t00), t10 + fx * (t11 - t10)
-    time = tl.where(known, near + fy * (far - near), float("nan"))
-    tl.store(out + query, time, mask=asked)
+    dx, column = _place(inputs, which, x, widest_in, known)
+    dy, row = _place(outputs, which, y, widest_out, known)
+    time, by_x, by_y, by_xy = _cell(cells + (column + row) * 4, known, BLOCK)
+    dx, dy = dx.to(out.dtype.element_ty), dy.to(out.dtype.element_ty)
+    time = time + dx * by_x + dy * (by_y + dx * by_xy)
+    tl.store(out + query, tl.where(known, time, float("nan")), mask=asked)
 
 
 @torch.no_grad()
 def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tensor:
     """Interpolated times; see `halp_fx.kernels.lookup` for the contract."""
     queries = [q.contiguous() for q in (layer, cin, cout)]
-    out = torch.empty(layer.shape, dtype=stack.records.dtype, device=stack.device)
+    out = torch.empty(layer.shape, dtype=stack.cells.dtype, device=stack.device)
     with torch.cuda.device_of(out):
         lookup_kernel[(triton.cdiv(layer.numel(), BLOCK),)](
-            *queries, stack.records, stack.cells, stack.layers, out, layer.numel(), stack.num_layers,
+            *queries, stack.cells, stack.inputs, stack.outputs, out, layer.numel(), stack.num_layers,
+            stack.inputs.shape[1] - 1, stack.outputs.shape[1] - 1,
             BLOCK=BLOCK, num_warps=NUM_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
     return out

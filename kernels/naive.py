@@ -25,7 +25,8 @@ and keeps it in a last-level cache, where each segment reads it once."""
 QUERIES = 1 << 15
 """Queries per chunk of a lookup: a dozen temporaries of this length fit L2."""
 
-_LARGEST = 2**31 - 1
+_SHARE = 2**32 - 1
+"""The lower half of a place: see `tables.py`."""
 
 ELEMENTS: dict[Element, Callable[[Tensor, Tensor], Tensor]] = {
     Element.PRODUCT: lambda w, g: w * g,
@@ -116,7 +117,7 @@ def _sum_all_but(values: Tensor, place: int) -> Tensor:
 @torch.no_grad()
 def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tensor:
     """Interpolated times; see `halp_fx.kernels.lookup` for the contract."""
-    times = torch.empty(layer.numel(), dtype=stack.records.dtype, device=stack.device)
+    times = torch.empty(layer.numel(), dtype=stack.cells.dtype, device=stack.device)
     queries = [q.reshape(-1).split(QUERIES) for q in (layer, cin, cout)]
     for part, *query in zip(times.split(QUERIES), *queries, strict=True):
         _interpolate(stack, part, *(q.long() for q in query))
@@ -125,17 +126,13 @@ def lookup(stack: TableStack, layer: Tensor, cin: Tensor, cout: Tensor) -> Tenso
 
 def _interpolate(stack: TableStack, times: Tensor, layer: Tensor, cin: Tensor, cout: Tensor) -> None:
     known = (layer >= 0) & (layer < stack.num_layers)
-    # 32 bits: half the memory traffic of a dozen temporaries. TableStack.build sees to it that all fits.
-    index = layer.clamp(0, stack.num_layers - 1).int()
-    low_in, high_in, map_in, base, low_out, high_out, map_out, pitch = (
-        column.index_select(0, index) for column in stack.layers_by_column
-    )
-    x = cin.clamp(-_LARGEST, _LARGEST).int().clamp_(low_in, high_in)
-    y = cout.clamp(-_LARGEST, _LARGEST).int().clamp_(low_out, high_out)
-    column = stack.cells.index_select(0, map_in.add_(x)).int()
-    row = stack.cells.index_select(0, map_out.add_(y)).int()
-    records = stack.records.index_select(0, base.addcmul_(row, pitch).add_(column))
-    x0, per_dx, y0, per_dy, v00, v01, v10, v11 = records.unbind(1)
-    fx, fy = x.to(times.dtype).sub_(x0).mul_(per_dx), y.to(times.dtype).sub_(y0).mul_(per_dy)
-    near, far = (v01 - v00).mul_(fx).add_(v00), (v11 - v10).mul_(fx).add_(v10)
-    torch.addcmul(near, far.sub_(near), fy, out=times).masked_fill_(known.logical_not_(), torch.nan)
+    index = layer.clamp(0, stack.num_layers - 1)
+    places = [
+        side.view(-1).index_select(0, (index * side.shape[1]).add_(width.clamp(0, side.shape[1] - 1)))
+        for side, width in ((stack.inputs, cin), (stack.outputs, cout))
+    ]
+    dx, dy = (place.bitwise_right_shift(32).to(times.dtype) for place in places)
+    column, row = (place.bitwise_and_(_SHARE) for place in places)
+    time, by_x, by_y, by_xy = stack.cells.index_select(0, column.add_(row)).unbind(1)
+    slope = torch.addcmul(by_y, dx, by_xy)
+    torch.addcmul(torch.addcmul(time, dx, by_x), dy, slope, out=times).masked_fill_(known.logical_not_(), torch.nan)

@@ -1,13 +1,16 @@
-"""Latency tables of many layers, packed so that one query reads one record.
+"""Latency tables of many layers, packed so that one query reads three small things.
 
-Grids are irregular, so the cell of a width is looked up, not searched: `cells` maps every whole width between
-the first and the last grid point of an axis to its cell. A record holds all that one cell needs (32 bytes in
-float32: one memory sector):
+Grids are irregular, so the cell of a width is looked up, not searched. For every layer and every whole width up to the
+widest of all layers a *place* says, in one 64-bit number, where that width lies on the layer's grid:
 
-    x0, 1 / (x1 - x0), y0, 1 / (y1 - y0), t00, t01, t10, t11        x: input width, y: output width, tYX: time
+    place = (distance to the grid point at or below) << 32 | (that point's share of the cell's index)
 
-The last grid point of an axis begins a cell of its own, with slope 0: hence a width on a grid point always
-has fraction exactly 0, and its time comes back bit for bit.
+A cell holds the polynomial of one rectangle of the grid (16 bytes in float32), dx and dy being the distances:
+
+    time = t + dx * by_x + dy * (by_y + dx * by_xy)        x: input width, y: output width
+
+The last grid point of an axis begins a cell of its own, with slopes of 0, and a width on a grid point has distance 0:
+its time comes back bit for bit.
 """
 
 from __future__ import annotations
@@ -25,31 +28,33 @@ from ..errors import LatencyError
 Table = tuple[Sequence[int] | np.ndarray, Sequence[int] | np.ndarray, Sequence[Sequence[float]] | np.ndarray]
 
 
+PLACES = 2**27
+"""Of one side of a stack at most: 1 GiB."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TableStack:
     """Tables of `num_layers` layers on one device. Build with `build`, query with `halp_fx.kernels.lookup`.
 
     Attributes:
-        records: (cells, 8), float32 or float64, in the unit of the tables: see the module's docstring.
-        cells: unsigned 8-bit where every axis has at most 256 points (so that it stays in L1), else int32.
-        layers: (num_layers, 8) int32: smallest and largest input width, offset of its map in `cells` less the
-            smallest width, first record; smallest and largest output width, offset of its map likewise, and
-            records per output cell.
-        layers_by_column: the same as 8 tensors, for the PyTorch twin.
+        cells: (cells, 4), float32 or float64: t, by_x, by_y, by_xy of the module's docstring, in the unit of the
+            tables, and per channel.
+        inputs: (num_layers, widest + 1) int64: the place of every input width. The shares are the layer's first
+            cell and the column.
+        outputs: the same of output widths. The shares are the first cell of a row, less that of the layer.
     """
 
-    records: Tensor
     cells: Tensor
-    layers: Tensor
-    layers_by_column: tuple[Tensor, ...]
+    inputs: Tensor
+    outputs: Tensor
 
     @property
     def num_layers(self) -> int:
-        return len(self.layers)
+        return len(self.inputs)
 
     @property
     def device(self) -> torch.device:
-        return self.records.device
+        return self.cells.device
 
     @classmethod
     def build(
@@ -63,7 +68,7 @@ class TableStack:
         Args:
             tables: for every layer (in_widths, out_widths, times): ascending whole widths, and the time at
                 each pair, times[o][i], shape (len(out_widths), len(in_widths)).
-            dtype: of records and results. float32 halves what a query reads.
+            dtype: of cells and results.
             device: where the queries will be.
 
         Raises:
@@ -72,25 +77,25 @@ class TableStack:
         if not tables or dtype not in (torch.float32, torch.float64):
             raise LatencyError(f"a table stack needs at least one table and float32 or float64, not {dtype}")
         parts = [_checked(n, *table) for n, table in enumerate(tables)]
-        records = np.concatenate([_records(*part) for part in parts])
-        maps = [_cell_of_width(widths) for part in parts for widths in part[:2]]
-        starts = np.cumsum([0] + [len(m) for m in maps])
-        rows = np.cumsum([0] + [len(i) * len(o) for i, o, _ in parts])
-        layers = np.array(
+        first = np.cumsum([0] + [times.size for *_, times in parts])
+        widest = [max(int(part[side][-1]) for part in parts) for side in (0, 1)]
+        if first[-1] >= 2**31 or len(parts) * (max(widest) + 1) > PLACES:
+            raise LatencyError(
+                f"{len(parts)} tables with {first[-1]:,} cells and widths up to {max(widest):,} are too much for one "
+                "stack: split them into several"
+            )
+        inputs = np.stack(
             [
-                (i[0], i[-1], starts[2 * n] - i[0], rows[n], o[0], o[-1], starts[2 * n + 1] - o[0], len(i))
-                for n, (i, o, _) in enumerate(parts)
-            ],
-            dtype=np.int64,
+                _places(i, start + np.arange(len(i)), widest[0])
+                for (i, _, _), start in zip(parts, first[:-1], strict=True)
+            ]
         )
-        if max(np.abs(layers).max(), starts[-1], rows[-1]) >= 2**31:
-            raise LatencyError("the tables hold more than 2^31 widths or cells: split them into several stacks")
-        cell_dtype = np.uint8 if max(len(axis) for part in parts for axis in part[:2]) <= 256 else np.int32
+        outputs = np.stack([_places(o, len(i) * np.arange(len(o)), widest[1]) for i, o, _ in parts])
+        cells = np.concatenate([_cells(*part) for part in parts])
         return cls(
-            torch.from_numpy(records).to(device, dtype),
-            torch.from_numpy(np.concatenate(maps).astype(cell_dtype)).to(device),
-            torch.from_numpy(layers.astype(np.int32)).to(device),
-            tuple(torch.from_numpy(column.copy()).to(device) for column in layers.astype(np.int32).T),
+            torch.from_numpy(cells).to(device, dtype),
+            torch.from_numpy(inputs).to(device),
+            torch.from_numpy(outputs).to(device),
         )
 
 
@@ -111,20 +116,18 @@ def _checked(number: int, in_widths: Any, out_widths: Any, times: Any) -> tuple[
     return axes[0], axes[1], values
 
 
-def _cell_of_width(widths: np.ndarray) -> np.ndarray:
-    """Cell of every whole width from the first to the last grid point; the last point is a cell of its own."""
-    return np.searchsorted(widths, np.arange(widths[0], widths[-1] + 1), side="right") - 1
+def _places(widths: np.ndarray, shares: np.ndarray, widest: int) -> np.ndarray:
+    """The place of every width from 0 to `widest`; beyond the grid that of its nearest end."""
+    asked = np.clip(np.arange(widest + 1), widths[0], widths[-1])
+    at = np.searchsorted(widths, asked, side="right") - 1
+    found: np.ndarray = (asked - widths[at]) << 32 | shares[at]
+    return found
 
 
-def _records(in_widths: np.ndarray, out_widths: np.ndarray, times: np.ndarray) -> np.ndarray:
-    def slope(widths: np.ndarray) -> np.ndarray:
-        return np.append(1.0 / np.diff(widths), 0.0)
-
-    found = np.empty((*times.shape, 8))
-    found[..., 0], found[..., 1] = in_widths, slope(in_widths)
-    found[..., 2], found[..., 3] = out_widths[:, None], slope(out_widths)[:, None]
-    # Beyond the last point of an axis lies that point once more.
-    right, below = (np.minimum(np.arange(n) + 1, n - 1) for n in times.shape[::-1])
-    found[..., 4], found[..., 5] = times, times[:, right]
-    found[..., 6], found[..., 7] = times[below], times[below][:, right]
-    return found.reshape(-1, 8)
+def _cells(in_widths: np.ndarray, out_widths: np.ndarray, times: np.ndarray) -> np.ndarray:
+    by_x, by_y, by_xy = (np.zeros(times.shape) for _ in range(3))
+    dx, dy = np.diff(in_widths), np.diff(out_widths)[:, None]
+    by_x[:, :-1] = np.diff(times, axis=1) / dx
+    by_y[:-1] = np.diff(times, axis=0) / dy
+    by_xy[:-1] = np.diff(by_x, axis=0) / dy
+    return np.stack([times, by_x, by_y, by_xy], axis=-1).reshape(-1, 4)

@@ -114,8 +114,10 @@ def in_turn(given: argparse.Namespace) -> Iterator[Row]:
             code = process.wait(min(seconds + GRACE_S, left + 5))
             trouble = {"failed": f"exit {code}"} if code else {}
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
             trouble = {"failed": "stopped at its time limit"}
+        finally:  # Also where this command is stopped: what a part started must not run on beside what comes next.
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
         yield row | {"seconds": time.monotonic() - start} | trouble
 
 
@@ -124,6 +126,7 @@ def now() -> str:
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     given = options()
     if given.part:
         return one_part(given)

@@ -35,8 +35,8 @@ def test_the_wait_acquires_and_the_items_release():
     )
 
 
-@pytest.mark.parametrize(("dtype", "loads", "times"), [("fp32", r"v4\.b32", 4), ("fp64", r"v2\.b64", 4)])
-def test_a_lookup_reads_layer_and_record_in_whole_vectors(dtype, loads, times):
-    compiled = aot.compile_lookup(dtype, "u8", 90)
+@pytest.mark.parametrize(("dtype", "loads", "times"), [("fp32", r"v4\.b32", 1), ("fp64", r"v2\.b64", 2)])
+def test_a_lookup_reads_a_cell_in_whole_vectors(dtype, loads, times):
+    compiled = aot.compile_lookup(dtype, 90)
     assert compiled.count(rf"ld\.global\S*{loads}") == times
     assert not compiled.count(r"(?:ld|st)\.shared"), "one query per thread: no exchange"

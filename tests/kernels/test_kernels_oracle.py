@@ -232,10 +232,9 @@ def test_lookup_keeps_shape_and_takes_small_integers():
     assert kernels.lookup(stack, *(q[:0] for q in queries)).shape == (0,)
 
 
-def test_a_wide_grid_needs_a_wider_cell_map():
+def test_widths_beyond_the_grid_are_its_ends():
     widths = np.arange(1, 400)
     stack = TableStack.build([(widths, [7], widths[None, :].astype(float))])
-    assert stack.cells.dtype is torch.int32
     x = torch.arange(0, 450)
     times = kernels.lookup(stack, torch.zeros_like(x), x, torch.full_like(x, 1000))
     assert torch.equal(times, x.clamp(1, 399).double())
@@ -249,8 +248,9 @@ def test_a_wide_grid_needs_a_wider_cell_map():
         (([], [1], [[]]), "row of whole"),
         (([1, 2], [1], [[1.0], [2.0]]), r"shape \(2, 1\), not \(1, 2\)"),
         (([1, 2], [1], [[1.0, float("nan")]]), "finite"),
+        (([1, 2**28], [1], [[1.0, 2.0]]), "split"),
     ],
-    ids=["repeated", "fraction", "empty", "transposed", "nan"],
+    ids=["repeated", "fraction", "empty", "transposed", "nan", "wide"],
 )
 def test_tables_say_what_does_not_fit(table, message):
     with pytest.raises(LatencyError, match=message):
