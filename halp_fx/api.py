@@ -66,7 +66,7 @@ def prune(
     recalibrate: bool | None = None,
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
-    compensate: bool = False,
+    compensate: bool | None = None,
     optimizer: Optimizers | None = None,
     effort: Effort = "normal",
     state: str | PathLike[str] | None = None,
@@ -116,14 +116,16 @@ def prune(
         train_between: called with the network between steps, e.g. to fine-tune. It may set any mode; the random
             numbers that it draws stay drawn.
         recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) at the end, and after
-            every step where something reads them. Without (and without `compensate`), the result equals the zeroed
-            twin. None: yes, but not for a published method.
+            every step where something reads them. Without, and unless `compensate` is asked for, the result equals
+            the zeroed twin. None: yes, but not for a published method.
         score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
             or any number that is larger for a better network. The report has what it returned (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
-            (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data.
+            (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data. None: with data, after every
+            step, where there are no batch norms to re-estimate (transformers, networks with layer or group norms); not
+            with `recalibrate=False`, and not for a published method.
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and
@@ -162,7 +164,7 @@ def prune(
             tolerance=tolerance, train_between=train_between, recalibrate=recalibrate, score_fn=score_fn,
             max_drop=max_drop, compensate=compensate, effort=effort, progress=progress,
         )  # fmt: skip
-        request = as_published(asked)
+        request = as_published(asked, model)
         team = Team.here()
         way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"
         if state is not None and team.size > 1:
@@ -203,7 +205,7 @@ def pareto(
     solver: Solver = "lagrangian",
     tolerance: float = 0.02,
     recalibrate: bool | None = None,
-    compensate: bool = False,
+    compensate: bool | None = None,
     score_fn: Callable[[nn.Module], float] | None = None,
     state: str | PathLike[str] | None = None,
     progress: bool = True,
@@ -246,7 +248,7 @@ def pareto(
             tolerance=tolerance, recalibrate=recalibrate, score_fn=score_fn, compensate=compensate, progress=progress,
         )  # fmt: skip
         with shown(progress), preserved(model), work("pareto", len(wanted), "budgets") as done:
-            request, notebook = as_published(asked), None
+            request, notebook = as_published(asked, model), None
             if state is not None:
                 notebook = Notebook.open(Path(state), model, request, stream, "pareto")
             return curve_of(Frontier.start(model, request, wanted, notebook), done)

@@ -14,6 +14,8 @@ import numpy as np
 from torch import nn
 
 from ..coupling.branches import Branch, output_groups
+from ..rewriting.compensating import SAMPLES
+from ..scoring.batchwise import has_batch_norms
 from ..scoring.losses import Loss, loss_of
 from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
@@ -21,6 +23,9 @@ from ..solver import CostTable, Method, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Member, scored_name
 from .request import Request
 from .widths import branch_choice
+
+STEP_SAMPLES = 256
+"""That a network is compensated with which nobody but the next step looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +53,22 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def as_published(request: Request) -> Request:
-    """The request with what its method does where the caller leaves it open; others as they are, with batch norms
-    re-estimated."""
+def as_published(request: Request, model: nn.Module) -> Request:
+    """The request with what its method does where the caller leaves it open. With any other method batch norms are
+    re-estimated, and where there are none, layers are compensated: little else keeps a network working that is cut."""
     recipe = RECIPES.get(request.solver)
     recalibrate = recipe is None if request.recalibrate is None else request.recalibrate
+    without_norms = not has_batch_norms(model)
+    compensate = request.compensate
+    if compensate is None:
+        possible = recipe is None and request.data is not None and recalibrate and without_norms
+        compensate = "auto" if possible else False
+    # Of networks with batch norms, values of compensated ones led to no better ones (docs/compensation.md).
+    looked_at = request.train_between is not None or request.score_fn is not None
+    on_the_way = SAMPLES if looked_at else STEP_SAMPLES if without_norms else 0
+    request = replace(request, recalibrate=recalibrate, compensate=compensate, on_the_way=on_the_way)
     if recipe is None:
-        return replace(request, recalibrate=recalibrate)
+        return request
     importance, loss_fn, loss = request.importance, request.loss_fn, request.loss
     if importance in (None, "auto"):
         importance = "magnitude" if request.data is None else "taylor"
@@ -63,7 +77,7 @@ def as_published(request: Request) -> Request:
     steps = recipe.steps if request.steps is None and request.data is not None else request.steps
     return replace(
         request, importance=importance, loss_fn=loss_fn, loss=loss, steps=steps, batches=recipe.batches,
-        recalibrate=recalibrate, branches=request.branches or recipe.splits,
+        branches=request.branches or recipe.splits,
     )  # fmt: skip
 
 

@@ -46,6 +46,8 @@ class Request:
         limits: with the names that their entries mean.
         evenness: weight of even widths beside the values; None: as scores have it.
         even: widths are even, and scores only say which channels stay.
+        compensate: "auto" where the caller left it open, and it is done; None until that is decided (`as_published`).
+        on_the_way: samples that networks on the way are compensated with; 0: only the last one is compensated.
         The other attributes are as `prune` documents them.
     """
 
@@ -68,7 +70,8 @@ class Request:
     batches: int = MAX_BATCHES
     score_fn: Callable[[nn.Module], float] | None = None
     max_drop: float | None = None
-    compensate: bool = False
+    compensate: bool | Literal["auto"] | None = False
+    on_the_way: int = 0
     effort: Effort = "normal"
     progress: bool = True
     evenness: float | None = None

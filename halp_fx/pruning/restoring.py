@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch
+
+from ..errors import SaliencyError
 from ..rewriting.compensating import SAMPLES, Compensation, compensate
 from ..types import Plan
 from .networks import Network
@@ -24,7 +27,12 @@ def compensated(
         whole = Network(yardstick.model, Plan(), yardstick.coupling)
     assert request.data is not None
     assert whole.coupling is not None
-    return compensate(
-        cut.model, whole.model, remaining(whole.plan, cut.plan), request.data,
-        coupling=whole.coupling, loss=request.loss, samples=samples, recalibrate=bool(request.recalibrate),
-    )  # fmt: skip
+    try:
+        return compensate(
+            cut.model, whole.model, remaining(whole.plan, cut.plan), request.data,
+            coupling=whole.coupling, loss=request.loss, samples=samples, recalibrate=bool(request.recalibrate),
+        )  # fmt: skip
+    except (SaliencyError, torch.OutOfMemoryError) as error:
+        if request.compensate != "auto":  # Nobody asked for it: then it is better without than not at all.
+            raise
+        return Compensation((), {}, 0, failed=str(error))

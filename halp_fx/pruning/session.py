@@ -18,7 +18,7 @@ from ..model.checks import check_prunable
 from ..model.preserving import unsynchronised
 from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
-from ..rewriting.compensating import Compensation
+from ..rewriting.compensating import SAMPLES, Compensation
 from ..scoring.recalibrating import recalibrate
 from ..solver import Solution
 from ..trials.branches import tried
@@ -174,9 +174,8 @@ class Session:
         self.network, _ = self._cutter.within_reach(self.network, way, floor=STEP_FLOOR)
         aim = min(self.yardstick.budget, 1.0) ** way
         self.trail.append(Stop(aim, self.network.plan, parameter_count(self.network.model)))
-        if self.request.train_between is not None or self.request.score_fn is not None:
-            # Nobody else looks at it: values of compensated networks led to no better ones (docs/compensation.md).
-            self._compensate(self.network, whole)
+        if self.request.on_the_way:
+            self._compensate(self.network, whole, self.request.on_the_way)
 
     def train(self, team: Team) -> None:
         """Let the caller train the network as it stands."""
@@ -250,11 +249,11 @@ class Session:
             with self.clock("recalibrate"), unsynchronised(network.model):
                 recalibrate(network.model, self.request.data, loss=self.request.loss)
 
-    def _compensate(self, cut: Network, whole: Network) -> None:
+    def _compensate(self, cut: Network, whole: Network, samples: int = SAMPLES) -> None:
         """Let a network that was cut out of another make up for it, where that was asked for."""
         if self.request.compensate and cut.plan:
             with self.clock("compensate"):
-                self.compensation = compensated(cut, whole, self.request, self.yardstick)
+                self.compensation = compensated(cut, whole, self.request, self.yardstick, samples)
 
     @property
     def _met_as_it_is(self) -> bool:

@@ -78,16 +78,18 @@ class Compensation:
         layers: in the order of the forward.
         left: weight -> why it stayed as it was.
         samples: that the layers were fitted to.
+        failed: why none was fitted; "" unless it went wrong.
     """
 
     layers: tuple[Refit, ...]
     left: Mapping[str, str]
     samples: int
+    failed: str = ""
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a report should know."""
-        found = []
+        found = [self.failed] if self.failed else []
         if self.layers and self.samples < FEW:
             found.append(
                 f"layers were compensated with {self.samples} samples: strong regularisation held them near what they "

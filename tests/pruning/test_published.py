@@ -78,7 +78,7 @@ def request(**settings):
 
 
 def test_what_the_caller_leaves_open_is_as_published():
-    halp, mdp, own = (as_published(request(solver=s)) for s in ("halp", "mdp", "auto"))
+    halp, mdp, own = (as_published(request(solver=s), net()) for s in ("halp", "mdp", "auto"))
     assert (halp.importance, halp.steps, halp.batches, halp.recalibrate, halp.branches) == (
         "taylor",
         30,
@@ -88,10 +88,10 @@ def test_what_the_caller_leaves_open_is_as_published():
     )
     assert (mdp.importance, mdp.steps, mdp.batches, mdp.recalibrate, mdp.branches) == ("taylor", 1, 1200, False, True)
     assert (own.importance, own.steps, own.recalibrate) == (None, None, True)
-    asked = as_published(request(importance="fisher", steps=7, recalibrate=True))
+    asked = as_published(request(importance="fisher", steps=7, recalibrate=True), net())
     assert (asked.importance, asked.steps, asked.recalibrate) == ("fisher", 7, True)
     assert asked.loss_fn is F.cross_entropy
-    blind = as_published(request(data=None, loss_fn=None))
+    blind = as_published(request(data=None, loss_fn=None), net())
     assert (blind.importance, blind.steps) == ("magnitude", None)
 
 
