@@ -123,9 +123,8 @@ def prune(
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
-            (`halp_fx.compensate`), at the end, or before each `train_between`. Needs data. None: with data, after every
-            step, where there are no batch norms to re-estimate (transformers, networks with layer or group norms); not
-            with `recalibrate=False`, and not for a published method.
+            (`halp_fx.compensate`): at the end, before each `train_between`, and, without batch norms, after every step.
+            Needs data. None: where there is data; not with `recalibrate=False`, and not for a published method.
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and

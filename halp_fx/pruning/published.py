@@ -55,17 +55,16 @@ RECIPES: Mapping[str, Recipe] = {
 
 def as_published(request: Request, model: nn.Module) -> Request:
     """The request with what its method does where the caller leaves it open. With any other method batch norms are
-    re-estimated, and where there are none, layers are compensated: little else keeps a network working that is cut."""
+    re-estimated and layers are compensated, if there is data."""
     recipe = RECIPES.get(request.solver)
     recalibrate = recipe is None if request.recalibrate is None else request.recalibrate
-    without_norms = not has_batch_norms(model)
     compensate = request.compensate
     if compensate is None:
-        possible = recipe is None and request.data is not None and recalibrate and without_norms
-        compensate = "auto" if possible else False
-    # Of networks with batch norms, values of compensated ones led to no better ones (docs/compensation.md).
+        compensate = "auto" if recipe is None and request.data is not None and recalibrate else False
+    # Where batch norms are re-estimated, values of compensated networks led to no better ones; where there are none,
+    # little else keeps a network working that is cut (docs/compensation.md).
     looked_at = request.train_between is not None or request.score_fn is not None
-    on_the_way = SAMPLES if looked_at else STEP_SAMPLES if without_norms else 0
+    on_the_way = SAMPLES if looked_at else 0 if has_batch_norms(model) else STEP_SAMPLES
     request = replace(request, recalibrate=recalibrate, compensate=compensate, on_the_way=on_the_way)
     if recipe is None:
         return request

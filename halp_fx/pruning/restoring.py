@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ..errors import SaliencyError
@@ -27,12 +29,14 @@ def compensated(
         whole = Network(yardstick.model, Plan(), yardstick.coupling)
     assert request.data is not None
     assert whole.coupling is not None
+    asked = request.compensate != "auto"
     try:
-        return compensate(
+        found = compensate(
             cut.model, whole.model, remaining(whole.plan, cut.plan), request.data,
             coupling=whole.coupling, loss=request.loss, samples=samples, recalibrate=bool(request.recalibrate),
         )  # fmt: skip
     except (SaliencyError, torch.OutOfMemoryError) as error:
-        if request.compensate != "auto":  # Nobody asked for it: then it is better without than not at all.
+        if asked:  # If not, it is better without than not at all.
             raise
-        return Compensation((), {}, 0, failed=str(error))
+        found = Compensation((), {}, 0, failed=str(error))
+    return replace(found, asked=asked)

@@ -79,17 +79,21 @@ class Compensation:
         left: weight -> why it stayed as it was.
         samples: that the layers were fitted to.
         failed: why none was fitted; "" unless it went wrong.
+        asked: whether the caller wanted it, and so wants to know what could not be done.
     """
 
     layers: tuple[Refit, ...]
     left: Mapping[str, str]
     samples: int
     failed: str = ""
+    asked: bool = True
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a report should know."""
         found = [self.failed] if self.failed else []
+        if not self.asked:
+            return tuple(found)
         if self.layers and self.samples < FEW:
             found.append(
                 f"layers were compensated with {self.samples} samples: strong regularisation held them near what they "
