@@ -64,7 +64,8 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
 def reads_statistics(network: Network, request: Request, yardstick: Yardstick) -> bool:
     """Whether a scoring, or what is made of its network later, reads the statistics that norms keep: values through the
     statistics of batches do not."""
-    if not network.remembered or request.compensate or yardstick.left(network.plan)[2]:
+    compensated = request.compensate and request.on_the_way > 0
+    if not network.remembered or compensated or yardstick.left(network.plan)[2]:
         return True
     return not all(isinstance(norm, BATCH_NORMS) for norm in norms_of(network.model))
 
