@@ -35,7 +35,7 @@ BUDGETS = (0.5, 0.2, 0.1, 0.05)
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [n for n in networks.NETWORKS if n not in networks.HELD_BACK]
+    known = [n for n in networks.NETWORKS if n not in (*networks.HELD_BACK, *networks.BY_NAME)]
     parser.add_argument("--folder", type=Path, default=Path("compare"), help="data, dense networks and rows")
     parser.add_argument("--data", nargs="+", default=["glyphs", "textures"], choices=list(data.SETS))
     parser.add_argument("--networks", nargs="+", default=known, choices=list(networks.NETWORKS))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 
 def _conv(inner: int, outer: int, kernel: int = 1, stride: int = 1, groups: int = 1, act: bool = True) -> nn.Sequential:
@@ -163,13 +164,51 @@ class _Grown(nn.Module):
         return torch.cat([x, self.body(torch.relu(self.norm(x)))], 1)
 
 
+class _Grouped(nn.Module):
+    """A bottleneck with group norms before its convolutions."""
+
+    def __init__(self, inner: int, middle: int, outer: int, stride: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for a, b, kernel, step in ((inner, middle, 1, 1), (middle, middle, 3, stride), (middle, outer, 1, 1)):
+            layers += [nn.GroupNorm(4, a), nn.ReLU(), nn.Conv2d(a, b, kernel, step, kernel // 2, bias=False)]
+        self.body = nn.Sequential(*layers)
+        same = stride == 1 and inner == outer
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inner, outer, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.shortcut(x) + self.body(x)
+
+
+def grouped(classes: int) -> nn.Module:
+    """Bottleneck residuals with group norms, as in Big Transfer."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 32, 3, 2, 1)]
+    inner = 32
+    for middle, outer, stride in ((24, 64, 1), (32, 96, 2), (48, 128, 2)):
+        layers += [_Grouped(inner, middle, outer, stride), _Grouped(outer, middle, outer, 1)]
+        inner = outer
+    return nn.Sequential(*layers, nn.GroupNorm(4, inner), nn.ReLU(), *_head(inner, classes))
+
+
+def tokens(classes: int) -> nn.Module:
+    """A transformer of torchvision: patches of 4 x 4, four layers of four heads of 16."""
+    model = VisionTransformer(32, 4, 4, 4, 64, 128, num_classes=classes)
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # It begins at zero.
+    return model
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "residual": residual,
     "concat": concat,
     "inverted": inverted,
     "dense": dense,
     "normed": normed,
+    "grouped": grouped,
+    "tokens": tokens,
 }
+
+BY_NAME = ("grouped", "tokens")
+"""Without batch norms, compared where they are asked for."""
 
 HELD_BACK = ("dense", "normed")
 """Looked at once, after everything was decided."""

@@ -20,16 +20,12 @@ Prepare = Callable[[nn.Module, torch.optim.Optimizer], Callable[[], object]]
 def train(
     model: nn.Module, data: Data, epochs: int, rate: float, seed: int, prepare: Prepare | None = None
 ) -> nn.Module:
-    """SGD with Nesterov momentum, a cosine from `rate` to 0 after a short warm-up, in place; left in eval mode."""
+    """A cosine from `rate` to 0 after a short warm-up, in place; left in eval mode."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     model.train().to(memory_format=torch.channels_last)
     images, labels = data.train
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.SGD(
-        [{"params": matrices, "weight_decay": 5e-4}, {"params": others}], lr=rate, momentum=0.9, nesterov=True
-    )
+    optimizer = _optimizer(model, rate)
     total = epochs * (len(images) // BATCH)
     warm = max(1, total // 20)
 
@@ -47,6 +43,17 @@ def train(
             optimizer.step()
             schedule.step()
     return model.eval()
+
+
+def _optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum; without batch norms AdamW, at 0.03 of the rate: SGD hardly trains such networks."""
+    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+        return torch.optim.AdamW(model.parameters(), lr=0.03 * rate, weight_decay=0.05)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    return torch.optim.SGD(
+        [{"params": matrices, "weight_decay": 5e-4}, {"params": others}], lr=rate, momentum=0.9, nesterov=True
+    )
 
 
 @torch.inference_mode()
