@@ -20,6 +20,7 @@ from torch import fx
 from ..api import prune, rewrite
 from ..errors import ModelError, PlanError
 from ..files import write_text
+from ..fitting import FILE
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
@@ -145,7 +146,7 @@ class Backend:
             self._known.append(_Known(tuple(map(weakref.ref, parameters)), asked, report.plan))
             plan, what = report.plan, _figures(report)
             if asked.report is not None:
-                write_text(Path(asked.report), report.summary())
+                write_text(Path(asked.report), report.summary(width=FILE))
         assert isinstance(small, fx.GraphModule)
         before, after = map(parameter_count, (found.network, small))
         logger.warning(

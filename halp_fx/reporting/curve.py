@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from ..errors import BudgetError
+from ..fitting import Column, folded, tabled
 from ..latency import ParamsCost
 from ..model.preserving import as_modes_of, preserved
 from ..model.tensors import parameter_count
@@ -127,17 +127,18 @@ class Curve:
 
     def __str__(self) -> str:
         scored = self.dense_score is not None
-        headers = ["asked", f"budget, {self.unit}", "predicted", "measured", "of dense", "parameters", "met"]
         table = []
         for p in self.points:
             costs = [figure(cost, self.unit) for cost in (p.budget, p.predicted, p.measured)]
             row = [p.asked, *costs, f"{p.share:.1%}", f"{p.parameters:,}"]
-            table.append([*row, "yes" if p.met else "no", *([p.score] if scored else [])])
-        headers += ["score"] if scored else []
-        parts = [tabulate(table, headers, floatfmt=".4g", disable_numparse=[0])]
+            table.append([*row, "yes" if p.met else "no", *([f"{p.score:.4g}"] if scored else [])])
+        number = Column.number
+        columns = [Column("asked"), number(f"budget, {self.unit}", 2), number("predicted", 1), number("measured")]
+        columns += [number("of dense"), number("parameters", 3), Column("met"), *([number("score")] if scored else [])]
+        parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
         parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
-        return "\n\n".join(parts)
+        return folded("\n\n".join(parts))
 
     def plot(self, path: str | Path) -> Path:
         """Draw predicted and measured cost, and the score if there is one, against the budget; returns the path.

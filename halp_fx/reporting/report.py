@@ -240,9 +240,13 @@ class Report:
         """Whether the budget is met, what was gained, and what it cost, in one line."""
         return verdict(self)
 
-    def summary(self, groups: bool = True) -> str:
-        """The report as text: verdict, costs, sizes, notes; with `groups` also every group and what is frozen."""
-        return summarized(self, groups)
+    def summary(self, groups: bool = True, width: int | None = None) -> str:
+        """The report as text: verdict, costs, sizes, notes; with `groups` also every group and what is frozen.
+
+        Args:
+            width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
+        """
+        return summarized(self, groups, width)
 
     def to_html(self, path: str | PathLike[str]) -> Path:
         """Write the report as one page that needs nothing else: no network, no other file.
