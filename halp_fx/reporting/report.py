@@ -24,8 +24,15 @@ _FORMAT = "halp_fx.report/1"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers, `smallest`
-    whether it is the smallest network because by the prediction none meets the budget."""
+    """One candidate of the closing loop, in the unit of the cost.
+
+    Attributes:
+        uncalibrated: the sum of its layers.
+        saliency_kept: the scores of the channels that stay, as a share of those of all channels of the network before
+            this step; 1 where nothing was scored. By magnitudes it says little: widths do not follow them.
+        gap: certified: how much more any choice of widths within the budget can be worth, relative.
+        smallest: whether it is the smallest network because by the prediction none meets the budget.
+    """
 
     predicted: float
     measured: float
