@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import HalpError
+from ..files import why_unreadable
 from ..fitting import command
 from .output import Output
 
@@ -113,5 +114,5 @@ def _read(parse: Callable[[str], T], place: Path, name: str) -> T:
         raise HalpError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise HalpError(f"there is no {path}: `halp-fx prune … --out DIR` writes one") from None
-    except UnicodeDecodeError:
-        raise HalpError(f"{path} is no text, so no {name}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HalpError(why_unreadable(path, error)) from None

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import BudgetError
+from ..files import path_of
 from ..fitting import Column, folded, tabled
 from ..latency import ParamsCost
 from ..model.preserving import as_modes_of, preserved
@@ -162,7 +163,7 @@ class Curve:
             )
             axes[1].axhline(self.dense_score, color=DENSE, linestyle="--", linewidth=0.8)
             axes[1].set(xlabel=f"measured, {of}", ylabel="score", title="What is left of the score")
-        return save(figure, Path(path))
+        return save(figure, path_of(path))
 
 
 def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import LatencyError
 from ..extras import missing
-from ..files import replacing
+from ..files import path_of, replacing
 from ..pruning.budgets import amount
 from ..solver import CostTable
 from .details import GroupReport
@@ -44,7 +44,7 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
     Raises:
         LatencyError: matplotlib is not installed.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     paths = _both(bars(profile), directory / "network")
     tables = {table.name: table for table in profile.tables}
     seen: set[str] = set()
@@ -65,7 +65,7 @@ def save_report_plots(report: Report, directory: str | Path) -> tuple[Path, ...]
     Raises:
         LatencyError: matplotlib is not installed.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     paths: list[Path] = []
     if report.costs:
         paths += _both(before_after(report), directory / "layers")

@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import HalpError, PlanError, few
-from ..files import write_text
+from ..files import path_of, write_text
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
 from ..types.plain import from_plain, to_plain
@@ -266,7 +266,7 @@ class Report:
         """
         from .page import page  # Jinja is imported when a page is made.
 
-        return write_text(Path(path), page(self))
+        return write_text(path_of(path), page(self))
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the costs."""

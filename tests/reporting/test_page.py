@@ -74,7 +74,7 @@ def test_a_page_makes_its_folder(report, tmp_path):
 
 
 def test_scores_kept_are_shown_where_widths_follow_them(report):
-    assert report.saliency == "batches"
+    assert report.saliency == "fisher"
     assert "Scores kept are those of the channels that stay" in Page(page(report)).text
     blind = Page(page(replace(report, saliency="magnitude"))).text
     assert "solver's gap" in blind
