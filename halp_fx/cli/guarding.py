@@ -130,9 +130,9 @@ _OPTIONS = {
 
 
 def as_options(words: str) -> str:
-    """What the library says, in the words of a command line."""
+    """What the library says, in the words of a command line; wherever its lines end."""
     for pattern, option in _OPTIONS.items():
-        words = re.sub(pattern, option, words)
+        words = re.sub(pattern.replace(" ", r"\s+"), option, words)
     return words
 
 
