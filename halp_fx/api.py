@@ -6,13 +6,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
 from .errors import StateError
+from .files import path_of
 from .model.checks import check_finite, check_model
 from .model.naming import Ignored
 from .model.preserving import as_modes_of, preserved
@@ -171,7 +171,7 @@ def prune(
         team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
         if team.leads:
             with team.leading():
-                notebook = None if state is None else Notebook.open(Path(state), model, request, stream)
+                notebook = None if state is None else Notebook.open(path_of(state), model, request, stream)
                 small = _pruned(model, request, team, notebook)
             team.tell("done", report_of(small).plan, changed(small, request), report_of(small))
         else:
@@ -249,7 +249,7 @@ def pareto(
         with shown(progress), preserved(model), work("pareto", len(wanted), "budgets") as done:
             request, notebook = as_published(asked, model), None
             if state is not None:
-                notebook = Notebook.open(Path(state), model, request, stream, "pareto")
+                notebook = Notebook.open(path_of(state), model, request, stream, "pareto")
             return curve_of(Frontier.start(model, request, wanted, notebook), done)
 
 

@@ -29,6 +29,11 @@ def _rebuilt(kind: type[HalpError], args: tuple[Any, ...], attributes: dict[str,
     return error
 
 
+class PathError(HalpError, OSError):
+    """A path does not lead to what is wanted there: it is empty, a folder where a file is to be, a file where a folder
+    is, or a place where nothing may be written. Nothing was."""
+
+
 class ModelError(HalpError):
     """The model cannot be handled as passed: wrapped, scripted, on the meta device, NaN weights, …"""
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Paths that a caller names, and files that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,8 +10,53 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .errors import PathError
+
 if TYPE_CHECKING:
     import torch
+
+
+def path_of(path: str | os.PathLike[str]) -> Path:
+    """The path that a caller means; "~" is their home.
+
+    Raises:
+        PathError: it is empty, or no path.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise PathError(f"{path!r:.60} is no path: pass a string or a pathlib.Path")
+    if not os.fspath(path):
+        raise PathError("the path is empty: name a file or a folder")
+    return Path(path).expanduser()
+
+
+def why_unreadable(path: Path, error: OSError | UnicodeDecodeError) -> str:
+    """What to say of a file that cannot be read: its path first, then what to do."""
+    if path.is_dir():
+        return f"{path} is a folder: name a file in it"
+    if isinstance(error, FileNotFoundError):
+        return f"there is no file {path}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"{path} is not text"
+    return f"{path} cannot be read: {error.strerror or error}"
+
+
+def file_to_write(path: str | os.PathLike[str]) -> Path:
+    """As `path_of`, of a file that can be made or replaced, as far as that can be told before.
+
+    Raises:
+        PathError: it cannot be.
+    """
+    place = path_of(path)
+    if place.is_dir():
+        raise PathError(f"{place} is a folder: name the file that is to be written in it")
+    above = next((p for p in place.parents if p.exists()), Path())
+    if not above.is_dir():
+        raise PathError(f"{place} cannot be written: {above} is a file, and no folder")
+    if not os.access(place if place.exists() else above, os.W_OK):
+        raise PathError(
+            f"{place} cannot be written: {'it' if place.exists() else above} is read-only. Name another place"
+        )
+    return place
 
 
 @contextmanager
@@ -23,8 +68,10 @@ def replacing(path: Path) -> Iterator[Path]:
     writer thinks (safetensors makes it private). Folders that are not there are made.
 
     Raises:
-        OSError: disk full, directory not writable …; it names `path`, and the old file is then as before.
+        PathError: see `file_to_write`.
+        OSError: disk full …; it names `path`, and the old file is then as before.
     """
+    file_to_write(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:

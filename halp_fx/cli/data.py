@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .output import Output
+
 logger = logging.getLogger("halp_fx")
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".tif", ".tiff")
@@ -47,6 +49,20 @@ def load_data(name: str | None, shape: tuple[int, ...], batch: int) -> Iterable[
     batches = made() if callable(made) else made
     if not isinstance(batches, Iterable):
         raise HalpError(f"--data {name} gave {type(batches).__name__}, not batches that can be iterated over")
+    return batches
+
+
+def data_for(
+    name: str | None, model: nn.Module, inputs: tuple[torch.Tensor, ...], batch: int, output: Output
+) -> Iterable[Any] | None:
+    """The batches that `--data` means, for a network; what is odd about them is said.
+
+    Raises:
+        HalpError: as `load_data`.
+    """
+    batches = load_data(name, tuple(inputs[0].shape), batch)
+    if doubt := said_of_classes(batches, model, inputs):
+        output.say(doubt)
     return batches
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tabulate import tabulate
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -21,6 +20,7 @@ from ..api import prune
 from ..errors import HalpError
 from ..extras import missing
 from ..files import write_text
+from ..fitting import FILE, Column, tabled
 from ..latency import interleaved
 from ..model.tensors import parameter_count
 from ..progress import counted, shown
@@ -143,20 +143,19 @@ def run(
     tuned = accuracy(small, digits)
     _, now = interleaved((dense, small), ((example,), {}))
     report = report_of(small)
-    table = tabulate(
-        [
-            ["dense", before, report.dense_ms, f"{parameter_count(dense):,}"],
-            ["after pruning", pruned, report.measured_ms, f"{parameter_count(small):,}"],
-            ["after fine-tuning", tuned, now.share * report.dense_ms, f"{parameter_count(small):,}"],
-        ],
-        headers=["", "accuracy", "ms", "parameters"],
-        floatfmt=("", ".2%", ".3f"),
-        colalign=("left", "right", "right", "right"),
+    rows = (
+        ("dense", before, report.dense_ms, dense),
+        ("after pruning", pruned, report.measured_ms, small),
+        ("after fine-tuning", tuned, now.share * report.dense_ms, small),
+    )
+    table = tabled(
+        (Column(""), *map(Column.number, ("accuracy", "ms", "parameters"))),
+        [[at, f"{right:.2%}", f"{ms:.3f}", f"{parameter_count(network):,}"] for at, right, ms, network in rows],
     )
     text = f"{table}\n\nlatency now {now.share:.1%} of dense (budget {budget}, measured again after fine-tuning)"
     say(f"\n{text}\n\n{report.summary()}")
     if output is not None:
-        write_text(output / "report.md", f"```\n{text}\n\n{report.summary()}\n```\n")
+        write_text(output / "report.md", f"```\n{text}\n\n{report.summary(width=FILE)}\n```\n")
         write_text(output / "plan.json", report.plan.to_json())
         report.to_html(output / "report.html")
         say(f"\nwrote {output}: report.html, report.md, plan.json")

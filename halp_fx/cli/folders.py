@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import HalpError
+from ..files import why_unreadable
+from ..fitting import command
 from .output import Output
 
 if TYPE_CHECKING:
@@ -23,18 +24,20 @@ T = TypeVar("T")
 PLAN, CHECKPOINT = "plan.json", "model.safetensors"
 REPORT, PAGE = "report.json", "report.html"
 KINDS = ("onnx", "pt2")
+_LABEL = 11
 
 
 def next_steps(source: ModelSpec, folder: Path) -> str:
     """What to do with a pruned network, as lines that can be copied."""
     again = [*chain.from_iterable(("--set", s) for s in source.settings)]
     again += [*chain.from_iterable(("--input", s) for s in source.shapes)]
+    under = " " * _LABEL
     steps = {
-        "look": f"open {folder / PAGE}",
-        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", make)  # make() gives the dense model',
-        "time both": shlex.join(["halp-fx", "compare", source.name, str(folder), *again]),
+        "look at": f"{folder / PAGE}, in a browser",
+        "time both": command(["halp-fx", "compare", source.name, str(folder), *again], indent=_LABEL),
+        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", make)\n{under}# make() gives the dense model',
     }
-    return "\n".join(f"{name + ':':<11}{step}" for name, step in steps.items())
+    return "\n".join(f"{name + ':':<{_LABEL}}{step}" for name, step in steps.items())
 
 
 def kinds_of(exports: Iterable[str]) -> list[str]:
@@ -111,5 +114,5 @@ def _read(parse: Callable[[str], T], place: Path, name: str) -> T:
         raise HalpError(f"{path}: {error}") from error
     except FileNotFoundError:
         raise HalpError(f"there is no {path}: `halp-fx prune … --out DIR` writes one") from None
-    except UnicodeDecodeError:
-        raise HalpError(f"{path} is no text, so no {name}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise HalpError(why_unreadable(path, error)) from None

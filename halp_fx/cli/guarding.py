@@ -6,14 +6,17 @@ import functools
 import inspect
 import logging
 import re
+import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 
 from ..errors import HalpError, InfeasibleError
+from ..fitting import folded, terminal_width
 
 FAILED, USAGE, OUT_OF_REACH, MISSED, INTERRUPTED = 1, 2, 3, 4, 130
 """What a command exits with, beside 0."""
@@ -33,11 +36,28 @@ Command = Callable[..., None]
 
 _saved: list[str] = []
 _again: list[str] = []
+_results: list[TextIO] = []
 
 
 def saved(path: Path | str) -> None:
     """Say, if the command is interrupted, that this was written."""
     _saved.append(str(path))
+
+
+def results() -> TextIO:
+    """Where the object of `--json` goes: standard output, which then takes nothing else."""
+    return _results[-1] if _results else sys.stdout
+
+
+@contextmanager
+def _results_apart() -> Iterator[None]:
+    """What is printed meanwhile, also by a model's own file, goes to standard error."""
+    _results.append(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _results.pop()
 
 
 _TIMED = "layers that were timed are kept in the latency table: run the same command again"
@@ -69,7 +89,8 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
             _saved.clear()
             _again.clear()
             try:
-                command(*args, **kwargs)
+                with _results_apart() if kwargs.get("as_json") else nullcontext():
+                    command(*args, **kwargs)
             except InfeasibleError as error:
                 _stop(f"error: {as_options(str(error))}", OUT_OF_REACH)
             except HalpError as error:
@@ -109,16 +130,16 @@ _OPTIONS = {
 
 
 def as_options(words: str) -> str:
-    """What the library says, in the words of a command line."""
+    """What the library says, in the words of a command line; wherever its lines end."""
     for pattern, option in _OPTIONS.items():
-        words = re.sub(pattern, option, words)
+        words = re.sub(pattern.replace(" ", r"\s+"), option, words)
     return words
 
 
 def _stop(words: str, code: int) -> None:
     if logger.isEnabledFor(logging.INFO):  # --verbose
         traceback.print_exc()
-    typer.echo(words, err=True)
+    typer.echo(folded(words, terminal_width(sys.stderr)), err=True)
     raise typer.Exit(code)
 
 

@@ -34,8 +34,8 @@ def info(as_json: options.Json = False) -> None:
 
     output = Output(as_json)
     import torch
-    from tabulate import tabulate
 
+    from ..fitting import Column, tabled
     from ..latency.fingerprint import RUNTIMES, Fingerprint
     from ..latency.store import cache_directory
     from ..version import __version__
@@ -64,7 +64,7 @@ def info(as_json: options.Json = False) -> None:
         "timer": here.timer,
         "latency tables": f"{len(tables)} in {cache_directory()}",
     }
-    output.say(tabulate(list(found.items()), tablefmt="plain", disable_numparse=True))
+    output.say(tabled((Column(""), Column.words("")), [(what, f"{value}") for what, value in found.items()]))
     output.result(found)
 
 

@@ -13,7 +13,8 @@ import typer
 
 from ..errors import HalpError
 from ..files import write_text
-from .guarding import saved
+from ..fitting import folded
+from .guarding import results, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,12 @@ class Output:
     as_json: bool = False
 
     def say(self, words: object) -> None:
-        typer.echo(str(words), err=self.as_json)
+        typer.echo(folded(str(words)))
 
     def result(self, values: Mapping[str, Any]) -> None:
         """The object for `--json`; without it nothing."""
         if self.as_json:
-            typer.echo(json.dumps(values, indent=2))
+            typer.echo(json.dumps(values, indent=2), file=results())
 
     def write(self, path: Path, text: str) -> Path:
         return self.wrote(write_text(path, text))

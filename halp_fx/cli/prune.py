@@ -82,7 +82,7 @@ def prune(
     without, all layers become about equally narrow. Then fine-tune: this command does not train.
     """
     from .costs import budget_of, cost_of
-    from .data import load_data, said_of_classes
+    from .data import data_for
     from .folders import kinds_of, leave, leave_report, next_steps
     from .models import ModelSpec, import_function
     from .output import Output, writable
@@ -96,9 +96,7 @@ def prune(
     if source.untrained:
         output.say(f"{model} has random weights: name a file of trained ones with --weights")
     price = cost_of(cost, runtime, device, table, threads)
-    batches = load_data(data, tuple(example[0].shape), batch)
-    if doubt := said_of_classes(batches, dense, example):
-        output.say(doubt)
+    batches = data_for(data, dense, example, batch, output)
 
     import halp_fx
 

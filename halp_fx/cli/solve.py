@@ -19,8 +19,7 @@ def solve(
     as_json: options.Json = False,
 ) -> None:
     """Choose the widths of greatest value within the budgets of a problem file."""
-    from tabulate import tabulate
-
+    from ..fitting import Column, tabled
     from ..solver import WidthProblem
     from ..solver import solve as solve_problem
     from .output import Output
@@ -35,8 +34,10 @@ def solve(
         "seconds": found.seconds,
         "work": found.work,
     }
-    output.say(tabulate(list(found.widths.items()), headers=["group", "width"], disable_numparse=[0]))
-    output.say("\n" + tabulate([[name, f"{v:.6g}"] for name, v in figures.items()], disable_numparse=True))
+    output.say(
+        tabled((Column.name("group"), Column.number("width")), [(g, f"{width}") for g, width in found.widths.items()])
+    )
+    output.say("\n" + tabled((Column(""), Column.number("")), [(what, f"{v:.6g}") for what, v in figures.items()]))
     output.say(
         f"{found.method}: {found.status}"
         + ("; the limit on work ended the search" if found.limited else "")

@@ -14,7 +14,9 @@ from . import options
 from .guarding import OUT_OF_REACH, as_options, guarded, search_goes_on
 
 if TYPE_CHECKING:
+    from ..reporting.curve import Curve
     from ..reporting.report import Report
+    from .output import Output
 
 _COLUMNS = (
     "budget",
@@ -26,7 +28,6 @@ _COLUMNS = (
     "measured",
     "of_dense",
     "parameters",
-    "importance_kept",
 )
 
 
@@ -68,7 +69,7 @@ def sweep(
     network meets are named and left out; exit code 3 if none is met.
     """
     from .costs import cost_of
-    from .data import load_data, said_of_classes
+    from .data import data_for
     from .folders import leave, leave_report
     from .models import ModelSpec, import_function
     from .output import Output, writable
@@ -80,9 +81,7 @@ def sweep(
     writable(out)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
-    batches = load_data(data, tuple(example[0].shape), batch)
-    if doubt := said_of_classes(batches, dense, example):
-        output.say(doubt)
+    batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
     from ..reporting.report import report_of
 
@@ -112,15 +111,14 @@ def sweep(
         output.say(f"{budget}: {report.verdict}")
         _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.
         output.wrote(out / "sweep.csv")
-    _draw(rows, out, output)
+    _draw(curve, out, output)
     output.result({"rows": rows, "out": str(out)})
 
 
 def _row(budget: str, report: Report) -> dict[str, Any]:
-    last = report.rounds[-1] if report.rounds else None
     values = (
         *(budget, report.met, report.unit, report.dense, report.budget, report.predicted, report.measured),
-        *(report.measured / report.dense, report.parameters[1], last.saliency_kept if last else 1.0),
+        *(report.measured / report.dense, report.parameters[1]),
     )
     return dict(zip(_COLUMNS, values, strict=True))
 
@@ -132,18 +130,14 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def _draw(rows: list[dict[str, Any]], out: Path, output: Any) -> None:
+def _draw(curve: Curve, out: Path, output: Output) -> None:
     """The curve, where matplotlib is there."""
     from ..errors import LatencyError
-    from ..reporting.plots import save, trade_off
 
-    points = [(r["measured"], r["importance_kept"], r["budget"]) for r in rows]
     try:
-        figure = trade_off(points, rows[0]["unit"], rows[0]["dense"])
-        paths = [save(figure, out / "curve.png"), save(figure, out / "curve.svg")]
+        for name in ("curve.png", "curve.svg"):
+            output.wrote(curve.plot(out / name))
     except LatencyError as error:
         output.say(f"no curve was drawn: {error}\nwrote {out}: sweep.csv, and a folder for each budget")
         return
-    for path in paths:
-        output.wrote(path)
     output.say(f"wrote {out}: sweep.csv, curve.png, curve.svg, and a folder for each budget")

@@ -112,6 +112,7 @@ def measure(
     from .output import Output
 
     output = Output(as_json)
+    from ..fitting import command
     from ..latency.elsewhere import UNTIMED, measure_request
     from ..latency.request import read_request
     from ..progress import shown
@@ -124,9 +125,10 @@ def measure(
     output.say(f"{path or 'not saved'}: {len(table)} points of {len(table.entries)} layers of {asked.network}")
     if path is not None:
         output.say(
-            f"To prune by it: halp-fx prune {asked.network} --table {path.name} --budget 60%, where the model is,"
+            "To prune by it where the model is, with the --input, --dtype and --channels-last that the request was "
+            "made with:"
         )
-        output.say("with the --input, --dtype and --channels-last that the request was made with.")
+        output.say(command(["halp-fx", "prune", asked.network, "--table", path.name, "--budget", "60%"]))
     if left:
         output.say(f"{len(left)} layers cannot be timed on their own, and count as nothing: {left[0][:90]}")
     output.result({"path": str(path), "points": len(table), "untimed": left})
@@ -146,39 +148,31 @@ def show(
         typer.echo(f"{path}\n\n{describe(read_table(path), rows)}\n")
 
 
-_NARROWEST = 20
-"""Columns in which a text is broken into lines, also where the terminal has fewer."""
-
-
 def describe(table: LatencyTable, rows: int = 20) -> str:
     """A table as text, as wide as the terminal: its header, and its most costly layers."""
-    from shutil import get_terminal_size
-
     import numpy as np
-    from tabulate import tabulate
 
+    from ..fitting import Column, tabled
     from ..latency.fingerprint import Fingerprint
 
-    names = Fingerprint.__dataclass_fields__
-    columns = get_terminal_size().columns
-    facts = [(name, getattr(table.fingerprint, name)) for name in names]
-    room = max(_NARROWEST, columns - max(map(len, names)) - 2)
-    head = tabulate(facts, tablefmt="plain", disable_numparse=True, maxcolwidths=[None, room])
+    facts = [(fact, f"{getattr(table.fingerprint, fact)}") for fact in Fingerprint.__dataclass_fields__]
     ranked = sorted(table.entries.items(), key=lambda item: -max(t.median_ms for t in item[1].values()))
     body = []
     for key, points in ranked[:rows]:
         times = [t.median_ms for t in points.values()]
         spread = float(np.median([t.spread for t in points.values()]))
-        name = key.replace("(", " (", 1)  # A line breaks there first.
-        body.append([len(points), *(f"{t:.4g}" for t in (min(times), max(times))), f"{spread:.1%}", name])
-    headers = ["points", "least\nms", "most\nms", "spread", "layer"]
-    taken = sum(2 + max(8, *(len(str(row[i])) for row in body)) for i in range(4)) if body else 0
-    room = max(_NARROWEST, columns - taken)
-    more = f"\n{len(ranked) - rows} more layers" if len(ranked) > rows else ""
-    listed = tabulate(
-        body, headers=headers, disable_numparse=True, colalign=("right",) * 4, maxcolwidths=[None] * 4 + [room]
+        layer = key.replace("(", " (", 1)  # A line breaks there first.
+        body.append([f"{len(points)}", *(f"{t:.4g}" for t in (min(times), max(times))), f"{spread:.1%}", layer])
+    number = Column.number
+    columns = (
+        number("points"),
+        number("least ms", gives=3),
+        number("most ms"),
+        number("spread", gives=2),
+        Column.words("layer"),
     )
-    return f"{head}\n\n{listed}{more}"
+    more = f"\n{len(ranked) - rows} more layers" if len(ranked) > rows else ""
+    return f"{tabled((Column(''), Column.words('')), facts)}\n\n{tabled(columns, body)}{more}"
 
 
 @table_app.command("merge", short_help="Merge tables of one device.")

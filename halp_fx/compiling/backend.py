@@ -11,7 +11,6 @@ import logging
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,8 @@ from torch import fx
 
 from ..api import prune, rewrite
 from ..errors import ModelError, PlanError
-from ..files import write_text
+from ..files import path_of, write_text
+from ..fitting import FILE
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
@@ -145,7 +145,7 @@ class Backend:
             self._known.append(_Known(tuple(map(weakref.ref, parameters)), asked, report.plan))
             plan, what = report.plan, _figures(report)
             if asked.report is not None:
-                write_text(Path(asked.report), report.summary())
+                write_text(path_of(asked.report), report.summary(width=FILE))
         assert isinstance(small, fx.GraphModule)
         before, after = map(parameter_count, (found.network, small))
         logger.warning(

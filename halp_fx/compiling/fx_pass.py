@@ -12,7 +12,8 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from ..api import prune, rewrite
-from ..errors import ModelError
+from ..errors import ModelError, PlanError
+from ..files import path_of, why_unreadable
 from ..pruning.budgets import BudgetLike
 from ..reporting.report import report_of
 from ..trials.trials import channel_groups
@@ -98,7 +99,11 @@ class PruneChannels(PassBase):
 def plan_of(target: Any) -> Any:
     """The plan that a target is, or the budget as it is."""
     if isinstance(target, Path) or (isinstance(target, str) and target.endswith(".json")):
-        return Plan.from_json(Path(target).read_text(encoding="utf-8"))
+        path = path_of(target)
+        try:
+            return Plan.from_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise PlanError(why_unreadable(path, error)) from error
     if isinstance(target, Mapping) and not isinstance(target, Plan):
         rows = [isinstance(value, list | tuple) for value in target.values()]
         return Plan(target) if rows and all(rows) else target

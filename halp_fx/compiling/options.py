@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BudgetError
+from ..files import file_to_write
 from ..scoring.losses import LossFn
 from ..types import Plan
 from .fx_pass import plan_of
@@ -45,7 +46,7 @@ class Options:
 
         Raises:
             BudgetError: an option is not known, or there is neither a budget nor a plan, or both.
-            PlanError: the plan is none.
+            PlanError: the plan is none. PathError: `report` cannot be written.
         """
         given = dict(options or {})
         names = [f.name for f in fields(cls)]
@@ -59,6 +60,8 @@ class Options:
                 "backend 'halp_fx' needs options={'budget': ...} or options={'plan': ...}, one of the two: "
                 "torch.compile(model, backend='halp_fx', options={'plan': 'plan.json'})"
             )
+        if given.get("report") is not None:
+            file_to_write(given["report"])
         plan = plan_of(given.get("plan"))
         if plan is not None and not isinstance(plan, Plan):
             raise BudgetError(f"option plan={plan!r} is no plan: pass a Plan, or the path of its JSON (*.json)")

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError
-from ..files import replacing
+from ..files import file_to_write, path_of, replacing
 from ..latency.interleaving import interleaved
 from ..model.checks import check_model
 from ..model.inputs import normalize_inputs
@@ -62,11 +62,12 @@ def export(
             package is missing, the ending is not known, or the network does not run on the example inputs.
         ModelError: the network is wrapped.
     """
-    path = Path(path)
+    path = path_of(path)
     if path.suffix not in KINDS:
         raise ExportError(f"{path.name!r}: a file's name must end in {' or '.join(KINDS)}, which says what it becomes")
     if opset is not None and path.suffix != ".onnx":
         raise ExportError(f"opset={opset} is of .onnx files, and {path.name!r} becomes none")
+    file_to_write(path)
     check_model(model)
     known = ways(path.suffix)
     batches = Batches.of(normalize_inputs(model, example_inputs))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import ExportError
-from ..files import replacing
+from ..files import path_of, replacing
 from ..latency.interleaving import interleaved
 from ..scoring.losses import pair_of
 from ..types import Inputs
@@ -39,7 +39,7 @@ def quantize(source: str | Path, path: str | Path, data: Iterable[Any]) -> Expor
     Raises:
         ExportError: onnxruntime refuses the file or the data, or there is none.
     """
-    source, path = Path(source), Path(path)
+    source, path = path_of(source), path_of(path)
     if path.suffix != ".onnx":
         raise ExportError(f"{path.name!r}: the name of a quantised file must end in .onnx")
     needed("onnx")

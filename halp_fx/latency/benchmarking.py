@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
+from ..fitting import Column, folded, tabled
 from ..internals import tree_leaves
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved, set_mode
@@ -70,24 +70,29 @@ class Benchmark:
     threads: int
     waited: float
 
-    def summary(self) -> str:
-        """A table with a line for each network."""
+    def summary(self, width: int | None = None) -> str:
+        """A table with a line for each network.
+
+        Args:
+            width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
+        """
+        first = self.networks[0]
+        columns = [Column.name("network"), Column.number("ms"), Column.number("spread", 1), Column.number("of first")]
+        columns += [Column.number("samples/s", 3), Column.number("parameters", 2)]
+        columns += [] if first.training is None else [Column.number("ms, training")]
+        columns += [] if first.peak_bytes is None else [Column.number("peak MiB")]
         rows = []
         for n in self.networks:
-            row: list[Any] = [n.name, n.forward.median_ms, f"{n.forward.spread:.1%}", f"{n.share:.1%}"]
+            row = [n.name, f"{n.forward.median_ms:.4g}", f"{n.forward.spread:.1%}", f"{n.share:.1%}"]
             row += [f"{n.throughput:,.4g}", f"{n.parameters:,}"]
-            row += [] if n.training is None else [n.training.median_ms]
+            row += [] if n.training is None else [f"{n.training.median_ms:.4g}"]
             row += [] if n.peak_bytes is None else [f"{n.peak_bytes / 2**20:,.1f}"]
             rows.append(row)
-        first = self.networks[0]
-        headers = ["network", "ms", "spread", "of first", "samples/s", "parameters"]
-        headers += [] if first.training is None else ["ms, training"]
-        headers += [] if first.peak_bytes is None else ["peak MiB"]
         where = f"batch {self.batch}, {self.runtime}, {self.device}"
         where += f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
         busy = f"\nother programs ran in {self.waited:.0%} of the time" if self.waited > 0.1 else ""
-        table = tabulate(rows, headers=headers, floatfmt=".4g", disable_numparse=[0])
-        return f"{table}\n\n{where}; medians. Networks ran in turn: of first is the median over the turns{busy}"
+        said = f"{where}; medians. Networks ran in turn: of first is the median over the turns{busy}"
+        return folded(f"{tabled(columns, rows, width)}\n\n{said}", width)
 
     def __str__(self) -> str:
         return self.summary()

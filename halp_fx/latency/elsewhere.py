@@ -87,7 +87,7 @@ class TableLatency(CountedCost):
 
     def __post_init__(self) -> None:
         if not isinstance(self.table, LatencyTable):
-            self.table = read_table(Path(self.table))
+            self.table = read_table(self.table)
 
     @property
     def measured(self) -> LatencyTable:

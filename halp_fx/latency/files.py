@@ -12,10 +12,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
-from ..files import replacing
+from ..files import path_of, replacing, why_unreadable
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .fingerprint import Fingerprint
 from .table import LatencyTable
@@ -90,13 +89,13 @@ def read_table(path: str | PathLike[str]) -> LatencyTable:
         CorruptTableError, TableVersionError: see `loads`.
         TableFileError: it cannot be read.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise CorruptTableError(f"{path} is not text: {error}. {_ADVICE}") from error
     except OSError as error:
-        raise TableFileError(f"{path} cannot be read: {error}") from error
+        raise TableFileError(why_unreadable(path, error)) from error
     return loads(text, str(path))
 
 
@@ -106,7 +105,7 @@ def write_table(table: LatencyTable, path: str | PathLike[str]) -> None:
     Raises:
         OSError: disk full, directory not writable …; the old file is then as before.
     """
-    with replacing(Path(path)) as temporary:
+    with replacing(path_of(path)) as temporary:
         temporary.write_text(dumps(table), encoding="utf-8")
 
 

@@ -18,13 +18,12 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import LatencyError
-from ..files import replacing
+from ..files import path_of, replacing, why_unreadable
 from ..internals import OpOverload
 from ..types import Coupling, Extent
 from .costs import Options
@@ -91,7 +90,7 @@ def write_request(request: TableRequest, path: str | PathLike[str]) -> None:
     """
     head = {"format": FORMAT, "version": VERSION, "network": request.network, "runtime": request.runtime}
     rows = ",\n".join(f"  {json.dumps(_row(row))}" for row in request.rows)
-    with replacing(Path(path)) as temporary:
+    with replacing(path_of(path)) as temporary:
         temporary.write_text(f'{json.dumps(head)[:-1]}, "layers": [\n{rows}\n]}}\n', encoding="utf-8")
 
 
@@ -103,13 +102,13 @@ def read_request(path: str | PathLike[str]) -> TableRequest:
         TableVersionError: of another format or version.
         TableFileError: it cannot be read.
     """
-    path = Path(path)
+    path = path_of(path)
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CorruptTableError(f"{path} is truncated or not JSON: {error}. Make the request again") from error
     except OSError as error:
-        raise TableFileError(f"{path} cannot be read: {error}") from error
+        raise TableFileError(why_unreadable(path, error)) from error
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise TableVersionError(f"{path} is no request (its format is not {FORMAT!r}): halp-fx table request makes one")
     if data.get("version") != VERSION:

@@ -19,6 +19,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_dir
 
+from ..files import path_of
 from .errors import CorruptTableError, TableFileError
 from .files import read_table, require_same, write_table
 from .fingerprint import Fingerprint
@@ -140,7 +141,7 @@ def open_store(
     """
     if isinstance(table, LatencyTable):
         return TableStore(table)
-    path = cache_directory() if table is None else Path(table)
+    path = cache_directory() if table is None else path_of(table)
     if table is None or path.is_dir():
         path = path / here.file_name
     if not path.exists():

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import BudgetError
+from ..files import path_of
 from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost
 from ..latency.allocator import untouched
 from ..latency.elsewhere import of_other_device
@@ -163,7 +164,7 @@ def cost_called(latency: Any) -> Cost:
         return MacsCost()
     if name in _DETERMINISTIC:
         return _DETERMINISTIC[name]()
-    path = Path(latency)
+    path = path_of(latency)
     if path.exists():
         return of_other_device(path) or MeasuredLatency(table=latency)
     if path.suffix == ".json":  # Times of this machine would pass for those of another one.

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from ..errors import BudgetError
+from ..files import path_of
+from ..fitting import Column, folded, tabled
 from ..latency import ParamsCost
 from ..model.preserving import as_modes_of, preserved
 from ..model.tensors import parameter_count
@@ -22,7 +23,7 @@ from ..pruning.reached import hand_over
 from ..pruning.session import Session
 from ..types import Plan
 from .making import report_on
-from .plots import new_figure, save
+from .plots import COLORS, DENSE, PRUNED, new_figure, save
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +128,22 @@ class Curve:
 
     def __str__(self) -> str:
         scored = self.dense_score is not None
-        headers = ["asked", f"budget, {self.unit}", "predicted", "measured", "of dense", "parameters", "met"]
         table = []
         for p in self.points:
             costs = [figure(cost, self.unit) for cost in (p.budget, p.predicted, p.measured)]
             row = [p.asked, *costs, f"{p.share:.1%}", f"{p.parameters:,}"]
-            table.append([*row, "yes" if p.met else "no", *([p.score] if scored else [])])
-        headers += ["score"] if scored else []
-        parts = [tabulate(table, headers, floatfmt=".4g", disable_numparse=[0])]
+            table.append([*row, "yes" if p.met else "no", *([f"{p.score:.4g}"] if scored else [])])
+        number = Column.number
+        columns = [Column("asked"), number(f"budget, {self.unit}", 2), number("predicted", 1), number("measured")]
+        columns += [number("of dense"), number("parameters", 3), Column("met"), *([number("score")] if scored else [])]
+        parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
         parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
-        return "\n\n".join(parts)
+        return folded("\n\n".join(parts))
 
     def plot(self, path: str | Path) -> Path:
-        """Draw predicted and measured cost, and the score if there is one, against the budget; returns the path.
+        """Draw predicted and measured cost against the budget and, if there are scores, the score against the cost;
+        returns the path.
 
         Raises:
             LatencyError: matplotlib is not installed.
@@ -148,16 +151,19 @@ class Curve:
         figure = new_figure(figsize=(9 if self.dense_score is not None else 5, 4), layout="constrained")
         axes = figure.subplots(1, 2 if self.dense_score is not None else 1, squeeze=False)[0]
         budgets = [p.budget / self.dense for p in self.points]
-        axes[0].plot(budgets, budgets, color="0.7", label="budget")
-        axes[0].plot(budgets, [p.predicted / self.dense for p in self.points], "x", label="predicted")
-        axes[0].plot(budgets, [p.share for p in self.points], "o-", markersize=3, label="measured")
-        axes[0].set(xlabel="budget, of dense", ylabel=f"{self.unit}, of dense")
+        axes[0].plot(budgets, budgets, color=DENSE, label="budget")
+        axes[0].plot(budgets, [p.predicted / self.dense for p in self.points], "x", color=COLORS[1], label="predicted")
+        axes[0].plot(budgets, [p.share for p in self.points], "o-", color=PRUNED, markersize=3, label="measured")
+        of = f"of the dense network's {amount(self.dense, self.unit)}"
+        axes[0].set(xlabel=f"budget, {of}", ylabel=f"cost, {of}", title="What the budgets give")
         axes[0].legend(fontsize=8)
         if self.dense_score is not None:
-            axes[1].plot([p.share for p in self.points], [p.score for p in self.points], "o-", markersize=3)
-            axes[1].axhline(self.dense_score, color="0.6", linestyle="--", linewidth=0.8)
-            axes[1].set(xlabel=f"measured {self.unit}, of dense", ylabel="score")
-        return save(figure, Path(path))
+            axes[1].plot(
+                [p.share for p in self.points], [p.score for p in self.points], "o-", color=PRUNED, markersize=3
+            )
+            axes[1].axhline(self.dense_score, color=DENSE, linestyle="--", linewidth=0.8)
+            axes[1].set(xlabel=f"measured, {of}", ylabel="score", title="What is left of the score")
+        return save(figure, path_of(path))
 
 
 def curve_of(frontier: Frontier, passed: Callable[[], object]) -> Curve:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import path_of
 from ..types import LAYER, Axis, DependencyGraph
 from .plots import new_figure, save
 
@@ -24,7 +25,7 @@ def draw(graph: DependencyGraph, path: str | Path) -> Path:
     Raises:
         LatencyError: matplotlib is not installed.
     """
-    return save(picture(graph), Path(path))
+    return save(picture(graph), path_of(path))
 
 
 def picture(graph: DependencyGraph) -> Figure:

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from tabulate import tabulate
 from torch import nn
 
 from ..coupling.residual import find_branches
+from ..fitting import Column, folded, tabled
 from ..model.naming import Ignored
 from ..trials.trials import channel_groups
 from ..types import LAYER, Axis, ChannelGroup, Coupling, Dependency, DependencyGraph, in_runs
@@ -64,7 +64,7 @@ def why(graph: DependencyGraph, one: str, other: str) -> str:
     paths = [(a, b, found) for a, b in pairs if (found := graph.path(a, b))]
     if paths:
         a, b, path = min(paths, key=lambda row: len(row[2]))
-        return "\n".join([f"{a} and {b} have channels in common:", *_steps(a, path)])
+        return folded("\n".join([f"{a} and {b} have channels in common:", *_steps(a, path)]))
     lines = [f"{one} and {other} are not coupled: no channel has slots on both"]
     beside = [axis for a, b in pairs for axis in graph.beside(a, b)]
     if beside:
@@ -74,7 +74,7 @@ def why(graph: DependencyGraph, one: str, other: str) -> str:
         a, b, way = min(ways, key=lambda row: len(row[2]))
         first, last = (a, b) if a in (way[0].first, way[0].second) else (b, a)
         lines += [f"{last} depends on {first}:", *_steps(first, way)]
-    return "\n".join(lines)
+    return folded("\n".join(lines))
 
 
 def _steps(start: Axis, path: Sequence[Dependency]) -> list[str]:
@@ -106,18 +106,18 @@ def describe(coupling: Coupling) -> str:
     if coupling.mended:
         parts.append("attributes that follow a width: " + ", ".join(map(str, coupling.mended)))
     if coupling.frozen:
-        parts.append(tabulate(list(coupling.frozen.items()), headers=["frozen group", "reason"], disable_numparse=True))
+        parts.append(tabled((Column.name("frozen group"), Column.words("reason")), coupling.frozen.items()))
     branches = find_branches(coupling)
     if branches.removable:
-        rows = [[b.name, len(b.tensors), ", ".join(b.groups)] for b in branches.removable]
-        parts.append(
-            tabulate(rows, headers=["branch that may be dropped", "tensors", "groups inside"], disable_numparse=True)
-        )
+        rows = [[b.name, f"{len(b.tensors)}", ", ".join(b.groups)] for b in branches.removable]
+        tensors, inside = Column.number("tensors", gives=2), Column.words("groups inside")
+        columns = (Column.name("branch that may be dropped"), tensors, inside)
+        parts.append(tabled(columns, rows))
     if branches.refused:
-        headers = ["residual add that must stay", "reason"]
-        parts.append(tabulate(list(branches.refused.items()), headers=headers, disable_numparse=True))
+        stays = (Column.name("residual add that must stay"), Column.words("reason"))
+        parts.append(tabled(stays, branches.refused.items()))
     parts += [f"note: {note}" for note in coupling.notes]
-    return "\n\n".join(parts)
+    return folded("\n\n".join(parts))
 
 
 def _group(group: ChannelGroup, coupling: Coupling) -> str:

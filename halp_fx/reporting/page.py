@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _MOST_BARS = 20
 """Layers that are drawn; the table has them all."""
 
+_UNSCORED = ("magnitude", "not scored")
+"""What widths do not follow."""
+
 _MOST_STAIRS = 24
 """Groups whose widths are drawn, those that cost most first: a page of a thousand drawings is not read."""
 
@@ -52,6 +55,7 @@ def _values(report: Report) -> dict[str, Any]:
     stairs = sorted((g for g in report.groups if len(g.cost.widths) > 1), key=_weight)
     return {
         "report": report,
+        "scored": report.saliency not in _UNSCORED,
         "figures": _figures(report),
         "sizes": _sizes(report),
         "names": names,

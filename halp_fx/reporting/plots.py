@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import LatencyError
 from ..extras import missing
-from ..files import replacing
+from ..files import path_of, replacing
 from ..pruning.budgets import amount
 from ..solver import CostTable
 from .details import GroupReport
@@ -44,7 +44,7 @@ def save_plots(profile: Profile, directory: str | Path, most_tables: int = 12) -
     Raises:
         LatencyError: matplotlib is not installed.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     paths = _both(bars(profile), directory / "network")
     tables = {table.name: table for table in profile.tables}
     seen: set[str] = set()
@@ -65,7 +65,7 @@ def save_report_plots(report: Report, directory: str | Path) -> tuple[Path, ...]
     Raises:
         LatencyError: matplotlib is not installed.
     """
-    directory = Path(directory)
+    directory = path_of(directory)
     paths: list[Path] = []
     if report.costs:
         paths += _both(before_after(report), directory / "layers")
@@ -160,29 +160,6 @@ def staircases(report: Report) -> Figure:
 
 def _most(group: GroupReport) -> float:
     return -max(group.cost.values, default=0.0)
-
-
-def trade_off(points: Sequence[tuple[float, float, str]], unit: str, dense: float) -> Figure:
-    """What is kept at which cost: a point for each budget, and the dense network.
-
-    Args:
-        points: (cost, share of the importance that is kept, name) each.
-        dense: cost of the dense network.
-    """
-    figure = new_figure(figsize=(7, 4.6))
-    axes = figure.subplots()
-    row = sorted([*points, (dense, 1.0, "dense")])
-    axes.plot([x for x, _, _ in row], [100 * y for _, y, _ in row], color=DENSE, lw=1.2, zorder=1)
-    axes.scatter([x for x, _, _ in points], [100 * y for _, y, _ in points], color=PRUNED, s=42, zorder=2)
-    axes.scatter([dense], [100], color=DENSE, s=42, zorder=2)
-    for x, y, name in row:
-        axes.annotate(name, (x, 100 * y), xytext=(6, -12), textcoords="offset points", fontsize=8)
-    axes.set_xlim(left=0)
-    axes.set_xlabel(f"cost of the network, {unit}")
-    _amounts(axes.xaxis, unit)
-    axes.set_ylabel("importance kept, %")
-    axes.set_title("What is kept at which cost", fontsize=10)
-    return _tidy(figure)
 
 
 def _amounts(axis: Any, unit: str) -> None:

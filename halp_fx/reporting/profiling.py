@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tabulate import tabulate
 from torch import nn
 
 from ..errors import LatencyError
+from ..fitting import Column, folded, tabled
 from ..latency.calibration import Calibration
 from ..latency.costs import Cost, Options
 from ..latency.interleaving import interleaved
@@ -100,43 +100,45 @@ class Profile:
         least = Calibration().with_point(self.total, self.dense).predict(self.least)
         return min(least, self.dense), self.dense  # Narrow layers may be slower than dense ones.
 
-    def summary(self, rows: int = 15) -> str:
-        """The profile as text: totals, the most costly layers, the groups and the widths that pay."""
+    def summary(self, rows: int = 15, width: int | None = None) -> str:
+        """The profile as text: totals, the most costly layers, the groups and the widths that pay.
+
+        Args:
+            rows: layers and groups shown.
+            width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
+        """
         low, high = self.reachable
         timed = self.unit == "ms"
 
-        head = [
-            ["measured end to end" if timed else "the network", figure(self.dense, self.unit), "100.0%"],
-            *([["sum of layers", figure(self.total, self.unit), f"{self.total / self.dense:.1%}"]] if timed else []),
-            ["smallest that can be reached", figure(low, self.unit), f"{low / high:.1%}"],
-        ]
-        parts = [
-            tabulate(
-                head, headers=["", self.unit, "of dense"], colalign=("left", "right", "right"), disable_numparse=True
-            )
-        ]
+        head = [["measured end to end" if timed else "the network", figure(self.dense, self.unit), "100.0%"]]
+        if timed:
+            head.append(["sum of layers", figure(self.total, self.unit), f"{self.total / self.dense:.1%}"])
+        head.append(["smallest that can be reached", figure(low, self.unit), f"{low / high:.1%}"])
+        cost = Column.number(self.unit)
+        parts = [tabled((Column(""), cost, Column.number("of dense")), head, width)]
         what = "time" if timed else "cost"
         parts.append(f"{self.fixed_share:.1%} of the {what} does not depend on any group that may shrink")
         layer_rows = [
             [x.name, x.op, f"{x.dense[0]} -> {x.dense[1] or x.dense[0]}", figure(x.cost, self.unit), f"{x.share:.1%}"]
             for x in self.layers[:rows]
         ]
-        headers = ["layer", "operator", "width", self.unit, "share"]
-        sides = ("left", "left", "right", "right", "right")
-        parts.append(tabulate(layer_rows, headers=headers, colalign=sides, disable_numparse=True))
+        share = Column.number("share")
+        sizes = Column.number("width", gives=3)
+        layer = (Column.name("layer", gives=2), Column("operator", gives=1), sizes, cost, share)
+        parts.append(tabled(layer, layer_rows, width))
         group_rows = [
-            [g.name, g.size, figure(g.cost, self.unit), f"{g.share:.1%}", _few(g.paying)]
+            [g.name, f"{g.size}", figure(g.cost, self.unit), f"{g.share:.1%}", _few(g.paying)]
             if g.frozen is None
-            else [g.name, g.size, "", "", f"frozen: {g.frozen}"]
+            else [g.name, f"{g.size}", "", "", f"frozen: {g.frozen}"]
             for g in self.groups[:rows]
         ]
-        headers = ["group", "size", self.unit, "share", "widths that pay"]
-        sides = ("left", "right", "right", "right", "left")
-        parts.append(tabulate(group_rows, headers=headers, colalign=sides, disable_numparse=True))
+        size = Column.number("size", gives=2)
+        group = (Column.name("group"), size, cost, share, Column.words("widths that pay"))
+        parts.append(tabled(group, group_rows, width))
         hidden = max(len(self.layers), len(self.groups)) - rows
         if hidden > 0:
             parts.append(f"the {rows} most costly of {len(self.layers)} layers and {len(self.groups)} groups are shown")
-        return "\n\n".join([*parts, *(f"note: {note}" for note in self.notes)])
+        return folded("\n\n".join([*parts, *(f"note: {note}" for note in self.notes)]), width)
 
     def __str__(self) -> str:
         return self.summary()

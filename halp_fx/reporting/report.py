@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import HalpError, PlanError, few
-from ..files import write_text
+from ..files import path_of, write_text
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
 from ..types.plain import from_plain, to_plain
@@ -24,8 +24,15 @@ _FORMAT = "halp_fx.report/1"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One candidate of the closing loop, in the unit of the cost; `uncalibrated` is the sum of its layers, `smallest`
-    whether it is the smallest network because by the prediction none meets the budget."""
+    """One candidate of the closing loop, in the unit of the cost.
+
+    Attributes:
+        uncalibrated: the sum of its layers.
+        saliency_kept: the scores of the channels that stay, as a share of those of all channels of the network before
+            this step; 1 where nothing was scored. By magnitudes it says little: widths do not follow them.
+        gap: certified: how much more any choice of widths within the budget can be worth, relative.
+        smallest: whether it is the smallest network because by the prediction none meets the budget.
+    """
 
     predicted: float
     measured: float
@@ -240,9 +247,13 @@ class Report:
         """Whether the budget is met, what was gained, and what it cost, in one line."""
         return verdict(self)
 
-    def summary(self, groups: bool = True) -> str:
-        """The report as text: verdict, costs, sizes, notes; with `groups` also every group and what is frozen."""
-        return summarized(self, groups)
+    def summary(self, groups: bool = True, width: int | None = None) -> str:
+        """The report as text: verdict, costs, sizes, notes; with `groups` also every group and what is frozen.
+
+        Args:
+            width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
+        """
+        return summarized(self, groups, width)
 
     def to_html(self, path: str | PathLike[str]) -> Path:
         """Write the report as one page that needs nothing else: no network, no other file.
@@ -255,7 +266,7 @@ class Report:
         """
         from .page import page  # Jinja is imported when a page is made.
 
-        return write_text(Path(path), page(self))
+        return write_text(path_of(path), page(self))
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the costs."""

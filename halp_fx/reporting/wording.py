@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
+from ..fitting import Column, folded, tabled
 from ..pruning.budgets import amount, figure
 
 if TYPE_CHECKING:
@@ -42,17 +42,27 @@ def verdict(report: Report) -> str:
     return ", ".join(parts)
 
 
-def summarized(report: Report, groups: bool = True) -> str:
+def summarized(report: Report, groups: bool = True, width: int | None = None) -> str:
     """The verdict, costs and sizes; with `groups` also every group, what is frozen and why, and how good predictions
     were."""
+    parts = [part if isinstance(part, str) else tabled(*part, width=width) for part in _parts(report, groups)]
+    return folded("\n\n".join(parts), width)
+
+
+_Table = tuple[Sequence[Column], Sequence[Sequence[str]]]
+"""What is to be laid out when it is known how wide it may be."""
+
+
+def _parts(report: Report, groups: bool) -> list[str | _Table]:
     costs = [("dense", report.dense), ("budget", report.budget)]
     if report.unit == "ms":
         costs += [("predicted", report.predicted), ("measured", report.measured)]
     else:  # What is counted is what was predicted.
         costs.append(("pruned", report.measured))
-    head = [[name, figure(cost, report.unit), f"{cost / report.dense:.1%}"] for name, cost in costs]
-    parts = [verdict(report), tabulate(head, headers=["", report.unit, "of dense"], colalign=_RIGHT[:3])]
-    parts.append(tabulate(_sizes(report), headers=["", "dense", "pruned", "of dense"], colalign=_RIGHT))
+    head = [[of, figure(cost, report.unit), f"{cost / report.dense:.1%}"] for of, cost in costs]
+    number = Column.number
+    parts: list[str | _Table] = [verdict(report), ((Column(""), number(report.unit), number("of dense")), head)]
+    parts.append(((Column(""), number("dense"), number("pruned"), number("of dense")), _sizes(report)))
     if report.compilation is not None:
         parts.append(str(report.compilation))
     parts += _further(report)
@@ -62,12 +72,7 @@ def summarized(report: Report, groups: bool = True) -> str:
         count = len(report.frozen)
         still = f", {count} must stay as {'they are' if count > 1 else 'it is'}" if count else ""
         parts.append(f"{_shrunk(report)}{still}: summary() and the page say which, and why")
-    return "\n\n".join([*parts, *(f"note: {note}" for note in report.notes)])
-
-
-_RIGHT = ("left", "right", "right", "right")
-_NAMES = [0]
-"""A column of names: those of an `nn.Sequential` look like numbers."""
+    return [*parts, *(f"note: {note}" for note in report.notes)]
 
 
 def _sizes(report: Report) -> list[list[str]]:
@@ -88,37 +93,43 @@ def _shrunk(report: Report) -> str:
     return f"{fewer_channels} of {len(report.groups)} channel groups became narrower"
 
 
-def _further(report: Report) -> list[str]:
+def _further(report: Report) -> list[str | _Table]:
     """Further budgets, branches, and attributes that were changed."""
-    parts = []
-    for name, (dense, budget, measured) in report.extra.items():
-        words = (amount(value, _UNIT_OF.get(name, "")) for value in (dense, budget, measured))
-        parts.append("{}: dense {}, budget {}, reached {}".format(name, *words))
+    parts: list[str | _Table] = []
+    for resource, costs in report.extra.items():
+        dense, budget, measured = (amount(value, _UNIT_OF.get(resource, "")) for value in costs)
+        parts.append(f"{resource}: dense {dense}, budget {budget}, reached {measured}")
     if report.branches:
         dropped = ", ".join(report.dropped) or "none"
         offered = sum(state in ("dropped", "kept") for state in report.branches.values())
         parts.append(f"branches dropped: {dropped} ({len(report.dropped)} of {offered} that may be)")
     if report.scores:
-        steps = [[figure(cost, report.unit), cost / report.dense, score] for cost, score in report.scores]
-        parts.append(tabulate(steps, headers=[report.unit, "of dense", "score"], floatfmt=(".4g", ".1%", ".4g")))
+        steps = [[figure(cost, report.unit), f"{cost / report.dense:.1%}", f"{s:.4g}"] for cost, s in report.scores]
+        parts.append((tuple(map(Column.number, (report.unit, "of dense", "score"))), steps))
     if report.contenders:
-        rows = [[c.name, c.measured / report.dense, c.distance, c.tuned] for c in report.contenders]
-        headers = ["way, the one taken first", "of dense", f"{report.judged_by}", "trained once more"]
-        headers, rows = (headers, rows) if rows[0][-1] is not None else (headers[:3], [row[:3] for row in rows])
-        parts.append(tabulate(rows, headers=headers, floatfmt=("", ".1%", ".4g", ".4g"), missingval="-"))
+        judge = report.judged_by.replace(" on ", "\non ", 1)
+        tuned = report.contenders[0].tuned is not None
+        columns = [Column.name("way, the one taken first"), Column.number("of dense"), Column.number(judge)]
+        rows = [[c.name, f"{c.measured / report.dense:.1%}", f"{c.distance:.4g}"] for c in report.contenders]
+        if tuned:
+            columns.append(Column.number("trained\nonce more"))
+            rows = [
+                [*r, "-" if c.tuned is None else f"{c.tuned:.4g}"] for r, c in zip(rows, report.contenders, strict=True)
+            ]
+        parts.append((columns, rows))
     if str(report.rewrite_kind):
         parts.append(f"rewrite: {report.rewrite_kind}")
     return parts
 
 
-def _long(report: Report) -> list[str]:
-    rows = [[g.name, g.size, g.kept, g.kept / g.size] for g in report.groups]
-    parts = [tabulate(rows, headers=["group", "channels", "kept", "share"], floatfmt=".0%", disable_numparse=_NAMES)]
+def _long(report: Report) -> list[str | _Table]:
+    rows = [[g.name, f"{g.size}", f"{g.kept}", f"{g.kept / g.size:.0%}"] for g in report.groups]
+    parts: list[str | _Table] = [((Column.name("group"), *map(Column.number, ("channels", "kept", "share"))), rows)]
     if report.frozen:
-        parts.append(tabulate(list(report.frozen.items()), headers=["frozen group", "reason"], disable_numparse=True))
+        parts.append(((Column.name("frozen group"), Column.words("reason")), list(report.frozen.items())))
     stay = [row for row in report.branches.items() if row[1] not in ("dropped", "kept")]
     if stay:
-        parts.append(tabulate(stay, headers=["branch that must stay", "reason"], disable_numparse=True))
+        parts.append(((Column.name("branch that must stay"), Column.words("reason")), stay))
     parts.append(f"channels ranked by: {report.saliency}")
     parts += prediction(report)
     if len(report.rounds) > 1:

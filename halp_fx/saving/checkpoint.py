@@ -154,6 +154,8 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
     if not path.exists():
         raise CheckpointError(f"there is no file {path}")
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: name the file in it that halp_fx.save wrote")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

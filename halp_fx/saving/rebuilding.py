@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, HalpError
+from ..files import path_of
 from ..model.checks import check_model
 from ..model.copying import copied
 from ..model.inputs import imagined
@@ -53,7 +54,7 @@ def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Modul
             All four are kinds of `CheckpointError`.
         ModelError: `model` cannot be handled.
     """
-    path = Path(path)
+    path = path_of(path)
     with torch.inference_mode(False), Stream().aside(), ExitStack() as stack:
         saved = read(path)
         dense = _made(model)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError
+from ..files import file_to_write
 from ..model.checks import check_model
 from ..model.tensors import every_tensor, first_names, signature
 from ..reporting.report import Report
@@ -30,9 +31,11 @@ def save(small: nn.Module, path: str | Path) -> None:
         CheckpointError: it does not come from halp_fx, was changed since it was pruned, or holds what only pickle
             could save.
         ModelError: it is wrapped (`torch.compile`, data parallel).
+        PathError: the path is a folder, or nothing may be written there.
         OSError: the file cannot be written.
     """
-    write(_taken(small), Path(path))
+    path = file_to_write(path)
+    write(_taken(small), path)
 
 
 def checked(small: nn.Module) -> Origin:

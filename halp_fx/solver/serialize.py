@@ -54,6 +54,8 @@ def write_problem(problem: WidthProblem) -> str:
 def _parse(source: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         data = json.loads(source if isinstance(source, str) else Path(source).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ProblemError(f"{os.fspath(source)!r} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ProblemError(f"not a JSON problem: {error}") from error
     if not isinstance(data, dict):

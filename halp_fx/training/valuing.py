@@ -31,6 +31,6 @@ def saliency_of(
         scores = {name: own.double().abs().mean(0).numpy() for name, own in known.items()}
         return heard(Saliency(scores, "taylor", count), model, coupling)
     # Scores add up here. Of a few tens of rows for hundreds of channels, sets are found that cancel by chance, so
-    # products of different channels say little (docs/training.md).
+    # products of different channels say little (docs/training_details.md).
     scores = {name: (own.double().square().mean(0) / 2).numpy() for name, own in known.items()}
     return heard(Saliency(scores, "fisher", count, evenness=EVENNESS), model, coupling)

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import scipy  # Its parts are imported when they are first used.
 
 from ..errors import ModelError
-from ..files import replacing
+from ..files import path_of, replacing
 from ..lazy import Lazily
 
 if TYPE_CHECKING:
@@ -189,7 +188,7 @@ class DependencyGraph:
 
     def write_graphml(self, path: str | PathLike[str]) -> None:
         """Write the graph for other programs: names for axes, and slots as text, e.g. "0-63 = 64-127"."""
-        with replacing(Path(path)) as temporary:
+        with replacing(path_of(path)) as temporary:
             nx.write_graphml(self.plain(), temporary)
 
     def plain(self) -> nx.MultiDiGraph:

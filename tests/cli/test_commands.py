@@ -352,3 +352,37 @@ def test_solve(run):
     assert found.code == 0
     assert found.json["value"] <= found.json["upper bound"]
     assert found.err.split()[:2] == ["group", "width"]
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_nothing_is_wider_than_the_terminal(run, monkeypatch, columns):
+    """But a single word, which is there to be copied."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    commands = (
+        ("info",),
+        ("profile", *COUNTED),
+        ("explain", *SMALL),
+        ("prune", *COUNTED, "--budget", "60%", "--out", "small"),
+        ("report", "small"),
+        ("sweep", *COUNTED, "--budgets", "80%,0.1%"),
+        ("compare", *SMALL[:1], "small", *SMALL[1:], "--seconds", "0"),
+        ("apply", SMALL[0], "small", *SMALL[1:]),
+        ("prune", *COUNTED, "--budget", "0.1%"),
+    )
+    for words in commands:
+        found = run(*words)
+        said = found.out + found.err
+        lines = said.splitlines()
+        assert lines
+        assert words[0] == "report" or ("summary()" not in said and "pass data" not in " ".join(said.split())), words
+        assert [line for line in lines if len(line) > columns and " " in line.strip()] == [], words
+
+
+def test_with_json_standard_output_has_the_object_alone(run):
+    """Also where a model's file prints."""
+    Path("loud.py").write_text(
+        "from nets import make as quiet\n\ndef make():\n    print('loading')\n    return quiet()\n"
+    )
+    found = run("explain", "loud.py:make", *SMALL[1:], "--json")
+    assert found.json["groups"]
+    assert found.err.startswith("loading\n")

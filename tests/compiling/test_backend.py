@@ -21,6 +21,7 @@ import halp_fx
 from halp_fx import Plan
 from halp_fx.compiling import BACKEND
 from halp_fx.compiling.options import Options
+from halp_fx.fitting import FILE
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64)
 
@@ -153,7 +154,7 @@ def test_a_budget_prunes_once_for_every_shape(caplog, tmp_path):
     assert all(relative_error(out[:2], outputs[0]) < 1e-12 for out in outputs[1:])
     (report,) = halp_fx.reports()
     assert 0 < report.measured <= report.budget
-    assert (tmp_path / "report.txt").read_text() == report.summary()
+    assert (tmp_path / "report.txt").read_text() == report.summary(width=FILE)
     assert "not equivalent" in caplog.text
     assert "budget 60.0 %, predicted" in caplog.text
     small = halp_fx.rewrite(model, report.plan, X)

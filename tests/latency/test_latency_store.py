@@ -90,7 +90,7 @@ def test_binary_and_missing_files(path):
     path.write_bytes(b"\x80\x04\x95pickle")
     with pytest.raises(CorruptTableError, match="not text"):
         read_table(path)
-    with pytest.raises(TableFileError, match="cannot be read"):
+    with pytest.raises(TableFileError, match="there is no file"):
         read_table(path.parent / "nothing.json")
 
 

@@ -9,7 +9,7 @@ from test_latency_measured import measured
 
 from halp_fx.errors import LatencyError
 from halp_fx.latency import CallableCost, LatencyTable, MacsCost
-from halp_fx.reporting.plots import bars, save_plots, trade_off
+from halp_fx.reporting.plots import bars, save_plots
 from halp_fx.reporting.profiling import paying_widths, profile
 
 
@@ -62,15 +62,6 @@ def test_counted_costs_are_counted():
     assert "sum of layers" not in text
     (group,) = [line.split() for line in text.splitlines() if line.split()[:2] == ["0", "32"]]  # No 0.0, no 3.45e+05.
     assert group[2:4] == ["501", "k"]
-
-
-def test_counted_costs_have_ticks_in_words():
-    figure = trade_off([(4e6, 0.9, "50%")], "MACs", 8e6)
-    assert figure.axes[0].xaxis.get_major_formatter()(4e6) == "4 M"
-    timed = trade_off([(4.0, 0.9, "50%")], "ms", 8.0)
-    figure.canvas.draw()
-    timed.canvas.draw()
-    assert not any("M" in label.get_text() for label in timed.axes[0].get_xticklabels())
 
 
 def test_the_model_is_left_as_found():

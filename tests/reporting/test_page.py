@@ -73,6 +73,14 @@ def test_a_page_makes_its_folder(report, tmp_path):
     assert path.read_text(encoding="utf-8") == page(report)
 
 
+def test_scores_kept_are_shown_where_widths_follow_them(report):
+    assert report.saliency == "fisher"
+    assert "Scores kept are those of the channels that stay" in Page(page(report)).text
+    blind = Page(page(replace(report, saliency="magnitude"))).text
+    assert "solver's gap" in blind
+    assert "cores kept" not in blind
+
+
 def test_the_page_says_what_was_done(report):
     found = Page(page(report))
     assert report.verdict in found.text
