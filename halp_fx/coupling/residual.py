@@ -18,7 +18,7 @@ from ..errors import few
 from ..tracing.graph import getitem, of, op, written
 from ..types import Axis, Coupling, ForwardPart, Member, ModuleCall
 from .branches import Branch, Branches, Place, Replacement, forwards
-from .flow import Flow, Runs
+from .flow import Flow, Runs, zero_if
 
 
 class _Unclear(Exception):
@@ -140,11 +140,10 @@ class _Network:
             except _Unclear as second:
                 raise _Unclear(f"{first}; {second}") from second
         self._check_owned(way)
-        tensors = way.tensors
         place = Place(add.name, side, shortcut.name, way.nodes)
-        branch = Branch(way.name, (place,), way.replacements, tensors)
-        groups = tuple(g.name for g in self.coupling.groups if {m.axis.tensor for m in g.members} <= tensors)
-        return replace(branch, groups=groups, output=self._output(tensors, groups))
+        groups = self._only_in(way.tensors)
+        output = self._output(way.tensors, groups)
+        return Branch(way.name, (place,), way.replacements, way.tensors, groups, output)
 
     def _whole_module(self, add: fx.Node, shortcut: fx.Node, inside: set[fx.Node]) -> _Way:
         """Replace the smallest module that has the branch and the add with what it does after the add."""
@@ -181,7 +180,7 @@ class _Network:
         if work or not isinstance(item, ModuleCall):
             return inside.issuperset(work)
         # A dropout in eval mode runs nothing: it is part of the branch if what it is given is.
-        return item.kind is nn.Identity or {self.flow.by_name.get(n or "") for n in item.inputs} <= inside
+        return self.runs.passes(item) or {self.flow.by_name.get(n or "") for n in item.inputs} <= inside
 
     def _chain(
         self, call: ModuleCall, add: fx.Node, items: Sequence[fx.Node | ModuleCall]
@@ -227,6 +226,7 @@ class _Network:
         )
         sizes = {run.module: self._size(run) for run in runs}
         name = max(sizes, key=sizes.__getitem__)
+        self._check_rest(inside - nodes, self._only_in(self._tensors(runs)))
         return _Way(name, replacements, self._names(nodes, runs), self._tensors(runs))
 
     def _covering(self, home: int, inside: set[fx.Node]) -> list[ModuleCall]:
@@ -256,7 +256,7 @@ class _Network:
             if node.name in made:
                 last.append(made[node.name])
             else:
-                sources = _zero_if(node) if node in inside and node not in covered else []
+                sources = zero_if(node) if node in inside and node not in covered else []
                 if not sources:
                     raise _Unclear(f"{node.target} in {of(node).module!r} may make something of zeros")
                 level += sources
@@ -286,6 +286,16 @@ class _Network:
         unseen = [name for name in self.coupling.traced.unused if name in way.tensors]
         if unseen:
             raise _Unclear(f"{unseen[0]} was not reached by the forward: what it is for is not known")
+
+    def _check_rest(self, rest: set[fx.Node], own: Sequence[str]) -> None:
+        """What of a branch goes on running must not do so on channels that are gone."""
+        for node in rest:
+            if any(group in own for extent in self.coupling.shapes.get(node.name, ()) for group, _ in extent.terms):
+                raise _Unclear(f"{_placed(node)} runs between the modules of the branch: make a module of it")
+
+    def _only_in(self, tensors: frozenset[str]) -> tuple[str, ...]:
+        """The groups that exist in these tensors only."""
+        return tuple(g.name for g in self.coupling.groups if {m.axis.tensor for m in g.members} <= tensors)
 
     def _names(
         self, nodes: set[fx.Node], replaced: Sequence[ModuleCall], kept: Sequence[ModuleCall] = ()
@@ -335,8 +345,11 @@ def _beside(sides: Sequence[tuple[set[fx.Node], set[fx.Node]]], owning: Sequence
     work = [n for n in inside if n.op == "call_function" and n.target is not getitem]
     if not work:
         return "the shortcut is a value that the branch does not start from"
-    names = {f"{op(n)} at {of(n).source}" if of(n).source else op(n) for n in work}
-    return f"the shortcut is computed, too ({few(sorted(names))})"
+    return f"the shortcut is computed, too ({few(sorted(set(map(_placed, work))))})"
+
+
+def _placed(node: fx.Node) -> str:
+    return f"{op(node)} at {of(node).source}" if of(node).source else op(node)
 
 
 def _is_parameter(node: fx.Node) -> bool:
@@ -347,23 +360,6 @@ def _results(run: ModuleCall) -> tuple[int, int] | None:
     if run.single:
         return None
     return len(run.outputs), next(i for i, name in enumerate(run.outputs) if name)
-
-
-def _zero_if(node: fx.Node) -> list[fx.Node]:
-    """The value that makes an operator's result zero if it is zero itself; nothing where that is not known."""
-    name = op(node).rstrip("_")
-    computed = [n for n in node.args if isinstance(n, fx.Node) and n.op != "get_attr"]
-    if name == "mul" or (name in _MOVING and node.all_input_nodes == computed):
-        return computed[:1]
-    return []
-
-
-# Without one of these, a block that does it to the result of a module before the add (in its own forward, beside other
-# branches) keeps the branch. Of 79 networks of torchvision and timm none does: what they move, a child module moves.
-_MOVING = (
-    *("view", "_unsafe_view", "alias", "reshape", "permute", "transpose", "unsqueeze", "squeeze"),
-    *("clone", "roll", "neg"),
-)
 
 
 def _maps(run: ModuleCall, value: fx.Node) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import pytest
 import torch
@@ -125,6 +126,18 @@ class Normed(Block):
         return self.drop(self.norm(x + self.drop(self.branch(x))))
 
 
+class EmptyShortcut(Block):
+    """As ResNets for small images are written: a shortcut without layers is an empty `nn.Sequential`."""
+
+    def __init__(self):
+        super().__init__()
+        self.shortcut = nn.Sequential()
+
+    def forward(self, x):
+        y = F.relu(self.one(x))
+        return F.relu(self.two(y) + self.shortcut(x))
+
+
 class TwoInOne(Block):
     """Only silencing works here: the second branch must stay."""
 
@@ -180,7 +193,9 @@ def found(*blocks):
     return model, coupling, find_branches(coupling)
 
 
-@pytest.mark.parametrize("kind", [Block, Activated, Written, IntoShortcut, Normed, TwoInOne, ActivatesItsInput])
+@pytest.mark.parametrize(
+    "kind", [Block, Activated, Written, IntoShortcut, Normed, EmptyShortcut, TwoInOne, ActivatesItsInput]
+)
 def test_ways_to_write_a_residual_block(kind):
     torch.manual_seed(0)
     model, coupling, branches = found(kind(), kind())
@@ -230,6 +245,39 @@ def test_values_that_were_apart_stay_apart(kind):
         small = assert_dropped_equals_twin(model, Plan({}, names), IMAGE, coupling)
         if kind is WritesBehind:  # The other one does not train as it is either.
             small.train()(IMAGE).sum().backward()
+
+
+class ActivatesBetween(Block):
+    """Two branches in one module, and in one of them an operator that no child runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.three = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x):
+        return F.relu(self.branch(x) + x) + self.three(x)
+
+
+class DropsShortcut(Block):
+    """In training the shortcut is not what the module was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Dropout(0.5))
+
+    def forward(self, x):
+        return self.shortcut(x) + self.branch(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [(ActivatesBetween, "relu at .* runs between the modules"), (DropsShortcut, "does more than this branch")],
+)
+def test_what_no_child_runs_between_those_of_a_branch_keeps_it(kind, why):
+    _, _, branches = found(kind())
+    assert not [b for b in branches.removable if "blocks.0.one.weight" in b.tensors]
+    (reason,) = (text for name, text in branches.refused.items() if name.endswith("add"))
+    assert re.search(why, reason), reason
 
 
 def test_what_follows_the_add_stays_trainable_and_keeps_its_mode():
