@@ -5,7 +5,9 @@ States are (V,) option indices as in `Model`; batches are (V, M). Only groups an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,8 @@ from .tables import Floats, Ints
 from .work import LOOK_UP, PAIR, Work
 
 MAX_MOVES = 700
-"""Single moves that are paired with each other: 700^2 / 2 pairs take about 10 ms."""
+"""Single moves that are paired with each other (700^2 / 2 pairs take about 10 ms), and widths that a branch returns
+at."""
 
 VERIFIED = 256
 """Most promising pairs whose true effect is computed: pairs that share a table are not additive."""
@@ -202,8 +205,8 @@ def _largest(rank: Floats) -> Ints:
 
 def widen(incumbent: Incumbent, groups: int, inside: Mapping[int, Sequence[int]]) -> None:
     """Spend what the best state leaves of the budgets: as long as a group can take a larger width or a dropped branch
-    can return, its groups at their smallest widths, within every limit and for no less value, do what gains most for
-    its cost. No such step is left in the end.
+    can return, within every limit and for no less value, do what gains most for its cost. No such step is left in the
+    end (of branches with very many widths, such that are about as far from the smallest in each of its groups).
 
     Args:
         groups: how many variables are groups.
@@ -211,33 +214,43 @@ def widen(incumbent: Incumbent, groups: int, inside: Mapping[int, Sequence[int]]
     """
     model, state = incumbent.model, incumbent.state
     assert state is not None
-    far = False
+    # The next width of each group, and branches at their smallest widths, are tried first: there are fewer of them.
+    reach = 0
     while True:
-        # The next width of each group is tried first: there are fewer of them.
-        most = [model.sizes[v] if far else min(int(state[v]) + 2, model.sizes[v]) for v in range(groups)]
+        most = [model.sizes[v] if reach else min(int(state[v]) + 2, model.sizes[v]) for v in range(groups)]
         moves = [(v, k) for v in range(groups) for k in range(int(state[v]) + 1, most[v])]
-        back = [b for b in inside if state[b] == 0]
+        gone = [b for b in inside if state[b] == 0]
+        back = [(b, at) for b in gone for at in _widths([model.sizes[v] for v in inside[b]], reach > 1)]
         states = np.repeat(state[:, None], 1 + len(moves) + len(back), axis=1)
         for column, (v, k) in enumerate(moves, 1):
             states[v, column] = k
-        for column, b in enumerate(back, 1 + len(moves)):
-            states[[b, *inside[b]], column] = [1] + [0] * len(inside[b])
+        for column, (b, at) in enumerate(back, 1 + len(moves)):
+            states[[b, *inside[b]], column] = [1, *at]
         states = model.complete(states)
         value, cost = model.evaluate(states)
         gain, more = value - value[0], (cost - cost[:, :1]).sum(axis=0)
         # A group of a dropped branch has no width: whatever it is set to, nothing changes.
-        idle = np.isin([0, *(v for v, _ in moves)], [g for b in back for g in inside[b]])
+        idle = np.isin([0, *(v for v, _ in moves)], [g for b in gone for g in inside[b]])
         allowed = model.feasible(cost) & (gain >= -ROUNDING)
         allowed[: len(idle)] &= ~idle
         allowed[0] = False
-        if not allowed.any():
-            if far:
-                break
-            far = True
-            continue
-        with np.errstate(divide="ignore", invalid="ignore"):
-            rate = np.where(more > 0, gain / more, np.inf)
-        best = int(np.lexsort((gain, np.where(allowed, rate, -np.inf)))[-1])
-        state = states[:, best]
+        if allowed.any():
+            with np.errstate(divide="ignore", invalid="ignore"):
+                rate = np.where(more > 0, gain / more, np.inf)
+            state = states[:, int(np.lexsort((gain, np.where(allowed, rate, -np.inf)))[-1])]
+        elif reach < (2 if gone else 1):
+            reach += 1
+        else:
+            break
     incumbent.state = state.copy()
     incumbent.value = float(value[0])
+
+
+def _widths(sizes: Sequence[int], all_of_them: bool) -> Iterable[tuple[int, ...]]:
+    """Options at which a branch may return, of groups that have so many: the first ones, or all that there are."""
+    if not all_of_them:
+        return [(0,) * len(sizes)]
+    if math.prod(sizes) <= MAX_MOVES:
+        return itertools.product(*map(range, sizes))
+    shares = np.linspace(0, 1, max(sizes))
+    return [tuple(int(s) for s in np.rint(share * (np.array(sizes) - 1))) for share in shares]

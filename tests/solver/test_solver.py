@@ -354,6 +354,27 @@ def test_equal_values_go_to_the_wider_network():
     assert min(s.widths[f"g{g}"] for g in range(4, 8)) >= 16
 
 
+@pytest.mark.parametrize("inner", [1, 2])
+def test_a_branch_that_is_worth_nothing_stays_where_the_budget_allows_it(inner):
+    """Each branch is worth nothing whole, and less when it is narrow: what it loses with all of its channels is what
+    dropping it loses."""
+    widths = np.arange(1, 9)
+    groups = {"stem": WidthGroup(np.array([8]), [10.0])}
+    costs, branches = [CostTable("stem", (), (Term("stem"),), out_widths=np.array([8]), table=[[8.0]])], []
+    for b in range(4):
+        names = [f"b{b}.{i}" for i in range(inner)]
+        groups |= {n: WidthGroup(widths, np.sqrt(widths)) for n in names}
+        branches.append(Branch(f"b{b}", tuple(names), tuple(names), -inner * np.sqrt(8)))
+        costs += [CostTable(n, (), (Term(n),), out_widths=widths, table=widths[:, None]) for n in names]
+    dense = 8 + 4 * 8 * inner
+    for fraction, gone in ((1.0, 0), (0.9, 1), (0.5, 3)):
+        problem = WidthProblem("worthless", groups, tuple(costs), {"latency": fraction * dense}, tuple(branches))
+        for method in ("auto", "lagrangian", "exact"):
+            s = solve(problem, method)
+            assert len(s.dropped) == gone, (fraction, method)
+            assert all(s.widths[g] == (0 if g.partition(".")[0] in s.dropped else 8) for g in groups)
+
+
 def shared(adds):
     widths = np.array([1, 2])
     groups = {"inner": WidthGroup(widths, [1.0, 2.0]), "stream": WidthGroup(widths, [3.0, 4.0])}

@@ -160,8 +160,8 @@ def test_against_brute_force(kind):
 
 
 def wider(problem: WidthProblem, s: Solution) -> list[str]:
-    """Every group that can take a larger width, and every dropped branch that can return at its smallest widths, within
-    the budgets and for no less value."""
+    """Every group that can take a larger width, and every dropped branch that can return, at whatever widths, within the
+    budgets and for no less value."""
     found = []
     gone = {g for b in problem.branches if b.name in s.dropped for g in b.groups}
     for name, group in problem.groups.items():
@@ -175,9 +175,10 @@ def wider(problem: WidthProblem, s: Solution) -> list[str]:
                 found += [f"{name} to {width}"] if problem.fits(costs) else []
     for b in problem.branches:
         if b.name in s.dropped:
-            least = {g: int(problem.groups[g].widths[0]) for g in b.groups}
-            value, costs = problem.evaluate(s.widths | least, [n for n in s.dropped if n != b.name])
-            found += [b.name] if problem.fits(costs) and value >= s.value else []
+            for widths in itertools.product(*(problem.groups[g].widths.tolist() for g in b.groups)):
+                there = s.widths | dict(zip(b.groups, widths, strict=True))
+                value, costs = problem.evaluate(there, [n for n in s.dropped if n != b.name])
+                found += [f"{b.name} at {widths}"] if problem.fits(costs) and value >= s.value else []
     return found
 
 
