@@ -17,7 +17,7 @@ from ..model.preserving import unsynchronised
 from ..rewriting.applying import rewrite
 from ..scoring.batchwise import in_turn
 from ..scoring.callables import Importance
-from ..scoring.divergence import Reference, shared_out
+from ..scoring.divergence import Apart, Reference, shared_out
 from ..scoring.gates import BATCH_NORMS
 from ..scoring.recalibrating import norms_of, recalibrate
 from ..scoring.saliency import Saliency, score
@@ -81,23 +81,24 @@ def value_of(request: Request) -> Importance | None:
 def _losses_without(
     network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch]
 ) -> dict[str, float]:
-    """What a network loses without each of its branches: how much further it is from itself, per sample. Empty where
-    what it puts out does not compare."""
+    """What a network loses without each of its branches: how much further it is from itself, per sample, and at least
+    the standard error of that, for what cannot be told from nothing is not worth nothing. Empty where what it puts out
+    does not compare."""
     assert request.data is not None
     compared, settled = shared_out(islice(request.data, request.batches), BRANCH_SAMPLES)
 
-    def distance(*dropped: str) -> float:
+    def apart(*dropped: str) -> Apart:
         plan = Plan({}, dropped)
         other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
         if request.recalibrate:
             with unsynchronised(other):
                 recalibrate(other, settled, loss=request.loss)
-        return reference.distance(other)
+        return reference.apart(other)
 
     try:
         reference = Reference.of(network.model, compared, request.loss)
-        whole = distance()
-        found = {b.name: max(distance(b.name) - whole, 0.0) for b in branches}
+        whole = apart()
+        found = {b.name: max(apart(b.name).beyond(whole)) for b in branches}
     except SaliencyError as error:
         logger.info("branches are valued by the channels that they add: %s", error)
         return {}

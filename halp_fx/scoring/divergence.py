@@ -75,15 +75,51 @@ class Reference:
         Raises:
             SaliencyError: outputs do not compare.
         """
-        found = 0.0
+        return self.apart(other).mean
+
+    def apart(self, other: nn.Module) -> Apart:
+        """As `distance`, sample by sample."""
+        sums, counts = [], []
         with preserved(other), torch.no_grad():
             set_mode(other)
             for i, batch in enumerate(self.batches):
+                samples = samples_in(batch) or 1
                 if self.loss is not None:
-                    found += float(total(self.loss(other, batch))) * (samples_in(batch) or 1)
+                    found = total(self.loss(other, batch)).detach().double().reshape(1) * samples
                 else:
-                    found += _apart(self.outputs[i], _parts(called(other, inputs_of(batch))))
-        return found / self.samples if math.isfinite(found) else math.inf
+                    found = _apart(self.outputs[i], _parts(called(other, inputs_of(batch))))
+                sums.append(found.cpu())
+                counts.append(torch.full((len(found),), samples / len(found), dtype=torch.float64))
+        return Apart(torch.cat(sums), torch.cat(counts))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Apart:
+    """How far a network is from a reference.
+
+    Attributes:
+        sums: (K,) float64, of each sample; where they cannot be told apart, of each batch.
+        samples: (K,) how many each is of.
+    """
+
+    sums: torch.Tensor
+    samples: torch.Tensor
+
+    @property
+    def mean(self) -> float:
+        """Per sample; infinite where it is not finite."""
+        found = float(self.sums.sum())
+        return found / float(self.samples.sum()) if math.isfinite(found) else math.inf
+
+    def beyond(self, other: Apart) -> tuple[float, float]:
+        """How much further it is than another network was for the same samples, and the standard error of that: 0 where
+        a single figure is all there is."""
+        further, count = self.sums - other.sums, len(self.sums)
+        mean = float(further.sum() / self.samples.sum())
+        if count < 2:
+            return mean, 0.0
+        scatter = float((further - mean * self.samples).square().sum()) * count / (count - 1)
+        return mean, math.sqrt(scatter) / float(self.samples.sum())
 
 
 def shared_out(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]:
@@ -118,8 +154,8 @@ def _classes(parts: Parts) -> bool:
     return len(parts) == 1 and parts[0].ndim == 2 and parts[0].shape[1] > 1
 
 
-def _apart(wanted: Parts, found: Parts) -> float:
-    """Of one batch, summed over its samples."""
+def _apart(wanted: Parts, found: Parts) -> torch.Tensor:
+    """(K,) float64 of one batch, of each sample if the first dimension of all parts is the samples', else (1,)."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         raise SaliencyError(
             f"networks cannot be compared by what they put out: {described(wanted)} and {described(found)} for one "
@@ -127,6 +163,13 @@ def _apart(wanted: Parts, found: Parts) -> float:
         )
     if _classes(wanted):
         log_p, log_q = (torch.log_softmax(parts[0].double(), 1) for parts in (wanted, found))
-        return float((log_p.exp() * (log_p - log_q)).sum())
+        return (log_p.exp() * (log_p - log_q)).sum(1)
+    rows = {len(t) if t.ndim else 0 for t in wanted}
+    count = rows.pop() if len(rows) == 1 else 1
     pairs = [(a.double(), b.double()) for a, b in zip(wanted, found, strict=True)]
-    return sum(float((a - b).square().sum() / (2 * a.square().mean().clamp_min(1e-24))) for a, b in pairs)
+    sums = [(a - b).square().reshape(max(count, 1), -1).sum(1) / (2 * _mean_square(a)) for a, b in pairs]
+    return torch.stack(sums).sum(0)
+
+
+def _mean_square(values: torch.Tensor) -> torch.Tensor:
+    return values.square().mean().clamp_min(1e-24)

@@ -210,6 +210,15 @@ def test_a_budget_that_is_met_needs_no_contest(dense):
     assert json.loads(report.to_json())["contenders"] == []
 
 
+class Times(torch.nn.Module):
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return self.factor * x
+
+
 def test_distances_of_every_kind(dense):
     other = halp_fx.prune(dense, 0.5, IMAGES[:1], latency="macs", progress=False)
     exact = Reference.of(dense, DATA)
@@ -218,9 +227,18 @@ def test_distances_of_every_kind(dense):
         wanted, found = (F.log_softmax(net(IMAGES).double(), 1) for net in (dense, other))
     mean = float(F.kl_div(found, wanted, log_target=True, reduction="batchmean"))
     assert exact.distance(other) == pytest.approx(mean, rel=1e-6)
+    parts, whole = exact.apart(other), exact.apart(dense)
+    each = F.kl_div(found, wanted, log_target=True, reduction="none").sum(1)
+    torch.testing.assert_close(parts.sums, each)
+    assert parts.beyond(whole) == pytest.approx((mean, float(each.std()) / len(each) ** 0.5), rel=1e-6)
+    assert parts.beyond(parts) == (0, 0)
     pictures = Reference.of(dense.a, [x for x, _ in DATA])
     assert pictures.kind == "squared error"
     assert pictures.distance(dense.a) == 0
+    doubled = torch.nn.Sequential(dense.a, Times(2))
+    squares = [(2 * dense.a(x) - dense.a(x)).detach().double().square() for x, _ in DATA]
+    own = torch.cat([s.flatten(1).sum(1) / (2 * s.mean()) for s in squares])  # The error is as large as what is there.
+    torch.testing.assert_close(pictures.apart(doubled).sums, own)
     lossy = Reference.of(dense, DATA, lambda m, batch: {"ce": F.cross_entropy(m(batch[0]), batch[1])})
     assert lossy.kind == "loss"
     with torch.no_grad():
