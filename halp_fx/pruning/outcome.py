@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from ..errors import InfeasibleError
+from ..errors import InfeasibleError, few
 from ..latency import MeasuredLatency
 from ..solver.solution import BASELINES
 from .budgets import amount
@@ -100,6 +101,7 @@ def verdict(
     yardstick: Yardstick,
     request: Request,
     steps: int = 1,
+    dropped: Sequence[str] = (),
 ) -> str:
     """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
 
@@ -108,6 +110,7 @@ def verdict(
         share: of the dense network's cost.
         rounds: candidates that were tried, of at most `most_rounds`.
         steps: that were taken, the last one included.
+        dropped: branches.
     """
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
@@ -123,6 +126,11 @@ def verdict(
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
+        if dropped:
+            why += (
+                f", and the dropped branches ({few(dropped)}) would have to be so narrow that more is lost with them "
+                "than without"
+            )
         if steps > 1 and deviation < -COARSE and request.train_between is not None:
             why = (
                 f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths "

@@ -49,7 +49,7 @@ def report_on(session: Session) -> Report:
         notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request,
-        steps=len(session.trail) + 1,
+        steps=len(session.trail) + 1, dropped=plan.dropped,
     )  # fmt: skip
     notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(

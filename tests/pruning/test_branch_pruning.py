@@ -193,6 +193,19 @@ def test_branches_that_lose_nothing_go_only_as_far_as_the_budget_needs(monkeypat
             assert MacsCost().total(rest, coupling.widths(plan)) > budget
 
 
+def test_a_branch_that_does_not_fit_back_in_is_said_to_leave_a_budget_unspent(monkeypatch):
+    """Whole it is worth nothing, narrow it is worth less, and nothing else is as large."""
+    monkeypatch.setattr("halp_fx.pruning.standing._losses_without", lambda *a: {"b": 0.0})
+    data = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,)))]
+    model = Idle().eval()
+    torch.nn.init.normal_(model.b[2].weight)
+    settings = {"data": data, "latency": "macs", "branches": True, "recalibrate": False, "progress": False}
+    report = halp_fx.prune(model, 0.9, PICTURE[..., :8, :8], **settings).halp
+    assert report.dropped == ("b",)
+    (said,) = (note for note in report.notes if "undercut" in note)
+    assert "the dropped branches (b) would have to be so narrow that more is lost" in said
+
+
 def test_where_outputs_do_not_compare_branches_are_worth_what_they_add(monkeypatch):
     seen = []
     inner = halp_fx.pruning.standing._losses_without

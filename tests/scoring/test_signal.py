@@ -142,6 +142,21 @@ def test_groups_without_a_signal_are_named_and_stay_about_as_wide(make):
     assert report.measured / report.dense > 0.42
 
 
+@pytest.mark.parametrize(("budget", "left"), [(0.9, range(9, 16)), (0.6, range(8, 9))])
+def test_dead_channels_go_first_and_no_more_of_them_than_the_budget_asks_for(budget, left):
+    torch.manual_seed(0)
+    model = chain().eval()
+    dead = set(range(8))
+    with torch.no_grad():
+        for tensor in (model[1].weight, model[1].bias):
+            tensor[sorted(dead)] = 0
+    report = pruned(model, budget, data=[BATCH], round_to=1)
+    gone = set(range(16)) - set(report.plan["0"])
+    assert gone <= dead
+    assert len(report.plan["0"]) in left
+    assert 0.96 * report.budget < report.measured <= report.budget  # A channel costs 0.04 of it.
+
+
 def test_a_group_that_is_worth_nothing_to_a_callable_is_named():
     report = pruned(
         chain(), importance=lambda g: torch.zeros(g.size) if g.name == "3" else torch.rand(g.size), round_to=1

@@ -160,8 +160,8 @@ def test_against_brute_force(kind):
 
 
 def wider(problem: WidthProblem, s: Solution) -> list[str]:
-    """Every group that can take a larger width, and every dropped branch that can return, at whatever widths, within the
-    budgets and for no less value."""
+    """Every group that can take a larger width, and every dropped branch that can return, at whatever widths, within
+    the budgets and for no less value."""
     found = []
     gone = {g for b in problem.branches if b.name in s.dropped for g in b.groups}
     for name, group in problem.groups.items():
