@@ -28,6 +28,10 @@ STARTS = 4
 IN_VAIN = 2
 """Starts in a row that lead to nothing better before the others are left out: they end where these did."""
 
+FAR = 0.5
+"""Choices that are over the budgets by more than this share are no starts: repairs of hundreds of moves led to nothing
+better."""
+
 LARGE = 3_000_000
 """Entries of all tables of one elimination, above which (about 20 ms) a coarse problem goes first."""
 
@@ -176,15 +180,17 @@ def _improve(
     # Both ends of the dual's last interval: the best within the budgets, and the least above them.
     inside = np.flatnonzero(feasible)[np.argsort(-value[feasible], kind="stable")][:STARTS]
     outside = np.flatnonzero(~feasible)[np.argsort(over[~feasible], kind="stable")][:STARTS]
+    outside = outside[over[outside] <= FAR * len(full.limit)]
     starts = [states[:, i] for pair in zip(outside, inside, strict=False) for i in pair]
     if incumbent.state is not None:
         starts.insert(0, incumbent.state)
     in_vain = 0
+    known: set[bytes] = set()
     for start in starts:
         if relative_gap(incumbent.value, upper) <= target / 3 or in_vain == IN_VAIN or incumbent.work.spent:
             return
         before = incumbent.value
         feasible_start = repair(incumbent, moves, start)
         if feasible_start is not None:
-            climb(incumbent, moves, feasible_start, dual.multipliers)
+            climb(incumbent, moves, feasible_start, dual.multipliers, known)
         in_vain = 0 if incumbent.value > before else in_vain + 1

@@ -123,15 +123,20 @@ def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | No
     return state
 
 
-def climb(incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: Floats) -> Ints:
-    """From a feasible state, make the best move of one or two variables until none gains.
+def climb(
+    incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: Floats, known: set[bytes] | None = None
+) -> Ints:
+    """From a feasible state, make the best move of one or two variables until none gains, or one leads to a known state.
 
     Args:
         multipliers: (R,) price of each resource; the moves that lose least at these prices are paired.
+        known: states that a climb with these moves and prices passed, as bytes; those that this one passes are added.
     """
+    known = set() if known is None else known
     values, costs = incumbent.offer(state[:, None])
     value, cost = float(values[0]), costs[:, 0]
-    while not incumbent.work.spent:
+    while not incumbent.work.spent and state.tobytes() not in known:
+        known.add(state.tobytes())
         found = _best_move(incumbent, moves, state, value, cost, multipliers)
         if found is None:
             break
