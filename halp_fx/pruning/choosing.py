@@ -47,7 +47,8 @@ class Question:
         for share in dict.fromkeys((floor, 0.0) if recipe is None else (0.0,)):
             problem = self.problem(share)
             try:
-                return Choice(solve(problem, method, EXACT_WORK if method == "exact" else WORK))
+                work = EXACT_WORK if method == "exact" else WORK
+                return Choice(solve(problem, method, work, shared=self.yardstick.shared))
             except InfeasibleError as error:
                 refused = error
         return Choice(self._smallest(problem, refused), refused)

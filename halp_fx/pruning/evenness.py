@@ -90,7 +90,7 @@ def _common_share(groups: Mapping[str, WidthGroup], prices: PriceList, budgets: 
     most = np.array([b + TOLERANCE * max(1.0, abs(b)) for b in limits])
 
     def nearest(widths: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        found: np.ndarray = widths[np.abs(widths - shares[:, None] * widths[-1]).argmin(1)]
+        found: np.ndarray = widths[np.searchsorted((widths[1:] + widths[:-1]) / 2, shares * widths[-1])]
         return found
 
     low, high = 0.0, 1.0
@@ -100,8 +100,11 @@ def _common_share(groups: Mapping[str, WidthGroup], prices: PriceList, budgets: 
             nearest(groups[name].widths, shares) if name in groups else np.full(len(shares), least[name])
             for name in prices.groups
         ]
-        totals = prices.totals(torch.from_numpy(np.stack(widths, 1))).numpy()
-        fitting = np.flatnonzero((totals <= most).all(1))
+        rows = np.stack(widths, 1)
+        # Most of the shares, which ascend, lead to the same widths as the one before.
+        new = np.append(True, (rows[1:] != rows[:-1]).any(1))
+        totals = prices.totals(torch.from_numpy(rows[new])).numpy()
+        fitting = np.flatnonzero(np.asarray((totals <= most).all(1))[np.cumsum(new) - 1])
         last = int(fitting[-1]) if len(fitting) else 0
         low, high = float(shares[last]), float(shares[min(last + 1, _SHARES)])
     return low

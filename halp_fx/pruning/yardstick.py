@@ -17,7 +17,7 @@ from torch import nn
 from ..coupling.branches import Branch, without
 from ..errors import LatencyError, RewriteError
 from ..latency import Calibration, MeasuredLatency, NetworkTiming, PriceList
-from ..solver import CostTable
+from ..solver import CostTable, Shared
 from ..types import Coupling, Inputs, Plan
 from .blocks import in_blocks
 from .goals import Goals
@@ -85,6 +85,7 @@ class Yardstick:
         busy: what disturbed the last measurement, in words; "" if nothing did.
         waited: the largest share of the time in which other programs ran.
         idle: share of the dense network's time in which a GPU waits for the CPU that launches its operators.
+        shared: what the solver made for one budget and needs for the next.
     """
 
     goals: Goals
@@ -104,6 +105,7 @@ class Yardstick:
     busy: str = ""
     waited: float = 0.0
     idle: float = 0.0
+    shared: Shared = field(default_factory=Shared, repr=False)
     _prices: dict[tuple[str, ...], PriceList | None] = field(default_factory=dict, repr=False)
 
     @classmethod

@@ -3,6 +3,7 @@
 Takes a `WidthProblem` (numbers only, see `problem`), returns a `Solution`. Imports no torch.
 """
 
+from .layout import Shared
 from .limits import restrict
 from .problem import Solution, WidthProblem
 from .solution import Method, solve
@@ -12,6 +13,7 @@ __all__ = [
     "Branch",
     "CostTable",
     "Method",
+    "Shared",
     "Solution",
     "Term",
     "WidthGroup",

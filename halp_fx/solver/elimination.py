@@ -39,6 +39,10 @@ RELAXED_CAP = 100_000
 """The cap where one of the two above would be exceeded: a bound of relaxed tables is not worth a second."""
 
 
+REMEMBERED = 3_000_000
+"""Up to so many entries (24 MB) the tables of the last maximum are kept: its max-marginals begin with them."""
+
+
 class Elimination:
     """Maximises sums of a model's factors. See the module's docstring.
 
@@ -57,7 +61,9 @@ class Elimination:
         self.work = made.work
         self.steps = made.steps
         self.effort = STEP * len(made.steps) + ENTRY * made.work
-        self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)])
+        self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)]).tolist()
+        self._shapes = [f.value.shape for f in model.factors]
+        self._last: tuple[Floats, list[Floats]] | None = None
 
     def maximise(self, flat: Floats) -> tuple[float, Ints, Ints]:
         """Maximum of the sum of the factors' tables.
@@ -71,6 +77,7 @@ class Elimination:
             do not.
         """
         results = self._forward(flat)
+        self._last = (flat, results) if self.work <= REMEMBERED else None
         state = np.zeros(len(self.model.sizes), np.int64)
         entries = np.zeros(len(self.model.factors), np.int64)
         chosen: list[tuple[int, ...]] = [()] * len(self.steps)
@@ -81,14 +88,17 @@ class Elimination:
             state[step.variable] = here[0]
             for operand in step.operands:
                 if operand.factor is not None:
-                    index = tuple(here[a] for a in operand.pick)
-                    shape = self.model.factors[operand.factor].value.shape
-                    entries[operand.factor] = self._offsets[operand.factor] + np.ravel_multi_index(index, shape)
+                    at = 0
+                    for a, size in zip(operand.pick, self._shapes[operand.factor], strict=True):
+                        at = at * size + here[a]
+                    entries[operand.factor] = self._offsets[operand.factor] + at
         return self._bound(results), state, entries
 
     def max_marginals(self, flat: Floats) -> list[Floats]:
         """For each variable, (K,) the maximum (or a bound on it) with that variable held at each option."""
-        results = self._forward(flat)
+        last, self._last = self._last, None
+        again = last is not None and np.array_equal(last[0], flat)
+        results = last[1] if last is not None and again else self._forward(flat)
         bound = self._bound(results)
         marginals = [np.full(size, np.inf) for size in self.model.sizes]
         downward: list[Floats] = [np.zeros(0)] * len(self.steps)
@@ -128,7 +138,7 @@ class Elimination:
                 tables.append(results[operand.step])
             elif operand.factor is not None:
                 start, stop = self._offsets[operand.factor : operand.factor + 2]
-                tables.append(flat[start:stop].reshape(self.model.factors[operand.factor].value.shape))
+                tables.append(flat[start:stop].reshape(self._shapes[operand.factor]))
         return tables
 
     def _combine(self, step: Step, flat: Floats, results: Sequence[Floats]) -> Floats:
@@ -141,7 +151,7 @@ class Elimination:
         total = spread[0]
         for table in spread[1:]:
             total = total + table
-        return np.broadcast_to(total, step.shape)
+        return total if total.shape == step.shape else np.broadcast_to(total, step.shape)
 
     def _choose(self, step: Step, outer: tuple[int, ...], flat: Floats, results: Sequence[Floats]) -> tuple[int, ...]:
         """Options of the step's scope, given those of its result."""

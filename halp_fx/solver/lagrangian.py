@@ -54,16 +54,24 @@ class Bounded:
     states: Ints
 
 
-def bound_and_search(model: Model, incumbent: Incumbent, free: int, target: float, cap: int = DEFAULT_CAP) -> Bounded:
+def bound_and_search(
+    model: Model,
+    incumbent: Incumbent,
+    free: int,
+    target: float,
+    cap: int = DEFAULT_CAP,
+    plan: Elimination | None = None,
+) -> Bounded:
     """Bound, search and shrink until the relative gap is at most `target`, nothing helps, or the work is spent.
 
     Args:
         model: `incumbent.model` or a restriction of it.
         free: how many variables are groups or branches (the others are sums).
         cap: see `Elimination`.
+        plan: the elimination of the model, if it is at hand.
     """
     current, upper = model, np.inf
-    plan = Elimination(current, cap)
+    plan = Elimination(current, cap) if plan is None else plan
     seen = np.zeros((len(model.sizes), 0), np.int64)
     if plan.work > LARGE:
         coarse = _coarsen(model, free)

@@ -126,7 +126,7 @@ def repair(incumbent: Incumbent, moves: Neighbourhood, state: Ints) -> Ints | No
 def climb(
     incumbent: Incumbent, moves: Neighbourhood, state: Ints, multipliers: Floats, known: set[bytes] | None = None
 ) -> Ints:
-    """From a feasible state, make the best move of one or two variables until none gains, or one leads to a known state.
+    """From a feasible state, make the best move of one or two variables until none gains, or the state is known.
 
     Args:
         multipliers: (R,) price of each resource; the moves that lose least at these prices are paired.

@@ -13,8 +13,9 @@ from .exact import columns, solve_exact
 from .halp import solve_halp
 from .infeasible import infeasible
 from .lagrangian import Bounded, bound_and_search
+from .layout import Shared
 from .local import Incumbent, widen
-from .model import Model, compile_problem, relative_gap
+from .model import Model, relative_gap
 from .problem import Solution, WidthProblem
 from .released import solve_released
 from .work import Work
@@ -37,7 +38,13 @@ NODES = 200
 """Nodes of its search tree; about a second."""
 
 
-def solve(problem: WidthProblem, method: Method = "auto", work_limit: float = 10.0, gap: float = 1e-3) -> Solution:
+def solve(
+    problem: WidthProblem,
+    method: Method = "auto",
+    work_limit: float = 10.0,
+    gap: float = 1e-3,
+    shared: Shared | None = None,
+) -> Solution:
     """Choose the widths of greatest value that meet every budget.
 
     Args:
@@ -50,6 +57,8 @@ def solve(problem: WidthProblem, method: Method = "auto", work_limit: float = 10
             every machine, however busy. The best choice found by then is returned with its gap. It is looked at
             between steps, of which the longest (an elimination, the root of a MILP) takes about a second.
         gap: at which "auto" and "lagrangian" are content, relative as `Solution.gap` is.
+        shared: what was made for the problem before, which this one may differ from in budgets and values; it is kept
+            there for the next. The answer is the same without.
 
     Returns:
         A choice that meets every budget, with an upper bound that holds for all choices. Unless a baseline made it,
@@ -65,7 +74,8 @@ def solve(problem: WidthProblem, method: Method = "auto", work_limit: float = 10
     if not work_limit > 0 or not gap >= 0:
         raise ProblemError(f"work_limit is {work_limit} and gap {gap}: give a limit > 0 and a gap >= 0")
     start = time.perf_counter()
-    model = compile_problem(problem)
+    shared = Shared() if shared is None else shared
+    model = shared.compiled(problem)
     free = len(problem.groups) + len(problem.branches)
     work = Work(work_limit)
     incumbent = Incumbent(model, work)
@@ -75,7 +85,8 @@ def solve(problem: WidthProblem, method: Method = "auto", work_limit: float = 10
         searched = Incumbent(model, work)
     else:
         searched = incumbent
-    found = bound_and_search(model, searched, free, OPTIMAL / 10 if method == "exact" else gap)
+    wanted = OPTIMAL / 10 if method == "exact" else gap
+    found = bound_and_search(model, searched, free, wanted, plan=shared.steps(model))
     upper, cut = _finish(found, searched, free, method, gap)
     if searched.state is None:
         raise infeasible(problem, model, proven=upper == -np.inf)

@@ -15,7 +15,7 @@ from halp_fx.errors import InfeasibleError, ProblemError
 from halp_fx.solver import Branch, CostTable, Term, WidthGroup, WidthProblem, restrict, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.halp import greedy_knapsack
-from halp_fx.solver.model import compile_problem
+from halp_fx.solver.layout import compile_problem
 
 STORED = sorted((Path(__file__).parents[1] / "data" / "solver_problems").glob("*.json"))
 NAN = float("nan")

@@ -12,11 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from halp_fx.errors import InfeasibleError
-from halp_fx.solver import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem, solve
+from halp_fx.solver import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem, restrict, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.lagrangian import bound_and_search
+from halp_fx.solver.layout import Shared, compile_problem
 from halp_fx.solver.local import Incumbent, Neighbourhood
-from halp_fx.solver.model import TIE, compile_problem
+from halp_fx.solver.model import TIE
 from halp_fx.solver.work import Work
 
 CASES = settings(
@@ -216,6 +217,39 @@ def test_more_budget_never_gives_less(kind):
             assert after >= before - 1e-6 * max(1.0, abs(before))
 
     check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_problems_share_changes_no_answer(kind):
+    """Other budgets and values in between, and now and then other widths, or other layers."""
+    served = []
+
+    @settings(CASES, max_examples=12)
+    @given(seed=st.integers(0, 2**32 - 1), groups=st.integers(2, 5), whole=st.booleans())
+    def check(seed, groups, whole):
+        rng = np.random.default_rng(seed)
+        problem = random_problem(kind, seed, groups, whole)
+        narrow = {n: int(g.widths[-1]) for n, g in list(problem.groups.items())[:1]}
+        values = {n: replace(g, value=rng.permutation(g.value)) for n, g in problem.groups.items()}
+        branches = tuple(replace(b, value=b.value + 1) for b in problem.branches)
+        valued = replace(problem, groups=values, branches=branches)
+        raised = replace(problem, budgets={r: b + 1 for r, b in problem.budgets.items()})
+        other = random_problem(kind, seed + 1, groups, whole)
+        shared = Shared()
+        for asked in (problem, raised, valued, restrict(problem, maximum=narrow, minimum=narrow), other, problem):
+            served.append(shared.layout is not None and shared.layout.serves(asked))
+            answers = []
+            for given_ in (None, shared):
+                try:
+                    s = solve(asked, "lagrangian", shared=given_)
+                    answers.append((s.widths, s.dropped, s.value, s.upper_bound, s.work))
+                except InfeasibleError as error:
+                    answers.append((str(error),))
+            assert answers[0] == answers[1]
+
+    check()
+    assert {True, False} == set(served[1::6]) | set(served[4::6])
+    assert all(served[1::6] + served[2::6])
 
 
 @pytest.mark.parametrize("kind", ["concat", "branches"])
