@@ -118,7 +118,8 @@ def _elected(
     session = found[0].session
     if request.train_between is None:
         _made_of_all(session, request)
-    session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples)
+    helped = not request.compensate and request.train_between is None
+    session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples, helped)
     logger.info("%s is closest to the dense network: %.4g", found[0].judged.name, found[0].judged.distance)
     if request.score_fn is not None:
         session.judgement = Judgement(request.score_fn, None)

@@ -100,11 +100,22 @@ class Judged:
 
 @dataclass(frozen=True, slots=True)
 class Contest:
-    """All networks that stood for election, the best first; the kind of distance, and on how many samples."""
+    """All networks that stood for election, the best first.
+
+    Attributes:
+        kind, samples: of distance, and on how many samples.
+        compensated: they were compensated to be judged, though what comes out is not.
+    """
 
     judged: tuple[Judged, ...]
     kind: str
     samples: int
+    compensated: bool = False
+
+    @property
+    def said(self) -> str:
+        """What was compared, in words."""
+        return f"{self.kind} on {self.samples} samples{', compensated' if self.compensated else ''}"
 
 
 def best_of(candidates: Sequence[Candidate], budget: float, slack: float) -> Candidate:

@@ -100,7 +100,7 @@ def report_on(session: Session) -> Report:
             Contender(j.name, j.measured * dense, j.distance, j.tuned)
             for j in (session.contest.judged if session.contest else ())
         ),
-        judged_by=f"{session.contest.kind} on {session.contest.samples} samples" if session.contest else "",
+        judged_by=session.contest.said if session.contest else "",
     )
 
 
@@ -109,9 +109,14 @@ def _won(contest: Contest) -> str:
     first, tuned = contest.judged[0], contest.judged[0].tuned is not None
     found = [(j.name, j.tuned if tuned else j.distance) for j in contest.judged]
     figures = ", ".join(f"{name} {distance:.4g}" for name, distance in found if distance is not None)
+    stands = (
+        ". They were compensated to be judged, and this network is not: fine-tune it, or pass compensate=True for one "
+        "that is used as it is"
+    )
     return (
         f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network on "
         f"{contest.samples} samples that nobody else has seen{', trained once more' if tuned else ''}: {figures}"
+        f"{stands if contest.compensated else ''}"
     )
 
 

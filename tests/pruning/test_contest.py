@@ -46,13 +46,14 @@ def test_the_closest_network_wins_and_the_table_says_so(dense, tmp_path):
     assert set(names) >= {"as asked", "larger steps", "more even", "values alone", "even widths"}
     distances = [c.distance for c in report.contenders]
     assert distances == sorted(distances)
-    assert report.judged_by == "divergence on 4 samples"
+    assert report.judged_by == "divergence on 4 samples, compensated"
     assert all(c.measured <= report.budget * (1 + 1e-9) for c in report.contenders)
     assert report.measured == report.contenders[0].measured
     assert "the one taken first" in str(report)
     (said,) = (note for note in report.notes if "was taken" in note)
     assert f"'{names[0]}' was taken" in said
     assert f"as asked {distances[names.index('as asked')]:.4g}" in said
+    assert "compensated to be judged, and this network is not" in said
     assert all(f"<td>{name}</td>" in report.to_html(tmp_path / "page.html").read_text() for name in names)
     assert Report.from_json(report.to_json()) == report
     # The judge's word can be had again: of the network that came out, compensated though that was not asked for, on
