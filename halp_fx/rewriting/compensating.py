@@ -31,6 +31,7 @@ from ..scoring.regression import Fit, fitted
 from ..scoring.sampled import samples_in
 from ..tracing.graph import of, op
 from ..types import Axis, Coupling, Plan
+from .attention import projections
 from .layers import LayerCall, layer_call
 from .slicing import removed_slots
 
@@ -57,7 +58,7 @@ class Refit:
     """One layer.
 
     Attributes:
-        weight: its name.
+        weight: its name. Queries, keys and values that an attention projects with one weight are a layer each.
         inputs: input channels (of one convolution group) that were, and that are left.
         ridge: chosen by the samples that were left out; infinite where none helped and the weight stayed.
         before, after: mean square of what misses of the dense outputs, on those samples.
@@ -251,6 +252,11 @@ def _normalised(coupling: Coupling) -> set[str]:
     return found
 
 
+_Key = tuple[str, int]
+"""A layer: its weight, and which of the layers it is whose weights are one tensor, one below the other (the projections
+of queries, keys and values in an attention)."""
+
+
 class _Layers(TorchFunctionMode):
     """Follows the layers that get certain weights.
 
@@ -265,24 +271,32 @@ class _Layers(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        done = set()
+        for weight, part, projection in projections(func, args, kwargs):
+            inside = self._names.get(id(weight))
+            if inside is not None:
+                done.add(inside)
+                self.before((inside, part), projection)
+                self.after((inside, part), projection, projection.result())
         names = {self._names[id(v)] for v in tree_leaves((args, kwargs)) if id(v) in self._names}
         # Properties of a weight (its shape, its device) are read through functions, too.
-        calls = {n: layer_call(func, args, kwargs) for n in names if not getattr(func, "__name__", "").startswith("__")}
+        names = set() if getattr(func, "__name__", "").startswith("__") else names - done
+        calls = {n: layer_call(func, args, kwargs) for n in names}
         for name, call in calls.items():
             if call is not None:
-                self.before(name, call)
+                self.before((name, 0), call)
         result = func(*args, **kwargs)
         for name, call in calls.items():
             if call is not None:
-                self.after(name, call, result)
+                self.after((name, 0), call, result)
             elif any(isinstance(v, torch.Tensor) for v in tree_leaves(result)):
                 self.left.setdefault(name, f"{getattr(func, '__name__', func)} takes its weight")
         return result
 
-    def before(self, name: str, call: LayerCall) -> None:
+    def before(self, layer: _Key, call: LayerCall) -> None:
         """A layer is about to run."""
 
-    def after(self, name: str, call: LayerCall, result: torch.Tensor) -> None:
+    def after(self, layer: _Key, call: LayerCall, result: torch.Tensor) -> None:
         """A layer has run."""
 
 
@@ -290,31 +304,34 @@ class _Dense(_Layers):
     """Keeps what layers put out in the dense network, at some places.
 
     Attributes:
-        outputs: (rows, kept outputs) by weight.
+        outputs: (rows, kept outputs) by layer.
         rows: which rows these are, and of how many.
-        widths: input channels by weight.
+        widths: input channels by layer.
     """
 
     def __init__(self, names: Mapping[int, str], kept: Mapping[str, np.ndarray]) -> None:
         super().__init__(names)
-        self.outputs: dict[str, torch.Tensor] = {}
-        self.rows: dict[str, tuple[torch.Tensor, int]] = {}
-        self.widths: dict[str, int] = {}
+        self.outputs: dict[_Key, torch.Tensor] = {}
+        self.rows: dict[_Key, tuple[torch.Tensor, int]] = {}
+        self.widths: dict[_Key, int] = {}
         self._kept = kept
         self._draw = torch.Generator().manual_seed(0)
 
-    def after(self, name: str, call: LayerCall, result: torch.Tensor) -> None:
-        if name in self.rows:
-            self.left[name] = "it runs several times"
+    def after(self, layer: _Key, call: LayerCall, result: torch.Tensor) -> None:
+        if layer in self.rows:
+            self.left[layer[0]] = "it runs several times"
             return
         total, most = call.rows(result), max(ROWS, ROWS_PER_INPUT * call.weight[0].numel())
         rows = torch.arange(total)
         if total > most:
             rows = torch.randperm(total, generator=self._draw)[:most].sort().values
         rows = rows.to(result.device)
-        self.rows[name] = rows, total
-        self.widths[name] = call.weight.shape[1]
-        self.outputs[name] = call.outputs(result, rows)[:, torch.as_tensor(self._kept[name], device=result.device)]
+        self.rows[layer] = rows, total
+        self.widths[layer] = call.weight.shape[1]
+        (name, part), outputs = layer, call.weight.shape[0]
+        kept = self._kept[name] - part * outputs
+        kept = kept[(kept >= 0) & (kept < outputs)]
+        self.outputs[layer] = call.outputs(result, rows)[:, torch.as_tensor(kept, device=result.device)]
 
 
 class _Narrow(_Layers):
@@ -325,16 +342,17 @@ class _Narrow(_Layers):
     """
 
     def __init__(self, dense: _Dense, small: nn.Module, normalised: set[str], judged: bool) -> None:
-        wanted = [name for name in dense.outputs if name not in dense.left]
+        wanted = {name for name, _ in dense.outputs if name not in dense.left}
         super().__init__({id(small.get_parameter(name)): name for name in wanted})
         self.layers: list[Refit] = []
         self._dense = dense
         self._normalised = normalised
         self._judged = judged
 
-    def before(self, name: str, call: LayerCall) -> None:
-        rows, total = self._dense.rows[name]
-        wanted = self._dense.outputs.pop(name)
+    def before(self, layer: _Key, call: LayerCall) -> None:
+        name, _ = layer
+        rows, total = self._dense.rows[layer]
+        wanted = self._dense.outputs.pop(layer)
         result = call.result()
         if call.rows(result) != total:
             self.left[name] = "it puts out another number of places than in the dense network"
@@ -348,7 +366,7 @@ class _Narrow(_Layers):
         groups = zip(inputs.chunk(call.groups, 1), missing.chunk(call.groups, 1), strict=True)
         fits = [fitted(x, y, centred, self._judged) for x, y in groups]
         call.change(torch.cat([f.change for f in fits], 1), torch.cat([f.shift for f in fits]))
-        self.layers.append(_refit(name, (self._dense.widths[name], call.weight.shape[1]), fits))
+        self.layers.append(_refit(name, (self._dense.widths[layer], call.weight.shape[1]), fits))
 
 
 def _refit(name: str, inputs: tuple[int, int], fits: Sequence[Fit]) -> Refit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import Phase, given, settings
@@ -104,10 +105,7 @@ def test_a_consumer_is_the_least_squares_twin(name):
     assert not done.left
     for layer in (n for n in ("out", "other") if hasattr(model, n)):
         assert f"{layer}.weight" in [refit.weight for refit in done.layers]
-        best, reached = best_rows(small, model, layer, x)
-        without = best_rows(before, model, layer, x)[1]
-        assert best <= reached * (1 + 1e-9)
-        assert reached <= max(1.05 * best, best + 0.02 * (without - best)) + 1e-12
+        near_the_least(*best_rows(small, model, layer, x), best_rows(before, model, layer, x)[1])
 
 
 def test_what_repeats_is_restored_behind_a_flatten_and_in_values():
@@ -133,10 +131,6 @@ KEPT_AS_THEY_ARE = {
     "grouped, transposed": (
         lambda s, x: mean(s.out(s.stem(x).relu())), nn.ConvTranspose2d(8, 4, 2, groups=2), "conv_transpose2d",
     ),
-    "attention of a module": (
-        lambda s, x: s.out(*[s.stem(x).flatten(2).mT] * 3, need_weights=False)[0].mean(1),
-        nn.MultiheadAttention(8, 2, batch_first=True), "multi_head_attention",
-    ),
     "shared": (
         lambda s, x: mean(s.out(s.stem(x).relu()) + s.out(s.stem(x.flip(2)).relu())), conv(8, 4), "several times",
     ),
@@ -161,6 +155,106 @@ def test_what_cannot_be_folded_stays_and_is_named(name):
     assert "could not be compensated" in done.notes[-1]
     for weight in named:
         assert torch.equal(small.get_parameter(weight), before.get_parameter(weight))
+
+
+def crossed(s, x):
+    """Queries of one layer, keys and values of another."""
+    tokens, others = (layer(x).flatten(2).mT for layer in (s.stem, s.side))
+    return s.last(s.out(tokens, others, others.relu(), need_weights=False)[0].mean(1))
+
+
+def of_itself(s, x):
+    tokens = s.stem(x).flatten(2).mT
+    return s.last(s.out(tokens, tokens, tokens)[0].mean(1))
+
+
+ATTENTIONS = {
+    "of itself": (of_itself, {}),
+    "of another": (crossed, {}),
+    "of another width": (crossed, {"kdim": 6, "vdim": 6}),
+    "more keys": (of_itself, {"add_bias_kv": True, "add_zero_attn": True}),
+    "without biases": (of_itself, {"bias": False}),
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_projections_of_an_attention_are_the_least_squares_twin(name):
+    """Of the narrow attention, what each projection gets is written out here."""
+    forward, options = ATTENTIONS[name]
+    attention = nn.MultiheadAttention(8, 2, batch_first=True, **options)
+    model = Net(
+        forward, stem=conv(3, 8), side=conv(3, 6 if "kdim" in options else 8), out=attention, last=nn.Linear(8, 3)
+    )
+    model, x = randomized(model.double()).eval(), images(96)
+    coupling = halp_fx.channel_groups(model, x[:2])
+    kept = kept_of(coupling)
+    assert any(m.axis.tensor == "out.out_proj.weight" for g in coupling.prunable if g.name in kept for m in g.members)
+    small, before, done = compensated(model, kept, x)
+    assert not [weight for weight in done.left if weight.startswith("out.")]
+    fitted = [refit.weight for refit in done.layers if refit.weight.startswith("out.")]
+    assert fitted[-1] == "out.out_proj.weight"
+    assert fitted[:-1] == ["out.in_proj_weight"] * 3 or "in_proj" not in "".join(fitted[:-1])
+    got = last_projection(small, x)
+    # Outputs that are left, in the dense network.
+    outputs = np.concatenate([
+        np.sort(m.slots[list(kept[g.name])].ravel())
+        for g in coupling.prunable for m in g.members
+        if (m.axis.tensor, m.axis.dim) == ("out.out_proj.weight", 0)
+    ])  # fmt: skip
+    wanted = last_projection(model, x)[1][:, outputs]
+    rows = got[0] if attention.out_proj.bias is None else torch.cat([got[0], torch.ones_like(got[0][:, :1])], 1)
+    best = float((rows @ torch.linalg.lstsq(rows, wanted, driver="gelsd").solution - wanted).square().mean())
+    near_the_least(best, *(float((y - wanted).square().mean()) for y in (got[1], last_projection(before, x)[1])))
+
+
+def near_the_least(best, reached, without):
+    assert best <= reached * (1 + 1e-9)
+    assert reached <= max(1.05 * best, best + 0.02 * (without - best)) + 1e-12
+
+
+def test_queries_keys_and_values_are_the_least_squares_twin():
+    """They are all made of the tokens, the outputs of the first layer, which is not fitted."""
+    model = randomized(Net(of_itself, stem=conv(3, 8), out=nn.MultiheadAttention(8, 2), last=nn.Linear(8, 3)).double())
+    x = images(96)
+    coupling = halp_fx.channel_groups(model.eval(), x[:2])
+    kept = kept_of(coupling)
+    small, before, _ = compensated(model, kept, x)
+    (rows,) = (
+        m.slots[list(kept[g.name])] for g in coupling.prunable for m in g.members
+        if (m.axis.tensor, m.axis.dim) == ("out.in_proj_weight", 0)
+    )  # fmt: skip
+    with torch.no_grad():
+        tokens, narrow = (net.stem(x).flatten(2).mT.flatten(0, 1) for net in (model, small))
+        wanted = F.linear(tokens, model.out.in_proj_weight, model.out.in_proj_bias)[:, np.sort(rows.ravel())]
+        reached, without = (
+            float((F.linear(narrow, net.out.in_proj_weight, net.out.in_proj_bias) - wanted).square().mean())
+            for net in (small, before)
+        )
+    ones = torch.cat([narrow, torch.ones_like(narrow[:, :1])], 1)
+    best = float((ones @ torch.linalg.lstsq(ones, wanted, driver="gelsd").solution - wanted).square().mean())
+    near_the_least(best, reached, without)
+    assert reached < 0.9 * without
+
+
+def last_projection(model, x):
+    """(rows, inputs) and (rows, outputs) of the output projection of an attention."""
+    seen = []
+    handle = model.out.register_forward_hook(lambda _m, _a, result: seen.append(result[0]))
+    with torch.no_grad():
+        model(x)
+        handle.remove()
+        weight, bias = model.out.out_proj.weight.clone(), model.out.out_proj.bias
+        shift = torch.zeros(len(weight), dtype=weight.dtype) if bias is None else bias.clone()
+        alone = copy.deepcopy(model)
+        eye = torch.eye(weight.shape[1], dtype=weight.dtype)
+        alone.out.out_proj = type(alone.out.out_proj)(weight.shape[1], weight.shape[1]).double()
+        alone.out.out_proj.weight.copy_(eye)
+        alone.out.out_proj.bias.zero_()
+        alone.out.register_forward_hook(lambda _m, _a, result: seen.append(result[0]))
+        alone(x)
+    result, inputs = (t.flatten(0, -2) for t in seen)
+    torch.testing.assert_close(result, inputs @ weight.T + shift)
+    return inputs, result
 
 
 @pytest.mark.parametrize("form", ["half", "bfloat16", "channels last"])
