@@ -28,7 +28,7 @@ def projections(
         The weight that the caller passed, which of the layers in it this is (queries, keys, values), and its call. Its
         weight and bias are views of what was passed.
     """
-    if getattr(func, "__name__", "") != F.multi_head_attention_forward.__name__:
+    if func is not F.multi_head_attention_forward:
         return
     bound = _ARGUMENTS.bind(*args, **kwargs)
     bound.apply_defaults()
