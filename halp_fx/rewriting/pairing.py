@@ -8,7 +8,7 @@ from difflib import SequenceMatcher
 from torch import fx, nn
 
 from ..coupling.sizes import FACTORIES, takes_size
-from ..tracing.graph import getitem, is_view, of, op, sized_by_values, without_writing
+from ..tracing.graph import ancestors, getitem, is_view, of, op, sized_by_values, views_of, without_writing
 from ..types import Extent
 from .standins import Silent
 
@@ -28,6 +28,10 @@ class Loose:
     def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """The nodes without these."""
         return [n for n in nodes if n not in self._nodes]
+
+    def made_from(self, node: fx.Node) -> bool:
+        """Whether a value is computed from a tensor of such a size: how many rows a mask over them has."""
+        return not self._nodes.isdisjoint(ancestors([node]))
 
     def pairs(
         self, before: Sequence[fx.Node], after: Sequence[fx.Node], failed: bool
@@ -61,7 +65,8 @@ class Loose:
             return False
         if any(e.terms and n != right for e, n, right in zip(extents, shape, expected, strict=True)):
             return False
-        self._nodes |= {old, new}
+        # What only restates them is in no pair.
+        self._nodes |= {old, new, *views_of(old), *views_of(new)}
         return True
 
 

@@ -180,7 +180,7 @@ class _Forward:
     def _numbers(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
         channels."""
-        if _numbers(old) == _numbers(new) and _same_values(old, new):
+        if _numbers(old) == _numbers(new) and all(map(self._loose.made_from, _other_values(old, new))):
             return None
         now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
         return Mismatch(
@@ -256,7 +256,8 @@ class _Forward:
             if old is until or old.target != new.target:
                 return None
             spec = of(new).spec
-            if is_view(old) and spec is not None and spec.shape != self._expected(old):
+            wrong = is_view(old) and spec is not None and spec.shape != self._expected(old)
+            if wrong and self._loose.firm([old]):
                 return old, new
         return None
 
@@ -295,16 +296,16 @@ def _numbers(node: fx.Node) -> list[float]:
     return [a for a in values if isinstance(a, float)]
 
 
-def _same_values(old: fx.Node, new: fx.Node) -> bool:
-    """Whether the constant tensors that both read are equal; one whose shape follows a width is another matter."""
-    if _counts(old):
-        return True
-    for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False):
+def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:
+    """The constant tensors that an operator reads, and that hold other numbers now; one whose shape follows a width is
+    another matter."""
+    found = []
+    for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False) if not _counts(old) else ():
         if of(a).fixed and of(b).fixed:
             first, second = of(a).known, of(b).known
             if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
-                return False
-    return True
+                found.append(a)
+    return found
 
 
 def _counts(node: fx.Node) -> bool:
