@@ -135,8 +135,10 @@ class Runner:
         return self._planned.plan(number)
 
     def _verified(self, plan: Plan, coupling: Coupling, couplings: bool) -> Mismatch | None:
-        """Build the small network and run it with tagged numbers; without values, unless the forward needs them."""
-        small = shrink(self._template, plan, coupling)
+        """Build the small network and run it with tagged numbers; without values, unless one of the forwards needs
+        them: train mode may where eval mode does not."""
+        on_meta = all(view.traced.on_meta for view in coupling.views())
+        small = shrink(self._hollow if on_meta else self.model, plan, coupling)
         with tagging(small):
             found = verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
         if found is None or not found.sources:
@@ -146,9 +148,9 @@ class Runner:
         return replace(found, sources=given) if given else found
 
     @cached_property
-    def _template(self) -> nn.Module:
-        """What the trial networks are made from: without values, unless the forward needs them."""
-        return hollowed(self.model, floating=True) if self.traced.on_meta else self.model
+    def _hollow(self) -> nn.Module:
+        """The model without values, to make trial networks from."""
+        return hollowed(self.model, floating=True)
 
     @cached_property
     def _orders(self) -> list[dict[str, int]]:

@@ -302,6 +302,37 @@ class DroppingLiteral(nn.Module):
         return x.view(-1, 8, x.shape[2], x.shape[3]) * 0.9 if self.training else x
 
 
+class Heads(nn.Module):
+    """Numbers of heads that a trial has to mend, and a question to values that training alone asks."""
+
+    def __init__(self, asks):
+        super().__init__()
+        self.stem, self.qkv, self.out = nn.Linear(3, 6), nn.Linear(6, 24), nn.Linear(8, 2)
+        self.heads, self.asks = 4, asks
+
+    def forward(self, x):
+        b, n, _ = (x := self.stem(x.flatten(2).transpose(1, 2))).shape
+        q, k, v = self.qkv(x).view(b, n, 3, self.heads, 2).permute(2, 0, 3, 1, 4)
+        x = self.asks(self, ((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(b, n, self.heads * 2))
+        return self.out(x).mean(1)
+
+
+IN_TRAINING = {
+    "finite": lambda self, x: FINITE["isfinite"](x) if self.training else x,
+    "sizes": lambda self, x: x + x.mean(-1).gt(9).nonzero().sum() if self.training else x,
+}
+
+
+@pytest.mark.parametrize("kind", IN_TRAINING)
+def test_values_that_only_training_asks_for(kind):
+    """In eval mode it runs without values, and so do its trials; in train mode these need them."""
+    model, inputs = randomized(Heads(IN_TRAINING[kind])), image()
+    coupling = halp_fx.channel_groups(model.eval(), inputs)
+    assert [f.traced.on_meta for f in (coupling, *coupling.further)] == [True, False]
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 6, "qkv": 4}
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+
+
 def helper(module, x):
     return x * torch.ones(8, 1, 1, dtype=x.dtype) if module.training else x
 
