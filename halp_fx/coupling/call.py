@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import of, op, overload
+from ..tracing.graph import of, op, overload, spot_of
 from ..types import TensorSpec
 from .planes import Planes
 
@@ -69,7 +69,7 @@ class Call:
     @property
     def place(self) -> str:
         """Where the program calls it: the same before and after pruning."""
-        return f"{self.module}/{self.op}@{of(self.node).source}"
+        return spot_of(self.node)
 
     @property
     def where(self) -> str:

@@ -126,6 +126,9 @@ def takes_size(node: fx.Node) -> bool:
     if op(node) == "convolution":
         # The layers of PyTorch are looked after by the convolution's rule.
         return int(node.args[8]) > 1 and not issubclass(of(node).layer, ConvNd)  # type: ignore[arg-type]
+    if op(node) == "native_group_norm":
+        own = getattr(of(node).layer, "forward", None) is nn.GroupNorm.forward
+        return int(node.args[6]) > 1 and not own  # type: ignore[arg-type]
     return op(node) in _TAKES_SIZES and of(node).function not in _FOLLOWS_WIDTH
 
 

@@ -59,10 +59,19 @@ def _layer_norm(row: list[Any], in_share: float, out_share: float) -> None:
 
 
 def _group_norm(row: list[Any], in_share: float, out_share: float) -> None:
-    x = row[0]
+    x, width, groups = row[0], row[4], row[6]
     row[3], row[4], row[5] = x.shape[0], x.shape[1], x[0, 0].numel()
+    if groups >= width // groups:
+        # Whole groups go, as the rule has it (`coupling/rules/normalization.py`).
+        row[6] = max(1, row[4] * groups // width)
     while row[4] % row[6]:
         row[6] -= 1
+
+
+def _deformable(row: list[Any], in_share: float, out_share: float) -> None:
+    x, weight, offset = row[:3]
+    row[11] = x.shape[1] // weight.shape[1]
+    row[12] = offset.shape[1] // (2 * weight.shape[2] * weight.shape[3])
 
 
 _FITS: dict[str, Fit] = {
@@ -70,6 +79,11 @@ _FITS: dict[str, Fit] = {
     "_convolution": _convolution,
     "native_layer_norm": _layer_norm,
     "native_group_norm": _group_norm,
+    "deform_conv2d": _deformable,
 }
 
-_DERIVED: dict[str, tuple[int, ...]] = {"native_layer_norm": (1,), "native_group_norm": (3, 4, 5)}
+_DERIVED: dict[str, tuple[int, ...]] = {
+    "native_layer_norm": (1,),
+    "native_group_norm": (3, 4, 5),
+    "deform_conv2d": (11, 12),
+}

@@ -20,7 +20,7 @@ from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, given_to, is_view, of, op, place_of
+from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
 from .pairing import Loose, does, silent_modules, working
@@ -180,9 +180,10 @@ class _Forward:
     def _numbers(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
         channels."""
-        if _numbers(old) == _numbers(new) and all(map(self._loose.made_from, _other_values(old, new))):
+        whole = self._view.decisions.choices.get(spot_of(old)) == "whole"
+        if _numbers(old, whole) == _numbers(new, whole) and all(map(self._loose.made_from, _other_values(old, new))):
             return None
-        now, then = _numbers(new) or "other constants", _numbers(old) or "the same"
+        now, then = _numbers(new, whole) or "other constants", _numbers(old, whole) or "the same"
         return Mismatch(
             f"after pruning, {op(old)} in {of(old).module!r} ({of(old).source}) computes "
             f"with {now}, not {then}: a value follows a width. {REMEDY}",
@@ -284,11 +285,13 @@ class _Forward:
         return nodes[min(same, key=lambda i: (abs(i - at), i), default=at)]
 
 
-def _numbers(node: fx.Node) -> list[float]:
-    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes."""
+def _numbers(node: fx.Node, whole: bool) -> list[float]:
+    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes. Of a group
+    norm how many groups there are, or, where `whole` groups go, how wide each is."""
     name = op(node)
     if name == "native_group_norm":
-        return [node.args[6]]  # type: ignore[list-item]
+        width, groups = (int(node.args[i]) for i in (4, 6))  # type: ignore[arg-type]
+        return [width / groups if whole else groups]
     given = (*node.args, *(node.kwargs[key] for key in sorted(node.kwargs)))
     values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:

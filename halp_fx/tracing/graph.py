@@ -89,6 +89,11 @@ def place_of(node: fx.Node | None) -> tuple[str, str]:
     return (op(node), of(node).source) if node is not None else ("", "")
 
 
+def spot_of(node: fx.Node) -> str:
+    """The same with the module that runs it: what a rule chooses there is noted under this name."""
+    return f"{of(node).module}/{op(node)}@{of(node).source}"
+
+
 def is_view(node: fx.Node) -> bool:
     """Whether an operator only restates what is there. A reshape is a view, or a copy and a view, as strides (and
     widths of 1) have it."""

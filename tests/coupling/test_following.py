@@ -56,6 +56,10 @@ NORMS = {
     "instance, tracking": (lambda: nn.InstanceNorm2d(8, track_running_stats=True), "num_features", 4),
     "group": (lambda: nn.GroupNorm(2, 8), "num_channels", 4),
     "group, no affine": (lambda: nn.GroupNorm(2, 8, affine=False), "num_channels", 4),
+    "group, positions": (lambda: nn.GroupNorm(2, 8), "num_groups", 2),
+    "group, whole groups": (lambda: nn.GroupNorm(4, 8), "num_groups", 2),
+    "group, one a channel": (lambda: nn.GroupNorm(8, 8), "num_groups", 4),
+    "group, one a channel, width": (lambda: nn.GroupNorm(8, 8), "num_channels", 4),
 }
 
 

@@ -138,6 +138,22 @@ CASES = {
     "batch norm without parameters": Case(lambda: within(nn.BatchNorm2d(8, affine=False)), {"a": 8}),
     "layer norm": Case(lambda: tokens(lambda s, x: s.n(x), n=nn.LayerNorm(8)), {"a": 8}),
     "group norm": Case(lambda: within(nn.GroupNorm(2, 8)), {"a": 4}),
+    "group norm: whole groups": Case(lambda: within(nn.GroupNorm(6, 12), 12, 12), {"a": 6}),
+    "group norm of every channel": Case(lambda: within(nn.GroupNorm(8, 8)), {"a": 8}),
+    "group norm of every channel, no affine": Case(lambda: within(nn.GroupNorm(8, 8, affine=False)), {"a": 8}),
+    "group norm, pairs beside fours": Case(
+        lambda: between(lambda s, x: s.two(x) + s.four(x), 32, 32, two=nn.GroupNorm(16, 32), four=nn.GroupNorm(8, 32)),
+        {"a": 8},
+    ),
+    "group norm, whole groups beside positions": Case(
+        lambda: between(lambda s, x: s.two(x) + s.four(x), two=nn.GroupNorm(4, 8), four=nn.GroupNorm(2, 8)), {"a": 2}
+    ),
+    "group norm over a concatenation": Case(
+        lambda: between(
+            lambda s, x: s.n(torch.cat([x, s.b(x)], 1)), 8, 16, b=nn.Conv2d(8, 8, 1), n=nn.GroupNorm(8, 16)
+        ),
+        {"a": 4, "b": 4},
+    ),
     "instance norm": Case(lambda: within(nn.InstanceNorm2d(8, affine=True)), {"a": 8}),
     "instance norm with statistics": Case(
         lambda: within(nn.InstanceNorm2d(8, affine=True, track_running_stats=True)), {"a": 8}

@@ -95,6 +95,19 @@ def affine(s, x):
     return F.grid_sample(x, F.affine_grid(theta, x.shape, align_corners=False), align_corners=False)
 
 
+def deformed(groups, offset_groups, masked=False):
+    """Offsets, masks and weights of several groups, and a layer behind."""
+    layers = {"o": nn.Conv2d(8, 18 * offset_groups, 3, padding=1), "w": weight(8, 8 // groups, 3, 3), "bias": weight(8)}
+    if masked:
+        layers["m"] = nn.Conv2d(8, 9 * offset_groups, 3, padding=1)
+
+    def forward(s, x):
+        mask = s.m(x).sigmoid() if masked else None
+        return torchvision.ops.deform_conv2d(x, s.o(x), s.w, s.bias, padding=1, mask=mask)
+
+    return lambda: between(forward, **layers)
+
+
 def deform(s, x):
     return torchvision.ops.deform_conv2d(x, s.o(x), s.w, s.bias, padding=1)
 
@@ -228,6 +241,12 @@ CASES = {
         lambda: between(lambda s, x: torch.view_as_complex(torch.stack([x, x.cos()], -1)).abs()), {"a": 8}
     ),
     "grid_sample, affine_grid": Case(lambda: between(affine), {"a": 8}),
+    "deform_conv2d, depthwise": Case(deformed(8, 1), {"a": 8}, {"o": "an offset for every"}),
+    "deform_conv2d, groups": Case(deformed(2, 1), {"a": 4, "w": 4}, {"o": "an offset for every"}),
+    "deform_conv2d, two offsets": Case(deformed(1, 2, True), {"a": 4, "w": 8}, {"o": "an offset", "m": "an offset"}),
+    "deform_conv2d, four offsets": Case(deformed(1, 4, True), {"a": 4, "w": 8}),
+    "deform_conv2d, groups and offsets": Case(deformed(4, 4), {"a": 4}),
+    "deform_conv2d, every channel": Case(deformed(8, 8, True), {"a": 8}),
     "deform_conv2d": Case(
         lambda: between(deform, o=nn.Conv2d(8, 18, 3, padding=1), w=weight(8, 8, 3, 3), bias=weight(8)),
         {"a": 8, "w": 8},

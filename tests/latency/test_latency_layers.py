@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision.ops import DeformConv2d
 
 from halp_fx.latency.fusion import fused_layers
 from halp_fx.latency.layers import layers
@@ -73,6 +74,33 @@ def test_every_layer_replays_at_any_widths(unit, channels_last):
                 shapes = [tuple(r.shape) for r in results if isinstance(r, torch.Tensor)]
                 for template in layer.results:
                     assert template.shape(*layer.widths(widths)) in shapes, layer.name
+
+
+class Grouped(nn.Module):
+    """Whole groups that go: of norms, and of deformable convolutions with offsets of their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.norm, self.many = nn.Conv2d(3, 16, 1), nn.GroupNorm(8, 16), nn.GroupNorm(16, 16)
+        self.offset, self.deformed = nn.Conv2d(16, 18 * 8, 1), DeformConv2d(16, 16, 3, padding=1, groups=8)
+        self.fc = nn.Linear(16, 2)
+
+    def forward(self, x):
+        x = self.many(self.norm(self.stem(x)))
+        return self.fc(self.deformed(x, self.offset(x)).mean((2, 3)))
+
+
+def test_layers_of_several_groups_replay_with_fewer():
+    coupling = channel_groups(Grouped().eval(), torch.rand(2, 3, 6, 6))
+    found = {layer.op: layer for layer in layers(coupling)}
+    for kept in range(1, 9):
+        widths = {g.name: kept for g in coupling.prunable}
+        args, kwargs = found["native_group_norm"].arguments(*found["native_group_norm"].widths(widths))
+        assert args[6] == args[4] == 2 * kept
+        assert found["native_group_norm"].function(*args, **kwargs)[0].shape == (2, 2 * kept, 6, 6)
+        args, kwargs = found["deform_conv2d"].arguments(*found["deform_conv2d"].widths(widths))
+        assert list(args[11:13]) == [kept, kept]
+        assert found["deform_conv2d"].function(*args, **kwargs).shape == (2, 2 * kept, 6, 6)
 
 
 def test_dense_arguments_have_the_recorded_layout():

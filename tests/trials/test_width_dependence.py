@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import assert_equals_twin, half_plan, randomized
+from oracle import Net, assert_equals_twin, half_plan, randomized
 from torch import nn
 
 import halp_fx
@@ -50,7 +50,6 @@ FORWARDS = {
     "divisor": lambda h: F.avg_pool2d(h, 2, divisor_override=width(h)),
     "eps": lambda h: F.layer_norm(h, h.shape[2:], eps=1 / width(h)),
     "norm": lambda h: h * h.norm(p=width(h) / 8, dim=1, keepdim=True),
-    "group norm": lambda h: F.group_norm(h, width(h) // 4),
     "shuffle": lambda h: F.channel_shuffle(h, width(h) // 4),
     "slope": lambda h: F.leaky_relu(h, 1 / width(h)),
     "root": lambda h: h * math.sqrt(width(h)),
@@ -75,6 +74,36 @@ def assert_freezes_first(function):
 @pytest.mark.parametrize("name", FORWARDS)
 def test_frozen_beforehand(name):
     assert_freezes_first(FORWARDS[name])
+
+
+GROUP_NORMS = {
+    "as many groups as channels": (lambda s, x: F.group_norm(x, x.shape[1]), 16),
+    "so many that each has a few": (lambda s, x: F.group_norm(x, x.shape[1] // 4), 4),
+    "a few groups": (lambda s, x: F.group_norm(x, 4), 4),
+    "many groups": (lambda s, x: F.group_norm(x, 8), 2),
+    "many, by an attribute": (lambda s, x: F.group_norm(x, s.groups), 8),
+}
+
+
+@pytest.mark.parametrize("name", GROUP_NORMS)
+def test_group_norms_whose_groups_a_forward_counts(name):
+    """Whole groups go, or the same positions of all: as it counts them."""
+    function, size = GROUP_NORMS[name]
+    torch.manual_seed(0)
+    model = randomized(Net(lambda s, x: s.c(function(s, s.a(x))), a=nn.Conv2d(3, 16, 1), c=nn.Conv2d(16, 2, 1))).eval()
+    model.groups = 8
+    inputs = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name: g.size for g in coupling.prunable} == {"a": size}
+    small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert small.groups == (4 if "attribute" in name else 8)
+
+
+def test_as_many_groups_as_channels_by_a_literal():
+    """Every group would keep its one channel."""
+    model = randomized(Between(lambda h: F.group_norm(h, 16))).eval()
+    coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 6, 6, dtype=torch.float64))
+    assert "first" not in {g.name for g in coupling.prunable if g.size > 1}
 
 
 def test_the_size_of_a_parameter():

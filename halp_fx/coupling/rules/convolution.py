@@ -137,18 +137,33 @@ def _positions(labels: _Grouped, call: Call, algebra: Algebra) -> torch.Tensor:
 def deformable(call: Call, algebra: Algebra) -> Planes:
     """`torchvision::deform_conv2d(input, weight, offset, mask, bias, …, groups, offset_groups, use_mask)`.
 
-    Offsets and masks are counted by the kernel and stay; with several groups the channels stay, too.
+    Groups as of a convolution. Offsets and masks are counted by the kernel: where all channels share them they stay.
+    Where groups of channels have their own there are two ways again: whole groups go with their offsets, or every one
+    keeps the same positions.
     """
     x, weight, offset, mask, bias = call.args[:5]
-    algebra.pin_all((offset, mask), f"{call.where} has an offset for every element of its kernel")
-    if call.args[11] > 1 or call.args[12] > 1:
-        algebra.pin_all((x, weight, bias), f"{call.where} has several groups")
-        return ()
+    groups, offset_groups, masked = call.args[11:14]
     inputs, carried = channel_labels(x, 1, call, algebra)
-    outputs, w_in = _weight_labels(weight, call, algebra)
-    couple_labels(inputs, w_in, call, algebra, "input")
+    w_out, w_in = _weight_labels(weight, call, algebra)
+    if groups == 1:
+        couple_labels(inputs, w_in, call, algebra, "input")
+        outputs = w_out
+    else:
+        finer = algebra.choose(call.place, "whole" if groups >= len(w_in) else "positions")
+        labels = _Grouped(inputs, w_in, w_out, groups, False)
+        outputs = (_whole_groups if finer == "whole" else _positions)(labels, call, algebra)
+    by_group = inputs.reshape(offset_groups, -1)
+    whole = algebra.choose(f"{call.place}#offsets", "whole" if offset_groups >= by_group.shape[1] else "positions")
+    if offset_groups == 1 or whole == "positions":
+        algebra.tie(by_group, [0], call, "offsets")
+        algebra.pin_all((offset, mask), f"{call.where} has an offset for every element of its kernel")
+    else:
+        leaders = algebra.tie(by_group, [1], call, "offsets")[:, :1]
+        for value in (offset, mask) if masked else (offset,):
+            rows = channel_labels(value, 1, call, algebra)[0].reshape(offset_groups, -1)
+            algebra.couple(leaders.expand_as(rows), rows, call, "offsets")
     if weight.parameter:
-        algebra.mark(outputs, "producer")
+        algebra.mark(w_out, "producer")
         algebra.mark(w_in, "consumer")
     _add_bias(outputs, bias, call, algebra)
     return (along(outputs, 1, call.shape), *carried(call.shape))

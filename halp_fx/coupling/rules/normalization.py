@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
+from ..algebra import Algebra, Call, Edit, Planes, Value, along, varying, vector
 from .elementwise import join
 from .registry import register_rule
 
@@ -89,19 +89,25 @@ def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
 def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """input (N, C, *), weight, bias (C,), N, C, HxW, groups: statistics over each group of channels.
 
-    Every group keeps the same positions, so that the groups stay equally wide.
+    There are two ways to shrink, and the finer one is taken: whole groups go, and what is left has the statistics that
+    it had; or every group keeps the same positions, so that the groups stay equally wide.
     """
     x, groups = call.args[0], int(call.args[6])
+    each = x.shape[1] // groups
+    whole = groups > 1 and algebra.choose(call.place, "whole" if groups >= each else "positions") == "whole"
     for plane in x.planes:
         if varying(plane) == (1,):
-            algebra.restrict(call, {1})
+            if not whole:
+                algebra.restrict(call, {1})
             if groups > 1:
-                algebra.tie(vector(plane, 1).reshape(groups, -1), [0], call, "group norm")
+                algebra.tie(vector(plane, 1).reshape(groups, -1), [1 if whole else 0], call, "group norm")
         elif varying(plane) != (0,):
             algebra.pin(plane, f"{call.where} mixes what lies along this axis")
     for value in call.args[1:3]:
         if isinstance(value, Value):
             _couple_affine(x, value, 1, "norm", call, algebra)
+    if whole:
+        algebra.edits.append(Edit(call.module, "num_groups", call.node.all_input_nodes[0], 1, each))
     return [x.planes] + [()] * (len(call.outputs) - 1)
 
 
