@@ -205,25 +205,40 @@ def test_a_buffer_expanded_to_a_literal_freezes():
 class Conditional(nn.Module):
     """As CondConv: every image of a batch has a kernel of its own, run as the groups of one convolution."""
 
-    def __init__(self, groups):
+    def __init__(self, groups, outputs=8, kernel=1):
         super().__init__()
-        self.groups, self.outputs, self.route = groups, 8, nn.Linear(8, 3)
-        self.weight = nn.Parameter(torch.randn(3, 8 * 8 // groups))
+        self.groups, self.outputs, self.kernel, self.route = groups, outputs, kernel, nn.Linear(8, 3)
+        self.weight = nn.Parameter(torch.randn(3, outputs * 8 // groups * kernel * kernel))
 
     def forward(self, x):
         b, c, h, w = x.shape
         kernels = self.route(x.mean((2, 3))).sigmoid() @ self.weight
-        kernels = kernels.view(b * self.outputs, c // self.groups, 1, 1)
-        return F.conv2d(x.reshape(1, b * c, h, w), kernels, groups=self.groups * b).view(b, self.outputs, h, w)
+        kernels = kernels.view(b * self.outputs, c // self.groups, self.kernel, self.kernel)
+        x = F.conv2d(x.reshape(1, b * c, h, w), kernels, padding=self.kernel // 2, groups=self.groups * b)
+        return x.view(b, self.outputs, h, w)
+
+
+# What is free beside the router and the layer before: the wider side of the kernel, and all of a depthwise one.
+CONDITIONAL = {
+    "depthwise": (8, 8, 1, {"b": 8}),
+    "square": (1, 8, 1, {"m": 8}),
+    "square, 3 x 3": (1, 8, 3, {"m": 8}),
+    "narrowing": (1, 6, 1, {"b": 8}),
+    "narrowing, 3 x 3": (1, 6, 3, {"b": 8}),
+    "widening": (1, 10, 1, {"m": 10}),
+}
 
 
 @pytest.mark.parametrize("batch", [1, 2, 3])
-@pytest.mark.parametrize("groups", [1, 8], ids=["dense", "depthwise"])
-def test_the_batch_as_groups(groups, batch):
-    model = image(lambda s, x: s.m(s.b(x).relu()), width=12, b=nn.Conv2d(12, 8, 1), m=Conditional(groups))
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_the_batch_as_groups(name, batch):
+    groups, outputs, kernel, free = CONDITIONAL[name]
+    layers = {"b": nn.Conv2d(12, 8, 1), "m": Conditional(groups, outputs, kernel)}
+    model = image(lambda s, x: s.m(s.b(x).relu()), outputs, width=12, **layers)
     coupling, small = pruned(model, (batch, 3, 4, 4))
-    assert sizes(coupling) == {"a": 12, "m.route": 3} | ({} if groups == 1 else {"b": 8})
+    assert sizes(coupling) == {"a": 12, "m.route": 3} | free
     assert small.m.groups == max(groups // 2, 1)
+    assert small.m.outputs == (outputs // 2 if "m" in free or groups > 1 else outputs)
 
 
 def per_head(x, gain):

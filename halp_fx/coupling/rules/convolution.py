@@ -81,18 +81,27 @@ def _slid_over(x: Value, call: Call, algebra: Algebra) -> tuple[Value, Planes]:
 
 def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels along dimensions 0 and 1 of a weight; the kernel's own dimensions are fixed. Of kernels that a layer
-    computes (rows for every place of every channel) all places of a channel go together."""
+    computes (rows for every place of every channel) all places of a channel go together; where it has a row for every
+    place of every pair of channels (CondConv), the larger side is free, and the other one stays."""
     rows: list[torch.Tensor] = [torch.zeros(weight.shape[d], dtype=torch.int32) for d in (0, 1)]
     for plane in weight.planes:
         dims = varying(plane)
-        if len(dims) > 1 and dims[0] < 2 <= dims[1] and not weight.parameter:
-            plane = algebra.tie(plane, dims[1:], call, "kernel")
+        if len(dims) > 1 and dims[0] < 2 and not weight.parameter:
+            free = dims[0] if dims[1] > 1 else _larger_side(plane, call, algebra)
+            plane = algebra.tie(plane, [d for d in dims if d != free], call, "kernel")
             dims = varying(plane)
         if len(dims) == 1 and dims[0] < 2 and not rows[dims[0]].any():
             rows[dims[0]] = vector(plane, dims[0])
         else:
             algebra.pin(plane, f"the kernel of {call.where} keeps its size")
     return rows[0], rows[1]
+
+
+def _larger_side(plane: Plane, call: Call, algebra: Algebra) -> int:
+    """Which of dimensions 0 and 1 of a computed weight has more channels. The first one may have those of every image
+    of a batch, one after another; and when the network has been pruned it stays that side."""
+    first, second = (len(compact(plane).transpose(0, d)[:, 0].flatten(1)[:, 0].unique()) for d in (0, 1))
+    return int(algebra.choose(f"{call.place}#kernel", "0" if first >= second else "1"))
 
 
 def _add_bias(outputs: torch.Tensor, bias: Value, call: Call, algebra: Algebra) -> None:
