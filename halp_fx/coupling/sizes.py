@@ -25,8 +25,9 @@ _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 
 def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
-    """Groups in the shapes of an operator's arguments and result."""
-    nodes = [node, *node.all_input_nodes]
+    """Groups in the shapes of an operator's arguments and result. Of `x.new_zeros(sizes)`, the dtype of x counts, and
+    not its shape."""
+    nodes = [node] if op(node) in FACTORIES else [node, *node.all_input_nodes]
     return tuple(dict.fromkeys(name for n in nodes for e in coupling.shapes[n.name] for name, _ in e.terms))
 
 

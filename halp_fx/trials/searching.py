@@ -182,7 +182,7 @@ class Search:
             return left
         self.tried.append((coupling.decisions, move))
         tried, whole = self._taken(coupling, move)
-        if not tried.prunable or not whole:
+        if not tried.prunable or not whole or (move.choices and self._worse(tried, coupling, failure.mismatch)):
             return left
         last = failure.number == self.runner.numbers(tried, self.accepted)[-1]
         found = self.runner.run(tried, failure.number, couplings=last or not (failure.mismatch.node or tried.further))
@@ -191,6 +191,12 @@ class Search:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         self.vain += not passed
         return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)
+
+    def _worse(self, tried: Coupling, coupling: Coupling, mismatch: Mismatch) -> bool:
+        """Whether a proposal leaves no more that can go than if the groups were frozen that the failing operator
+        handles: what was to shrink in a finer way may be down to one channel, and others with it."""
+        view, given = coupling.views()[mismatch.view], self.runner.given(coupling, mismatch.view)
+        return _removable(tried, set()) <= _removable(coupling, groups_at(mismatch, view, given))
 
     def _taken(self, coupling: Coupling, move: Decisions) -> tuple[Coupling, bool]:
         """The coupling with a proposal, and whether it has all mends that were decided."""
@@ -244,3 +250,9 @@ class Search:
         for group in groups:
             self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
         return self._coupled(coupling.decisions)
+
+
+def _removable(coupling: Coupling, held: set[str]) -> float:
+    """How many slots may go at most, where one channel of each group stays and the groups that are held stay whole."""
+    free = [g for g in coupling.prunable if g.name not in held]
+    return sum(m.slots.size * (1 - 1 / g.size) for g in free for m in g.members)

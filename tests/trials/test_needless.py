@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import Net, equals_twin_closely, random_plan, randomized, relative_error
+from oracle import Net, equals_twin_closely, half_plan, random_plan, randomized, relative_error
 from torch import nn
 from torch.nn import functional as F
 
@@ -72,6 +72,20 @@ def by_rows(s, x):
     return s.flat(out.flatten(1))[..., None, None]
 
 
+# A part of the network has a literal width.
+def states_of_a_cell(s, x):
+    h = x.new_zeros(len(x), 6)
+    for i in range(3):
+        h = s.cell(x[:, :, i, i], h)
+    return h[..., None, None]
+
+
+def literal_parts(s, x):
+    parts = s.split(x).view(len(x), 2, 6, 5, 5)
+    weights = s.weights(parts.sum(1).mean((2, 3))).view(len(x), 2, 6, 1, 1).softmax(1)
+    return (parts * weights).sum(1)
+
+
 def layers(**kinds):
     return lambda: {name: make() for name, make in kinds.items()}
 
@@ -114,6 +128,7 @@ CASES = {
         layers(near=conv(8, 6), far=conv(8, 6, 3), weights=linear(8, 12)),
         {"stem": 8, "near": 6},
     ),
+    "states of a cell": (states_of_a_cell, 6, layers(cell=lambda: nn.GRUCell(8, 6)), {"stem": 8}),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }
 
@@ -131,6 +146,17 @@ def test_groups_and_twin(name):
         with torch.no_grad():
             assert relative_error(twin(x), model(x)) > 1e-3
     small.train()(x).sum().backward()
+
+
+def test_a_choice_that_leaves_less_than_freezing_is_not_taken():
+    """Whole groups of the split layer, of which one is left, instead of positions: then nothing before it could go."""
+    torch.manual_seed(0)
+    split = nn.Conv2d(8, 12, 3, padding=1, groups=2)
+    model, x = image(literal_parts, 6, split=split, weights=nn.Linear(6, 12)), torch.randn(3, 3, 5, 5).double()
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 4}
+    assert "a constant in the forward" in coupling.frozen["split"]
+    equals_twin_closely(model, half_plan(coupling), x, coupling)
 
 
 def equally_wide(s, x):
