@@ -185,7 +185,7 @@ def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) ->
 
 METHODS: dict[str, Method] = {
     "halp_fx": by_halp_fx(),
-    "halp_fx compensated": by_halp_fx(compensate=True),
+    "halp_fx not compensated": by_halp_fx(compensate=False),
     "halp_fx without data": by_halp_fx(with_data=False),
     "halp_fx fisher": by_halp_fx(importance="fisher"),
     "halp_fx taylor": by_halp_fx(importance="taylor"),
