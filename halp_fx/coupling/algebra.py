@@ -39,8 +39,7 @@ from .planes import vector as vector
 # Longer links are freed from repeated pairs.
 _MANY = 4096
 _NONE = np.array([], dtype=np.int64)
-# Pieces keep their proportions by themselves, or by being coupled; or cannot, as some of them stay whole.
-_APART, _TOGETHER, _UNEVEN = "apart", "together", "uneven"
+_APART, _TOGETHER = "apart", "together"
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +79,12 @@ class Pieces:
     parts: np.ndarray
     call: Call
 
-    def uneven(self, classes: np.ndarray, pinned: np.ndarray) -> bool:
-        """Whether of some pieces nothing may go, and of others something: where the program cuts into equal ones, that
-        leads nowhere."""
-        if "split" in self.call.op and not self.call.op.endswith("with_sizes"):
-            return False
-        found, parts = self._places(classes)
-        stays = np.bincount(parts, pinned[found]) == np.bincount(parts)
-        return bool(stays.any() and not stays.all())
-
-    def _places(self, classes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of every place, the class of its label and the piece."""
-        small = compact(self.plane).numpy()
-        parts = self.parts.reshape([-1 if d == self.dim else 1 for d in range(small.ndim)])
-        return classes[small].reshape(-1), np.broadcast_to(parts, small.shape).reshape(-1)
-
     def proportional(self, classes: np.ndarray) -> bool:
         """Whether the pieces keep their proportions whichever classes of labels are removed."""
-        found, parts = self._places(classes)
-        _, ids = np.unique(found, return_inverse=True)
+        small = compact(self.plane).numpy()
+        parts = self.parts.reshape([-1 if d == self.dim else 1 for d in range(small.ndim)])
+        parts = np.broadcast_to(parts, small.shape).reshape(-1)
+        _, ids = np.unique(classes[small].reshape(-1), return_inverse=True)
         sizes = np.bincount(parts)
         counts = np.bincount(ids * len(sizes) + parts, minlength=(int(ids.max()) + 1) * len(sizes))
         counts = counts.reshape(-1, len(sizes))
@@ -211,16 +197,10 @@ class Algebra:
         if not found:
             return
         classes = self.classes()
-        pinned = np.zeros(int(classes.max()) + 1, dtype=bool)
-        pinned[classes[0]] = True
-        for labels, _ in self.pins:
-            pinned[classes[labels]] = True
         for pieces in found.values():
             place = f"{pieces.call.place}#pieces"
             holds = pieces.proportional(classes)
-            default = _APART if holds else _UNEVEN if pieces.uneven(classes, pinned) else _TOGETHER
-            choice = self.choose(place, default)
-            if choice == _TOGETHER or (choice == _APART and not holds):
+            if self.choose(place, _APART if holds else _TOGETHER) == _TOGETHER or not holds:
                 self.couple(pieces.plane, pieces.plane.index_select(pieces.dim, pieces.leaders), pieces.call, "chunk")
 
     def tie_channels(self, a: np.ndarray, b: np.ndarray) -> None:
@@ -302,7 +282,7 @@ class Algebra:
 
 def without_pieces(choices: Mapping[str, str]) -> dict[str, str]:
     """Choices without those that follow from others: whether pieces have to be coupled to stay in proportion."""
-    return {place: choice for place, choice in choices.items() if choice not in (_APART, _TOGETHER, _UNEVEN)}
+    return {place: choice for place, choice in choices.items() if choice not in (_APART, _TOGETHER)}
 
 
 def _first(plane: Plane, dims: Iterable[int]) -> Plane:

@@ -81,21 +81,6 @@ class OneHead(nn.Module):
         return self.proj(torch.cat([used, left], 1)).transpose(1, 2)
 
 
-class MultiQuery(nn.Module):
-    """Heads of queries that share one key and one value; all of them from one layer."""
-
-    def __init__(self, width, heads, cut):
-        super().__init__()
-        self.heads, self.each, self.all, self.cut = heads, width // heads, width, cut
-        self.qkv, self.proj = nn.Linear(width, width + 2 * self.each), nn.Linear(width, width)
-
-    def forward(self, x):
-        q, k, v = self.cut(self, self.qkv(x))
-        q = q.unflatten(-1, (-1, self.each)).transpose(1, 2)
-        mixed = (q @ k[:, None].transpose(2, 3) / 3).softmax(-1) @ v[:, None]
-        return self.proj(mixed.transpose(1, 2).flatten(2))
-
-
 class Stages(nn.Module):
     """Residual blocks in stages: (width, block, block, ...)."""
 
@@ -163,24 +148,3 @@ def test_one_head_over_a_part_of_the_channels(width, part, each, units):
     found, _ = pruned((width, OneHead(width, part, each)), (28, OneHead(28, 8, 8)))
     assert found["steps.0"] == units
     assert found["steps.1"] > 1
-
-
-CUTS = {
-    "heads": lambda s, y: y.split([s.heads * s.each, s.each, s.each], -1),
-    "width": lambda s, y: y.split([s.all, s.each, s.each], -1),
-    "the rest": lambda s, y: y.split([y.shape[-1] - 2 * s.each, s.each, s.each], -1),
-    "slices": lambda s, y: (y[..., : -2 * s.each], y[..., -2 * s.each : -s.each], y[..., -s.each :]),
-}
-
-
-@pytest.mark.parametrize("cut", CUTS)
-def test_heads_of_queries_go_where_they_share_a_key(cut):
-    """Key and value stay, so the pieces of the layer keep no proportion."""
-    found, coupling = pruned((12, MultiQuery(12, 4, CUTS[cut])), (15, MultiQuery(15, 5, CUTS[cut])))
-    assert found == {"steps.0": 12, "steps.1": 15, "blocks.0.0.qkv": 4, "blocks.1.0.qkv": 5}
-    assert "shared by all of what goes" in coupling.frozen["blocks.0.0.qkv:1"]
-
-
-def test_pieces_of_constant_sizes_freeze_all_of_them():
-    found, _ = pruned((12, MultiQuery(12, 4, lambda s, y: y.split([12, 3, 3], -1))))
-    assert found == {"steps.0": 12}
