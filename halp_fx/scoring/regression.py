@@ -37,21 +37,40 @@ class Fit:
     after: float
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Sums:
-    """Of centred rows: their products, to be solved for any ridge."""
+    """Over rows: of what goes in, of what is missing, and of their products."""
+
+    count: int
+    inputs: torch.Tensor
+    missing: torch.Tensor
+    gram: torch.Tensor
+    cross: torch.Tensor
+
+    @classmethod
+    def of(cls, inputs: torch.Tensor, missing: torch.Tensor) -> _Sums:
+        return cls(len(inputs), inputs.sum(0), missing.sum(0), inputs.T @ inputs, inputs.T @ missing)
+
+    def with_rows(self, other: _Sums) -> _Sums:
+        """Over the rows of both: the products, which are most of the work, are taken once."""
+        count, inputs, missing = self.count + other.count, self.inputs + other.inputs, self.missing + other.missing
+        return _Sums(count, inputs, missing, self.gram + other.gram, self.cross + other.cross)
+
+    def system(self, centred: bool) -> _System:
+        count = max(self.count, 1)
+        mean_in, mean_out = self.inputs / count * centred, self.missing / count * centred
+        gram = self.gram / count - torch.outer(mean_in, mean_in)
+        return _System(mean_in, mean_out, gram, self.cross / count - torch.outer(mean_in, mean_out))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _System:
+    """Of centred rows: their mean products, to be solved for any ridge."""
 
     mean_in: torch.Tensor
     mean_out: torch.Tensor
     gram: torch.Tensor
     cross: torch.Tensor
-
-    @classmethod
-    def of(cls, inputs: torch.Tensor, missing: torch.Tensor, centred: bool) -> _Sums:
-        count = max(len(inputs), 1)
-        mean_in, mean_out = inputs.sum(0) / count * centred, missing.sum(0) / count * centred
-        gram = inputs.T @ inputs / count - torch.outer(mean_in, mean_in)
-        return cls(mean_in, mean_out, gram, inputs.T @ missing / count - torch.outer(mean_in, mean_out))
 
     def solved(self, ridge: float) -> torch.Tensor:
         """(inputs, outputs): zero for an infinite ridge, and where nothing goes in."""
@@ -77,11 +96,12 @@ def fitted(inputs: torch.Tensor, missing: torch.Tensor, centred: bool = True, ju
             it away).
         judged: whether rows are of several samples, so that some can be left out to choose the ridge; else it is 1.
     """
-    whole = _Sums.of(inputs, missing, centred)
     if not judged:
-        return _fit(whole, 1.0, inputs, missing)
+        return _fit(_Sums.of(inputs, missing).system(centred), 1.0, inputs, missing)
     out = max(1, int(LEFT_OUT * len(inputs)))
-    part = _Sums.of(inputs[out:], missing[out:], centred)
+    fitted_to = _Sums.of(inputs[out:], missing[out:])
+    whole = fitted_to.with_rows(_Sums.of(inputs[:out], missing[:out])).system(centred)
+    part = fitted_to.system(centred)
     judge_in, judge_out = inputs[:out] - part.mean_in, missing[:out] - part.mean_out
 
     def error(power: float) -> float:
@@ -104,7 +124,7 @@ def fitted(inputs: torch.Tensor, missing: torch.Tensor, centred: bool = True, ju
     return Fit(change, whole.mean_out - whole.mean_in @ change, 10.0**best, before, errors[best])
 
 
-def _fit(sums: _Sums, ridge: float, inputs: torch.Tensor, missing: torch.Tensor) -> Fit:
+def _fit(sums: _System, ridge: float, inputs: torch.Tensor, missing: torch.Tensor) -> Fit:
     change = sums.solved(ridge)
     shift = sums.mean_out - sums.mean_in @ change
     after = missing - inputs @ change - shift
