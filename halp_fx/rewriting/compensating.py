@@ -300,6 +300,11 @@ class _Layers(TorchFunctionMode):
         """A layer has run."""
 
 
+def _enough(call: LayerCall) -> int:
+    """Rows that a layer is fitted to."""
+    return max(ROWS, ROWS_PER_INPUT * call.weight[0].numel())
+
+
 class _Dense(_Layers):
     """Keeps what layers put out in the dense network, at some places.
 
@@ -321,7 +326,7 @@ class _Dense(_Layers):
         if layer in self.rows:
             self.left[layer[0]] = "it runs several times"
             return
-        total, most = call.rows(result), max(ROWS, ROWS_PER_INPUT * call.weight[0].numel())
+        total, most = call.rows(result), _enough(call)
         rows = torch.arange(total)
         if total > most:
             rows = torch.randperm(total, generator=self._draw)[:most].sort().values
@@ -357,6 +362,10 @@ class _Narrow(_Layers):
         if call.rows(result) != total:
             self.left[name] = "it puts out another number of places than in the dense network"
             return
+        most = _enough(call)
+        if len(rows) > most:  # As many as the dense layer, which has more inputs, would need.
+            places = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()
+            rows, wanted = rows[places], wanted[places]
         missing = wanted.double() - call.outputs(result, rows).double()
         inputs = call.inputs(rows).double()
         if not bool(torch.isfinite(missing).all() and torch.isfinite(inputs).all()):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import HalpError, MacsCost, Plan, PlanError, SaliencyError
+from halp_fx.rewriting import compensating
 from halp_fx.scoring.regression import fitted
 
 
@@ -264,6 +265,20 @@ def test_samples_that_do_not_help_change_no_weight():
     assert fit.ridge >= 1
     assert fit.after <= fit.before
     assert float((inputs @ fit.change).square().mean()) < 0.2 * fit.before
+
+
+def test_a_layer_is_fitted_to_four_rows_for_each_input_that_is_left(monkeypatch):
+    rows = []
+
+    def counted(inputs, *rest):
+        rows.append(tuple(inputs.shape))
+        return fitted(inputs, *rest)
+
+    monkeypatch.setattr(compensating, "fitted", counted)
+    monkeypatch.setattr(compensating, "ROWS", 32)
+    model = randomized(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.Flatten())).eval()
+    compensated(model, {"0": (1, 4)}, images())
+    assert rows == [(4 * 18, 18)]
 
 
 def test_a_plan_that_removes_nothing():
