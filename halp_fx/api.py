@@ -124,7 +124,8 @@ def prune(
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network
             (`halp_fx.compensate`): at the end, before each `train_between`, and, without batch norms, after every step.
-            Needs data. None: where there is data; not with `recalibrate=False`, and not for a published method.
+            Without data, at the end, with images that are drawn where the forward is given images. None: where there
+            is data; not with `recalibrate=False`, and not for a published method.
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..api import prune, rewrite
 from ..errors import ModelError, PlanError
@@ -24,13 +24,14 @@ from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
 from ..model.naming import by_group
+from ..model.preserving import named_tensors
 from ..model.tensors import parameter_count
 from ..reporting.report import Report, report_of
 from ..tracing.graph import of, op
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .options import Options
-from .resliced import Resliced
+from .resliced import Resliced, State, states_of
 from .unlifting import Unlifted, unlifted
 
 logger = logging.getLogger("halp_fx")
@@ -44,16 +45,35 @@ class RefusedError(ModelError):
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """A plan, the parameters that it is for, and what was asked for."""
+    """What a budget came to.
+
+    Attributes:
+        parameters: that it is for.
+        asked: what was asked for.
+        weights: of the dense network, as they were then: name -> state.
+        made: tensors of the pruned network, by name. With data they are not what the plan alone leads to: statistics
+            are re-estimated, and layers compensated.
+    """
 
     parameters: tuple[weakref.ref[torch.Tensor], ...]
     asked: Options
     plan: Plan
+    weights: Mapping[str, State]
+    made: Mapping[str, torch.Tensor]
 
     def fits(self, parameters: Sequence[torch.Tensor], asked: Options) -> bool:
         own = [ref() for ref in self.parameters]
         same = len(own) == len(parameters) and all(a is b for a, b in zip(own, parameters, strict=True))
         return same and self.asked.same(asked)
+
+    def put_into(self, small: nn.Module, found: Unlifted) -> None:
+        """Let a network of the same plan have what data made of the weights, unless they have changed since."""
+        if self.asked.data is None or states_of(found) != self.weights:
+            return
+        with torch.no_grad():
+            for name, tensor in named_tensors(small):
+                if name in self.made and self.made[name].shape == tensor.shape:
+                    tensor.copy_(self.made[name])
 
 
 @dataclass(eq=False)
@@ -124,14 +144,15 @@ class Backend:
     def _smaller(self, found: Unlifted, asked: Options) -> tuple[fx.GraphModule, Plan, Coupling]:
         """The network, the plan that leads to it, and the coupling of what it was."""
         parameters = tuple(found.network.parameters())
-        plan = asked.plan
-        if plan is None:
-            plan = next((k.plan for k in self._known if k.fits(parameters, asked)), None)
+        known = next((k for k in self._known if k.fits(parameters, asked)), None) if asked.plan is None else None
+        plan = known.plan if known is not None else asked.plan
         coupling = channel_groups(found.network, found.examples)
         _check_evaluates(coupling)
         if plan is not None:
             plan = by_group(_in_this_graph(plan, found), coupling)
             small = rewrite(found.network, plan, found.examples, coupling=coupling)
+            if known is not None:
+                known.put_into(small, found)
             what = "as planned"
         else:
             runtime = "eager" if asked.inner != "inductor" else f"inductor:{asked.mode}" if asked.mode else "inductor"
@@ -142,7 +163,8 @@ class Backend:
             report = report_of(small)
             self._reports.append(report)
             self._known = [k for k in self._known if all(ref() is not None for ref in k.parameters)]
-            self._known.append(_Known(tuple(map(weakref.ref, parameters)), asked, report.plan))
+            held = [weakref.ref[torch.Tensor](p) for p in parameters]
+            self._known.append(_Known(tuple(held), asked, report.plan, states_of(found), dict(named_tensors(small))))
             plan, what = report.plan, _figures(report)
             if asked.report is not None:
                 write_text(path_of(asked.report), report.summary(width=FILE))

@@ -27,7 +27,7 @@ class Resliced:
     def __init__(self, small: fx.GraphModule, found: Unlifted, plan: Plan, coupling: Coupling, code: Any) -> None:
         self._small, self._plan, self._coupling, self._code = small, plan, coupling, code
         self._names, self._positions, self._others = found.names, found.positions, found.others
-        self._seen = [_state(_tensor(found.network, name)) for name in found.names]
+        self._seen = list(states_of(found).values())
         self._template = hollowed(found.network)
 
     def __call__(self, *inputs: Any) -> Any:
@@ -49,6 +49,11 @@ class Resliced:
                     tensor.copy_(fresh[name])
             for name, tensor in zip(self._names, given, strict=True):
                 _put(self._template, name, tensor.detach().to("meta"))
+
+
+def states_of(found: Unlifted) -> dict[str, State]:
+    """Which tensors a graph was given, and what was done to them so far, by name."""
+    return {name: _state(_tensor(found.network, name)) for name in found.names}
 
 
 def _state(tensor: torch.Tensor) -> State:

@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from torch import nn
 
 from ..errors import BudgetError, SaliencyError
+from ..model.images import are_images
 from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
 from ..model.randomness import Stream
@@ -124,8 +125,11 @@ class Request:
             raise BudgetError(f"effort={self.effort!r} is not one of {', '.join(get_args(Effort))}")
         if self.effort == "thorough":
             self._check_thorough()
-        if self.compensate and self.data is None:
-            raise SaliencyError("compensate=True needs data: pass data, batches of inputs (128 samples or more)")
+        if self.compensate and self.data is None and not are_images(self.inputs):
+            raise SaliencyError(
+                "compensate=True needs data, unless what the forward is given are images: pass data, batches of inputs "
+                "(128 samples or more)"
+            )
         check_loss(self.data, self.loss_fn, self.loss)
         check_importance(self.importance)
 

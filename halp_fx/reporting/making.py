@@ -6,10 +6,12 @@ from collections.abc import Mapping
 
 from ..errors import few
 from ..latency import MemoryCost
+from ..model.images import are_images
 from ..model.tensors import parameter_count
 from ..pruning.networks import Contest
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
+from ..scoring.batchwise import has_batch_norms
 from ..scoring.saliency import Saliency
 from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
 from .details import Contender
@@ -37,6 +39,11 @@ def report_on(session: Session) -> Report:
             "no data was given: all groups became about equally narrow, and magnitudes chose the channels; pass data "
             "for widths that fit the network (and loss_fn, if targets are not classes)"
         )
+        if not request.compensate and not has_batch_norms(yardstick.model) and are_images(request.inputs):
+            notes.append(
+                "without data layers are not compensated, and without batch norms little else restores what a cut "
+                "takes: compensate=True does it with images that are drawn"
+            )
     if saliency is not None and saliency.silent:
         notes.append(_silence(saliency))
     if session.compensation is not None:

@@ -81,6 +81,7 @@ class Compensation:
         samples: that the layers were fitted to.
         failed: why none was fitted; "" unless it went wrong.
         asked: whether the caller wanted it, and so wants to know what could not be done.
+        drawn: there was no data, and the samples are images that were drawn.
     """
 
     layers: tuple[Refit, ...]
@@ -88,14 +89,17 @@ class Compensation:
     samples: int
     failed: str = ""
     asked: bool = True
+    drawn: bool = False
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader of a report should know."""
         found = [self.failed] if self.failed else []
+        if self.drawn and self.layers:
+            found.append("no data was given: layers were compensated with images that were drawn; data does it better")
         if not self.asked:
             return tuple(found)
-        if self.layers and self.samples < FEW:
+        if self.layers and self.samples < FEW and not self.drawn:
             found.append(
                 f"layers were compensated with {self.samples} samples: strong regularisation held them near what they "
                 f"were; {FEW} or more do better"
@@ -126,7 +130,7 @@ def compensate(
     if not cut:
         return Compensation((), {}, 0)
     _check(small, model, plan, coupling)
-    run, count = _runner(data, loss, _most(coupling, samples), next(model.parameters()).device)
+    run, count = _runner(data, loss, most_together(coupling, samples), next(model.parameters()).device)
     norms = norms_of(small) if recalibrate else []
     dense = _Dense({id(model.get_parameter(name)): name for name in cut}, cut)
     with torch.no_grad(), random_kept():
@@ -191,7 +195,7 @@ def _cut(small: nn.Module, model: nn.Module, plan: Plan, coupling: Coupling) -> 
     return found
 
 
-def _most(coupling: Coupling, samples: int) -> int:
+def most_together(coupling: Coupling, samples: int) -> int:
     """Samples that may go through the network together."""
     graph = coupling.traced.graph
     batch = next((of(n).one.shape[0] for n in graph.nodes if n.op == "placeholder" and of(n).one.shape), 1)

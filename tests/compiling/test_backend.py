@@ -163,6 +163,20 @@ def test_a_budget_prunes_once_for_every_shape(caplog, tmp_path):
     assert halp_fx.reports() == ()
 
 
+def test_every_shape_runs_what_data_made_of_the_weights():
+    """Statistics that were re-estimated and layers that were compensated, which a plan does not lead to."""
+    model, data = network(), [torch.randn(32, 3, 8, 8, dtype=torch.float64) for _ in range(3)]
+    fast = compiled(model, budget={"macs": 0.6}, data=data)
+    with torch.no_grad():
+        first, other = fast(X), fast(torch.cat([X, X, X]))
+        assert relative_error(other[:2], first) < 1e-12
+        assert relative_error(halp_fx.rewrite(model, halp_fx.reports()[0].plan, X)(X), first) > 1e-6
+        model.head.weight.add_(0.1)  # What was made of other weights is not used again.
+        torch._dynamo.reset_code_caches()
+        small = halp_fx.rewrite(model, halp_fx.reports()[0].plan, X)
+        assert relative_error(fast(torch.cat([X, X])), small(torch.cat([X, X]))) < 1e-12
+
+
 def test_another_dtype_reuses_the_plan():
     model = network()
     fast = compiled(model, budget={"macs": 0.6})

@@ -118,3 +118,45 @@ def test_where_it_fails_a_note_says_so_unless_it_was_asked_for(monkeypatch):
     assert any("cannot be compensated" in note for note in small.halp.notes)
     with pytest.raises(halp_fx.SaliencyError, match="cannot be compensated"):
         pruned(layers(), compensate=True)
+
+
+def test_without_data_layers_are_compensated_with_images_that_are_drawn():
+    """Whatever is drawn, channels that repeat others are made up for exactly."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 6, 3), nn.GELU(), nn.Conv2d(6, 5, 3)).double()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            layer.weight[layer.out_channels // 2 :] = layer.weight[: layer.out_channels // 2]
+            layer.bias[layer.out_channels // 2 :] = layer.bias[: layer.out_channels // 2]
+    x = torch.rand(2, 3, 12, 12, dtype=torch.float64)
+    halves = {"0": tuple(range(4)), "2": tuple(range(3))}
+    options = {"latency": "macs", "min_keep": 0.5, "round_to": 1, "progress": False}
+    half, whole = (
+        halp_fx.MacsCost().total(halp_fx.channel_groups(m, x)) for m in (halp_fx.rewrite(model, halves, x), model)
+    )
+    lowest = {"importance": lambda group: torch.arange(group.size, 0, -1)}
+    plain, helped = (halp_fx.prune(model, half / whole, x, compensate=c, **options, **lowest) for c in (None, True))
+    assert dict(plain.halp.plan) == dict(helped.halp.plan) == halves
+    torch.testing.assert_close(plain(x), halp_fx.zero(model, plain.halp.plan, x)(x))
+    torch.testing.assert_close(helped(x), model(x), rtol=1e-4, atol=1e-6)
+    assert any("images that were drawn" in note for note in helped.halp.notes)
+
+
+def test_without_data_a_note_names_what_would_help_where_there_are_no_batch_norms():
+    found = {make: pruned(make(), data=None).halp.notes for make in (layers, convolutions)}
+    assert any("compensate=True" in note for note in found[layers])
+    assert not any("compensate=True" in note for note in found[convolutions])
+
+
+def test_what_are_no_images_cannot_be_drawn():
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    with pytest.raises(halp_fx.SaliencyError, match="compensate=True needs data, unless"):
+        halp_fx.prune(model, 0.5, torch.rand(2, 4), latency="macs", compensate=True, progress=False)
+
+
+def test_networks_of_a_curve_are_compensated_without_data_too():
+    model = layers()
+    curve = halp_fx.pareto(model, [0.7, 0.5], EXAMPLE.double(), latency="macs", compensate=True, progress=False)
+    for point in curve.points:
+        small, twin = curve.network(point), halp_fx.rewrite(model, point.plan, EXAMPLE.double())
+        assert not same(small, twin)

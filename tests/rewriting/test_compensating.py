@@ -378,8 +378,3 @@ def test_prune_compensates_a_network_that_is_trained_in_between():
     assert len(seen) == 1
     with torch.no_grad():
         assert (small(x) - model(x)).mean() == pytest.approx(100, rel=0.1)
-
-
-def test_prune_without_data_cannot_compensate():
-    with pytest.raises(SaliencyError, match="compensate=True needs data"):
-        pruned(normed(), torch.randn(2, 3, 8, 8), compensate=True)
