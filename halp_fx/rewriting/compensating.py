@@ -330,7 +330,7 @@ class _Dense(_Layers):
         if layer in self.rows:
             self.left[layer[0]] = "it runs several times"
             return
-        total, most = call.rows(result), _enough(call)
+        total, most = call.rows(), _enough(call)
         rows = torch.arange(total)
         if total > most:
             rows = torch.randperm(total, generator=self._draw)[:most].sort().values
@@ -362,16 +362,15 @@ class _Narrow(_Layers):
         name, _ = layer
         rows, total = self._dense.rows[layer]
         wanted = self._dense.outputs.pop(layer)
-        result = call.result()
-        if call.rows(result) != total:
+        if call.rows() != total:
             self.left[name] = "it puts out another number of places than in the dense network"
             return
         most = _enough(call)
         if len(rows) > most:  # As many as the dense layer, which has more inputs, would need.
             places = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()
             rows, wanted = rows[places], wanted[places]
-        missing = wanted.double() - call.outputs(result, rows).double()
         inputs = call.inputs(rows).double()
+        missing = wanted.double() - call.applied(inputs)
         if not bool(torch.isfinite(missing).all() and torch.isfinite(inputs).all()):
             self.left[name] = "what it gets or puts out is not finite"
             return

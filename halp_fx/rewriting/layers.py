@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import torch
@@ -46,9 +47,13 @@ class LayerCall:
         out: torch.Tensor = function(self._padded(), self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
         return out
 
-    def rows(self, result: torch.Tensor) -> int:
+    def rows(self) -> int:
         """How many places the output has."""
-        return result.numel() // self.weight.shape[0]
+        if not self.stride:
+            return prod(self.x.shape[:-1])
+        kernel, places = self.weight.shape[2:], self.x.shape[2:]
+        sides = zip(places, self.padding, self.dilation, kernel, self.stride, strict=True)
+        return len(self.x) * prod((n + a + b - d * (k - 1) - 1) // s + 1 for n, (a, b), d, k, s in sides)
 
     def outputs(self, result: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """(rows, outputs)."""
@@ -65,6 +70,12 @@ class LayerCall:
             x = x.unfold(2 + d, reach, self.stride[d])[..., :: self.dilation[d]]
         x = x.movedim(1, 1 + space)
         return x[torch.unravel_index(rows, x.shape[: 1 + space])].flatten(1)
+
+    def applied(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(rows, outputs): what the layer makes of rows that `inputs` gave, in their precision."""
+        weights = self.weight.to(inputs).flatten(1).chunk(self.groups)
+        made = torch.cat([x @ w.T for x, w in zip(inputs.chunk(self.groups, 1), weights, strict=True)], 1)
+        return made if self.bias is None else made + self.bias.to(inputs)
 
     def change(self, by: torch.Tensor, shift: torch.Tensor) -> None:
         """Add to the weight and the bias, in place.
