@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from comparing import tables
+import pytest
+import torch
+from comparing import tables, tasks
 
 
 def row(method, tuned=None, network="residual", draw=0, macs=0.1, **more):
@@ -47,3 +49,18 @@ def test_times_may_differ_by_more_than_macs():
     head, _, line, _ = (cells(line) for line in tables.markdown(rows).splitlines())
     assert head[3:] == ["time", "other", "uniform"]
     assert line[4:] == ["**70.0** (9.8)", "**70.0**"]
+
+
+@pytest.mark.parametrize("name", tasks.KINDS)
+def test_a_task_is_what_its_network_can_be_trained_for(name):
+    kind, data = tasks.KINDS[name], tasks.make(name, 6, 4)
+    (inputs, targets), network = data.train, kind.network()
+    kind.loss(network(inputs), targets).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    assert not torch.equal(inputs[:4], data.test[0])
+    perfect = {
+        "segmentation": lambda t: torch.nn.functional.one_hot(t, 11).movedim(-1, 1).float(),
+        "several labels": lambda t: 2 * t - 1,
+    }.get(name, lambda t: t + 1e-4)
+    worse = network.eval()(inputs)
+    assert kind.metric(perfect(targets), targets) > kind.metric(worse.detach(), targets)

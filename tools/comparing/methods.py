@@ -36,6 +36,7 @@ class Task:
 
     Attributes:
         cost: "macs", or "time": measured in turn with the dense network.
+        loss: of outputs and targets.
     """
 
     model: nn.Module
@@ -43,6 +44,7 @@ class Task:
     budget: float
     seed: int
     cost: str = "macs"
+    loss: Callable[[Tensor, Tensor], Tensor] = loss
 
     @property
     def calibration(self) -> list[tuple[Tensor, Tensor]]:
@@ -50,8 +52,10 @@ class Task:
 
     @property
     def example(self) -> Tensor:
-        """One image, where the data is."""
-        return EXAMPLE.to(self.data.train[0].device)
+        """One image, of the size that the data has and where it is."""
+        images = self.data.train[0]
+        same = images.shape[1:] == EXAMPLE.shape[1:]
+        return EXAMPLE.to(images.device) if same else images[:1]
 
     @property
     def timed(self) -> Tensor:
@@ -76,7 +80,7 @@ def by_halp_fx(with_data: bool = True, **options: object) -> Method:
     """`halp_fx.prune` with these options, everything else at its defaults."""
 
     def prune(task: Task) -> nn.Module:
-        given = {"data": task.calibration, "loss_fn": loss} if with_data else {}
+        given = {"data": task.calibration, "loss_fn": task.loss} if with_data else {}
         counted = task.cost == "macs"
         clock, example = ("macs", task.example) if counted else (MeasuredLatency(threads=1), task.timed)
         return halp_fx.prune(task.model, task.budget, example, latency=clock, progress=False, **given, **options)
@@ -169,7 +173,7 @@ def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) ->
     model = copy.deepcopy(task.model)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
-    last = [m for m in model.modules() if isinstance(m, nn.Linear) and m.out_features == task.data.classes]
+    last = [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1:]
     pruner = tp.pruner.BasePruner(  # type: ignore[attr-defined]
         model, task.example, importance=tp.importance.GroupTaylorImportance(), pruning_ratio=ratio,  # type: ignore[attr-defined]
         global_pruning=True, isomorphic=isomorphic, iterative_steps=1, ignored_layers=last,
@@ -177,7 +181,7 @@ def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) ->
     model.eval()
     model.zero_grad()
     for x, y in task.calibration:
-        loss(model(x), y).backward()
+        task.loss(model(x), y).backward()
     pruner.step()
     model.zero_grad()
     return model
