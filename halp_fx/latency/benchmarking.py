@@ -18,7 +18,7 @@ from ..fitting import Column, folded, tabled
 from ..internals import tree_leaves
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved, set_mode
-from ..model.tensors import parameter_count
+from ..model.tensors import parameter_count, tensors_in
 from ..types import Inputs
 from .allocator import kept_memory
 from .clocks import cpu_threads
@@ -182,8 +182,7 @@ def _step(model: nn.Module, inputs: Inputs) -> Callable[[], Any]:
     weights = [p for p in model.parameters() if p.requires_grad]
 
     def step() -> Any:
-        leaves = tree_leaves(model(*args, **kwargs))
-        outputs = [t for t in leaves if isinstance(t, torch.Tensor) and t.requires_grad]
+        outputs = [t for t in tensors_in(model(*args, **kwargs)) if t.requires_grad]
         if not (outputs and weights):
             raise TimingError(f"{type(model).__name__} has no output with a gradient: its training cannot be timed")
         total = torch.stack([t.float().sum() for t in outputs]).sum()

@@ -1,12 +1,15 @@
-"""The tensors of a model under all their names."""
+"""The tensors of a model under all their names, and those of what it puts out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..internals import tree_leaves
 from ..types import Signature
 
 
@@ -61,3 +64,24 @@ def signature(model: nn.Module) -> Signature:
         {name: dtype_name(tensor.dtype) for name, tensor in kept.items()},
         {name: first for name, first in first_names(model).items() if name in kept and first in kept},
     )
+
+
+def tensors_in(output: Any) -> list[torch.Tensor]:
+    """The tensors in what a network puts out: in containers, in an object's attributes, in dataclasses in these."""
+    return list(_inside(output, set(), outermost=True))
+
+
+def _inside(value: Any, seen: set[int], outermost: bool = False) -> Iterator[torch.Tensor]:
+    for leaf in tree_leaves(value):
+        if isinstance(leaf, torch.Tensor):
+            yield leaf
+        # Not any object in an object: a cache of keys and values, say, is the network's own affair.
+        elif (outermost or is_dataclass(leaf)) and not isinstance(leaf, nn.Module | type) and id(leaf) not in seen:
+            seen.add(id(leaf))
+            yield from _inside(_attributes(leaf), seen)
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    """Of an object, also of one with `__slots__`."""
+    slots = (slot for kind in type(value).__mro__ for slot in vars(kind).get("__slots__", ()))
+    return getattr(value, "__dict__", {}) | {slot: getattr(value, slot) for slot in slots if hasattr(value, slot)}

@@ -24,6 +24,7 @@ from ..errors import HalpError, PlanError, SaliencyError, few
 from ..internals import tree_leaves
 from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
+from ..model.tensors import tensors_in
 from ..scoring.joining import joined
 from ..scoring.losses import Loss, called, described, moved
 from ..scoring.recalibrating import kept_statistics, measuring, norms_of, put_back
@@ -241,7 +242,7 @@ def _runner(
             ) from error
         finally:
             handle.remove()
-        return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+        return [tensor for tensor in tensors_in(outputs) if tensor.is_floating_point()]
 
     return run, count if loss is None else samples_in(inputs) or 1
 

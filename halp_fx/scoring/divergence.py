@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from ..errors import SaliencyError
-from ..internals import tree_leaves
 from ..model.preserving import preserved, set_mode
+from ..model.tensors import tensors_in
 from .losses import Loss, called, described, moved, total
 from .sampled import inputs_of, samples_in
 
@@ -142,7 +142,7 @@ def _parts(output: Any) -> Parts:
     Raises:
         SaliencyError: there are none.
     """
-    parts = [t.detach() for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+    parts = [t.detach() for t in tensors_in(output) if t.is_floating_point()]
     if not parts:
         raise SaliencyError(
             f"networks cannot be compared by what they put out, {described(output)}: pass loss=lambda model, batch: …"

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
+from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, batch_loss, called, pair_of, total
 
 
@@ -89,7 +90,7 @@ class Sampled:
         if target is not None:
             return None
         self.kind = "random directions of the network's outputs"
-        parts = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        parts = [t for t in tensors_in(output) if t.is_floating_point()]
         directions = [torch.randn(t.shape, generator=self.generator).to(t.device) for t in parts]
         scaled = [
             (t.float() * d).sum() / t.detach().float().square().mean().sqrt().clamp_min(1e-12)

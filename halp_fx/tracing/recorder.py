@@ -16,6 +16,7 @@ from torch import fx, nn
 from ..errors import ModelError
 from ..internals import TorchDispatchMode, disable_current_modes, tree_leaves
 from ..model.preserving import Members, meta_twin
+from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
@@ -210,7 +211,7 @@ class Recorder(TorchDispatchMode):
         return node
 
     def finish(self, result: Any) -> None:
-        keep(self.graph.output(self._lookup(_plain(result))), Record())
+        keep(self.graph.output(self._lookup(tuple(tensors_in(result)))), Record())
         self.calls = self._log.finish()
 
     def release(self) -> None:
@@ -364,14 +365,3 @@ def _has_tensor(result: Any) -> bool:
 
 def _strides(tensor: torch.Tensor) -> tuple[int, ...]:
     return tuple(tensor.stride()) if tensor.layout == torch.strided else ()
-
-
-def _plain(result: Any) -> Any:
-    """The output as nested lists, tuples and dicts (dataclass-like outputs by their fields)."""
-    found = []
-    for leaf in tree_leaves(result):
-        if isinstance(leaf, torch.Tensor):
-            found.append(leaf)
-        elif hasattr(leaf, "__dict__") and not isinstance(leaf, nn.Module):
-            found += [v for v in tree_leaves(vars(leaf)) if isinstance(v, torch.Tensor)]
-    return tuple(found)
