@@ -24,6 +24,7 @@ from .tables import table_app
 
 app = typer.Typer(
     add_completion=False,
+    context_settings={"help_option_names": ["--help", "-h"]},
     no_args_is_help=True,
     rich_markup_mode=None,  # Words that are not boxed read in 60 columns and in log files.
     pretty_exceptions_enable=False,
@@ -59,7 +60,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Show the version.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Say more: what is done, and tracebacks of errors.")

@@ -27,20 +27,20 @@ def bench(
     dtype: options.Dtype = "float32",
     channels_last: options.ChannelsLast = False,
     training: Annotated[bool, typer.Option("--training", help="Also forward and backward in train mode.")] = False,
-    seconds: Annotated[float, typer.Option(min=0.0, help="At least spent on each.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.0, metavar="S", help="Seconds spent on each, at least.")] = 1.0,
     as_json: options.Json = False,
 ) -> None:
     """Time models in turn: median, spread, throughput, memory on a GPU."""
     from .models import ModelSpec
-    from .output import Output
+    from .output import Output, told_apart
 
     output = Output(as_json)
-    loaded = {n: ModelSpec(n, inputs or (), settings or (), None, dtype, device, channels_last).load() for n in models}
+    loaded = [ModelSpec(n, inputs or (), settings or (), None, dtype, device, channels_last).load() for n in models]
     from ..latency.benchmarking import benchmark
 
     found = benchmark(
-        {name: model for name, (model, _) in loaded.items()},
-        next(iter(loaded.values()))[1],
+        dict(zip(told_apart(models), (model for model, _ in loaded), strict=True)),
+        loaded[0][1],
         runtime=runtime,
         threads=threads,
         training=training,

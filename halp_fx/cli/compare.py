@@ -24,17 +24,18 @@ def compare(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     channels_last: options.ChannelsLast = False,
-    seconds: Annotated[float, typer.Option(min=0.0, help="At least spent on each.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.0, metavar="S", help="Seconds spent on each, at least.")] = 1.0,
     as_json: options.Json = False,
 ) -> None:
     """Time pruned networks and their dense one in turn, on this machine, in any runtime."""
     from .folders import come_back
     from .models import ModelSpec
-    from .output import Output
+    from .output import Output, told_apart
 
     output = Output(as_json)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
-    networks = {"dense": dense, **{str(folder): come_back(folder, dense, example) for folder in folders}}
+    names = told_apart(["dense", *map(str, folders)])
+    networks = dict(zip(names, [dense, *(come_back(folder, dense, example) for folder in folders)], strict=True))
     from ..latency.benchmarking import benchmark
 
     found = benchmark(networks, example, runtime=runtime, threads=threads, min_time_s=seconds, max_time_s=5 * seconds)

@@ -22,8 +22,11 @@ def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: i
     device.
 
     Raises:
-        HalpError: no such cost.
+        HalpError: no such cost or runtime.
     """
+    from ..latency.fingerprint import kind_of
+
+    kind_of(runtime)  # A word that is none is said, also where nothing is timed.
     if cost in COUNTED:
         return cost
     if cost != "latency":

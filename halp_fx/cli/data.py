@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HalpError
 from ..extras import missing
+from ..files import path_of
 from .models import import_function
 
 if TYPE_CHECKING:
@@ -39,14 +40,19 @@ def load_data(name: str | None, shape: tuple[int, ...], batch: int) -> Iterable[
     """
     if name is None:
         return None
-    if Path(name).is_dir():
-        return ImageFolder.of(Path(name), shape, batch)
+    if (folder := path_of(name)).is_dir():
+        return ImageFolder.of(folder, shape, batch)
     if ":" not in name:
         raise HalpError(
             f"--data {name}: there is no such folder; write a function as module:function or file.py:function"
         )
     made = import_function(name)
-    batches = made() if callable(made) else made
+    try:
+        batches = made() if callable(made) else made
+    except HalpError:
+        raise
+    except Exception as error:  # Whatever a user's function may raise.
+        raise HalpError(f"--data {name} fails: {type(error).__name__}: {error}") from error
     if not isinstance(batches, Iterable):
         raise HalpError(f"--data {name} gave {type(batches).__name__}, not batches that can be iterated over")
     return batches

@@ -25,7 +25,9 @@ def export(
     inputs: options.Inputs = None,
     settings: options.Settings = None,
     dense: Annotated[bool, typer.Option("--dense", help="Time the file beside the dense network's.")] = False,
-    tolerance: Annotated[float, typer.Option(help="Largest difference of an output, of its largest value.")] = 1e-3,
+    tolerance: Annotated[
+        float, typer.Option(metavar="SHARE", help="Largest difference of an output, of its largest value.")
+    ] = 1e-3,
     as_json: options.Json = False,
 ) -> None:
     """Write a pruned network as ONNX or .pt2, and check that the file computes the same.
@@ -37,7 +39,7 @@ def export(
     from .output import Output, writable
 
     output = Output(as_json)
-    writable(to.parent)
+    writable(to.parent, "--to")
     network, example = ModelSpec(model, inputs or (), settings or ()).load()
     small = come_back(folder, network, example)
     from ..exporting import export as exported

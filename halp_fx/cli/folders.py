@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from ..reporting.report import Report
+    from ..solver import WidthProblem
     from ..types import Plan
     from .models import ModelSpec
 
@@ -105,14 +106,26 @@ def read_report(place: Path) -> Report:
     return _read(Report.from_json, place, REPORT)
 
 
-def _read(parse: Callable[[str], T], place: Path, name: str) -> T:
+def read_problem(path: Path) -> WidthProblem:
+    """A width problem from a file.
+
+    Raises:
+        HalpError: there is none.
+    """
+    from ..solver import WidthProblem
+
+    return _read(WidthProblem.from_json, path)
+
+
+def _read(parse: Callable[[str], T], place: Path, name: str = "") -> T:
     """What is in a file, or in the file of that name in a folder; errors name it."""
     path = place / name if place.is_dir() else place
     try:
         return parse(path.read_text(encoding="utf-8"))
     except HalpError as error:
         raise HalpError(f"{path}: {error}") from error
-    except FileNotFoundError:
-        raise HalpError(f"there is no {path}: `halp-fx prune … --out DIR` writes one") from None
+    except FileNotFoundError as error:
+        made = f"there is no {path}: `halp-fx prune … --out DIR` writes one"
+        raise HalpError(made if name else why_unreadable(path, error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HalpError(why_unreadable(path, error)) from None

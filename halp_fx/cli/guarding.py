@@ -88,6 +88,8 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
         def run(*args: Any, **kwargs: Any) -> None:
             _saved.clear()
             _again.clear()
+            # A shell leaves "--out=~/small" as it is, and would make a folder named "~".
+            kwargs = {k: v.expanduser() if isinstance(v, Path) else v for k, v in kwargs.items()}
             try:
                 with _results_apart() if kwargs.get("as_json") else nullcontext():
                     command(*args, **kwargs)

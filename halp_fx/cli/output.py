@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,8 @@ class Output:
         return path
 
 
-def writable(folder: Path) -> Path:
-    """The folder, made if it is not there: asked before anything long begins.
+def writable(folder: Path, option: str = "--out") -> Path:
+    """The folder that an option names, made if it is not there: asked before anything long begins.
 
     Raises:
         HalpError: it is a file, or nothing can be written to it.
@@ -51,6 +51,11 @@ def writable(folder: Path) -> Path:
             pass
     except OSError as error:
         raise HalpError(
-            f"nothing can be written to {folder} ({error.strerror}): name another folder with --out"
+            f"nothing can be written to {folder} ({error.strerror}): name another folder with {option}"
         ) from error
     return folder
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names, each once: what is there again has its number behind it, "resnet18 (2)"."""
+    return [name if not (n := names[:i].count(name)) else f"{name} ({n + 1})" for i, name in enumerate(names)]

@@ -32,7 +32,7 @@ def profile(
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for pictures (needs matplotlib).")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Layers and groups shown.")] = 15,
+    rows: Annotated[int, typer.Option(min=1, metavar="N", help="Layers and groups shown.")] = 15,
     as_json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -43,7 +43,7 @@ def profile(
 
     output = Output(as_json)
     if plots is not None:
-        writable(plots)
+        writable(plots, "--plots")
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     from ..model.naming import ignored_names
     from ..pruning.goals import cost_called

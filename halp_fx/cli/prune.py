@@ -83,7 +83,7 @@ def prune(
     """
     from .costs import budget_of, cost_of
     from .data import data_for
-    from .folders import kinds_of, leave, leave_report, next_steps
+    from .folders import CHECKPOINT, PAGE, PLAN, REPORT, kinds_of, leave, leave_report, next_steps
     from .models import ModelSpec, import_function
     from .output import Output, writable
 
@@ -121,9 +121,12 @@ def prune(
     report = halp_fx.reporting.report.report_of(small)
     leave(small, report.plan, out, output)
     leave_report(report, out, output)
+    wrote = [PLAN, CHECKPOINT, REPORT, PAGE]
     for kind in kinds:
-        output.say(halp_fx.export(small, out / f"model.{kind}", example))
-    output.say(f"{as_options(str(report))}\n\nwrote {out}: {', '.join(sorted(p.name for p in out.iterdir()))}\n")
+        made = halp_fx.export(small, out / f"model.{kind}", example)
+        wrote.append(output.wrote(made.path).name)
+        output.say(made)
+    output.say(f"{as_options(str(report))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
     output.say(next_steps(source, out))
     output.result(
         {

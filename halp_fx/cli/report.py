@@ -26,13 +26,16 @@ def report(
 
     output = Output(as_json)
     found = read_report(place)
+    if html is not None:
+        writable(html.parent, "--html")
+    if plots is not None:
+        writable(plots, "--plots")
     output.say(found.summary())
     if html is not None:
-        writable(html.parent)
         output.say(output.wrote(found.to_html(html)))
     if plots is not None:
         from ..reporting.plots import save_report_plots
 
-        for path in save_report_plots(found, writable(plots)):
+        for path in save_report_plots(found, plots):
             output.say(output.wrote(path))
     output.result(json.loads(found.to_json()))

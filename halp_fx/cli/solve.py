@@ -13,19 +13,23 @@ from .guarding import OUT_OF_REACH, guarded
 
 @guarded(OUT_OF_REACH, examples=("solve problem.json", "solve problem.json --method exact --work-limit 60"))
 def solve(
-    problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A width problem in JSON.")],
-    method: Annotated[str, typer.Option(help="auto, exact, lagrangian, halp, uniform or greedy.")] = "auto",
-    work_limit: Annotated[float, typer.Option(help="About CPU seconds; the same on every machine.")] = 10.0,
+    problem: Annotated[Path, typer.Argument(metavar="FILE", help="A width problem in JSON.")],
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="auto, exact, lagrangian, halp, uniform or greedy.")
+    ] = "auto",
+    work_limit: Annotated[
+        float, typer.Option(metavar="S", help="About CPU seconds; the same on every machine.")
+    ] = 10.0,
     as_json: options.Json = False,
 ) -> None:
     """Choose the widths of greatest value within the budgets of a problem file."""
     from ..fitting import Column, tabled
-    from ..solver import WidthProblem
     from ..solver import solve as solve_problem
+    from .folders import read_problem
     from .output import Output
 
     output = Output(as_json)
-    found = solve_problem(WidthProblem.from_json(problem), method, work_limit)  # type: ignore[arg-type]
+    found = solve_problem(read_problem(problem), method, work_limit)  # type: ignore[arg-type]
     figures = {
         "value": found.value,
         "upper bound": found.upper_bound,

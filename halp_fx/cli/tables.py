@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -99,7 +100,7 @@ def request(
 @table_app.command("measure", short_help="Time the layers of a request here.")
 @guarded(examples=("table measure request.json --out pi5.json", "table measure request.json --threads 4"))
 def measure(
-    request: Annotated[Path, typer.Argument(help="What `table request` wrote.")],
+    request: Annotated[Path, typer.Argument(metavar="REQUEST", help="What `table request` wrote.")],
     out: Annotated[
         Path, typer.Option("--out", "-o", metavar="PATH", help="A file, or a folder, where it is named by device.")
     ] = Path("."),
@@ -137,15 +138,34 @@ def measure(
 @table_app.command("show", short_help="Show what a table holds.")
 @guarded(examples=("table show", "table show t.json --rows 5"))
 def show(
-    table: Annotated[Path | None, typer.Argument(help="A table; default: all in the user's cache.")] = None,
+    table: Annotated[
+        Path | None, typer.Argument(metavar="TABLE", help="A table; default: all in the user's cache.")
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, metavar="N", help="Layers shown.")] = 20,
+    as_json: options.Json = False,
 ) -> None:
     """Show what a table holds."""
     from ..latency.files import read_table
     from ..latency.store import cache_directory
+    from .output import Output
 
-    for path in [table] if table else sorted(cache_directory().glob("*.json")):
-        typer.echo(f"{path}\n\n{describe(read_table(path), rows)}\n")
+    output = Output(as_json)
+    found = {path: read_table(path) for path in ([table] if table else sorted(cache_directory().glob("*.json")))}
+    for path, one in found.items():
+        output.say(f"{path}\n\n{describe(one, rows)}\n")
+    if not found:
+        output.say(f"no tables in {cache_directory()} yet: `halp-fx table build MODEL` or `prune` makes one")
+    output.result({"tables": [_facts(path, one) for path, one in found.items()]})
+
+
+def _facts(path: Path, table: LatencyTable) -> dict[str, Any]:
+    """What `--json` says of a table."""
+    return {
+        "path": str(path),
+        "points": len(table),
+        "layers": len(table.entries),
+        "fingerprint": asdict(table.fingerprint),
+    }
 
 
 def describe(table: LatencyTable, rows: int = 20) -> str:
@@ -178,30 +198,35 @@ def describe(table: LatencyTable, rows: int = 20) -> str:
 @table_app.command("merge", short_help="Merge tables of one device.")
 @guarded(examples=("table merge all.json a.json b.json",))
 def merge(
-    target: Annotated[Path, typer.Argument(help="File to write; if it exists, it is merged, too.")],
-    sources: Annotated[list[Path], typer.Argument(help="Tables of the same device and setting.")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="File to write; if it exists, it is merged, too.")],
+    sources: Annotated[list[Path], typer.Argument(metavar="TABLE...", help="Tables of the same device and setting.")],
+    as_json: options.Json = False,
 ) -> None:
     """Merge tables; of points that several have, the most often measured stays."""
     from ..latency.files import read_table, require_same, write_table
     from ..latency.table import LatencyTable
+    from .output import Output
 
+    output = Output(as_json)
     parts = [read_table(path) for path in [*([target] if target.exists() else []), *sources]]
     merged = LatencyTable(parts[0].fingerprint)
     for path, part in zip([target, *sources][-len(parts) :], parts, strict=True):
         require_same(part, merged.fingerprint, str(path))
         merged.merge(part)
     write_table(merged, target)
-    typer.echo(f"{target}: {len(merged)} points of {len(merged.entries)} layers")
+    output.say(f"{target}: {len(merged)} points of {len(merged.entries)} layers")
+    output.result(_facts(target, merged))
 
 
 @table_app.command("check", short_help="Is a table sound, and of this device?")
 @guarded(examples=("table check t.json", "table check t.json --device cuda", "table check pi5.json --elsewhere"))
 def check(
-    table: Annotated[Path, typer.Argument(help="A table.")],
+    table: Annotated[Path, typer.Argument(metavar="TABLE", help="A table.")],
     device: options.Device = "cpu",
     runtime: options.Runtime = "eager",
     threads: options.Threads = None,
     elsewhere: Annotated[bool, typer.Option("--elsewhere", help="It is of another device: is it sound?")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Whether a file is a sound table, and whether it was measured on this device and setting (exit code 1: no)."""
     import numpy as np
@@ -211,18 +236,28 @@ def check(
     from ..latency.fingerprint import Fingerprint
     from ..latency.recheck import slower_when_narrower
     from ..latency.sampler import SPREAD_LIMIT
+    from .output import Output
 
+    output = Output(as_json)
     found = read_table(table)
     spread = [t.spread for *_, t in found]
     wide = sum(s > SPREAD_LIMIT for s in spread)
     pairs, slower = slower_when_narrower(found)
-    typer.echo(f"{table}: sound; {len(found)} points of {len(found.entries)} layers")
+    output.say(f"{table}: sound; {len(found)} points of {len(found.entries)} layers")
     if spread:
-        typer.echo(f"spread: median {np.median(spread):.1%}, worst {max(spread):.0%}; {wide} above {SPREAD_LIMIT:.0%}")
+        output.say(f"spread: median {np.median(spread):.1%}, worst {max(spread):.0%}; {wide} above {SPREAD_LIMIT:.0%}")
     if pairs:
-        typer.echo(f"slower with fewer channels: {slower} of {pairs} adjacent pairs ({slower / pairs:.1%})")
+        output.say(f"slower with fewer channels: {slower} of {pairs} adjacent pairs ({slower / pairs:.1%})")
     if elsewhere:
-        typer.echo(f"measured on {found.fingerprint.device}, {found.fingerprint.runtime}")
-        return
-    require_same(found, Fingerprint.of(torch.device(device), runtime, threads), str(table))
-    typer.echo("measured on this device and setting")
+        output.say(f"measured on {found.fingerprint.device}, {found.fingerprint.runtime}")
+    else:
+        require_same(found, Fingerprint.of(torch.device(device), runtime, threads), str(table))
+        output.say("measured on this device and setting")
+    output.result(
+        {
+            **_facts(table, found),
+            "median_spread": float(np.median(spread)) if spread else None,
+            "worst_spread": max(spread, default=None),
+            "slower_when_narrower": [slower, pairs],
+        }
+    )

@@ -140,7 +140,8 @@ def make_budgets(budgets: Sequence[float | str], latency: Any = None) -> tuple[G
     resource = _FLOPS if str(latency).lower() == _FLOPS else goals.cost.resource
     known = {str(budget): parse_budget(budget, resource) for budget in budgets}
     if len(known) < len(budgets):
-        raise BudgetError(f"budgets={list(budgets)!r}: one of them is there twice")
+        twice = next(budget for budget in known if list(map(str, budgets)).count(budget) > 1)
+        raise BudgetError(f"budgets: {twice} is there twice")
     return goals, known
 
 

@@ -93,3 +93,24 @@ def test_a_table_of_another_device(run, tmp_path, monkeypatch):
     done = run("prune", *SMALL, "--table", "pi5.json", "--budget", "60%", "--out", "small", "--json")
     assert done.code == 0, done.err
     assert done.json["met"]
+
+
+def test_what_is_in_tables_in_json(run):
+    run("table", "build", *SMALL, "--table", "a.json")
+    table = read_table(Path("a.json"))
+    facts = {"path": "a.json", "points": len(table), "layers": 7}
+    (shown,) = run("table", "show", "a.json", "--json").json["tables"]
+    assert {name: shown[name] for name in facts} == facts
+    assert shown["fingerprint"]["device"] == table.fingerprint.device
+    checked = run("table", "check", "a.json", "--json").json
+    assert {name: checked[name] for name in facts} == facts
+    assert 0 <= checked["median_spread"] <= checked["worst_spread"]
+    assert run("table", "merge", "b.json", "a.json", "--json").json["points"] == len(table)
+    assert run("table", "check", "a.json", "--threads", 7, "--json").out == ""
+
+
+def test_a_cache_without_tables_says_so(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HALP_FX_CACHE_DIR", str(tmp_path / "empty"))
+    found = run("table", "show", "--json")
+    assert found.json == {"tables": []}
+    assert "no tables in" in found.err

@@ -1,0 +1,109 @@
+"""What a newcomer types: homes in paths, names that are there twice, functions that fail, one dash for help."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from command_line import SMALL
+from typer.testing import CliRunner
+
+import halp_fx
+from halp_fx.cli.app import app
+
+COUNTED = (*SMALL, "--cost", "macs")
+TABLE_COMMANDS = ("build", "request", "measure", "show", "merge", "check")
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """The user's home, beside the working directory. A shell does not expand it after an equals sign."""
+    place = tmp_path / "home"
+    place.mkdir()
+    monkeypatch.setenv("HOME", str(place))
+    return place
+
+
+def test_a_home_in_an_option_is_the_users(run, tmp_path, home):
+    found = run("prune", *COUNTED, "--budget", "50%", "--out=~/small", "--state=~/kept")
+    assert found.code == 0
+    names = {p.name for p in (home / "small").iterdir()}
+    assert names == {"model.safetensors", "plan.json", "report.html", "report.json"}
+    assert (home / "kept").is_dir()
+    assert not (tmp_path / "~").exists()
+    assert run("report", "~/small", "--html=~/pages/page.html").code == 0
+    assert (home / "pages" / "page.html").exists()
+
+
+def test_a_home_in_data_is_the_users(run, home):
+    (home / "photos").mkdir()
+    found = run("prune", *COUNTED, "--budget", "50%", "--data=~/photos")
+    assert f"--data {home / 'photos'}: no images there" in found.err
+
+
+def test_what_was_there_before_is_not_said_to_be_written(run, tmp_path):
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "notes.txt").write_text("mine")
+    found = run("prune", *COUNTED, "--budget", "50%", "--out", "small", "--export", "pt2")
+    assert found.code == 0
+    assert "wrote small: model.pt2, model.safetensors, plan.json, report.html, report.json\n" in found.out
+
+
+def test_networks_of_one_name_have_a_row_each(run):
+    found = run("bench", SMALL[0], *SMALL, "--seconds", 0, "--json")
+    assert [n["name"] for n in found.json["networks"]] == ["nets.py:make", "nets.py:make (2)"]
+    run("prune", *COUNTED, "--budget", "50%", "--out", "dense")
+    found = run("compare", *SMALL, "dense", "dense/", "--seconds", 0, "--json")
+    assert [n["name"] for n in found.json["networks"]] == ["dense", "dense (2)", "dense (3)"]
+
+
+@pytest.mark.parametrize("command", [(), ("prune",), ("table",), *(("table", c) for c in TABLE_COMMANDS)])
+def test_help_is_one_dash_away(command):
+    assert CliRunner().invoke(app, [*command, "-h"]).output == CliRunner().invoke(app, [*command, "--help"]).output
+
+
+def test_the_version_is_one_dash_away(run):
+    assert run("-V").out == run("--version").out == f"halp-fx {halp_fx.__version__}\n"
+
+
+@pytest.mark.parametrize("command", TABLE_COMMANDS)
+def test_every_command_of_tables_has_json(command):
+    assert "--json" in CliRunner().invoke(app, ["table", command, "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("prune", *SMALL, "--budget", "50"), 1, 'did you mean "50%"?'),
+        (("prune", *COUNTED, "--budget", "50%", "--runtime", "fast"), 1, "runtime 'fast' is not known: eager,"),
+        (("sweep", *COUNTED, "--budgets", "50%,50%"), 1, "budgets: 50% is there twice"),
+        (
+            ("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:fails"),
+            1,
+            "--data nets.py:fails fails: RuntimeError: no such luck",
+        ),
+        (("report", "small", "--html", "nets.py/page.html"), 1, "name another folder with --html"),
+        (("report", "small", "--plots", "nets.py"), 1, "name another folder with --plots"),
+        (("export", *SMALL, "small", "--to", "nets.py/a.onnx"), 1, "name another folder with --to"),
+        (("profile", *COUNTED, "--plots", "nets.py"), 1, "name another folder with --plots"),
+        (("solve", "nowhere.json"), 1, "there is no file nowhere.json"),
+        (("solve", "nets.py"), 1, "nets.py: not a JSON problem"),
+        (("solve", "."), 1, ". is a folder: name a file in it"),
+    ],
+)
+def test_a_mistake_is_said_with_its_remedy(run, words, code, said):
+    if "small" in words:
+        run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run(*words)
+    assert found.code == code
+    assert said in re.sub(r"\s+", " ", found.err)
+    assert "Traceback" not in found.err
+
+
+def test_nothing_is_said_to_be_shown_before_it_can_be_written(run):
+    """A page that cannot be written is an error before the report."""
+    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
+    found = run("report", "small", "--html", "nets.py/page.html")
+    assert found.out == ""
+    assert Path("nets.py").is_file()
