@@ -13,6 +13,11 @@ def few(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
+def words_of(error: BaseException) -> str:
+    """What an exception says, without PyTorch's lists of all that a function takes instead."""
+    return str(error).partition(", but expected one of:")[0]
+
+
 class HalpError(Exception):
     """Base class of all errors raised on purpose by halp_fx."""
 

@@ -48,13 +48,21 @@ def work(name: str, total: int | None, unit: str) -> Iterator[Advance]:
 
 def counted(items: Iterable[T], name: str, unit: str, most: int | None = None) -> Iterator[T]:
     """The items, each counted when the next one is asked for; at most `most` will be."""
-    total = len(items) if hasattr(items, "__len__") else None  # type: ignore[arg-type]
+    total = length_of(items)
     if total is not None and most is not None:
         total = min(total, most)
     with work(name, total, unit) as done:
         for item in items:
             yield item
             done()
+
+
+def length_of(items: object) -> int | None:
+    """How many there are; None where nobody knows: a loader of a stream has a length, and raises when asked for it."""
+    try:
+        return len(items)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _nothing() -> None:

@@ -122,6 +122,11 @@ def benchmark(
     Raises:
         LatencyError: no networks, a runtime that is not known or cannot run them, or no output to differentiate.
     """
+    if not isinstance(models, nn.Module | Mapping):
+        raise TimingError(
+            f"models is a {type(models).__name__}: pass a network, or networks by name, "
+            '{"dense": model, "small": small}'
+        )
     named = {type(models).__name__: models} if isinstance(models, nn.Module) else dict(models)
     if not named:
         raise TimingError("there are no networks to time")

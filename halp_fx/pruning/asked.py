@@ -6,7 +6,7 @@ Budgets are not part of it: one state serves many.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sized
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from itertools import islice
 from typing import Any
@@ -21,6 +21,7 @@ from ..latency import Cost
 from ..model.inputs import described
 from ..model.preserving import random_kept
 from ..model.tensors import every_tensor
+from ..progress import length_of
 from ..scoring.losses import described as batch_described
 from .request import Request
 
@@ -96,7 +97,8 @@ def _data(data: Iterable[Any] | None, batches: int) -> str:
         return "none"
     if isinstance(data, list | tuple):
         return f"{len(data)} batches with checksum {_digest(data[:batches])}"
-    length = f"{len(data)} batches" if isinstance(data, Sized) else "batches"
+    count = length_of(data)
+    length = "batches" if count is None else f"{count} batches"
     with random_kept():  # A loader that shuffles draws its order now.
         first = next(islice(iter(data), 1), None)
     return f"{length} from a {type(data).__qualname__}, the first {batch_described(first)}"

@@ -78,7 +78,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     if not isinstance(budget, str):
         if not is_number(budget):
             raise BudgetError(
-                f"budget {budget!r} of {resource} is neither a number nor a string: write {_forms(resource)}"
+                f"budget {_shown(budget)} of {resource} is neither a number nor a string: write {_forms(resource)}"
             )
         return Budget(share=_share(float(budget), budget, resource))
     match = _AMOUNT.match(budget)
@@ -105,6 +105,12 @@ def _share(value: float, written: object, resource: str) -> float:
         meant = "" if percent or not 1 < value <= 100 else f'did you mean "{value:.4g}%"? '
         raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: {meant}write {_forms(resource)}")
     return value
+
+
+def _shown(value: object) -> str:
+    """In one line: what was passed in place of a budget may be anything, such as the example inputs."""
+    line = repr(value).partition("\n")[0]
+    return line if len(line) <= 60 else f"{line[:60]}…"
 
 
 def _forms(resource: str) -> str:

@@ -16,7 +16,7 @@ from ..model.inputs import Examples, normalize_examples
 from ..model.naming import Ignored, ignored_names
 from ..model.randomness import Stream
 from ..scoring.callables import Importance, check_importance
-from ..scoring.losses import Loss, LossFn, check_loss
+from ..scoring.losses import Loss, LossFn, check_data, check_loss
 from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..solver.solution import BASELINES
@@ -159,9 +159,5 @@ def rereadable(data: Iterable[Any] | None) -> Iterable[Any] | None:
     Raises:
         SaliencyError: nothing can be read.
     """
-    # Not asked for an iterator to see: a DataLoader starts its workers then.
-    if isinstance(data, Iterator):
-        return list(islice(data, MAX_BATCHES))
-    if data is not None and not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
-        raise SaliencyError(f"data is a {type(data).__name__}: pass batches, such as a DataLoader or a list of tensors")
-    return data
+    check_data(data)
+    return list(islice(data, MAX_BATCHES)) if isinstance(data, Iterator) else data

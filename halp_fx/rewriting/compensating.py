@@ -20,7 +20,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ..errors import HalpError, PlanError, SaliencyError, few
+from ..errors import HalpError, PlanError, SaliencyError, few, words_of
 from ..internals import tree_leaves
 from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
@@ -238,7 +238,7 @@ def _runner(
         except Exception as error:
             raise SaliencyError(
                 f"layers cannot be compensated: the forward of {described(inputs)} failed with "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {words_of(error)}"
             ) from error
         finally:
             handle.remove()

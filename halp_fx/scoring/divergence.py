@@ -18,8 +18,8 @@ from torch import nn
 from ..errors import SaliencyError
 from ..model.preserving import preserved, set_mode
 from ..model.tensors import tensors_in
-from .losses import Loss, called, described, moved, total
-from .sampled import inputs_of, samples_in
+from .losses import Loss, called, described, inputs_of, moved, total
+from .sampled import samples_in
 
 Parts = list[torch.Tensor]
 """The floating-point tensors that one forward puts out."""

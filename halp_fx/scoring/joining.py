@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ..internals import tree_flatten, tree_unflatten
-from .losses import moved
-from .sampled import inputs_of, samples_in, samples_of
+from .losses import inputs_of, moved
+from .sampled import samples_in, samples_of
 
 
 def joined(data: Iterable[Any], most: int, device: torch.device) -> tuple[Any, int]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..errors import HalpError, SaliencyError
-from ..internals import tree_map
+from ..errors import HalpError, SaliencyError, words_of
+from ..internals import tree_leaves, tree_map
+from ..model.tensors import dtype_name
 
 LossFn = Callable[[Any, Any], torch.Tensor]
 """(output, target) -> scalar."""
@@ -19,6 +22,31 @@ Loss = Callable[[nn.Module, Any], Any]
 """(model, batch) -> scalar, or a mapping or sequence of scalars that are added up."""
 
 REMEDY = "pass loss=lambda model, batch: … (a scalar, or a dict of losses that are added up) instead of loss_fn"
+
+
+_CALLED = (
+    ". With loss_fn, the model is called with its first item (a tuple or list as positional, a dict as keyword "
+    f"arguments) and loss_fn with the output and the second item; otherwise {REMEDY}"
+)
+
+
+def check_data(data: Any) -> None:
+    """Refuse what is no batches though it can be read like them.
+
+    Raises:
+        SaliencyError: says what it is, and what to pass.
+    """
+    wanted = "pass batches, such as a DataLoader or a list of tensors"
+    # Not asked for an iterator to see: a DataLoader starts its workers then.
+    readable = data is None or hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+    if not readable or isinstance(data, str | bytes | os.PathLike | Mapping):
+        raise SaliencyError(f"data is {described(data)}: {wanted}")
+    if isinstance(data, torch.Tensor | np.ndarray):
+        batch = "data" if isinstance(data, torch.Tensor) else "torch.from_numpy(data)"
+        raise SaliencyError(f"data is {described(data)}, whose items are samples: {wanted}, here [{batch}]")
+    pair = isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(t, torch.Tensor) for t in data)
+    if pair and data[0].ndim != data[1].ndim:
+        raise SaliencyError(f"data is {described(data)}, one batch of inputs and targets: pass a list of such pairs")
 
 
 def check_loss(data: Any, loss_fn: LossFn | None, loss: Loss | None) -> None:
@@ -71,10 +99,8 @@ def batch_loss(
         raise
     except Exception as error:
         raise SaliencyError(
-            f"the loss of batch {number} of data failed: {type(error).__name__}: {error}\nThe batch is "
-            f"{described(batch)}{_hint(batch)}. With loss_fn, the model is called with its first item (a tuple or list "
-            "as positional, a dict as keyword arguments) and loss_fn with the output and the second item; otherwise "
-            f"{REMEDY}"
+            f"the loss of batch {number} of data failed: {type(error).__name__}: {words_of(error)}\n"
+            f"The batch is {described(batch)}{_hint(batch, model) or _CALLED}"
         ) from error
     return total(value)
 
@@ -116,6 +142,8 @@ def described(value: Any, depth: int = 0) -> str:
     """What a batch is, in a few words: containers, and the shapes in them."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape}"
     if isinstance(value, Mapping):
         keys = ", ".join(repr(k) for k in list(value)[:6])
         return f"a {type(value).__name__} with the keys {keys}"
@@ -127,11 +155,30 @@ def described(value: Any, depth: int = 0) -> str:
     return f"a{'n' if name[:1].lower() in 'aeiou' else ''} {name}"
 
 
-def _hint(batch: Any) -> str:
-    """What a batch that has a single class may be."""
-    target = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
-    one = isinstance(target, int) or (isinstance(target, torch.Tensor) and target.ndim == 0)
-    return ": one sample of a data set? Pass a torch.utils.data.DataLoader of it" if one else ""
+def inputs_of(batch: Any) -> Any:
+    """What the model is called with: of a pair the first item, else the batch."""
+    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
+
+
+def _hint(batch: Any, model: nn.Module) -> str:
+    """What is odd about a batch that a model could not be called with, and the remedy; "" if nothing is."""
+    given = inputs_of(batch)
+    target = None if given is batch else batch[1]
+    image = (
+        isinstance(given, torch.Tensor) and given.ndim == 3 and any(isinstance(m, nn.Conv2d) for m in model.modules())
+    )
+    if image or isinstance(target, int) or (isinstance(target, torch.Tensor) and target.ndim == 0):
+        return ": one sample of a data set? Pass a torch.utils.data.DataLoader of it"
+    leaves = tree_leaves(batch)
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return ". It holds arrays of numpy: torch.from_numpy makes tensors of them"
+    numbers = next((t.dtype for t in tree_leaves(given) if isinstance(t, torch.Tensor)), None)
+    own = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    if own is None or numbers is None or numbers == own or not (numbers.is_floating_point or numbers == torch.uint8):
+        return ""
+    return (
+        f". It is of {dtype_name(numbers)}, and the network of {dtype_name(own)}: convert the batches, as in training"
+    )
 
 
 def moved(batch: Any, device: torch.device) -> Any:

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SaliencyError
+from ..errors import SaliencyError, words_of
 from ..internals import NormBase
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
-from .losses import Loss, called, moved
-from .sampled import inputs_of
+from .losses import Loss, called, check_data, inputs_of, moved
 
 
 def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, loss: Loss | None = None) -> nn.Module:
@@ -39,8 +38,9 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
         The model.
 
     Raises:
-        SaliencyError: data has no batch, or the forward fails on one; the statistics are as they were.
+        SaliencyError: data has no batch or is none, or the forward fails on one; the statistics are as they were.
     """
+    check_data(data)
     norms = norms_of(model)
     if not norms:
         return model
@@ -60,7 +60,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
                 raise
             raise SaliencyError(
                 f"batch norms cannot be re-estimated: the forward of batch {used} of data failed with "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {words_of(error)}"
             ) from error
     if not used:
         put_back(norms, before)

@@ -17,7 +17,7 @@ from torch import nn
 
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
-from .losses import Loss, LossFn, batch_loss, called, pair_of, total
+from .losses import Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
 
 
 @dataclass(slots=True)
@@ -117,11 +117,6 @@ def _summed(loss: Loss) -> Loss:
         return value * count
 
     return of
-
-
-def inputs_of(batch: Any) -> Any:
-    """What the model is called with: of a pair the first item, else the batch."""
-    return batch[0] if isinstance(batch, tuple | list) and len(batch) == 2 else batch
 
 
 def samples_in(batch: Any) -> int | None:

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelError, TraceError
+from ..errors import ModelError, TraceError, words_of
 from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.preserving import (
@@ -132,8 +133,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
                 raise
             raise TraceError(
                 f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{recorder.where(error)}: "
-                f"{error}\n"
-                "Pass example_inputs with which model(*example_inputs) runs.",
+                f"{words_of(error)}\n"
+                f"Pass example_inputs with which model(*example_inputs) runs{_remedy(used, (args, kwargs))}.",
                 recorder.graph,
                 recorder.names.failed,
             ) from error
@@ -184,5 +185,21 @@ def _tables(model: nn.Module) -> Iterator[tuple[str, str, dict[Any, Any]]]:
 
 
 def _shapes(inputs: Any) -> str:
+    return ", ".join(map(_shape, tree_leaves(inputs)))
+
+
+def _shape(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return str(tuple(value.shape))
+    return f"an array of shape {value.shape}" if isinstance(value, np.ndarray) else repr(value)[:40]
+
+
+def _remedy(model: nn.Module, inputs: Any) -> str:
+    """What probably was to be passed, in a few words; "" where nothing says so."""
     leaves = tree_leaves(inputs)
-    return ", ".join(str(tuple(v.shape)) if isinstance(v, torch.Tensor) else repr(v)[:40] for v in leaves)
+    if leaves and all(type(leaf) is int for leaf in leaves):
+        return f", a tensor of that shape: torch.rand({', '.join(map(str, leaves))})"
+    if any(isinstance(leaf, np.ndarray) for leaf in leaves):
+        return ", tensors, not arrays of numpy: torch.from_numpy makes them"
+    image = len(leaves) == 1 and isinstance(leaves[0], torch.Tensor) and leaves[0].ndim == 3
+    return ", the batch first: x[None]" if image and any(isinstance(m, nn.Conv2d) for m in model.modules()) else ""

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 import halp_fx
-from halp_fx import BudgetError, HalpError, ModelError, SaliencyError
+from halp_fx import BudgetError, HalpError, ModelError, SaliencyError, TraceError
 
 X, Y = torch.rand(8, 3, 8, 8), torch.randint(4, (8,))
 ONE = [(X[:1], Y[:1])]
@@ -61,7 +62,24 @@ class Empty:
         ({"data": Empty(), "compensate": True}, SaliencyError, "^data has no batches: pass"),
         ({"data": [(X[:0], Y[:0])]}, SaliencyError, "batch 0 of data has no samples"),
         ({"data": [(X, Y), (X[:0], Y[:0])]}, SaliencyError, "batch 1 of data has no samples"),
-        ({"data": 5}, SaliencyError, "data is a int: pass batches"),
+        ({"data": 5}, SaliencyError, "data is an int: pass batches"),
+        ({"data": "photos"}, SaliencyError, "data is a str: pass batches"),
+        ({"data": {"images": X}}, SaliencyError, "data is a dict with the keys 'images': pass batches"),
+        (
+            {"data": X},
+            SaliencyError,
+            r"data is a tensor of shape \(8, 3, 8, 8\), whose items .*: pass batches, .* \[data\]",
+        ),
+        (
+            {"data": X.numpy()},
+            SaliencyError,
+            r"data is an array of shape \(8, 3, 8, 8\), whose items .*torch.from_numpy",
+        ),
+        ({"data": (X, Y)}, SaliencyError, "one batch of inputs and targets.*: pass a list of such pairs"),
+        ({"data": [X.numpy()]}, SaliencyError, "(?s)received an invalid .*It holds arrays of numpy: torch.from_numpy"),
+        ({"data": [(X.half(), Y)]}, SaliencyError, "It is of float16, and the network of float32"),
+        ({"data": [((X * 255).byte(), Y)]}, SaliencyError, "It is of uint8, and the network of float32"),
+        ({"data": [X[0]]}, SaliencyError, "one sample of a data set"),
         ({"data": X.double().split(4)}, SaliencyError, "loss of batch 0 of data failed"),
         ({"data": [(X * torch.nan, Y)]}, SaliencyError, "all 1 batches had a loss or gradients that are not finite"),
         ({"score_fn": 3}, HalpError, "3 was passed for a function"),
@@ -72,7 +90,9 @@ class Empty:
         ({"ignore": ["no*"]}, ModelError, "ignore: the pattern 'no"),
         ({"ignore": ["0"], "limits": {"0": 8}}, ModelError, "ignored by the caller"),
     ],
-    ids=lambda value: value.__name__ if isinstance(value, type) else ", ".join(value),
+    ids=lambda value: (
+        value.__name__ if isinstance(value, type) else ", ".join(value) if isinstance(value, dict) else ""
+    ),
 )
 def test_what_cannot_be_used_is_named(function, settings, error, match):
     model = network()
@@ -99,3 +119,44 @@ def test_who_raised_is_said():
         with pytest.raises(ZeroDivisionError) as caught:
             called("prune", network(), **settings)
         assert caught.value.__notes__[0].startswith(f"raised by {next(iter(settings))}")
+
+
+class Endless(IterableDataset):
+    """Samples from a stream: nobody knows how many."""
+
+    def __iter__(self):
+        return zip(X.repeat(8, 1, 1, 1), Y.repeat(8), strict=True)
+
+
+@pytest.mark.parametrize("state", [None, "kept"])
+def test_a_loader_of_unknown_length(state, tmp_path):
+    settings = {} if state is None else {"state": tmp_path / state}
+    assert called("prune", network(), data=DataLoader(Endless(), 16), **settings).halp.met
+
+
+@pytest.mark.parametrize(
+    ("example", "match"),
+    [
+        ((1, 3, 8, 8), r"example inputs 1, 3, 8, 8.*\n.*a tensor of that shape: torch.rand\(1, 3, 8, 8\)"),
+        (X[:1].numpy(), r"example inputs an array of shape \(1, 3, 8, 8\).*\n.*tensors, not arrays of numpy"),
+        (
+            X[0],
+            r"example inputs \(3, 8, 8\).*\nPass example_inputs with which model\(\*example_inputs\) runs, the batch",
+        ),
+    ],
+)
+def test_example_inputs_that_are_none(example, match):
+    with pytest.raises(TraceError, match=match) as caught:
+        halp_fx.prune(network(), 0.5, example, latency="macs", progress=False)
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_arguments_in_another_order():
+    with pytest.raises(BudgetError) as caught:
+        halp_fx.prune(network(), X, "60%")
+    assert len(str(caught.value)) < 200
+
+
+def test_networks_to_time_have_names():
+    with pytest.raises(halp_fx.LatencyError, match="models is a list: pass a network, or networks by name"):
+        halp_fx.benchmark([network(), network()], X)
