@@ -28,11 +28,13 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Time pruned networks and their dense one in turn, on this machine, in any runtime."""
-    from .folders import come_back
+    from .folders import checkpoint_in, come_back
     from .models import ModelSpec
     from .output import Output, told_apart
 
     output = Output(as_json)
+    for folder in folders:
+        checkpoint_in(folder)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     names = told_apart(["dense", *map(str, folders)])
     networks = dict(zip(names, [dense, *(come_back(folder, dense, example) for folder in folders)], strict=True))

@@ -34,11 +34,12 @@ def export(
 
     MODEL makes the dense network again; its weights come from the checkpoint.
     """
-    from .folders import come_back
+    from .folders import checkpoint_in, come_back
     from .models import ModelSpec
     from .output import Output, writable
 
     output = Output(as_json)
+    checkpoint_in(folder)
     writable(to.parent, "--to")
     network, example = ModelSpec(model, inputs or (), settings or ()).load()
     small = come_back(folder, network, example)

@@ -26,6 +26,7 @@ PLAN, CHECKPOINT = "plan.json", "model.safetensors"
 REPORT, PAGE = "report.json", "report.html"
 KINDS = ("onnx", "pt2")
 _LABEL = 11
+_WRITES = "there is no {}: `halp-fx prune … --out DIR` writes one"
 
 
 def next_steps(source: ModelSpec, folder: Path) -> str:
@@ -78,10 +79,22 @@ def come_back(place: Path, dense: nn.Module, inputs: tuple[Any, ...]) -> nn.Modu
     from ..api import rewrite
     from ..saving import load
 
-    checkpoint = place / CHECKPOINT if place.is_dir() else place
+    checkpoint = checkpoint_in(place)
     if checkpoint.suffix == ".json":
         return rewrite(dense, read_plan(checkpoint), inputs).eval()
     return load(checkpoint, dense).eval()
+
+
+def checkpoint_in(place: Path) -> Path:
+    """The checkpoint of a folder, or the file that is named.
+
+    Raises:
+        HalpError: it is not there; asked before a model is made.
+    """
+    path = place / CHECKPOINT if place.is_dir() else place
+    if not path.exists():
+        raise HalpError(_WRITES.format(path))
+    return path
 
 
 def read_plan(place: Path) -> Plan:
@@ -125,7 +138,6 @@ def _read(parse: Callable[[str], T], place: Path, name: str = "") -> T:
     except HalpError as error:
         raise HalpError(f"{path}: {error}") from error
     except FileNotFoundError as error:
-        made = f"there is no {path}: `halp-fx prune … --out DIR` writes one"
-        raise HalpError(made if name else why_unreadable(path, error)) from None
+        raise HalpError(_WRITES.format(path) if name else why_unreadable(path, error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HalpError(why_unreadable(path, error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -126,7 +127,8 @@ def prune(
         made = halp_fx.export(small, out / f"model.{kind}", example)
         wrote.append(output.wrote(made.path).name)
         output.say(made)
-    output.say(f"{as_options(str(report))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
+    said = replace(report, notes=tuple(map(as_options, report.notes)))  # Before lines are broken.
+    output.say(f"{as_options(str(said))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
     output.say(next_steps(source, out))
     output.result(
         {

@@ -77,13 +77,16 @@ class Benchmark:
             width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
         """
         first = self.networks[0]
-        columns = [Column.name("network"), Column.number("ms"), Column.number("spread", 1), Column.number("of first")]
+        several = len(self.networks) > 1
+        columns = [Column.name("network"), Column.number("ms"), Column.number("spread", 1)]
+        columns += [Column.number("of first")] if several else []
         columns += [Column.number("samples/s", 3), Column.number("parameters", 2)]
         columns += [] if first.training is None else [Column.number("ms, training")]
         columns += [] if first.peak_bytes is None else [Column.number("peak MiB")]
         rows = []
         for n in self.networks:
-            row = [n.name, f"{n.forward.median_ms:.4g}", f"{n.forward.spread:.1%}", f"{n.share:.1%}"]
+            row = [n.name, f"{n.forward.median_ms:.4g}", f"{n.forward.spread:.1%}"]
+            row += [f"{n.share:.1%}"] if several else []
             row += [f"{n.throughput:,.4g}", f"{n.parameters:,}"]
             row += [] if n.training is None else [f"{n.training.median_ms:.4g}"]
             row += [] if n.peak_bytes is None else [f"{n.peak_bytes / 2**20:,.1f}"]
@@ -91,7 +94,8 @@ class Benchmark:
         where = f"batch {self.batch}, {self.runtime}, {self.device}"
         where += f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
         busy = f"\nother programs ran in {self.waited:.0%} of the time" if self.waited > 0.1 else ""
-        said = f"{where}; medians. Networks ran in turn: of first is the median over the turns{busy}"
+        turns = '; networks ran in turn, and "of first" is the median of the shares over the turns' if several else ""
+        said = f"{where}; medians{turns}{busy}"
         return folded(f"{tabled(columns, rows, width)}\n\n{said}", width)
 
     def __str__(self) -> str:

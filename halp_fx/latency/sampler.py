@@ -130,9 +130,9 @@ class Sampler:
         if self.unsteady:
             worst = max(self.unsteady, key=self.unsteady.__getitem__)
             logger.warning(
-                "%d layers were measured with times that spread by more than %.0f %%, also at the second try (worst: "
+                "%s measured with times that spread by more than %.0f %%, also at the second try (worst: "
                 "%s, %.0f %%): something else may be using this machine",
-                *(len(self.unsteady), 100 * SPREAD_LIMIT, worst, 100 * self.unsteady[worst]),
+                *(_layers(len(self.unsteady)), 100 * SPREAD_LIMIT, worst, 100 * self.unsteady[worst]),
             )
         drift = float(np.median(self.drift)) - 1 if len(self.drift) >= _LEAST_DRIFT_SAMPLES else 0.0
         if abs(drift) > DRIFT_LIMIT:
@@ -171,3 +171,7 @@ class Sampler:
             call = callable_for(layer, args, kwargs, self.runtime)
             with as_asked(self.runtime):
                 return (self.timer or timer_for(self.runtime))(call, self.device, effort)
+
+
+def _layers(count: int) -> str:
+    return "1 layer was" if count == 1 else f"{count} layers were"

@@ -107,3 +107,26 @@ def test_nothing_is_said_to_be_shown_before_it_can_be_written(run):
     found = run("report", "small", "--html", "nets.py/page.html")
     assert found.out == ""
     assert Path("nets.py").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [("compare", "none.py:make", "nowhere"), ("export", "none.py:make", "nowhere", "--to", "a.onnx")]
+)
+def test_a_folder_that_is_not_there_is_said_before_a_model_is_made(run, words):
+    found = run(*words)
+    assert found.code == 1
+    assert "there is no nowhere: `halp-fx prune … --out DIR` writes one" in found.err
+
+
+def test_one_network_is_compared_with_none(run):
+    said = run("bench", *SMALL, "--seconds", 0).out
+    assert "of first" not in said
+    assert '"of first"' in run("bench", SMALL[0], *SMALL, "--seconds", 0).out
+
+
+def test_a_report_fits_a_narrow_terminal_as_it_would_unbroken(run, monkeypatch):
+    """What is said in options is broken into lines once."""
+    monkeypatch.setenv("COLUMNS", "40")
+    said = run("prune", *COUNTED, "--budget", "50%").out
+    note = said[said.index("note: ") :].split("\n\n")[0].splitlines()
+    assert all(re.match(r"  \S", line) for line in note[1:])
