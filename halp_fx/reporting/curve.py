@@ -23,7 +23,7 @@ from ..pruning.reached import hand_over
 from ..pruning.session import Session
 from ..types import Plan
 from .making import report_on
-from .plots import COLORS, DENSE, PRUNED, new_figure, save
+from .plots import COLORS, DENSE, PRUNED, new_figure, save, shares_on
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +134,17 @@ class Curve:
             row = [p.asked, *costs, f"{p.share:.1%}", f"{p.parameters:,}"]
             table.append([*row, "yes" if p.met else "no", *([f"{p.score:.4g}"] if scored else [])])
         number = Column.number
-        columns = [Column("asked"), number(f"budget, {self.unit}", 2), number("predicted", 1), number("measured")]
+        columns = [Column("asked"), number(f"budget, {self.unit}", 2), number("predicted", 1), number(self._taken)]
         columns += [number("of dense"), number("parameters", 3), Column("met"), *([number("score")] if scored else [])]
         parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
         parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
         return folded("\n\n".join(parts))
+
+    @property
+    def _taken(self) -> str:
+        """How costs of networks were found."""
+        return "measured" if self.unit == "ms" else "counted"
 
     def plot(self, path: str | Path) -> Path:
         """Draw predicted and measured cost against the budget and, if there are scores, the score against the cost;
@@ -153,16 +158,18 @@ class Curve:
         budgets = [p.budget / self.dense for p in self.points]
         axes[0].plot(budgets, budgets, color=DENSE, label="budget")
         axes[0].plot(budgets, [p.predicted / self.dense for p in self.points], "x", color=COLORS[1], label="predicted")
-        axes[0].plot(budgets, [p.share for p in self.points], "o-", color=PRUNED, markersize=3, label="measured")
+        axes[0].plot(budgets, [p.share for p in self.points], "o-", color=PRUNED, markersize=3, label=self._taken)
         of = f"of the dense network's {amount(self.dense, self.unit)}"
         axes[0].set(xlabel=f"budget, {of}", ylabel=f"cost, {of}", title="What the budgets give")
         axes[0].legend(fontsize=8)
+        shares_on(axes[0].xaxis, axes[0].yaxis)
         if self.dense_score is not None:
             axes[1].plot(
                 [p.share for p in self.points], [p.score for p in self.points], "o-", color=PRUNED, markersize=3
             )
             axes[1].axhline(self.dense_score, color=DENSE, linestyle="--", linewidth=0.8)
-            axes[1].set(xlabel=f"measured, {of}", ylabel="score", title="What is left of the score")
+            axes[1].set(xlabel=f"cost, {of}", ylabel="score", title="What is left of the score")
+            shares_on(axes[1].xaxis)
         return save(figure, path_of(path))
 
 

@@ -86,6 +86,7 @@ def bars(profile: Profile) -> Figure:
         at = [i for i, name in enumerate(named) if name == op]
         left.barh(at, [rows[i].cost for i in at], color=color, label=op)
     left.set_yticks(range(len(rows)), [row.name[-38:] for row in rows])
+    left.margins(y=0.01)
     left.set_xlabel(f"cost of a layer, {profile.unit}")
     _amounts(left.xaxis, profile.unit)
     left.set_title(
@@ -100,6 +101,7 @@ def bars(profile: Profile) -> Figure:
     right.set_title("Groups: what their widths cost, all other groups dense", fontsize=10)
     right.set_xlabel("share of the group's channels kept")
     right.set_ylabel(f"cost of the group's layers, {profile.unit}")
+    shares_on(right.xaxis)
     _amounts(right.yaxis, profile.unit)
     right.set_ylim(bottom=0)
     if right.lines:
@@ -126,6 +128,7 @@ def before_after(report: Report) -> Figure:
     axes.barh(at + 0.2, [c.cost[0] for c in rows], 0.38, color=DENSE, label="dense")
     axes.barh(at - 0.2, [c.cost[1] for c in rows], 0.38, color=PRUNED, label="pruned")
     axes.set_yticks(at, [c.name[-44:] for c in rows])
+    axes.margins(y=0.01)
     axes.tick_params(labelsize=7)
     axes.set_xlabel(f"cost of a layer, {report.unit}")
     _amounts(axes.xaxis, report.unit)
@@ -168,6 +171,12 @@ def _amounts(axis: Any, unit: str) -> None:
 
     if unit != "ms":
         axis.set_major_formatter(EngFormatter())
+
+
+def shares_on(*axes: Any) -> None:
+    """Ticks such as "60%"."""
+    for axis in axes:
+        axis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
 
 
 def heat_map(table: CostTable, unit: str) -> Figure:
