@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BudgetError
+from ..errors import BudgetError, InfeasibleError
 from ..files import path_of
 from ..fitting import Column, folded, tabled
 from ..latency import ParamsCost
@@ -138,7 +138,7 @@ class Curve:
         columns += [number("of dense"), number("parameters", 3), Column("met"), *([number("score")] if scored else [])]
         parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
-        parts += [f"{budget} cannot be reached: {why}" for budget, why in self.refused.items()]
+        parts += [f"{budget}: {why}" for budget, why in self.refused.items()]
         return folded("\n\n".join(parts))
 
     @property
@@ -224,7 +224,7 @@ def _curve(frontier: Frontier, points: Sequence[Point], stood: Mapping[str, Sess
         unit=session.yardstick.goals.cost.unit,
         dense=session.yardstick.dense,
         points=tuple(points),
-        refused={name: str(error) for name, error in frontier.refused.items()},
+        refused=_refused(frontier.refused),
         seconds=dict(session.clock.seconds),
         dense_score=session.judgement.scores[0].score if session.judgement is not None else None,
         _made=made,
@@ -267,3 +267,9 @@ def _parameters(session: Session) -> int:
     left, _, _ = yardstick.left(network.plan)
     gone = ParamsCost().total(yardstick.coupling) - ParamsCost().total(left, left.widths(network.plan))
     return parameter_count(yardstick.model) - round(gone)
+
+
+def _refused(errors: Mapping[str, InfeasibleError]) -> dict[str, str]:
+    """Why budgets cannot be reached: of the largest the reason, of all below it that one."""
+    largest = next(iter(errors), "")
+    return {n: str(e) if n == largest else f"it is below {largest}, which cannot be reached" for n, e in errors.items()}

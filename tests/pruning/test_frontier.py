@@ -137,7 +137,9 @@ def test_what_cannot_be_reached_is_named_and_the_rest_is_there():
     assert [p.asked for p in curve.points] == ["0.5"]
     assert set(curve.refused) == {"0.001", "0.0001"}
     assert "cannot be reached" in curve.refused["0.001"]
-    assert "0.001 cannot be reached" in str(curve)
+    assert curve.refused["0.0001"] == "it is below 0.001, which cannot be reached"
+    assert str(curve).count("cannot be reached") == 2  # Each is said once, and in few words.
+    assert "0.001: a budget of" in str(curve)
     with pytest.raises(InfeasibleError):
         curve_of([0.001])
 
