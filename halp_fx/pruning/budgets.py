@@ -102,7 +102,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
 def _share(value: float, written: object, resource: str) -> float:
     if not math.isfinite(value) or not 0 < value <= 1:
         percent = isinstance(written, str) and written.strip().endswith("%")
-        meant = "" if percent or not 1 < value <= 100 else f'did you mean "{value:.4g}%"? '
+        meant = "" if percent or not 1 < value <= 100 else f'did you mean "{value:.4g}%"? Otherwise '
         raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: {meant}write {_forms(resource)}")
     return value
 
