@@ -124,7 +124,7 @@ _OPTIONS = {
     r"pass data (for widths that fit the network) \(and loss_fn,": r"pass --data \1 (and --loss,",
     r"\beffort='(\w+)'": r"--effort \1",
     r"pass data, batches of inputs": "pass --data",
-    r"Pass example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
+    r"Pass\s+example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
         "Say what it takes with --input, the batch first: 1x3x224x224"
     ),
 }

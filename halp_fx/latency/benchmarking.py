@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import HalpError, words_of
 from ..fitting import Column, folded, tabled
 from ..internals import tree_leaves
 from ..model.inputs import normalize_inputs
@@ -135,7 +136,12 @@ def benchmark(
     if not named:
         raise TimingError("there are no networks to time")
     networks = list(named.values())
+    other = next((name for name, model in named.items() if not isinstance(model, nn.Module)), None)
+    if other is not None:
+        raise TimingError(f"{other!r} is a {type(named[other]).__name__}: pass a network, or networks by name")
     inputs = normalize_inputs(networks[0], example_inputs)
+    for name, model in named.items():
+        _try(name, model, inputs)
     options: dict[str, Any] = {"min_time_s": min_time_s, "max_time_s": max_time_s, "repeats": repeats}
     times = interleaved(networks, inputs, runtime=runtime, threads=threads, **options)
     trained: Sequence[Timing | None] = [None] * len(networks)
@@ -163,6 +169,26 @@ def benchmark(
         threads=threads or torch.get_num_threads(),
         waited=max(t.waited for t in times),
     )
+
+
+def _try(name: str, model: nn.Module, inputs: Inputs) -> None:
+    """Run it once.
+
+    Raises:
+        TimingError: that fails.
+    """
+    args, kwargs = inputs
+    with preserved(model), torch.no_grad():
+        set_mode(model)
+        try:
+            model(*args, **kwargs)
+        except (HalpError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise TimingError(
+                f"the forward of {name!r} fails on the example inputs: {type(error).__name__}: {words_of(error)}. Pass "
+                "example_inputs with which model(*example_inputs) runs"
+            ) from error
 
 
 def _training(networks: Sequence[nn.Module], inputs: Inputs, threads: int | None, effort: Effort) -> list[Timing]:

@@ -69,6 +69,8 @@ class MeasuredLatency:
 
     def __post_init__(self) -> None:
         kind_of(self.runtime)
+        if self.threads is not None and self.threads < 1:
+            raise LatencyError(f"threads={self.threads!r} must be a whole number of at least 1, or None")
 
     @property
     def resource(self) -> str:

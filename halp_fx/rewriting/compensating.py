@@ -26,7 +26,7 @@ from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
 from ..scoring.joining import joined
-from ..scoring.losses import Loss, called, described, moved
+from ..scoring.losses import Loss, called, check_data, described, moved
 from ..scoring.recalibrating import kept_statistics, measuring, norms_of, put_back
 from ..scoring.regression import Fit, fitted
 from ..scoring.sampled import samples_in
@@ -130,6 +130,7 @@ def compensate(
     cut = _cut(small, model, plan, coupling)
     if not cut:
         return Compensation((), {}, 0)
+    check_data(data)
     _check(small, model, plan, coupling)
     run, count = _runner(data, loss, most_together(coupling, samples), next(model.parameters()).device)
     norms = norms_of(small) if recalibrate else []

@@ -41,6 +41,8 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
         SaliencyError: data has no batch or is none, or the forward fails on one; the statistics are as they were.
     """
     check_data(data)
+    if data is None:
+        raise SaliencyError("batch norms cannot be re-estimated without data: pass batches, such as a DataLoader")
     norms = norms_of(model)
     if not norms:
         return model

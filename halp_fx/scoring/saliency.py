@@ -28,7 +28,7 @@ from .batchwise import batch_rows
 from .callables import Importance, answer_of, asked, check_importance, scores_of
 from .fisher import fisher_values
 from .gates import Gates, Rows, none_counted
-from .losses import Loss, LossFn, batch_loss, check_loss, loss_of, moved
+from .losses import Loss, LossFn, batch_loss, check_data, check_loss, loss_of, moved
 from .magnitude import magnitudes, masked, split
 from .sampled import Sampled
 from .scored import Weights
@@ -144,6 +144,7 @@ def score(
         SaliencyError: a loss without data, "taylor" without a loss, a batch that does not fit, no batch with finite
             gradients, wrong scores, or no signal in any group.
     """
+    check_data(data)
     check_loss(data, loss_fn, loss)
     check_importance(importance)
     groups = coupling.prunable

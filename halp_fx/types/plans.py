@@ -78,6 +78,11 @@ class Plan(Mapping[str, tuple[int, ...]]):
     made_by: Mapping[str, tuple[Making, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.kept, Mapping):
+            raise PlanError(
+                f"a plan of {self.kept!r:.60} is no mapping from groups to the channels that they keep; Plan.from_json "
+                "reads the text of a plan's file"
+            )
         clean = {}
         for name, indices in self.kept.items():
             try:

@@ -87,6 +87,8 @@ def test_every_command_of_tables_has_json(command):
         (("report", "small", "--plots", "nets.py"), 1, "name another folder with --plots"),
         (("export", *SMALL, "small", "--to", "nets.py/a.onnx"), 1, "name another folder with --to"),
         (("profile", *COUNTED, "--plots", "nets.py"), 1, "name another folder with --plots"),
+        (("bench", SMALL[0], "--input", "1x1x8x8"), 1, "the forward of 'nets.py:make' fails on the example inputs: "),
+        (("bench", SMALL[0], "--input", "1x1x8x8"), 1, "Say what it takes with --input"),
         (("solve", "nowhere.json"), 1, "there is no file nowhere.json"),
         (("solve", "nets.py"), 1, "nets.py: not a JSON problem"),
         (("solve", "."), 1, ". is a folder: name a file in it"),

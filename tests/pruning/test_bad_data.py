@@ -157,6 +157,45 @@ def test_arguments_in_another_order():
     assert len(str(caught.value)) < 200
 
 
-def test_networks_to_time_have_names():
-    with pytest.raises(halp_fx.LatencyError, match="models is a list: pass a network, or networks by name"):
-        halp_fx.benchmark([network(), network()], X)
+@pytest.mark.parametrize(
+    ("models", "match"),
+    [
+        ([network(), network()], "models is a list: pass a network, or networks by name"),
+        ({"dense": "resnet18"}, "'dense' is a str: pass a network, or networks by name"),
+        (
+            {"dense": network(), "gray": nn.Conv2d(1, 4, 3)},
+            r"the forward of 'gray' fails on the example inputs: RuntimeError: .* to have 1 channels",
+        ),
+    ],
+)
+def test_networks_that_cannot_be_timed(models, match):
+    with pytest.raises(halp_fx.LatencyError, match=match):
+        halp_fx.benchmark(models, X, min_time_s=0, max_time_s=0)
+
+
+def test_threads_that_are_none():
+    with pytest.raises(halp_fx.LatencyError, match="threads=0 must be a whole number of at least 1, or None"):
+        halp_fx.latency.MeasuredLatency(threads=0)
+
+
+def test_stages_alone_refuse_data_that_is_no_batches():
+    model = network()
+    coupling = halp_fx.channel_groups(model, X[:1])
+    plan = halp_fx.Plan({"0": range(8)})
+    small = halp_fx.rewrite(model, plan, X[:1])
+    stages = (
+        lambda data: halp_fx.recalibrate(model, data),
+        lambda data: halp_fx.score(model, coupling, data),
+        lambda data: halp_fx.compensate(small, model, data, plan, X[:1]),
+    )
+    for stage in stages:
+        with pytest.raises(SaliencyError, match="data is a tensor of shape"):
+            stage(X)
+    with pytest.raises(SaliencyError, match="batch norms cannot be re-estimated without data"):
+        halp_fx.recalibrate(model, None)
+
+
+@pytest.mark.parametrize("plan", ["plan.json", [1, 2], None])
+def test_a_plan_that_is_none(plan):
+    with pytest.raises(halp_fx.PlanError, match=r"is no mapping from groups .*Plan.from_json"):
+        halp_fx.rewrite(network(), plan, X[:1])
