@@ -138,7 +138,9 @@ class Plan(Mapping[str, tuple[int, ...]]):
             rows = {str(k): tuple(v) for k, v in kept.items()}
             made_for = {str(k): Channels(*map(int, v)) for k, v in data.get("made_for", {}).items()}
             made_by = {str(k): tuple(map(Making.of, v)) for k, v in data.get("made_by", {}).items()}
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        except KeyError as error:
+            raise PlanError(f"this is not a plan in JSON: it has no {error}") from error
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise PlanError(f"this is not a plan in JSON: {error}") from error
         if form not in _PLAN_FORMATS:
             raise PlanError(

@@ -62,3 +62,8 @@ def test_a_plan_comes_back():
     assert Plan({}, ("y", "x", "x")).dropped == ("x", "y")
     assert not Plan()
     assert Plan({}, ("x",))
+
+
+def test_what_a_plan_lacks_is_named():
+    with pytest.raises(PlanError, match="this is not a plan in JSON: it has no 'format'"):
+        Plan.from_json("{}")
