@@ -44,7 +44,7 @@ class Scenes:
 
     Attributes:
         images: (count, 3, side, side); `clean` is without noise.
-        shown: what each pixel shows: 0, or 1 and the digit.
+        shown: what each pixel shows: 1 where a digit is.
         digits: (count, 10): which there are.
         place: (count, 2): the middle of where they lie, between -1 and 1.
     """
@@ -84,7 +84,7 @@ def _scenes(drawn: Tensor, labels: Tensor, count: int, generator: torch.Generato
             colour, ink = 1.2 * torch.randn(3, 1, 1, generator=generator), drawn[which]
             window = clean[i, :, y : y + DIGIT, x : x + DIGIT]
             window.copy_(window * (1 - ink) + colour * ink)
-            shown[i, y : y + DIGIT, x : x + DIGIT][ink > 0.4] = int(labels[which]) + 1
+            shown[i, y : y + DIGIT, x : x + DIGIT][ink > 0.4] = 1
             digits[i, labels[which]] = 1
             corners.append(2 * torch.tensor([y, x]) / (SIDE - DIGIT) - 1)
         places[i] = torch.stack(corners).mean(0)
@@ -176,7 +176,10 @@ def _decibels(output: Tensor, target: Tensor) -> float:
 def _overlap(output: Tensor, target: Tensor) -> float:
     """Mean over the classes of intersection over union, in percent."""
     found = output.argmax(1)
-    each = [((found == c) & (target == c)).sum() / ((found == c) | (target == c)).sum().clamp_min(1) for c in range(11)]
+    each = [
+        ((found == c) & (target == c)).sum() / ((found == c) | (target == c)).sum().clamp_min(1)
+        for c in range(output.shape[1])
+    ]
     return 100 * float(torch.stack(each).mean())
 
 
@@ -196,7 +199,7 @@ KINDS: Mapping[str, Kind] = {
         _denoising, lambda s: (s.clean + 4 * (s.images - s.clean), s.clean), F.mse_loss, _decibels, "dB", 12
     ),
     "segmentation": Kind(
-        lambda: UNet(11), lambda s: (s.images, s.shown), F.cross_entropy, _overlap, "% mean overlap", 24
+        lambda: UNet(2), lambda s: (s.images, s.shown), F.cross_entropy, _overlap, "% mean overlap", 24
     ),
     "several labels": Kind(
         lambda: _residual(10), lambda s: (s.images, s.digits), F.binary_cross_entropy_with_logits, _f1, "% F1", 24
