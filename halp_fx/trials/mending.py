@@ -33,7 +33,7 @@ MAX_MOVES = 16
 MAX_EDITS = 4
 """Attributes that are tried in addition to a tie or another choice."""
 
-_OTHER = {"whole": "positions", "positions": "whole", "follow": "stay"}
+_OTHER = {"whole": "positions", "positions": "whole", "follow": "stay", "rows": "columns", "columns": "rows"}
 
 
 def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given) -> Iterator[Decisions]:

@@ -16,9 +16,10 @@ aten = torch.ops.aten
 
 
 def shape_only(call: Call, algebra: Algebra) -> Planes | list[Planes]:
-    """Run the operator on each plane of the first argument."""
+    """Run the operator on each plane of the first argument; `unsqueeze_` and its like change the shape of what they
+    are given, so it is another view of it."""
     x: Value = call.args[0]
-    results = [_finish(call.overload(p, *call.args[1:], **call.kwargs), algebra) for p in x.planes]
+    results = [_finish(call.overload(p.detach(), *call.args[1:], **call.kwargs), algebra) for p in x.planes]
     return _by_result(results, len(call.outputs))
 
 
