@@ -33,7 +33,7 @@ def transposed(s, x):
 
 
 @pytest.mark.parametrize(
-    "kernel, free",
+    ("kernel", "free"),
     [(literal, False), (attribute, False), (two_attributes, True), (from_the_input, True), (transposed, False)],
 )
 def test_a_kernel_for_every_pair_of_channels(kernel, free):
