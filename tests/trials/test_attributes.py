@@ -32,18 +32,17 @@ class Gated(nn.Module):
         self.condition = nn.Conv1d(4, 2 * width * layers, 1)
 
     def forward(self, x):
-        out, given, where = (
-            torch.zeros_like(x),
-            self.condition(x.mean(1, keepdim=True).expand(-1, 4, -1)),
-            self.cut(self.width),
-        )
-        for i, (inner, outer) in enumerate(zip(self.inner, self.outer, strict=True)):
-            start = i * 2 * self.width
-            both = inner(x) + given[:, start : start + 2 * self.width]
-            y = outer(both[:, : where[0]].tanh() * both[:, where[0] :].sigmoid())
-            if i == len(self.inner) - 1:
-                return out + y
+        out, given = torch.zeros_like(x), self.condition(x.mean(1, keepdim=True).expand(-1, 4, -1))
+        where = self.cut(self.width)
+        for i, (inner, outer) in enumerate(zip(self.inner[:-1], self.outer[:-1], strict=True)):
+            y = outer(self.gate(inner(x), given, i, where))
             x, out = x + y[:, : self.width], out + y[:, self.width :]
+        return out + self.outer[-1](self.gate(self.inner[-1](x), given, len(self.inner) - 1, where))
+
+    def gate(self, x, given, i, where):
+        start = i * 2 * self.width
+        both = x + given[:, start : start + 2 * self.width]
+        return both[:, : where[0]].tanh() * both[:, where[0] :].sigmoid()
 
 
 CUTS = {
