@@ -76,8 +76,8 @@ class Loose:
 
 
 def _past_constants(before: Sequence[fx.Node], after: Sequence[fx.Node]) -> tuple[int, int] | None:
-    """How many operators to skip on either side that only make constants, so that the next ones do the same: one forward
-    makes a table, and the other finds it in a cache. What reads it is compared with its values."""
+    """How many operators to skip on either side that only make constants, so that the next ones do the same: one
+    forward makes a table, and the other finds it in a cache. What reads it is compared with its values."""
     ours, theirs = (_constants(nodes) for nodes in (before, after))
     for p, q in sorted(product(range(ours + 1), range(theirs + 1)), key=sum)[1:]:
         if p < len(before) and q < len(after) and does(before[p]) == does(after[q]):
