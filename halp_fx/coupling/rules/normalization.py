@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Edit, Planes, Value, along, varying, vector
+from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, varying, vector
 from .elementwise import join
 from .registry import register_rule
 
@@ -90,11 +90,13 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """input (N, C, *), weight, bias (C,), N, C, HxW, groups: statistics over each group of channels.
 
     There are two ways to shrink, and the finer one is taken: whole groups go, and what is left has the statistics that
-    it had; or every group keeps the same positions, so that the groups stay equally wide.
+    it had; or every group keeps the same positions, so that the groups stay equally wide. Where parts of the channels
+    are images of the batch, each part keeps the same.
     """
     x, groups = call.args[0], int(call.args[6])
     each = x.shape[1] // groups
     whole = groups > 1 and algebra.choose(call.place, "whole" if groups >= each else "positions") == "whole"
+    x = replace(x, planes=tuple(_of_every_image(p, call, algebra) for p in x.planes))
     for plane in x.planes:
         if varying(plane) == (1,):
             if not whole:
@@ -109,6 +111,11 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     if whole:
         algebra.edits.append(Edit(call.module, "num_groups", call.node.all_input_nodes[0], 1, each))
     return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def _of_every_image(plane: Plane, call: Call, algebra: Algebra) -> Plane:
+    """A plane of parts x channels, the same channels of every part."""
+    return algebra.tie(plane, [0], call, "group norm") if varying(plane) == (0, 1) else plane
 
 
 def rms_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:

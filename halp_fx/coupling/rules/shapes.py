@@ -40,8 +40,8 @@ def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
                 for d in new:
                     short[d] = 1
         return simplify(small.reshape(short)).expand(shape)
-    # A split dimension may be constant along one of its parts.
-    return simplify(result) if len(varying(result)) > len(varying(plane)) else result
+    # A split dimension may be constant along one of its parts, images of a batch and parts of channels, say.
+    return simplify(result) if len(varying(result)) > 1 else result
 
 
 def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
