@@ -96,7 +96,7 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     x, groups = call.args[0], int(call.args[6])
     each = x.shape[1] // groups
     whole = groups > 1 and algebra.choose(call.place, "whole" if groups >= each else "positions") == "whole"
-    x = replace(x, planes=tuple(_of_every_image(p, call, algebra) for p in x.planes))
+    x = replace(x, planes=_of_every_image(x.planes, call, algebra))
     for plane in x.planes:
         if varying(plane) == (1,):
             if not whole:
@@ -113,9 +113,15 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     return [x.planes] + [()] * (len(call.outputs) - 1)
 
 
-def _of_every_image(plane: Plane, call: Call, algebra: Algebra) -> Plane:
-    """A plane of parts x channels, the same channels of every part."""
-    return algebra.tie(plane, [0], call, "group norm") if varying(plane) == (0, 1) else plane
+def _of_every_image(planes: Planes, call: Call, algebra: Algebra) -> Planes:
+    """Planes of parts x channels, the same channels of every part. Of parts of which one channel is left, too, but not
+    where labels lie along the images alone from the start."""
+    if not any(varying(p)[:1] == (0,) for p in planes):
+        return planes
+    parts = algebra.choose(f"{call.place}#parts", "alike" if (0, 1) in map(varying, planes) else "free")
+    if parts == "free":
+        return planes
+    return tuple(algebra.tie(p, [0], call, "group norm") if varying(p) in ((0,), (0, 1)) else p for p in planes)
 
 
 def rms_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:
