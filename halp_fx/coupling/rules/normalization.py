@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Edit, Plane, Planes, Value, along, varying, vector
+from ..algebra import Algebra, Call, Edit, Planes, Value, along, varying, vector
 from .elementwise import join
 from .registry import register_rule
 
