@@ -48,7 +48,7 @@ class Loose:
             if call is not None and call == _call(after[j:]):
                 i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
                 continue
-            if differ and (skipped := _past_constants(before[i:], after[j:])):
+            if differ and not failed and (skipped := _past_constants(before[i:], after[j:])):
                 i, j = i + skipped[0], j + skipped[1]
                 continue
             loose = not failed and self._first is not None and (old is None or self._first < old)
@@ -80,7 +80,8 @@ def _past_constants(before: Sequence[fx.Node], after: Sequence[fx.Node]) -> tupl
     forward makes a table, and the other finds it in a cache. What reads it is compared with its values."""
     ours, theirs = (_constants(nodes) for nodes in (before, after))
     for p, q in sorted(product(range(ours + 1), range(theirs + 1)), key=sum)[1:]:
-        if p < len(before) and q < len(after) and does(before[p]) == does(after[q]):
+        cached = all(of(n).constant for n in before[:p]) or all(of(n).constant for n in after[:q])
+        if cached and p < len(before) and q < len(after) and does(before[p]) == does(after[q]):
             return p, q
     return None
 
