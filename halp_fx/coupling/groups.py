@@ -226,14 +226,20 @@ class Partition:
         return found
 
     def channel_map(self, value: Value, only: set[int] | None = None) -> ChannelMap:
-        """Which channel lies where along the dimensions of a tensor (or only some of them)."""
-        dims = {}
+        """Which channel lies where along the dimensions of a tensor (or only some of them). Of several at one place,
+        such as channels x turns along one dimension, one that may go."""
+        dims: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        free = np.array([*(g.frozen is None for g in self.groups), False])  # The last one is group -1.
         for plane in value.planes:
             small = compact(plane).numpy()
             dim = free_dimension(self.class_of[small], varying(plane)) if small.size else None
             if dim is not None and (only is None or dim in only):
                 line = small[tuple(slice(None) if d == dim else 0 for d in range(small.ndim))]
-                dims[dim] = (self.group_of[line], self.channel_of[line])
+                own, channels = self.group_of[line], self.channel_of[line]
+                if dim in dims:
+                    before = free[dims[dim][0]]
+                    own, channels = (np.where(before, *pair) for pair in zip(dims[dim], (own, channels), strict=True))
+                dims[dim] = (own, channels)
         return ChannelMap(dims)
 
     def _moving(self, line: Line) -> tuple[int, Terms] | None:

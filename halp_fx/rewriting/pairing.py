@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
+from itertools import product
 
 from torch import fx, nn
 
@@ -14,6 +15,7 @@ from .standins import Silent
 
 # What else may be given a number of boxes.
 _TAKES_COUNTS = {"topk", "narrow", "arange", "repeat_interleave"}
+_MOST_CONSTANTS = 64
 
 
 class Loose:
@@ -46,6 +48,9 @@ class Loose:
             if call is not None and call == _call(after[j:]):
                 i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
                 continue
+            if differ and not failed and (skipped := _past_constants(before[i:], after[j:])):
+                i, j = i + skipped[0], j + skipped[1]
+                continue
             loose = not failed and self._first is not None and (old is None or self._first < old)
             if loose and (differ or _spot(old) != _spot(new)):
                 yield from _ran_in_both(before[i:], after[j:])
@@ -68,6 +73,24 @@ class Loose:
         # What only restates them is in no pair.
         self._nodes |= {old, new, *views_of(old), *views_of(new)}
         return True
+
+
+def _past_constants(before: Sequence[fx.Node], after: Sequence[fx.Node]) -> tuple[int, int] | None:
+    """How many operators to skip on either side that only make constants, so that the next ones do the same: one
+    forward makes a table, and the other finds it in a cache. What reads it is compared with its values."""
+    ours, theirs = (_constants(nodes) for nodes in (before, after))
+    for p, q in sorted(product(range(ours + 1), range(theirs + 1)), key=sum)[1:]:
+        cached = all(of(n).constant for n in before[:p]) or all(of(n).constant for n in after[:q])
+        if cached and p < len(before) and q < len(after) and does(before[p]) == does(after[q]):
+            return p, q
+    return None
+
+
+def _constants(nodes: Sequence[fx.Node]) -> int:
+    """How many of these are constants, or computed from nothing else, before one that is not."""
+    some = nodes[:_MOST_CONSTANTS]
+    made = (of(n).constant or (n.op == "call_function" and of(n).fixed and not op(n).endswith("_")) for n in some)
+    return next((i for i, fixed in enumerate(made) if not fixed), len(some))
 
 
 def _ran_in_both(before: Sequence[fx.Node], after: Sequence[fx.Node]) -> Iterator[tuple[fx.Node, fx.Node]]:

@@ -39,6 +39,8 @@ _COMPUTES = {
     "addcmul",
     "addcdiv",
 }
+# What is taken out of a constant tensor as it is.
+_PARTS = {"lift_fresh", "detach", "alias", "select", "slice", "unbind", "split", "unsqueeze", "squeeze", "_to_copy"}
 _COMPUTES |= {"addcmul_", "addcdiv_", "channel_shuffle", "native_channel_shuffle", "avg_pool2d", "avg_pool3d"}
 
 
@@ -301,14 +303,28 @@ def _numbers(node: fx.Node, whole: bool) -> list[float]:
 
 def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:
     """The constant tensors that an operator reads, and that hold other numbers now; one whose shape follows a width is
-    another matter."""
+    another matter, and so is one that only the program reads (`torch.IntTensor([width])[0]` as a place to cut at)."""
     found = []
-    for a, b in zip(old.all_input_nodes, new.all_input_nodes, strict=False) if not _counts(old) else ():
+    pairs = zip(old.all_input_nodes, new.all_input_nodes, strict=False)
+    for a, b in pairs if not _counts(old) and not _ends(old) else ():
         if of(a).fixed and of(b).fixed:
             first, second = of(a).known, of(b).known
             if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
                 found.append(a)
     return found
+
+
+def _ends(node: fx.Node) -> bool:
+    """Whether no operator makes anything of a constant but parts of it, and nothing is written: what the program takes
+    out of it is among the numbers of other operators."""
+    level, seen = [node], {node}
+    while level:
+        found = level.pop()
+        if found.op != "call_function" or not (op(found) in _PARTS or is_view(found)):
+            return False
+        level += [user for user in found.users if user not in seen]
+        seen.update(found.users)
+    return True
 
 
 def _counts(node: fx.Node) -> bool:

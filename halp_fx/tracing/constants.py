@@ -51,7 +51,8 @@ class Constants:
             if fixed:
                 _keep(node, result)
             elif not result.is_floating_point() and not result.is_complex():
-                of(node).value = result  # A layer that is timed should meet the indices it really gets.
+                # A layer that is timed should meet the indices it really gets.
+                of(node).value = result.detach().clone()
         elif fixed:
             value = _computed(node, result)
             if value is not None:

@@ -1,4 +1,4 @@
-"""Tensors without values that a forward left somewhere outside of its model: found, and taken out again.
+"""Tensors that a forward left somewhere outside of its model: those without values are found, and taken out again.
 
 A forward may cache what it computes in a module-level dictionary, a class attribute, an `lru_cache`. When it was run
 on meta tensors, the next forward of the caller would find them there.
@@ -42,6 +42,26 @@ class MetaWatch:
 
     def _left(self) -> list[torch.Tensor]:
         return [tensor for ref in self._seen if (tensor := ref()) is not None]
+
+
+class ValueWatch:
+    """Remembers the tensors with values that a forward made, without holding them."""
+
+    def __init__(self) -> None:
+        self._seen: list[weakref.ref[torch.Tensor]] = []
+
+    def see(self, result: Any) -> None:
+        """The result of an operator, or several."""
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                self._seen.append(weakref.ref(tensor))
+
+    def any_kept(self) -> bool:
+        """Whether somebody holds one of them now that all that ran is gone: it is in a cache."""
+        if not any(ref() is not None for ref in self._seen):
+            return False
+        gc.collect()
+        return any(ref() is not None for ref in self._seen)
 
 
 def emptied(tensors: list[torch.Tensor]) -> list[str]:

@@ -22,7 +22,7 @@ from . import meta_shapes
 from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
 from .graph import getitem, keep, of, operator, written_through_alias
-from .leaks import MetaWatch
+from .leaks import MetaWatch, ValueWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
 from .tags import active, with_sizes
 
@@ -49,6 +49,8 @@ class Recorder(TorchDispatchMode):
         self.reads: list[ValueRead] = []
         self.missing = ""
         self._watch = watch
+        # What it made that has values.
+        self.made = ValueWatch()
         self._constants = Constants(on_meta=watch is not None)
         self._memory = Memory()
         self._log = CallLog(self.graph, self._memory.known)
@@ -203,6 +205,7 @@ class Recorder(TorchDispatchMode):
             node.kwargs = node_kwargs
         self._describe(node, result)
         self._constants.follow(node, result)
+        self.made.see(result)
         self.missing = self.missing or self._constants.lacks(node)
         if isinstance(result, torch.Tensor):
             self._remember(result, node)

@@ -33,7 +33,7 @@ from ..model.preserving import (
     unsynchronised,
 )
 from ..types import Run, TensorSpec, Traced
-from .leaks import MetaWatch, emptied
+from .leaks import MetaWatch, ValueWatch, emptied
 from .opaque import closed
 from .recorder import Recorder, ShieldedRecorder
 
@@ -67,11 +67,10 @@ def record(
 def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: bool, really: bool) -> Traced:
     # Autocast leaves meta tensors as they are.
     if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
-        watch = MetaWatch()
+        watch, traced = MetaWatch(), None
         try:
-            traced = _record(model, args, kwargs, run, watch)
+            traced = _record_filled(model, args, kwargs, run, watch)
         except (TraceError, NotImplementedError, RuntimeError) as error:
-            traced = None
             forget_frames(error)
             if meta_only:
                 empty_caches(watch)
@@ -84,7 +83,14 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: boo
             # also where they fail.
             with suppress(TraceError):
                 _record(model, args, kwargs, run, None)
-    return _record(model, args, kwargs, run, None)
+    return _record_filled(model, args, kwargs, run, None)
+
+
+def _record_filled(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch | None) -> Traced:
+    """As `_record`; where the forward has left a table in a cache outside of its model, once more, with what it does
+    when it finds it there: so will all later ones."""
+    traced, made = _record(model, args, kwargs, run, watch)
+    return _record(model, args, kwargs, run, watch)[0] if made.any_kept() else traced
 
 
 def empty_caches(watch: MetaWatch) -> bool:
@@ -110,8 +116,8 @@ def forget_frames(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
-def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch | None) -> Traced:
-    """On meta tensors if they are watched, else with values."""
+def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch | None) -> tuple[Traced, ValueWatch]:
+    """On meta tensors if they are watched, else with values; and what it made that has values."""
     live = Members.of(model)
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
@@ -144,7 +150,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
     tensors = {name: TensorSpec.of(t) for name, t in live.tensors.items()}
     unused = tuple(name for name in live.parameters if name not in recorder.reached)
-    return Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
+    traced = Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
+    return traced, recorder.made
 
 
 def _without_devices(used: nn.Module) -> set[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..coupling.sizes import groups_followed, groups_of, moving, takes_size
+from ..coupling.sizes import groups_followed, groups_given, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
 from ..tracing.graph import of, op, place_of, views_of
@@ -33,7 +33,7 @@ MAX_MOVES = 16
 MAX_EDITS = 4
 """Attributes that are tried in addition to a tie or another choice."""
 
-_OTHER = {"whole": "positions", "positions": "whole", "follow": "stay"}
+_OTHER = {"whole": "positions", "positions": "whole", "follow": "stay", "rows": "columns", "columns": "rows"}
 
 
 def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given) -> Iterator[Decisions]:
@@ -67,10 +67,13 @@ def _moves_at(
     # An operator that needs a tie is another case than one that does not.
     nodes = [node for node, row in zip(nodes, wanted, strict=True) if bool(row) == needed]
     tied = in_turn(wanted if needed else [near(node, coupling) for node in nodes])
+    likely, others = _given_moves(model, coupling, nodes, attributes) if attributes else ([], [])
+    if needed and nodes and _handles(nodes[0], coupling, mismatch):
+        # Each size may be that of a dimension of its own, such as rows and columns of a kernel.
+        yield from likely
     if needed:
         yield from tied
     if attributes:
-        likely, others = _given_moves(model, coupling, nodes, attributes)
         yield from likely
         if not needed:
             yield from tied
@@ -85,6 +88,11 @@ def _moves_at(
             yield joined(edits)
         yield from _attribute_moves(model, coupling, nodes, MULTIPLES)
     yield from _flip_moves(model, coupling, nodes)
+
+
+def _handles(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:
+    """Whether the widths that an operator was given are all of groups that it handles."""
+    return groups_given(mismatch.sources, coupling) <= set(groups_of(node, coupling))
 
 
 def _wanted(coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given) -> list[list[Tie]]:

@@ -16,6 +16,7 @@ from ..coupling.sizes import groups_at, groups_followed, own_axis, reads_widths,
 from ..tracing.modes import asks_for_widths
 from ..tracing.tags import FromAttribute
 from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch
+from .choosing import chosen, removable
 from .literals import literal_decisions
 from .mending import edits, moves
 from .running import Failure, Runner
@@ -91,7 +92,10 @@ class Search:
             decisions: to begin with.
             unseen: why nothing may shrink; empty if something may.
         """
-        found = self._with_literals(self._coupled(decisions))
+        found = self._coupled(decisions)
+        if not decisions.choices:
+            found = chosen(found, self._coupled)
+        found = self._with_literals(found)
         if unseen:
             found = self._freeze(found, found.prunable, unseen)
         asks = asks_for_widths(self.runner.model)
@@ -196,7 +200,7 @@ class Search:
         """Whether a proposal leaves no more that can go than if the groups were frozen that the failing operator
         handles: what was to shrink in a finer way may be down to one channel, and others with it."""
         view, given = coupling.views()[mismatch.view], self.runner.given(coupling, mismatch.view)
-        return _removable(tried, set()) <= _removable(coupling, groups_at(mismatch, view, given))
+        return removable(tried) <= removable(coupling, groups_at(mismatch, view, given))
 
     def _taken(self, coupling: Coupling, move: Decisions) -> tuple[Coupling, bool]:
         """The coupling with a proposal, and whether it has all mends that were decided."""
@@ -250,9 +254,3 @@ class Search:
         for group in groups:
             self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
         return self._coupled(coupling.decisions)
-
-
-def _removable(coupling: Coupling, held: set[str]) -> float:
-    """How many slots may go at most, where one channel of each group stays and the groups that are held stay whole."""
-    free = [g for g in coupling.prunable if g.name not in held]
-    return sum(m.slots.size * (1 - 1 / g.size) for g in free for m in g.members)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_equals_twin, half_plan, randomized
+from oracle import assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
 from torch import nn
+from torch.nn import functional as F
 
 import halp_fx
 
@@ -106,3 +107,48 @@ def test_heads_and_embedding_shrink(name):
     small = assert_equals_twin(model, half_plan(coupling), inputs, coupling)
     attention = next(m for m in small.modules() if isinstance(m, nn.MultiheadAttention))
     assert attention.out_proj.weight.shape[1] == WIDTH // 2
+
+
+class LinearHeads(nn.Module):
+    """As EfficientViT: a row of ones beside the values of each head sums up the weights."""
+
+    def __init__(self, heads, width, scales, row):
+        super().__init__()
+        total, self.width, self.row = 3 * heads * width, width, row
+        self.qkv = nn.Conv2d(12, total, 1, bias=False)
+        self.more = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(total, total, 3, padding=1, groups=total), nn.Conv2d(total, total, 1, groups=3 * heads)
+            )
+            for _ in range(scales)
+        )
+        self.out = nn.Conv2d(heads * width * (1 + scales), 4, 1)
+
+    def forward(self, x):
+        x = self.qkv(x)
+        x = torch.cat([x, *(layer(x) for layer in self.more)], 1)
+        b, _, h, w = x.shape
+        x = x.reshape(b, -1, 3 * self.width, h * w)
+        q, k, v = x[:, :, : self.width], x[:, :, self.width : 2 * self.width], x[:, :, 2 * self.width :]
+        q, k, v = q.relu(), k.relu(), self.row(v)
+        out = (v @ k.transpose(-1, -2)) @ q
+        return self.out((out[:, :, :-1] / (out[:, :, -1:] + 1e-6)).reshape(b, -1, h, w)).mean((2, 3))
+
+
+ROWS = {
+    "one": lambda v: F.pad(v, (0, 0, 0, 1), value=1),
+    "one of several calls": lambda v: F.pad(F.pad(v, (0, 0, 0, 1), value=1), (1, 0))[..., 1:],
+    "before and after": lambda v: F.pad(v, (0, 0, 1, 1), value=1)[:, :, 1:],
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("scales", [0, 2])
+def test_a_further_row_of_every_head(scales, row):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 12, 1), LinearHeads(6, 4, scales, ROWS[row]))
+    model, x = randomized(model).eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"0": 12, "1.qkv": 6}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)

@@ -105,6 +105,48 @@ def test_caches_anywhere(place, ran):
     assert_equals_twin(model, half_plan(coupling), inputs, coupling)
 
 
+class Tables(Caching):
+    """The table is made on the CPU, whatever the device of the rest, so it has values in every recording."""
+
+    def made(self, x):
+        return torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype)
+
+
+class Deciding(Caching):
+    """It also decides by values: it is recorded with values."""
+
+    def forward(self, x):
+        return super().forward(x if x.mean() > 9 else x.cos())
+
+
+@pytest.mark.parametrize("kind", [Caching, Tables, Deciding])
+@pytest.mark.parametrize("place", PLACES)
+def test_what_the_first_recording_leaves_in_a_cache_is_found_by_the_next(place, kind):
+    if kind is Tables and place == "lru_cache of tensors":
+        pytest.skip("made by a function of its own")
+    model, inputs = randomized(kind(place)), image()
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert "b" in {g.name for g in coupling.prunable}
+    for seed in range(2):
+        assert_equals_twin(model, half_plan(coupling, seed), inputs, coupling)
+
+
+class ByWidth(Chain):
+    """A table for every width: the pruned network makes its own."""
+
+    def between(self, x):
+        if x.shape[1] not in TABLE:
+            TABLE[x.shape[1]] = torch.arange(8.0)[:, None] / 4
+        return self.b(x * TABLE[x.shape[1]].to(x))
+
+
+def test_a_table_for_every_width():
+    model, inputs = randomized(ByWidth()), image()
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert all(not table.is_meta for table in TABLE.values())
+
+
 class CachingByDevice(Chain):
     """What is computed from a parameter is kept for each device."""
 

@@ -101,7 +101,7 @@ def _larger_side(plane: Plane, call: Call, algebra: Algebra) -> int:
     """Which of dimensions 0 and 1 of a computed weight has more channels. The first one may have those of every image
     of a batch, one after another; and when the network has been pruned it stays that side."""
     first, second = (len(compact(plane).transpose(0, d)[:, 0].flatten(1)[:, 0].unique()) for d in (0, 1))
-    return int(algebra.choose(f"{call.place}#kernel", "0" if first >= second else "1"))
+    return 0 if algebra.choose(f"{call.place}#kernel", "rows" if first >= second else "columns") == "rows" else 1
 
 
 def _add_bias(outputs: torch.Tensor, bias: Value, call: Call, algebra: Algebra) -> None:

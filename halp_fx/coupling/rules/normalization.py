@@ -90,11 +90,13 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """input (N, C, *), weight, bias (C,), N, C, HxW, groups: statistics over each group of channels.
 
     There are two ways to shrink, and the finer one is taken: whole groups go, and what is left has the statistics that
-    it had; or every group keeps the same positions, so that the groups stay equally wide.
+    it had; or every group keeps the same positions, so that the groups stay equally wide. Where parts of the channels
+    are images of the batch, each part keeps the same.
     """
     x, groups = call.args[0], int(call.args[6])
     each = x.shape[1] // groups
     whole = groups > 1 and algebra.choose(call.place, "whole" if groups >= each else "positions") == "whole"
+    x = replace(x, planes=_of_every_image(x.planes, call, algebra))
     for plane in x.planes:
         if varying(plane) == (1,):
             if not whole:
@@ -109,6 +111,17 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
     if whole:
         algebra.edits.append(Edit(call.module, "num_groups", call.node.all_input_nodes[0], 1, each))
     return [x.planes] + [()] * (len(call.outputs) - 1)
+
+
+def _of_every_image(planes: Planes, call: Call, algebra: Algebra) -> Planes:
+    """Planes of parts x channels, the same channels of every part. Of parts of which one channel is left, too, but not
+    where labels lie along the images alone from the start."""
+    if not any(varying(p)[:1] == (0,) for p in planes):
+        return planes
+    parts = algebra.choose(f"{call.place}#parts", "alike" if (0, 1) in map(varying, planes) else "free")
+    if parts == "free":
+        return planes
+    return tuple(algebra.tie(p, [0], call, "group norm") if varying(p) in ((0,), (0, 1)) else p for p in planes)
 
 
 def rms_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:

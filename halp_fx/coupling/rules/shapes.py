@@ -16,9 +16,10 @@ aten = torch.ops.aten
 
 
 def shape_only(call: Call, algebra: Algebra) -> Planes | list[Planes]:
-    """Run the operator on each plane of the first argument."""
+    """Run the operator on each plane of the first argument; `unsqueeze_` and its like change the shape of what they
+    are given, so it is another view of it."""
     x: Value = call.args[0]
-    results = [_finish(call.overload(p, *call.args[1:], **call.kwargs), algebra) for p in x.planes]
+    results = [_finish(call.overload(p.detach(), *call.args[1:], **call.kwargs), algebra) for p in x.planes]
     return _by_result(results, len(call.outputs))
 
 
@@ -39,8 +40,8 @@ def _reshaped(plane: Plane, shape: tuple[int, ...]) -> Plane:
                 for d in new:
                     short[d] = 1
         return simplify(small.reshape(short)).expand(shape)
-    # A split dimension may be constant along one of its parts.
-    return simplify(result) if len(varying(result)) > len(varying(plane)) else result
+    # A split dimension may be constant along one of its parts, images of a batch and parts of channels, say.
+    return simplify(result) if len(varying(result)) > 1 else result
 
 
 def _aligned(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

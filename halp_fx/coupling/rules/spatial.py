@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import replace
 
 import torch
@@ -30,11 +31,13 @@ def _carry(x: Value, space: set[int], shape: tuple[int, ...], call: Call, algebr
 def constant_pad(call: Call, algebra: Algebra) -> Planes:
     """Padding with a constant. Channels that are padded (shortcuts into a wider stage) follow what they meet, or, as
     the other choice, their number is fixed. Equally many on both sides are one number: `(planes // 4, planes // 4)`.
+    Where every head gets a further position (a row of ones, for the sum), whole heads go; or the same positions of all.
     """
     x, pad = call.args[0], list(call.args[1])
     sides = enumerate(zip(pad[::2], pad[1::2], strict=True))
     padded = {x.ndim - 1 - i: both for i, both in sides if both != (0, 0)}
-    rows = [(plane, varying(plane)) for plane in x.planes]
+    planes = (_whole_heads(plane, padded.keys(), call, algebra) for plane in x.planes)
+    rows = [(plane, varying(plane)) for plane in planes]
     # A single channel has no label, but what it is padded with has.
     rows += [(torch.zeros([1] * x.ndim, dtype=torch.int32), (d,)) for d in padded if x.shape[d] == 1]
     kept = []
@@ -48,6 +51,16 @@ def constant_pad(call: Call, algebra: Algebra) -> Planes:
             _grow(plane, dim, before, after, call, algebra)
         kept.append(simplify(plane).expand(call.shape))
     return tuple(kept)
+
+
+def _whole_heads(plane: Plane, padded: Collection[int], call: Call, algebra: Algebra) -> Plane:
+    """A plane of heads x positions that are padded, without the positions where whole heads go."""
+    inside = [d for d in varying(plane) if d in padded]
+    if not inside or len(inside) == len(varying(plane)):
+        return plane
+    if algebra.choose(f"{call.place}#heads", "whole") != "whole":
+        return plane
+    return algebra.tie(plane, inside, call, "padded heads")
 
 
 def _grow(plane: Plane, dim: int, before: int, after: int, call: Call, algebra: Algebra) -> None:

@@ -1,0 +1,81 @@
+"""Choices of rules that do not go together: where grouped layers meet that shrink by whole groups and by positions in
+them, few channels are left, and the other choice may leave more.
+
+Each rule takes what is finer for its own layer alone (`coupling/rules/convolution.py`). Here the whole network counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+
+from torch import fx
+
+from ..coupling.algebra import without_pieces
+from ..coupling.sizes import groups_of
+from ..tracing.graph import of, op, spot_of
+from ..types import Coupling, Decisions
+
+_OTHER = {"whole": "positions", "positions": "whole"}
+# The argument that says how many groups there are.
+_GROUPS = {"convolution": 8, "_convolution": 8, "native_group_norm": 6}
+
+MAX_GROUPS = 4
+"""Groups of channels for which the other choice is tried; each try runs the rules of the whole network."""
+
+
+def chosen(coupling: Coupling, coupled: Callable[[Decisions], Coupling]) -> Coupling:
+    """The coupling, with the other choice of grouped layers that leave fewer channels than each would by itself, as
+    long as more can go then.
+
+    Args:
+        coupled: the coupling for other decisions.
+    """
+    best = coupling
+    while True:
+        turned = [coupled(_with(best.decisions, turn)) for turn in _turns(best)]
+        better = max(turned, key=removable, default=best)
+        if removable(better) <= removable(best):
+            return best
+        best = better
+
+
+def removable(coupling: Coupling, held: Collection[str] = ()) -> float:
+    """How many slots may go at most, where one channel of each group stays and the groups that are held stay whole."""
+    free = [g for g in coupling.prunable if g.name not in held]
+    return sum(m.slots.size * (1 - 1 / g.size) for g in free for m in g.members)
+
+
+def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
+    """Other choices to try: for all layers together that are held up, and for those that one group meets."""
+    choices = coupling.decisions.choices
+    sizes = {g.name: g.size for g in coupling.prunable}
+    by_group: dict[str, dict[str, str]] = {}
+    for view in coupling.views():
+        for node in view.traced.graph.nodes:
+            choice = choices.get(spot_of(node), "") if op(node) in _GROUPS else ""
+            if choice in _OTHER:
+                for name in groups_of(node, view):
+                    if sizes[name] < _alone(node, choice):
+                        by_group.setdefault(name, {})[spot_of(node)] = choice
+    several = [{k: v for spots in by_group.values() for k, v in spots.items()}] if len(by_group) > 1 else []
+    tried: list[dict[str, str]] = []
+    for spots in (*several, *sorted(by_group.values(), key=len)[:MAX_GROUPS]):
+        for made, other in _OTHER.items():
+            turn = {spot: other for spot, choice in spots.items() if choice == made}
+            if turn and turn not in tried:
+                tried.append(turn)
+                yield turn
+
+
+def _alone(node: fx.Node, choice: str) -> int:
+    """How many channels a layer has by itself, 0 where it has no other choice."""
+    count, given = int(node.args[_GROUPS[op(node)]]), of(node.all_input_nodes[0]).one  # type: ignore[arg-type]
+    each = given.shape[1] // count
+    if count == 1 or each == 1:
+        return 0
+    return count if choice == "whole" else each
+
+
+def _with(decisions: Decisions, turn: Mapping[str, str]) -> Decisions:
+    return replace(decisions, choices=without_pieces({**decisions.choices, **turn}))

@@ -1,0 +1,107 @@
+"""Attributes that stand for widths at several places, as numbers, in a tensor that the forward makes of them, or beside
+the sizes of another tensor."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Net, equals_twin_closely, random_plan, randomized
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+
+
+def checked(model, x, sizes, frozen=()):
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == sizes
+    assert set(frozen) <= coupling.frozen.keys()
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    return coupling
+
+
+class Gated(nn.Module):
+    """As the WaveNets of WaveGlow and VITS: a tensor with the width says where gates begin."""
+
+    def __init__(self, width, layers, cut):
+        super().__init__()
+        self.width, self.cut = width, cut
+        self.inner = nn.ModuleList(nn.Conv1d(width, 2 * width, 3, padding=1) for _ in range(layers))
+        self.outer = nn.ModuleList(nn.Conv1d(width, 2 * width if i else width, 1) for i in reversed(range(layers)))
+        self.condition = nn.Conv1d(4, 2 * width * layers, 1)
+
+    def forward(self, x):
+        out, given = torch.zeros_like(x), self.condition(x.mean(1, keepdim=True).expand(-1, 4, -1))
+        where = self.cut(self.width)
+        for i, (inner, outer) in enumerate(zip(self.inner[:-1], self.outer[:-1], strict=True)):
+            y = outer(self.gate(inner(x), given, i, where))
+            x, out = x + y[:, : self.width], out + y[:, self.width :]
+        return out + self.outer[-1](self.gate(self.inner[-1](x), given, len(self.inner) - 1, where))
+
+    def gate(self, x, given, i, where):
+        start = i * 2 * self.width
+        both = x + given[:, start : start + 2 * self.width]
+        return both[:, : where[0]].tanh() * both[:, where[0] :].sigmoid()
+
+
+CUTS = {
+    "list": lambda n: [n],
+    "tensor": lambda n: torch.IntTensor([n]),
+    "tensor of two": lambda n: torch.tensor([n, 2 * n]),
+    "number": lambda n: torch.tensor(n)[None],
+    "long": lambda n: torch.IntTensor([n]).long(),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("layers", [2, 3])
+def test_a_width_in_a_tensor_says_where_to_cut(cut, layers):
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.head(s.gated(s.stem(x)).mean(2)), stem=nn.Conv1d(3, 8, 1))
+    model.gated, model.head = Gated(8, layers, CUTS[cut]), nn.Linear(8, 4)
+    checked(randomized(model).eval(), torch.randn(2, 3, 6, dtype=torch.float64), {"stem": 8})
+
+
+COMPUTES = {
+    "scale": lambda h, n: h * n,
+    "element": lambda h, n: h / n[0],
+    "number": lambda h, n: h * int(n[0]),
+    "branch": lambda h, n: h.sin() if n[0] > 4 else h,
+    "sum": lambda h, n: h + (n + 1).sum(),
+    "written": lambda h, n: h + n.double().mul_(2),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTES)
+def test_a_width_in_a_tensor_that_computes_freezes(name):
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.head(COMPUTES[name](s.stem(x).view(2, s.width, 6), torch.tensor([s.width])).mean(2)))
+    model.stem, model.head, model.width = nn.Conv1d(3, 8, 1), nn.Linear(8, 4), 8
+    coupling = halp_fx.channel_groups(randomized(model).eval(), torch.randn(2, 3, 6, dtype=torch.float64))
+    assert "stem" in coupling.frozen
+
+
+class Turned(nn.Module):
+    """One bank of filters, turned four times: rows by an attribute, columns by the tensor before."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.outputs, self.weight = outputs, nn.Parameter(torch.randn(outputs, inputs, 4, 3, 3))
+
+    def forward(self, x):
+        n, c, turns, h, w = x.shape
+        weight = torch.stack([self.weight.roll(k, 2).rot90(k, (3, 4)) for k in range(turns)], 1)
+        y = F.conv2d(x.reshape(n, c * turns, h, w), weight.reshape(self.outputs * 4, c * turns, 3, 3), padding=1)
+        return y.view(n, self.outputs, turns, h, w).relu()
+
+
+def test_rows_by_an_attribute_and_columns_by_a_size_are_not_tied():
+    def forward(s, x):
+        x = s.stem(x)[:, :, None].expand(-1, -1, 4, -1, -1)
+        return s.head(s.second(s.first(x)).amax(2).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model = Net(forward, stem=nn.Conv2d(3, 4, 1), first=Turned(4, 6), second=Turned(6, 10), head=nn.Linear(10, 4))
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    checked(randomized(model).eval(), x, {"stem": 4, "first": 6, "second": 10})

@@ -1,0 +1,81 @@
+"""Grouped layers in a row can shrink by whole groups or by positions in them: what suits one alone may leave nothing to
+remove where they meet."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Net, equals_twin_closely, random_plan, randomized
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+
+
+def grouped(a, b, groups, kernel=3):
+    return nn.Conv2d(a, b, kernel, padding=kernel // 2, groups=groups)
+
+
+class Reparametrised(nn.Module):
+    """As a RepVGG block with groups before it is deployed."""
+
+    def __init__(self, inputs, outputs, groups):
+        super().__init__()
+        self.identity = nn.BatchNorm2d(inputs) if inputs == outputs else None
+        self.dense, self.point = grouped(inputs, outputs, groups), grouped(inputs, outputs, groups, 1)
+
+    def forward(self, x):
+        identity = 0 if self.identity is None else self.identity(x)
+        return F.relu(self.dense(x) + self.point(x) + identity)
+
+
+class SplitAttention(nn.Module):
+    """As ResNeSt's own repository writes it."""
+
+    def __init__(self, width, groups, radix):
+        super().__init__()
+        self.groups, self.radix = groups, radix
+        self.conv = grouped(width, width * radix, groups * radix)
+        self.squeeze, self.excite = grouped(width, 8, groups, 1), grouped(8, width * radix, groups, 1)
+
+    def forward(self, x):
+        x = F.relu(self.conv(x))
+        batch, channels = x.shape[:2]
+        parts = torch.split(x, channels // self.radix, 1)
+        weights = self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(sum(parts), 1))))
+        weights = weights.view(batch, self.groups, self.radix, -1).transpose(1, 2).softmax(1).reshape(batch, -1, 1, 1)
+        return sum(w * p for w, p in zip(torch.split(weights, channels // self.radix, 1), parts, strict=True))
+
+
+def network(*layers, width):
+    body = nn.Sequential(nn.Conv2d(3, 16, 1), nn.BatchNorm2d(16), *layers)
+    return Net(lambda s, x: s.head(s.body(x).mean((2, 3))), body=body, head=nn.Linear(width, 4))
+
+
+CASES = {
+    "two convolutions": (lambda: (grouped(16, 32, 4), nn.SiLU(), grouped(32, 32, 4)), 32, {4, 8}),
+    "three, of other numbers": (lambda: (grouped(16, 24, 4), grouped(24, 32, 2), grouped(32, 32, 2)), 32, {4, 6, 16}),
+    "blocks": (lambda: (Reparametrised(16, 32, 4), Reparametrised(32, 32, 4)), 32, {4, 8}),
+    "a group norm": (lambda: (grouped(16, 32, 4), nn.GroupNorm(2, 32)), 32, {4, 8}),
+    "split attention": (lambda: (SplitAttention(16, 2, 2),), 16, {4, 8}),
+    "split attention of one group": (lambda: (SplitAttention(16, 1, 4),), 16, {4, 8, 16}),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_choice_that_leaves_one_channel_is_made_otherwise(name):
+    layers, width, sizes = CASES[name]
+    torch.manual_seed(0)
+    model, x = randomized(network(*layers(), width=width)).eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert not coupling.frozen.keys() - {"head"}
+    assert {g.size for g in coupling.prunable} == sizes
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+
+
+def test_a_choice_that_leaves_channels_stays():
+    """A depthwise layer loses groups, and one of many groups of few channels does."""
+    layers = (grouped(16, 16, 16), grouped(16, 32, 8), grouped(32, 32, 8))
+    coupling = halp_fx.channel_groups(network(*layers, width=32), torch.randn(2, 3, 5, 5))
+    assert {g.size for g in coupling.prunable} == {8}
