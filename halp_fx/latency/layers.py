@@ -131,7 +131,8 @@ def does_work(node: fx.Node) -> bool:
     target = node.target
     if node.op != "call_function" or not isinstance(target, OpOverload):
         return False
-    return not target.is_view and op(node) not in _FREE and any(_tensor_nodes(node))
+    relabels = target.is_view or torch.Tag.inplace_view in target.tags
+    return not relabels and op(node) not in _FREE and any(_tensor_nodes(node))
 
 
 def _tensor_nodes(node: fx.Node) -> Iterator[fx.Node]:

@@ -6,7 +6,7 @@ import gc
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import is_
 from threading import RLock
@@ -304,6 +304,30 @@ def uncached_autocast() -> Iterator[None]:
         yield
     finally:
         torch.set_autocast_cache_enabled(enabled)
+
+
+@dataclass(frozen=True, slots=True)
+class Casting:
+    """How autocast stands on each kind of device, to stand so again where something goes on that was begun under it: a
+    network records other operators without it.
+
+    Attributes:
+        states: kind of device, whether it is on, and the dtype.
+    """
+
+    states: tuple[tuple[str, bool, torch.dtype], ...]
+
+    @classmethod
+    def now(cls) -> Casting:
+        return cls(tuple((d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in ("cpu", "cuda")))
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for state in set(self.states) - set(Casting.now().states):
+                device, enabled, dtype = state
+                stack.enter_context(torch.autocast(device, dtype, enabled))
+            yield
 
 
 def meta_twin(value: Any) -> Any:

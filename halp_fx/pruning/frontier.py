@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
 from ..errors import InfeasibleError
+from ..model.preserving import Casting
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
 from ..solver import CostTable
@@ -39,6 +40,7 @@ class Frontier:
         budgets: what the caller wrote -> what it means; the largest first.
         refused: budgets that cannot be reached, and why.
         notebook: where it is written down how far the way is.
+        casting: under which it was started.
     """
 
     session: Session
@@ -46,6 +48,7 @@ class Frontier:
     budgets: Mapping[str, Budget]
     refused: dict[str, InfeasibleError]
     notebook: Notebook | None = None
+    casting: Casting = field(default_factory=Casting.now)
 
     @classmethod
     def start(
@@ -99,13 +102,14 @@ class Frontier:
             RewriteError: the forward does not run at these widths.
         """
         session, yardstick = self.session, self.session.yardstick
-        whole = Network(yardstick.model, Plan(), yardstick.coupling)
-        small = rewrite(whole.model, plan, session.request.examples, coupling=yardstick.coupling)
-        if session.request.compensate and plan:
-            compensated(Network(small, plan), whole, session.request, yardstick)
-        session.settle(Network(small, plan))
-        descend(small, ancestry(whole.model, session.request.examples), plan)
-        return small
+        with self.casting.again():
+            whole = Network(yardstick.model, Plan(), yardstick.coupling)
+            small = rewrite(whole.model, plan, session.request.examples, coupling=yardstick.coupling)
+            if session.request.compensate and plan:
+                compensated(Network(small, plan), whole, session.request, yardstick)
+            session.settle(Network(small, plan))
+            descend(small, ancestry(whole.model, session.request.examples), plan)
+            return small
 
     def _aim(self, budget: Budget) -> None:
         session = self.session

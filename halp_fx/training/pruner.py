@@ -20,7 +20,7 @@ from ..model.checks import check_finite, check_model
 from ..model.copying import copied
 from ..model.inputs import normalize_examples
 from ..model.naming import Ignored, ignored_names
-from ..model.preserving import preserved
+from ..model.preserving import Casting, preserved
 from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
@@ -99,7 +99,8 @@ class Pruner:
         solver: Solver = "auto",
         tolerance: float = 0.02,
     ) -> None:
-        """Nothing is changed yet; layers are timed, if the budget is a time.
+        """Nothing is changed yet; layers are timed, if the budget is a time. Made under autocast, it times and cuts the
+        network as it runs there, wherever `step` and `finish` are called.
 
         Args:
             model, budget, example_inputs, latency, ignore, round_to, min_keep, branches, solver, tolerance: as for
@@ -139,6 +140,7 @@ class Pruner:
         self._importance: Importance = importance
         self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
+        self._casting = Casting.now()
         request = Request(
             goals=make_goals(budget, latency), examples=self._examples, importance=self._importance, ignore=names,
             round_to=round_to, min_keep=min_keep, branches=branches, steps=steps, solver=solver, tolerance=tolerance,
@@ -197,13 +199,14 @@ class Pruner:
         if not self.done:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
             self._prune(last=True)
-        if self._masks is not None:
-            self._cut(self.plan, self._dense)
-            self._masks.close()
-            self._masks = None
-        with preserved(self.model):
-            report = self._lead.ask(self._report)
-        self._remember()
+        with self._casting.again():
+            if self._masks is not None:
+                self._cut(self.plan, self._dense)
+                self._masks.close()
+                self._masks = None
+            with preserved(self.model):
+                report = self._lead.ask(self._report)
+            self._remember()
         self.model.halp = report  # type: ignore[assignment]
         return self.model
 
@@ -265,7 +268,8 @@ class Pruner:
         if self._calls or self.plan:
             raise TrainingError("this Pruner has been used: make a new one of the original network, then load")
         plan = Plan.from_json(state["plan"])
-        self._take(plan)
+        with self._casting.again():
+            self._take(plan)
         if self._masks is not None:
             places = zip(state["hidden"], self._masks.places, strict=False)
             self._masks.hidden = [hidden.to(parameter.device) for hidden, (parameter, _, _) in places]
@@ -298,10 +302,11 @@ class Pruner:
                 f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
                 "optimizer.zero_grad(), and see that the loss depends on the network"
             )
-        with self._lifted(), preserved(self.model):
-            plan = self._lead.ask(lambda session: self._decided(session, rows, last))
-        changed = plan != self.plan
-        self._take(plan)
+        with self._casting.again():
+            with self._lifted(), preserved(self.model):
+                plan = self._lead.ask(lambda session: self._decided(session, rows, last))
+            changed = plan != self.plan
+            self._take(plan)
         self._lead.agree(self.model, self.plan)
         self.decisions, self.done, self._fresh = self.decisions + 1, last, 0
         return changed

@@ -118,6 +118,27 @@ def test_what_costs_nothing_is_left_out():
     assert not ops & {"view", "t", "empty", "_unsafe_view", "detach"}
 
 
+def test_what_only_restates_strides_in_place_costs_nothing():
+    """Pooling to one place does, where channels lie last."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(F.adaptive_avg_pool2d(self.conv(x), 1).squeeze_(-1).squeeze_(-1))
+
+    model = Pooled().eval().to(memory_format=torch.channels_last)
+    x = torch.rand(1, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    coupling = channel_groups(model, x)
+    assert {"as_strided_", "squeeze_"} <= {
+        node.target._opname for node in coupling.traced.graph.nodes if node.op == "call_function"
+    }
+    assert [layer.op for layer in layers(coupling)] == ["convolution", "mean", "addmm"]
+    assert [layer.op for layer in compiled(coupling)] == ["convolution", "mean", "addmm"]
+
+
 def test_widths_of_the_kinds_of_layers():
     by_module = {x.module: x for x in layers(couple()) if x.op in ("convolution", "addmm", "cat")}
     assert by_module["stem.0"].dense == (3, 16)

@@ -108,6 +108,16 @@ def test_a_chosen_network_is_re_estimated_compensated_and_as_the_original():
     assert torch.equal(plain.network(0.4)[1].running_mean, again[1].running_mean)
 
 
+def test_a_network_is_made_as_its_curve_was_where_that_is_over():
+    """The curve was computed under autocast; its networks are asked for later."""
+    model = Small().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        curve = curve_of([0.5], model, data=data())
+        within = curve.network(0.5)
+    outside = curve.network(0.5)
+    assert all(torch.equal(v, outside.state_dict()[n]) for n, v in within.state_dict().items())
+
+
 def test_times_are_measured_and_learnt_from(monkeypatch):
     """Layers do not add up to the network: what one budget shows serves the next."""
     machine = Machine(monkeypatch, overhead=0.2)

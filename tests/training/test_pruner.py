@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -281,6 +282,48 @@ def test_scaled_gradients_are_unscaled_and_skipped_steps_are_skipped():
     assert scaled.skipped == plain.skipped == 1
     assert scaled.plan == plain.plan
     assert scaled.plan
+
+
+def cast_run(way, made, called, stop=99):
+    """Training whose forwards are cast; the pruner is made and called under autocast, or is not."""
+
+    def under(on):
+        return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
+
+    def start():
+        model = network().float().train()
+        optimizer = sgd(model)
+        with under(made):
+            return model, optimizer, halp_fx.Pruner(model, 0.4, X[:1].float(), optimizer=optimizer, **CALL | way)
+
+    model, optimizer, pruner = start()
+    for number, (x, y) in enumerate(batches(13)):
+        if number == stop:
+            states = [copy.deepcopy(part.state_dict()) for part in (pruner, model, optimizer)]
+            model, optimizer, pruner = start()
+            for part, state in zip((pruner, model, optimizer), states, strict=True):
+                part.load_state_dict(state)
+        optimizer.zero_grad()
+        with under(True):
+            loss = F.cross_entropy(model(x.float()), y)
+        loss.backward()
+        with under(called):
+            pruner.step()
+        optimizer.step()
+    return pruner.finish()
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_what_is_cast_is_decided_where_the_pruner_was_made(way):
+    """Loops cast their forwards alone, and call `step` outside."""
+    for made in (True, False):
+        alike, other, resumed = (
+            cast_run(way, made, called, stop) for called, stop in ((made, 99), (not made, 99), (False, 6))
+        )
+        assert alike.halp.met
+        for small in (other, resumed):
+            assert all(torch.equal(v, small.state_dict()[n]) for n, v in alike.state_dict().items())
+            assert replace(small.halp, seconds={}) == replace(alike.halp, seconds={})
 
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
