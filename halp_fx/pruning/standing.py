@@ -106,12 +106,12 @@ def _losses_without(
 
 
 def standing(network: Network, request: Request, yardstick: Yardstick) -> Coupling:
-    """The coupling of a network that was cut. Groups are frozen that the original coupling does not let shrink
-    (ignored by the caller), or that a dropped branch held together and are other groups now."""
+    """The coupling of a network that was cut, found now unless known. Groups are frozen that the original coupling
+    does not let shrink (ignored by the caller), or that a dropped branch held together and are other groups now."""
     left, _, _ = yardstick.left(network.plan)
     if not network.plan:
         return left
-    now = channel_groups(network.model, request.examples, like=left)
+    now = network.coupling or channel_groups(network.model, request.examples, like=left)
     widths = left.widths(network.plan)
     known = {(g.name, widths[g.name]) for g in left.prunable}
     groups = tuple(

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import halp_fx
-from halp_fx import Plan
+from halp_fx import Plan, pruning, training
 from halp_fx.training.gathering import Gathered
 
 CALL = {"latency": "macs", "round_to": 1, "steps": 3, "interval": 4}
@@ -119,6 +119,21 @@ def test_every_step_stops_on_its_way():
         shares.append(halp_fx.MacsCost().total(halp_fx.channel_groups(model, X[:1])) / whole)
     for step, share in enumerate(shares):
         assert 0.8 * 0.3 ** ((step + 1) / 4) < share <= 0.3 ** ((step + 1) / 4) + 1e-9
+
+
+def test_a_cut_couples_once(monkeypatch):
+    """What is found of the network that was cut serves the next step, too."""
+    model, calls = network().train(), []
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    for room in (pruning.standing, training.pruner):
+        found = room.channel_groups
+        monkeypatch.setattr(
+            room, "channel_groups", lambda *args, found=found, **kw: calls.append(0) or found(*args, **kw)
+        )
+    train(model, optimizer, pruner, batches(12))
+    assert pruner.done
+    assert len(calls) == pruner.decisions == 3
 
 
 def test_rows_are_the_derivatives_by_gates():
