@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from ..errors import InfeasibleError, few
 from ..latency import MeasuredLatency
@@ -102,6 +103,7 @@ def verdict(
     request: Request,
     steps: int = 1,
     dropped: Sequence[str] = (),
+    further: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
 
@@ -111,6 +113,7 @@ def verdict(
         rounds: candidates that were tried, of at most `most_rounds`.
         steps: that were taken, the last one included.
         dropped: branches.
+        further: of every other budget, how much is used.
     """
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
@@ -122,7 +125,10 @@ def verdict(
         return f"{target} is missed by {deviation:.1%} after {rounds} rounds; this is the closest network"
     if deviation >= -request.tolerance:
         return ""
-    if request.solver in BASELINES:
+    tightest = max(further, key=further.__getitem__, default="")
+    if tightest and further[tightest] > 1 + deviation:
+        why = f"the budget of {tightest}, of which {further[tightest]:.1%} are used, has no room for wider layers"
+    elif request.solver in BASELINES:
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"

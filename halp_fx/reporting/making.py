@@ -54,9 +54,14 @@ def report_on(session: Session) -> Report:
         notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
     if best.choice.solution.limited and best.choice.solution.gap > WIDE:
         notes.append(_limited(best.choice.solution.gap))
+    extra = {
+        cost.resource: (total := cost.total(coupling), b.limit(total), cost.total(left, widths))
+        for cost, b in yardstick.goals.further
+    }
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request,
         steps=len(session.trail) + 1, dropped=plan.dropped,
+        further={name: reached / limit for name, (_, limit, reached) in extra.items()},
     )  # fmt: skip
     notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
@@ -92,10 +97,7 @@ def report_on(session: Session) -> Report:
         seconds=dict(session.clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
         | dict(known.refused),
-        extra={
-            cost.resource: (total := cost.total(coupling), b.limit(total), cost.total(left, widths))
-            for cost, b in yardstick.goals.further
-        },
+        extra=extra,
         macs=(sum(macs[0].values()), sum(macs[1].values())),
         memory=(MemoryCost().total(coupling), MemoryCost().total(left, widths)),
         modules=modules_of(session, macs),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -250,6 +251,16 @@ def test_a_budget_that_widths_leave_unspent_says_why(monkeypatch):
     assert report.met
     assert "undercut by" in report.notes[-1]
     assert "round_to" in report.notes[-1]
+
+
+def test_a_budget_that_another_leaves_unspent_says_which(monkeypatch):
+    Machine(monkeypatch, overhead=0.0)
+    report = pruned({"latency": 0.8, "params": 0.2}).halp
+    assert report.met
+    assert report.measured < 0.7 * report.dense
+    (said,) = (note for note in report.notes if "undercut by" in note)
+    assert re.search(r"the budget of params, of which (9\d\.\d|100\.0)% are used, has no room", said)
+    assert "round_to" not in said
 
 
 def test_a_published_method_leaves_what_it_leaves():
