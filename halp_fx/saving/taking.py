@@ -47,10 +47,12 @@ def checked(small: nn.Module) -> Origin:
     check_model(small)
     origin = origin_of(small)
     if origin is None:
+        inside = next((name for name, part in small.named_modules() if origin_of(part) is not None), "")
         raise CheckpointError(
             f"this {type(small).__name__} does not come from halp_fx.prune or halp_fx.rewrite, so nothing says how to "
-            "build it again: save its state_dict, as of any network"
-        )
+            + (f"build it again. Its part {inside!r} does: save that" if inside else
+               "build it again: save its state_dict, as of any network")
+        )  # fmt: skip
     changed = origin.made.differences(signature(small))
     if changed:
         more = "; …" if len(changed) > 3 else ""

@@ -291,6 +291,12 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"does not come from halp_fx\.prune"):
         halp_fx.save(small_resnet(), path)
     small = pruned(small_resnet(), X)
+    for around, part in (
+        (torch.optim.swa_utils.AveragedModel(small), "module"),
+        (nn.ModuleDict({"student": nn.Sequential(small), "teacher": small_resnet()}), r"student\.0"),
+    ):
+        with pytest.raises(CheckpointError, match=f"Its part '{part}' does: save that"):
+            halp_fx.save(around, path)
     small.fc = nn.Linear(small.fc.in_features, 3)
     with pytest.raises(CheckpointError, match=r"changed after it was pruned \(fc\.weight has shape \(3, "):
         halp_fx.save(small, path)
