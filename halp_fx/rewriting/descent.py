@@ -36,8 +36,8 @@ def descend(small: nn.Module, before: Origin, plan: Plan) -> None:
 
 
 def origin_of(model: nn.Module) -> Origin | None:
-    """Where a network comes from; None if nothing was pruned."""
-    origin = getattr(model, "halp_origin", None)
+    """Where a network comes from; None if nothing was pruned. Its own: wrappers pass on what their network has."""
+    origin = vars(model).get("halp_origin")
     return origin if isinstance(origin, Origin) else None
 
 

@@ -291,8 +291,20 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"does not come from halp_fx\.prune"):
         halp_fx.save(small_resnet(), path)
     small = pruned(small_resnet(), X)
+
+    class PassesOn(nn.Module):
+        """Has the attributes of the network inside, as ultralytics' YOLO."""
+
+        def __init__(self):
+            super().__init__()
+            self.model = small
+
+        def __getattr__(self, name):
+            return super().__getattr__(name) if name == "model" else getattr(self.model, name)
+
     for around, part in (
         (torch.optim.swa_utils.AveragedModel(small), "module"),
+        (PassesOn(), "model"),
         (nn.ModuleDict({"student": nn.Sequential(small), "teacher": small_resnet()}), r"student\.0"),
     ):
         with pytest.raises(CheckpointError, match=f"Its part '{part}' does: save that"):
