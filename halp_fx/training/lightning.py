@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from .pruner import Pruner
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from torch.optim import Optimizer
+    from torch.utils.hooks import RemovableHandle
 except ImportError as error:
     raise TrainingError(missing("this callback", "lightning", error, "lightning")) from error
 
@@ -32,6 +33,7 @@ class PrunerCallback(Callback):
     """
 
     pruner: Pruner | None = None
+    _handle: RemovableHandle | None = None
 
     def __init__(self, budget: BudgetLike, example_inputs: Any = None, *, network: str = "", **options: Any) -> None:
         """Args:
@@ -49,8 +51,15 @@ class PrunerCallback(Callback):
         self._budget, self._examples, self._network, self._options = budget, example_inputs, network, options
         self._stopped: dict[str, Any] = {}
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Before Lightning loads a checkpoint, whose own message would be a page of shapes."""
+        if stage == "fit":
+            self._handle = pl_module.register_load_state_dict_pre_hook(_explain)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Raises TrainingError if there is not one optimizer, or no such network, or shapes may not change."""
+        if self._handle is not None:
+            self._handle.remove()
         if len(trainer.optimizers) != 1:
             raise TrainingError(f"this callback prunes for one optimizer, and there are {len(trainer.optimizers)}")
         if trainer.world_size > 1 and self._options.get("mode") != "mask":
@@ -84,6 +93,20 @@ class PrunerCallback(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._stopped = state_dict
+
+
+def _explain(module: LightningModule, state: Mapping[str, Any], *_: Any) -> None:
+    """Raises TrainingError if a checkpoint's network was cut."""
+    here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    cut = [n for n, t in state.items() if n in here and t.dim() == len(here[n]) and tuple(t.shape) != here[n]]
+    if cut and all(size <= own for name in cut for size, own in zip(state[name].shape, here[name], strict=True)):
+        raise TrainingError(
+            f"the checkpoint holds a network that was cut ({cut[0]} has shape {tuple(state[cut[0]].shape)}, and "
+            f"{here[cut[0]]} here), and Lightning loads it into the dense one: a run that is to go on needs "
+            "mode='mask' from its start. To train this one on, cut the network by the plan in the checkpoint "
+            "(callbacks, 'plan': halp_fx.Plan.from_json, halp_fx.rewrite), load its weights, and leave this callback "
+            "out"
+        )
 
 
 @contextmanager
