@@ -62,6 +62,10 @@ def prune(
         float,
         typer.Option(min=0.0, metavar="SHARE", help="How far beside the budget is close enough, as a share of it."),
     ] = 0.02,
+    compensate: Annotated[
+        bool | None,
+        typer.Option(help="Layers make up for what they lost; default: with --data."),
+    ] = None,
     effort: Annotated[
         str,
         typer.Option(
@@ -108,6 +112,7 @@ def prune(
         example,
         data=batches,
         loss_fn=import_function(loss) if loss else None,
+        compensate=compensate,
         latency=price,
         ignore=ignore or (),
         round_to=round_to,
