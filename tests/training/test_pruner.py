@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from comparing.networks import SqueezeExcite
 from test_rebind import X, network
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 import halp_fx
 from halp_fx import Plan, pruning, training
@@ -264,153 +262,6 @@ def test_an_interrupted_run_resumes_to_equal_bits(way, stop, tmp_path):
     assert list(a.state_dict()) == list(b.state_dict())
     assert all(torch.equal(v, b.state_dict()[n]) for n, v in a.state_dict().items())
     assert replace(b.halp, seconds={}) == replace(a.halp, seconds={})
-
-
-def scaled_run(wide):
-    """Training with a loss scaler, of which the third batch overflows."""
-    model = network().float().train()
-    optimizer = sgd(model)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10 if wide else 1.0, growth_interval=100)
-    pruner = halp_fx.Pruner(model, 0.4, X[:1].float(), optimizer=optimizer, **CALL)
-    rows = []
-    for number, (x, y) in enumerate(batches(4)):
-        optimizer.zero_grad()
-        loss = F.cross_entropy(model(x.float()), y) * (float("inf") if number == 2 else 1.0)
-        scaler.scale(loss).backward()
-        if number == 3:
-            rows = pruner._gathered.stacked()
-        if wide and number % 2:
-            scaler.unscale_(optimizer)
-            pruner.step()
-        else:
-            pruner.step(scaler.get_scale())
-        scaler.step(optimizer)
-        scaler.update()
-    return model, pruner, rows
-
-
-def test_scaled_gradients_are_unscaled_and_skipped_steps_are_skipped():
-    _, plain, rows = scaled_run(False)
-    _, scaled, same = scaled_run(True)
-    torch.testing.assert_close(same[:2], rows[:2], rtol=1e-4, atol=1e-7)
-    assert not torch.isfinite(same[2]).all()
-    assert scaled.skipped == plain.skipped == 1
-    assert scaled.plan == plain.plan
-    assert scaled.plan
-
-
-def cast_run(way, made, called, stop=99):
-    """Training whose forwards are cast; the pruner is made and called under autocast, or is not."""
-
-    def under(on):
-        return torch.autocast("cpu", torch.bfloat16) if on else nullcontext()
-
-    def start():
-        model = network().float().train()
-        optimizer = sgd(model)
-        with under(made):
-            return model, optimizer, halp_fx.Pruner(model, 0.4, X[:1].float(), optimizer=optimizer, **CALL | way)
-
-    model, optimizer, pruner = start()
-    for number, (x, y) in enumerate(batches(13)):
-        if number == stop:
-            states = [copy.deepcopy(part.state_dict()) for part in (pruner, model, optimizer)]
-            model, optimizer, pruner = start()
-            for part, state in zip((pruner, model, optimizer), states, strict=True):
-                part.load_state_dict(state)
-        optimizer.zero_grad()
-        with under(True):
-            loss = F.cross_entropy(model(x.float()), y)
-        loss.backward()
-        with under(called):
-            pruner.step()
-        optimizer.step()
-    return pruner.finish()
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_what_is_cast_is_decided_where_the_pruner_was_made(way):
-    """Loops cast their forwards alone, and call `step` outside."""
-    for made in (True, False):
-        alike, other, resumed = (
-            cast_run(way, made, called, stop) for called, stop in ((made, 99), (not made, 99), (False, 6))
-        )
-        assert alike.halp.met
-        for small in (other, resumed):
-            assert all(torch.equal(v, small.state_dict()[n]) for n, v in alike.state_dict().items())
-            assert replace(small.halp, seconds={}) == replace(alike.halp, seconds={})
-
-
-@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
-def test_a_trainer_that_hides_the_step_prunes_alike(way):
-    found = []
-    for hidden in (False, True):
-        model = network().train()
-        optimizer = adam(model)
-        pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL | way)
-        handle = pruner.attach() if hidden else None
-        for x, y in batches(14):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            if not hidden:
-                pruner.step()
-            optimizer.step()
-        if handle is not None:
-            handle.remove()
-        found.append((pruner.plan, pruner.finish().state_dict()))
-    assert found[0][0] == found[1][0]
-    assert all(torch.equal(t, found[1][1][n]) for n, t in found[0][1].items())
-
-
-def test_micro_batches_add_up():
-    """One step a step of the optimizer: the mean of micro-batches is the batch."""
-    plans = []
-    for parts in (1, 2):
-        model = network().eval()  # Batch statistics would be others.
-        optimizer = sgd(model)
-        pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
-        for x, y in batches(12):
-            optimizer.zero_grad()
-            for xs, ys in zip(x.chunk(parts), y.chunk(parts), strict=True):
-                (F.cross_entropy(model(xs), ys) / parts).backward()
-            pruner.step()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-        plans.append(pruner.plan)
-    assert plans[0] == plans[1]
-
-
-class Recomputed(nn.Module):
-    def __init__(self, inner, recompute):
-        super().__init__()
-        self.inner, self.recompute = inner, recompute
-
-    def forward(self, x):
-        return checkpoint(self.inner, x, use_reentrant=False) if self.recompute else self.inner(x)
-
-
-def test_activation_checkpoints_change_nothing():
-    plans = []
-    for recompute in (False, True):
-        model = Recomputed(network(), recompute).train()
-        optimizer = sgd(model)
-        pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
-        train(model, optimizer, pruner, batches(12))
-        plans.append(pruner.plan)
-    assert plans[0] == plans[1]
-    assert plans[0]
-
-
-def test_averages_follow():
-    model = network().train()
-    optimizer = sgd(model)
-    ema = torch.optim.swa_utils.AveragedModel(model)
-    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, averages=[ema], **CALL)
-    for batch in batches(13):
-        train(model, optimizer, pruner, [batch])
-        ema.update_parameters(model)
-    assert [p.shape for p in ema.module.parameters()] == [p.shape for p in model.parameters()]
-    assert model[3].conv1.out_channels == ema.module[3].conv1.out_channels < 8
 
 
 def test_a_budget_that_is_met_removes_nothing():
