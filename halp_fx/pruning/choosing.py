@@ -88,6 +88,7 @@ class Question:
         if recipe is not None:
             first = stem(yardstick.coupling)
             held |= {first} if recipe.stem_stays and first in options else set()
+        options |= {n: tuple(w for w in options[n] if w > 1) or options[n] for n in yardstick.several if n in options}
         options |= {name: options[name][-1:] for name in held}
         unit, limits = yardstick.goals.cost.unit, yardstick.limits(self.way, self.asked)
         if recipe is not None:

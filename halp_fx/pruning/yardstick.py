@@ -63,6 +63,7 @@ class Learned:
     busy: str
     waited: float
     idle: float
+    several: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -80,6 +81,7 @@ class Yardstick:
         options: widths that groups may take, in the tables.
         blocks: channels that go together in each group (`blocks`).
         held: groups that keep their width, as a rewrite failed (`notes` say how).
+        several: groups that keep two channels or more, as it failed with one.
         notes: what a reader of the report should know about the times.
         scatter: of the dense network's times in the last measurement (`Measured`).
         busy: what disturbed the last measurement, in words; "" if nothing did.
@@ -100,6 +102,7 @@ class Yardstick:
     options: Mapping[str, Sequence[int]] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    several: set[str] = field(default_factory=set)
     notes: tuple[str, ...] = ()
     scatter: float = 0.0
     busy: str = ""
@@ -150,12 +153,13 @@ class Yardstick:
     def learned(self) -> Learned:
         """What was found out so far; `start` takes it."""
         found = self.calibration.points, tuple(sorted(self.held)), self.notes
-        return Learned(self.dense, self.scale, *found, self.scatter, self.busy, self.waited, self.idle)
+        several = tuple(sorted(self.several))
+        return Learned(self.dense, self.scale, *found, self.scatter, self.busy, self.waited, self.idle, several)
 
     def take(self, known: Learned) -> None:
         """Know what an earlier run of the same network has found out."""
         self.dense, self.scale, self.calibration = known.dense, known.scale, Calibration(known.points)
-        self.held, self.notes = set(known.held), known.notes
+        self.held, self.several, self.notes = set(known.held), set(known.several), known.notes
         self.scatter, self.busy, self.waited, self.idle = known.scatter, known.busy, known.waited, known.idle
 
     @property
@@ -243,7 +247,7 @@ class Yardstick:
 
     def hold(self, error: RewriteError, coupling: Coupling, step: Plan) -> None:
         """Let a group that a failed rewrite names keep its width, what leads to the failing operator before what it
-        makes.
+        makes; or two channels, if one was left.
 
         Raises:
             RewriteError: the step takes nothing from any of them.
@@ -252,6 +256,11 @@ class Yardstick:
         found = [name for name in error.groups if name in sizes and len(step.get(name, ())) not in (0, sizes[name])]
         if not found:
             raise error
+        alone = [name for name in found if len(step[name]) == 1 and name not in self.several]
+        if alone:
+            self.several.add(alone[-1])
+            self.notes = (*self.notes, f"{alone[-1]} keeps two channels: {str(error).splitlines()[0]}")
+            return
         self.held.add(found[-1])
         self.notes = (*self.notes, f"{found[-1]} shrank no further: {str(error).splitlines()[0]}")
 

@@ -43,7 +43,7 @@ def rewrite(
     drop(small, gone)
     lowered(small)
     coupling = without(coupling, gone)
-    found = verify(small, plan, coupling, example_inputs) if check else None
+    found = verify(small, plan, coupling, example_inputs, defined=True) if check else None
     if found is not None:
         raise RewriteError(found.message, found.groups, found.place, found.node) from found.cause
     vars(small).pop("halp", None)  # The report of the network that was copied.

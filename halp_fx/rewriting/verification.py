@@ -23,6 +23,7 @@ from ..tracing.forward import run_again
 from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
+from .deviations import freedom
 from .pairing import Loose, does, silent_modules, working
 
 # Their whole numbers take part in what they compute.
@@ -51,6 +52,7 @@ def verify(
     example_inputs: Any = None,
     meta_only: bool = False,
     couplings: bool = True,
+    defined: bool = False,
 ) -> Mismatch | None:
     """The first difference between `small` and what `plan` asks for, in every forward that the coupling was made from;
     None if there is none.
@@ -61,6 +63,8 @@ def verify(
     Args:
         meta_only: do not run the network with values if it fails on the meta device, where the original works.
         couplings: compare couplings, too.
+        defined: what is not defined at these very widths is a difference, too. Trials, whose widths stand for others,
+            do not ask.
 
     Raises:
         ModelError: the network cannot be recorded. (That its forward fails is a difference.)
@@ -72,6 +76,7 @@ def verify(
         if view.traced.run.example >= len(examples):
             continue
         forward, found = _compared(small, plan, view, examples, meta_only and view.traced.on_meta)
+        found = found or (forward.undefined if defined else None)
         if found is not None:
             return replace(found, view=number)
         forwards.append(forward)
@@ -126,6 +131,8 @@ class _Forward:
         making = rerun.failure is None and (self._narrow or bool(plan.dropped))
         self._loose = Loose(self._before.graph, rerun.graph, making)
         self._other_path = False
+        # The first operator of which nothing is defined any more.
+        self.undefined: Mismatch | None = None
 
     @property
     def traced(self) -> Traced:
@@ -173,6 +180,7 @@ class _Forward:
         """Of an operator that runs as before: the shape of what it gives, and the numbers that it computes with."""
         spec = of(new).spec
         if spec is None or spec.shape == self._expected(old):
+            self.undefined = self.undefined or self._deviation(old, new)
             return self._numbers(old, new)
         if self._loose.follows(old, new, self._view.shapes[old.name], self._expected(old)):
             return None
@@ -194,6 +202,19 @@ class _Forward:
             old.name,
             by_value=True,
             sources=of(new).sources,
+        )
+
+    def _deviation(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
+        """A deviation that is one of a single element now, and was none."""
+        left = freedom(new)
+        if left is None or left > 0 or (freedom(old) or 0) <= 0:
+            return None
+        return Mismatch(
+            f"after pruning, {op(old)} in {of(old).module!r} ({of(old).source}) is over a single element, of which "
+            "there is no deviation: keep more of its channels, by limits={name: (2, 1.0)} or min_keep",
+            groups_around(old, self._view),
+            place_of(old),
+            old.name,
         )
 
     def _outputs(self) -> Mismatch | None:
