@@ -165,7 +165,7 @@ BAD = {
     "meta": (lambda m: m.to("meta"), {}, ModelError, "meta"),
     "compiled": (torch.compile, {}, ModelError, "_orig_mod"),
     "nothing prunable": (lambda m: nn.Sequential(nn.Conv2d(3, 4, 1)), {}, ModelError, "nothing .* can be pruned"),
-    "no batches": (lambda m: m, {"data": 5}, SaliencyError, "data is a int: pass batches"),
+    "no batches": (lambda m: m, {"data": 5}, SaliencyError, "data is an int: pass batches"),
     "costs nothing": (lambda m: m, {"latency": CallableCost(lambda *_: 0.0)}, LatencyError, "nothing can be a share"),
     "loss without data": (lambda m: m, {"loss_fn": F.cross_entropy}, SaliencyError, "without data"),
     "no finite gradient": (
