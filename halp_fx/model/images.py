@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..internals import tree_flatten, tree_unflatten
+from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..types import Inputs
 
 FEWEST, MOST, PLACES = 32, 512, 2**19
@@ -17,7 +17,7 @@ FEWEST, MOST, PLACES = 32, 512, 2**19
 def are_images(inputs: Inputs) -> bool:
     """Whether a forward is given images or volumes, (samples, channels, places, ...), and nothing that images cannot
     be drawn beside: every tensor has the samples of the others first."""
-    tensors = [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, torch.Tensor)]
+    tensors = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, torch.Tensor)]
     return any(map(_is_image, tensors)) and all(t.ndim and len(t) == len(tensors[0]) for t in tensors)
 
 

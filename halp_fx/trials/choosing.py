@@ -16,7 +16,9 @@ from ..coupling.sizes import groups_of
 from ..tracing.graph import of, op, spot_of
 from ..types import Coupling, Decisions
 
-_OTHER = {"whole": "positions", "positions": "whole"}
+OTHER_WAY = {"whole": "positions", "positions": "whole"}
+"""Of a grouped layer: groups go, or the same positions of every group."""
+
 # The argument that says how many groups there are.
 _GROUPS = {"convolution": 8, "_convolution": 8, "native_group_norm": 6}
 
@@ -54,14 +56,14 @@ def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
     for view in coupling.views():
         for node in view.traced.graph.nodes:
             choice = choices.get(spot_of(node), "") if op(node) in _GROUPS else ""
-            if choice in _OTHER:
+            if choice in OTHER_WAY:
                 for name in groups_of(node, view):
                     if sizes[name] < _alone(node, choice):
                         by_group.setdefault(name, {})[spot_of(node)] = choice
     several = [{k: v for spots in by_group.values() for k, v in spots.items()}] if len(by_group) > 1 else []
     tried: list[dict[str, str]] = []
     for spots in (*several, *sorted(by_group.values(), key=len)[:MAX_GROUPS]):
-        for made, other in _OTHER.items():
+        for made, other in OTHER_WAY.items():
             turn = {spot: other for spot, choice in spots.items() if choice == made}
             if turn and turn not in tried:
                 tried.append(turn)

@@ -23,6 +23,7 @@ from ..rewriting.literals import is_literal
 from ..tracing.graph import of, op, place_of, views_of
 from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
+from .choosing import OTHER_WAY
 from .following import EXACT, MULTIPLES, Following, Sizes, owners, source_of
 from .tagging import Given
 from .tying import asked, in_turn, near
@@ -33,7 +34,7 @@ MAX_MOVES = 16
 MAX_EDITS = 4
 """Attributes that are tried in addition to a tie or another choice."""
 
-_OTHER = {"whole": "positions", "positions": "whole", "follow": "stay", "rows": "columns", "columns": "rows"}
+_OTHER = OTHER_WAY | {"follow": "stay", "rows": "columns", "columns": "rows"}
 
 
 def moves(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given) -> Iterator[Decisions]:
