@@ -19,8 +19,8 @@ from .training import outputs, settled
 
 EXAMPLE = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
-TIMED = torch.randn(32, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
-"""The batch that is timed, channels last, on one thread."""
+TIMED = {"time": 32, "single": 1}
+"""Cost -> images in the batch that is timed, channels last, on one thread."""
 
 CALIBRATION = 1024
 """Training images that a method may look at."""
@@ -35,7 +35,7 @@ class Task:
     """What a method is given: a trained network, its data, and the share of its cost that may stay.
 
     Attributes:
-        cost: "macs", or "time": measured in turn with the dense network.
+        cost: "macs", or of `TIMED`: measured in turn with the dense network.
         loss: of outputs and targets.
     """
 
@@ -60,7 +60,8 @@ class Task:
     @property
     def timed(self) -> Tensor:
         """A batch as it is timed, where the data is."""
-        return TIMED.to(self.data.train[0].device, memory_format=torch.channels_last)
+        images = torch.randn(TIMED[self.cost], *self.example.shape[1:], generator=torch.Generator().manual_seed(0))
+        return images.to(self.data.train[0].device, memory_format=torch.channels_last)
 
     def macs(self, model: nn.Module) -> float:
         return halp_fx.MacsCost().total(halp_fx.channel_groups(model, self.example))
@@ -192,6 +193,7 @@ METHODS: dict[str, Method] = {
     "halp_fx not compensated": by_halp_fx(compensate=False),
     "halp_fx without data": by_halp_fx(with_data=False),
     "halp_fx without data, compensated": by_halp_fx(with_data=False, compensate=True),
+    "halp_fx with branches": by_halp_fx(branches=True),
     "halp_fx fisher": by_halp_fx(importance="fisher"),
     "halp_fx taylor": by_halp_fx(importance="taylor"),
     "halp_fx magnitude": by_halp_fx(with_data=False, importance="magnitude"),

@@ -12,9 +12,9 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
-COSTS = {"macs": "the MACs", "time": "the measured time"}
+COSTS = {"macs": "the MACs", "time": "the measured time", "single": "the measured time of one image"}
 
-WITHIN = {"macs": 0.01, "time": 0.02}
+WITHIN = {"macs": 0.01, "time": 0.02, "single": 0.02}
 """Costs are equal within this share of the budget."""
 
 
@@ -84,7 +84,8 @@ def markdown(rows: list[Row]) -> str:
     for budget in sorted({b for *_, b in cells}, reverse=True):
         here = [by for (*_, b), by in cells.items() if b == budget]
         lines.append(["mean", "", "", f"{budget:.0%}", *(_common(here, m, methods[0]) for m in methods)])
-    unit = {"macs": "MACs", "time": "time"}[rows[0].get("cost", "macs") if rows else "macs"]
+    cost = rows[0].get("cost", "macs") if rows else "macs"
+    unit = {"macs": "MACs", "time": "time", "single": "time, one image"}[cost]
     headers = ["data", "network", "dense", unit, *methods]
     return tabulate(lines, headers, tablefmt="github", disable_numparse=True) + "\n"
 
