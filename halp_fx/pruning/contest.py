@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ModelError, RewriteError, SaliencyError
+from ..errors import InfeasibleError, ModelError, RewriteError, SaliencyError
 from ..model.copying import copied
 from ..progress import work
 from ..rewriting.applying import rewrite
@@ -97,7 +97,14 @@ def _elected(
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
             part = None if notebook is None else notebook.part(name, model, asked)
-            session = walked(model, asked, team, part)
+            try:
+                session = walked(model, asked, team, part)
+            except InfeasibleError as error:
+                if not found:
+                    raise
+                logger.info("%s is left out: %s", name, error)
+                done()
+                continue
             if session.yardstick.met_already:
                 return session
             with nothing_lost(lambda closed=session: None if found else closed):  # type: ignore[misc]

@@ -82,6 +82,30 @@ def test_every_way_is_what_prune_makes_of_it(dense, monkeypatch):
     assert plans["normal", None, True, "magnitude"] == pruned(dense, data=None).halp.plan
 
 
+def test_branches_may_go_and_need_not(dense):
+    """What their loss costs after training no value tells, so the judge is asked."""
+    small = pruned(dense, effort="thorough", branches=True, compensate=False)
+    by_name = {c.name: c.distance for c in small.halp.contenders}
+    assert by_name["branches stay"] >= small.halp.contenders[0].distance
+    kept, held = parted(DATA)
+    alone = pruned(dense, data=kept, compensate=False)
+    halp_fx.compensate(alone, dense, kept, alone.halp.plan, IMAGES[:1])
+    assert not alone.halp.plan.dropped
+    assert Reference.of(dense, held).distance(alone) == pytest.approx(by_name["branches stay"], rel=1e-3)
+    assert "branches stay" not in {c.name for c in pruned(dense, effort="thorough").halp.contenders}
+
+
+def test_a_way_that_cannot_reach_the_budget_is_left_out(dense):
+    """Only without its branch is the network as small as this."""
+    settings = {"branches": True, "min_keep": 8}
+    with pytest.raises(halp_fx.InfeasibleError):
+        pruned(dense, 0.35, **settings | {"branches": False})
+    small = pruned(dense, 0.35, effort="thorough", **settings)
+    assert small.halp.plan.dropped
+    assert small.halp.met
+    assert "branches stay" not in {c.name for c in small.halp.contenders}
+
+
 def test_the_judge_sees_what_nobody_else_does(dense, monkeypatch):
     asked = []
     inner = contest.walked
