@@ -24,6 +24,9 @@ from ..scoring.gates import places_of
 from ..scoring.scored import Key, Weights, WeightSlots
 from ..types import ChannelGroup, Coupling, Plan
 
+Look = tuple[torch.Size, torch.dtype, torch.device]
+SINCE = " when the Pruner was made, or last cut"
+
 KEPT = 160
 """Rows that are kept, of the last batches; more, where more lie between two steps of pruning."""
 
@@ -36,6 +39,7 @@ class Gathered:
         groups: whose channels are the columns, one group after the other.
         keys, layout: the tensors that rows are made of, and which of their slots are of which channel.
         parameters: of the model, by name.
+        looks: what each of these is: shape, dtype and device.
         most: how many rows are kept.
         rows: float32, of shape (channels,), the last ones.
     """
@@ -44,6 +48,7 @@ class Gathered:
     keys: list[Key]
     layout: SegmentLayout
     parameters: Mapping[str, nn.Parameter]
+    looks: Mapping[str, Look]
     most: int = KEPT
     rows: list[torch.Tensor] = field(default_factory=list)
 
@@ -73,12 +78,42 @@ class Gathered:
             return read or places_of(group, weights, frozenset(), parameters)
 
         keys, layout = weights.layout(groups, chosen)
-        return cls(groups, keys, layout, parameters, most)
+        return cls(groups, keys, layout, parameters, {name: _look(p) for name, p in parameters.items()}, most)
 
     @property
     def columns(self) -> dict[str, slice]:
         ends = list(accumulate((g.size for g in self.groups), initial=0))
         return {g.name: slice(ends[i], ends[i + 1]) for i, g in enumerate(self.groups)}
+
+    def check_same(self, model: nn.Module) -> None:
+        """Raises TrainingError if something else has changed the model since: rows would be of parameters that do
+        nothing any more, and a cut would be of places that are others now."""
+        now = dict(model.named_parameters())
+        for name in {**self.parameters, **now}:
+            known, found = self.parameters.get(name), now.get(name)
+            if known is not found:
+                what = "is new" if known is None else "is no longer there" if found is None else "is another parameter"
+                raise TrainingError(
+                    f"{name} {what}{' than' if known is not None and found is not None else ''}{SINCE}: a layer was "
+                    "replaced, or weights were loaded with assign=True. Change the network first, then make its "
+                    "optimizer and the Pruner"
+                )
+            before, look = self.looks[name], _look(self.parameters[name])
+            if look[0] != before[0]:
+                raise TrainingError(
+                    f"{name} has shape {tuple(look[0])} now, and had {tuple(before[0])}{SINCE}: something else has cut "
+                    "the network (another Pruner, or rewrite in place). One network can have one Pruner at a time"
+                )
+            if look != before:
+                raise TrainingError(
+                    f"{name} is {look[1]} on {look[2]} now, and was {before[1]} on {before[2]}{SINCE}, where the "
+                    "network was timed: make the Pruner after model.to(...), and call finish before the next"
+                )
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything that rows are made of is trained."""
+        return any(self.parameters[name].requires_grad for _, name in self.keys if name in self.parameters)
 
     def check(self) -> None:
         """Raises TrainingError if there are no gradients, or they cannot be cut."""
@@ -137,6 +172,10 @@ class Gathered:
         own = [rows.get(g.name) for g in self.groups]
         if own and all(r is not None and r.shape[1] == g.size for r, g in zip(own, self.groups, strict=True)):
             self.rows = list(torch.cat([r for r in own if r is not None], 1))
+
+
+def _look(parameter: nn.Parameter) -> Look:
+    return parameter.shape, parameter.dtype, parameter.device
 
 
 def _read(group: ChannelGroup, parameters: Mapping[str, Any]) -> list[WeightSlots]:

@@ -180,6 +180,7 @@ class Pruner:
         if self.done:
             self._still()
             return False
+        self._gathered.check_same(self.model)
         with self._lifted():
             self._gathered.add(scale)
         self._still()
@@ -196,6 +197,7 @@ class Pruner:
         Raises:
             TrainingError, InfeasibleError: as `step`.
         """
+        self._gathered.check_same(self.model)
         if not self.done:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
             self._prune(last=True)
@@ -203,7 +205,7 @@ class Pruner:
             if self._masks is not None:
                 self._cut(self.plan, self._dense)
                 self._masks.close()
-                self._masks = None
+                self._masks, self._gathered = None, self._gather()
             with preserved(self.model):
                 report = self._lead.ask(self._report)
             self._remember()
@@ -298,6 +300,11 @@ class Pruner:
                 "rate), or pruner.step() was never called"
             )
         if self._importance in ("fisher", "taylor") and not rows.any():
+            if not self._gathered.trained:
+                raise TrainingError(
+                    "all layers whose channels could go are frozen (requires_grad=False), so no gradient tells what "
+                    "they are worth: pass importance='magnitude', or use prune with data, then train"
+                )
             raise TrainingError(
                 f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
                 "optimizer.zero_grad(), and see that the loss depends on the network"

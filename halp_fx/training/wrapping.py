@@ -69,6 +69,13 @@ def check_free(model: nn.Module, wrapped: Sequence[Rewrapped]) -> None:
         return
     gc.collect()  # One that was dropped may be there yet.
     if _around(model, wrapped):
+        if wrapped:
+            raise TrainingError(
+                "beside the wrapper that pruner.wrap has made of the model now, another DistributedDataParallel is "
+                "around it: one from before the last cut, which something holds (`with trained.join():`, Join), or one "
+                "that was made without pruner.wrap. It knows other shapes than the model has: run what pruner.wrap "
+                "returned alone, or pass mode='mask', which keeps the shapes"
+            )
         raise TrainingError(
             "the model is in a DistributedDataParallel, whose buckets are of the shapes that it has now: let "
             "pruner.wrap make it (docs/training.md), so that it is made anew after every cut, or pass mode='mask'"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from test_pruner import CALL, batches, sgd, train
@@ -153,3 +155,61 @@ def test_a_step_that_makes_its_gradients_itself_is_refused():
     halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL).attach()
     with pytest.raises(TrainingError, match="given a closure"):
         optimizer.step(lambda: F.cross_entropy(model(X), torch.arange(4)))
+
+
+@pytest.mark.parametrize("mode", ["shrink", "mask"])
+def test_two_pruners_of_one_network_are_told(mode):
+    """Also one that would only report what the other has made of the network; one after the other may be."""
+    model = network().train()
+    optimizer = sgd(model)
+    one, other = (halp_fx.Pruner(model, b, X[:1], optimizer=optimizer, mode=mode, **CALL) for b in (0.7, 0.4))
+    train(model, optimizer, one, batches(12))
+    one.finish()
+    message = r"weight has shape \(\d, .* now, and had \(8, .* something else has cut the network.*One network"
+    with pytest.raises(TrainingError, match=message):
+        train(model, optimizer, other, batches(1))
+    with pytest.raises(TrainingError, match=message):
+        other.finish()
+    assert one.finish().halp.met, "once more changes nothing"
+    after = halp_fx.Pruner(model, 0.7, X[:1], optimizer=optimizer, mode=mode, **CALL)
+    train(model, optimizer, after, batches(12))
+    assert after.finish().halp.met
+    with pytest.raises(TrainingError, match="something else has cut the network"):
+        one.finish()
+
+
+CHANGES = {
+    "a layer": (lambda m: m.__setitem__(8, nn.Linear(12, 5).double()), r"8\.weight is another parameter than"),
+    "loaded": (lambda m: m.load_state_dict(copy.deepcopy(m.state_dict()), assign=True), r"0\.weight is another"),
+    "a layer less": (lambda m: m.__setitem__(1, nn.Identity()), r"1\.weight is no longer there"),
+    "a layer more": (lambda m: m.append(nn.Linear(5, 5).double()), r"9\.weight is new"),
+    "a type": (lambda m: m.float(), r"0\.weight is torch\.float32 on cpu now, and was torch\.float64 on cpu"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_a_network_that_was_changed_meanwhile_is_told(case):
+    change, message = CHANGES[case]
+    model = network().train()
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)  # Nothing is cut yet.
+    train(model, torch.optim.SGD(model.parameters(), 0.1), pruner, batches(3))
+    change(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    with pytest.raises(TrainingError, match=message):
+        pruner.step()
+    with pytest.raises(TrainingError, match=message):
+        pruner.finish()
+
+
+def test_a_backbone_that_is_frozen_has_no_gradients_and_goes_by_magnitude():
+    model = network().train()
+    for parameter in model[:6].parameters():
+        parameter.requires_grad_(False)
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    with pytest.raises(TrainingError, match=r"requires_grad=False.*importance='magnitude'"):
+        train(model, optimizer, pruner, batches(12))
+    again = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, importance="magnitude", **CALL)
+    train(model, optimizer, again, batches(12))
+    assert again.finish().halp.met

@@ -206,6 +206,13 @@ def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
     assert halp_fx.Pruner(other, 0.4, X[:1], optimizer=sgd(other), mode="mask", **at_once).step()
     del whole  # It is in a cycle.
     assert pruner.step()
+    trained = pruner.wrap(DistributedDataParallel)
+    with trained.join():  # Of the wrapper of now, which a cut leaves behind.
+        F.cross_entropy(trained(X), torch.arange(4)).backward()
+        pruner.step()
+        F.cross_entropy(trained(X), torch.arange(4)).backward()
+        with pytest.raises(TrainingError, match=r"something holds \(`with trained\.join\(\):`.*mode='mask'"):
+            pruner.step()
 
 
 def test_processes_that_disagree_are_told():
