@@ -1,6 +1,6 @@
 """Prune a detector while it is trained: on scenes that are drawn on the machine, on Pascal VOC, or on COCO.
 
-    python tools/train_detector.py --data scenes --budget 0.5 --cost macs
+    python tools/train_detector.py --data scenes --budget 0.5
     python tools/train_detector.py --data /data/voc --network ssd300_vgg16 --side 300 --backbone DEFAULT
     torchrun --nproc-per-node 8 tools/train_detector.py --data /data/voc --recipe smcp --budget 50%
 
@@ -55,7 +55,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, help="pixels that images are scaled to")
     parser.add_argument("--folder", type=Path, default=Path("run_detector"), help="checkpoints and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
-    parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
+    parser.add_argument("--cost", help="what the budget is of: latency (measured), macs, …; of scenes: macs")
     parser.add_argument("--dense-epochs", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch", type=int, help="images a step in each process")
@@ -71,6 +71,9 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     for name, value in (SMCP if given.recipe == "smcp" else OWN).items():
         if getattr(given, name) is None:
             setattr(given, name, value)
+    if given.cost is None and given.data == "scenes":
+        given.cost = "macs"  # So small, a detector spends most of its time on what no width changes.
+    given.cost = None if given.cost == "latency" else given.cost
     given.backbone = None if given.backbone == "none" else given.backbone
     return given
 

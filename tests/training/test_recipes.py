@@ -186,6 +186,19 @@ def test_a_detector_is_pruned(tmp_path):
     assert all(told["annotation"]["object"] for _, told in drawn)
 
 
+@pytest.mark.parametrize(
+    ("asked", "cost"),
+    [
+        ([], "macs"),
+        (["--cost", "latency"], None),
+        (["--data", "voc"], None),
+        (["--data", "voc", "--cost", "macs"], "macs"),
+    ],
+)
+def test_a_budget_is_of_the_time_unless_pictures_are_small(asked, cost):
+    assert train_detector.options(asked).cost == cost
+
+
 def test_the_published_recipe_for_pascal_voc_is_shortened(tmp_path, monkeypatch):
     """SSD512 with a cut ResNet by soft masks, here with one block a stage; the stem stays."""
     resnet = torchvision.models.resnet

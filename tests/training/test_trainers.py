@@ -151,10 +151,11 @@ class TestHuggingFace:
         sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
         return transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes, num_labels=5))
 
-    def arguments(self, transformers, folder):
+    def arguments(self, transformers, folder, **more):
         return transformers.TrainingArguments(
             str(folder), max_steps=8, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no",
             disable_tqdm=True, optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.1,
+            **more,
         )  # fmt: skip
 
     @pytest.mark.parametrize("mode", ["shrink", "mask"])
@@ -186,6 +187,29 @@ class TestHuggingFace:
         trainer.remove_callback(callback)
         trainer.train()
         assert any(not torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+    def test_half_precision_is_a_forward_of_accelerate_that_is_taken_off(self, transformers, tmp_path):
+        """What was saved has no autocast: it computes as the network in the trainer does without accelerate's."""
+        from halp_fx.training.huggingface import PrunerCallback
+
+        torch.manual_seed(1)
+        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(32)]
+        examples = {"pixel_values": torch.randn(2, 3, 32, 32)}
+        arguments, model = self.arguments(transformers, tmp_path, bf16=True), self.model(transformers)
+        trainer = transformers.Trainer(
+            model, arguments, train_dataset=data, callbacks=[PrunerCallback(0.5, examples, **CALL)]
+        )
+        trainer.train()
+        halp_fx.save(model, tmp_path / "small.safetensors")
+        again = halp_fx.load(tmp_path / "small.safetensors", self.model(transformers)).eval()
+        model.eval()
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            cast = again(**examples).logits
+        with torch.no_grad():
+            assert torch.equal(model(**examples).logits, cast.float())
+            assert not torch.equal(model(**examples).logits, again(**examples).logits)
+            trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+            assert torch.equal(model(**examples).logits, again(**examples).logits)
 
     def test_what_does_not_go_together_is_said(self, transformers):
         from halp_fx.training.huggingface import PrunerCallback

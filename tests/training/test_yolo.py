@@ -129,3 +129,8 @@ def test_a_dense_network_that_was_stopped_is_not_taken_for_a_trained_one(tmp_pat
 def test_data_that_is_not_there_is_said(tmp_path):
     with pytest.raises(SystemExit, match=r"there is no none.yaml"):
         train_yolo.main(["--data", "none.yaml", "--folder", str(tmp_path)])
+
+
+def test_masks_that_would_leave_files_of_dense_widths_are_refused():
+    with pytest.raises(halp_fx.TrainingError, match=r"mode='mask'.*files have the dense widths"):
+        pruned_trainer(0.5, mode="mask")

@@ -47,11 +47,19 @@ def pruned_trainer(budget: Any = None, *, base: Any = None, share: float = 0.4, 
         base: the trainer; None: `ultralytics.models.yolo.detect.DetectionTrainer`.
         share: of the optimizer's steps, in which the network is pruned.
         steps: of pruning.
-        options: for `halp_fx.Pruner` (`latency`, `ignore`, `round_to`, …).
+        options: for `halp_fx.Pruner` (`latency`, `ignore`, `round_to`, …), but for `mode`.
 
     Returns:
         A class; its instances have the attribute `pruner`.
+
+    Raises:
+        halp_fx.TrainingError: masks are asked for.
     """
+    if options.get("mode", "shrink") != "shrink":
+        raise halp_fx.TrainingError(
+            f"mode={options['mode']!r}: ultralytics writes best.pt while it trains, and masks are cut after that, so "
+            "its files have the dense widths; leave mode out"
+        )
     if base is None:
         from ultralytics.models.yolo.detect import DetectionTrainer as base
 
