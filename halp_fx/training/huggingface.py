@@ -45,7 +45,7 @@ class PrunerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises TrainingError if shapes may not change, or training goes on from a checkpoint."""
+        """Raises TrainingError if shapes may not change, or training goes on from a checkpoint, or ends with one."""
         model: nn.Module = kwargs["model"]
         wrapped: Any = kwargs["optimizer"]
         optimizer: Optimizer = getattr(wrapped, "optimizer", wrapped)  # accelerate's is around it.
@@ -53,6 +53,10 @@ class PrunerCallback(TrainerCallback):
             raise TrainingError(
                 f"the network is wrapped for {args.world_size} processes, so its shapes must stay until the end: pass "
                 "mode='mask'"
+            )
+        if args.load_best_model_at_end:
+            raise TrainingError(
+                "the best may be one of before pruning: load_best_model_at_end=False, and what the end leaves counts"
             )
         if state.global_step:
             raise TrainingError("a Trainer's checkpoint does not know what was pruned: train from the start")

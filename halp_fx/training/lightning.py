@@ -18,6 +18,9 @@ try:
 except ImportError as error:
     raise TrainingError(missing("this callback", "lightning", error, "lightning")) from error
 
+AVERAGING = {"WeightAveraging", "StochasticWeightAveraging"}
+"""By name: not every version of Lightning has both."""
+
 
 class PrunerCallback(Callback):
     """Prunes what a LightningModule trains; `fit` returns with the smaller network in the same objects.
@@ -66,6 +69,14 @@ class PrunerCallback(Callback):
             raise TrainingError(
                 f"Lightning has wrapped the network for {trainer.world_size} processes, so its shapes must stay until "
                 "the end: pass mode='mask'"
+            )
+        averaging = [
+            c for c in getattr(trainer, "callbacks", ()) if AVERAGING & {kind.__name__ for kind in type(c).__mro__}
+        ]
+        if averaging:
+            raise TrainingError(
+                f"{type(averaging[0]).__name__} keeps an average of the dense network, and puts it in place of the "
+                "pruned one: leave it out, or write the loop yourself, with Pruner(..., averages=[ema])"
             )
         try:
             model = pl_module.get_submodule(self._network)

@@ -74,6 +74,18 @@ class Masks:
                 if isinstance(tensor := own[axis.tensor], nn.Parameter):
                     tensor.data.index_fill_(axis.dim, index_of(found, tensor), 0)
 
+    def check(self, model: nn.Module) -> None:
+        """Raises TrainingError if something has written to what is masked: cut, it would be another network than the
+        one that was trained."""
+        for parameter, dim, slots in self.places:
+            if parameter.index_select(dim, slots).any():
+                name = next((n for n, p in model.named_parameters() if p is parameter), "a parameter")
+                raise TrainingError(
+                    f"{name} is not zero where its channels are masked: weights of another time were loaded (the best "
+                    "checkpoint of before the last step of pruning, an average that Pruner was not told of). Load "
+                    "those of after it, or pass averages=[...]"
+                )
+
     def still(self) -> None:
         """Zero the gradients behind hard masks."""
         if not self.soft:

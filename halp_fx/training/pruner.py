@@ -203,6 +203,7 @@ class Pruner:
             self._prune(last=True)
         with self._casting.again():
             if self._masks is not None:
+                self._masks.check(self.model)
                 self._cut(self.plan, self._dense)
                 self._masks.close()
                 self._masks, self._gathered = None, self._gather()

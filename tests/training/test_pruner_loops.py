@@ -12,6 +12,7 @@ from test_pruner import CALL, WAYS, adam, batches, sgd, train
 from test_rebind import X, network
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import lr_scheduler, swa_utils
 from torch.utils.checkpoint import checkpoint
 
 import halp_fx
@@ -162,3 +163,54 @@ def test_averages_follow():
         ema.update_parameters(model)
     assert [p.shape for p in ema.module.parameters()] == [p.shape for p in model.parameters()]
     assert model[3].conv1.out_channels == ema.module[3].conv1.out_channels < 8
+
+
+def whole_loop(way):
+    """What a loop may have, all at once."""
+    model = network().float().train()
+    matrices, others = ([p for p in model.parameters() if (p.ndim > 1) == many] for many in (True, False))
+    groups = [{"params": matrices, "weight_decay": 1e-3}, {"params": others, "lr": 0.02}]
+    optimizer = torch.optim.SGD(groups, 0.05, momentum=0.9, nesterov=True)
+    average = swa_utils.AveragedModel(model, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
+    warmup, rest = lr_scheduler.LinearLR(optimizer, 0.1, 1, 5), lr_scheduler.CosineAnnealingLR(optimizer, 25)
+    schedule = lr_scheduler.SequentialLR(optimizer, [warmup, rest], [5])
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=4)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1].float(), optimizer=optimizer, averages=[average], **CALL, **way)
+    # In the order in which they are loaded.
+    return {"p": pruner, "m": model, "o": optimizer, "a": average, "s": schedule, "g": scaler}
+
+
+def go_on(parts, data):
+    for number, (x, y) in data:
+        parts["o"].zero_grad()
+        for xs, ys in zip(x.float().chunk(2), y.chunk(2), strict=True):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = F.cross_entropy(parts["m"](xs), ys) / 2
+            parts["g"].scale(loss * (float("inf") if number == 5 else 1.0)).backward()
+        parts["g"].unscale_(parts["o"])
+        parts["p"].step()
+        nn.utils.clip_grad_norm_(parts["m"].parameters(), 0.5)
+        parts["g"].step(parts["o"])
+        parts["g"].update()
+        parts["s"].step()
+        parts["a"].update_parameters(parts["m"])
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=list(WAYS))
+def test_a_loop_with_all_of_it_goes_on_to_equal_bits(way, tmp_path):
+    """Averages, warm-up and schedule, clipping, micro-batches, and a scaler that leaves out a step."""
+    data = list(enumerate(batches(15)))
+    one = whole_loop(way)
+    go_on(one, data[:9])
+    torch.save({name: part.state_dict() for name, part in one.items()}, tmp_path / "half.pt")
+    go_on(one, data[9:])
+    other, held = whole_loop(way), torch.load(tmp_path / "half.pt")
+    for name, part in other.items():
+        part.load_state_dict(held[name])
+    go_on(other, data[9:])
+    for parts in (one, other):
+        assert parts["p"].finish().halp.met
+        assert parts["p"].skipped == 1
+    for name in ("m", "a"):
+        pairs = zip(one[name].state_dict().values(), other[name].state_dict().values(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)

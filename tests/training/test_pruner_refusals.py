@@ -213,3 +213,19 @@ def test_a_backbone_that_is_frozen_has_no_gradients_and_goes_by_magnitude():
     again = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, importance="magnitude", **CALL)
     train(model, optimizer, again, batches(12))
     assert again.finish().halp.met
+
+
+@pytest.mark.parametrize("regrow", [False, True])
+def test_weights_of_before_that_were_loaded_behind_masks_are_told(regrow):
+    """The best checkpoint of a run is often one of before pruning: cut, it would be a network that nobody trained."""
+    model = network().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, mode="mask", regrow=regrow, **CALL)
+    train(model, optimizer, pruner, batches(14))
+    trained = copy.deepcopy(model.state_dict())
+    model.load_state_dict(network().state_dict())
+    with pytest.raises(TrainingError, match=r"weight is not zero where .* masked.*best checkpoint"):
+        pruner.finish()
+    assert model[0].out_channels == 8
+    model.load_state_dict(trained)
+    assert pruner.finish().halp.met

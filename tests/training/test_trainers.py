@@ -134,6 +134,10 @@ class TestLightning:
             wrong.fit(self.module(lightning), self.loader())
         with pytest.raises(TrainingError, match=r"wrapped the network for 2 processes.*mode='mask'"):
             PrunerCallback(0.4, X[:1]).on_train_start(SimpleNamespace(optimizers=[None], world_size=2), None)
+        average = lightning.pytorch.callbacks.StochasticWeightAveraging(0.01)
+        averaging = self.trainer(lightning, tmp_path, PrunerCallback(0.4, X[:1], **CALL), average)
+        with pytest.raises(TrainingError, match=r"StochasticWeightAveraging keeps an average .*averages=\[ema\]"):
+            averaging.fit(self.module(lightning), self.loader())
         two = self.module(lightning, optimizers=2)
         two.automatic_optimization = False
         with pytest.raises(TrainingError, match="for one optimizer, and there are 2"):
@@ -215,9 +219,15 @@ class TestHuggingFace:
         from halp_fx.training.huggingface import PrunerCallback
 
         held = {"model": None, "optimizer": None}
+        best = SimpleNamespace(world_size=1, load_best_model_at_end=True)
+        with pytest.raises(TrainingError, match="the best may be one of before pruning: load_best_model_at_end=False"):
+            PrunerCallback(0.5).on_train_begin(best, SimpleNamespace(global_step=0), None, **held)
         with pytest.raises(TrainingError, match=r"wrapped for 2 processes.*mode='mask'"):
             PrunerCallback(0.5).on_train_begin(SimpleNamespace(world_size=2), None, None, **held)
         with pytest.raises(TrainingError, match="does not know what was pruned: train from the start"):
             PrunerCallback(0.5).on_train_begin(
-                SimpleNamespace(world_size=1), SimpleNamespace(global_step=3), None, **held
+                SimpleNamespace(world_size=1, load_best_model_at_end=False),
+                SimpleNamespace(global_step=3),
+                None,
+                **held,
             )
