@@ -9,7 +9,17 @@ from itertools import product
 from torch import fx, nn
 
 from ..coupling.sizes import FACTORIES, takes_size
-from ..tracing.graph import ancestors, getitem, is_view, of, op, sized_by_values, views_of, without_writing
+from ..tracing.graph import (
+    ancestors,
+    getitem,
+    is_view,
+    of,
+    op,
+    sized_by_values,
+    values_unused,
+    views_of,
+    without_writing,
+)
 from ..types import Extent
 from .standins import Silent
 
@@ -135,5 +145,8 @@ def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.
 
 
 def _idle(node: fx.Node) -> bool:
-    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
+    """Whether an operator makes a tensor of equal elements that nothing reads, for which no width is known; or a part
+    of which only the shape counts: a slice of one channel is none where there is no more than one."""
+    if op(node) == "slice":
+        return bool(node.users) and values_unused(node)
     return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
