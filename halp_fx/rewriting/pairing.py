@@ -148,5 +148,5 @@ def _idle(node: fx.Node) -> bool:
     """Whether an operator makes a tensor of equal elements that nothing reads, for which no width is known; or a part
     of which only the shape counts: a slice of one channel is none where there is no more than one."""
     if op(node) == "slice":
-        return bool(node.users) and values_unused(node)
+        return values_unused(node)
     return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)

@@ -177,8 +177,8 @@ def unread(graph: fx.Graph) -> set[fx.Node]:
 
 
 def values_unused(node: fx.Node) -> bool:
-    """Whether only the shape, the dtype and the device of a result and of views of it are looked at."""
-    return all(
+    """Whether a result, or views of it, are read, but only for the shape, the dtype and the device."""
+    return bool(node.users) and all(
         user.all_input_nodes == [node]
         and (bool(_LIKE.fullmatch(op(user))) or (_only_views(user) and values_unused(user)))
         for user in node.users
