@@ -1,4 +1,4 @@
-"""`nn.MultiheadAttention` with other queries than keys: what its embedding and its heads follow."""
+"""`nn.MultiheadAttention`, and its function, with other queries than keys: what embedding and heads follow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from oracle import Net, equals_twin_closely, random_plan, randomized, relative_error
 from torch import nn
+from torch.nn import functional as F
 
 import halp_fx
 
@@ -53,3 +54,36 @@ def test_groups_and_twin(name):
         small, twin = equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
     assert relative_error(twin(x), model(x)) > 1e-3
     small.train()(x).sum().backward()
+
+
+class Pool(nn.Module):
+    """The mean of all tokens asks them, by layers of its own (attention pooling of CLIP): the function compares the
+    sizes of its weights before it runs anything."""
+
+    def __init__(self, heads):
+        super().__init__()
+        self.heads = heads
+        self.stem, self.position = nn.Linear(5, 12), nn.Parameter(torch.randn(5, 12))
+        self.q, self.k, self.v, self.out = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.stem(x).transpose(0, 1)
+        x = torch.cat([x.mean(0, keepdim=True), x]) + self.position[:, None]
+        layers = {f"{name}_proj_weight": layer.weight for name, layer in (("q", self.q), ("k", self.k), ("v", self.v))}
+        pooled, _ = F.multi_head_attention_forward(
+            x[:1], x, x, x.shape[-1], self.heads, None, torch.cat([self.q.bias, self.k.bias, self.v.bias]),
+            None, None, False, 0, self.out.weight, self.out.bias,
+            training=self.training, need_weights=False, use_separate_proj_weight=True, **layers,
+        )  # fmt: skip
+        return self.head(pooled[0])
+
+
+@pytest.mark.parametrize("heads", [2, 3])
+def test_pooling_by_the_function(heads):
+    torch.manual_seed(0)
+    model, x = randomized(Pool(heads)).eval(), torch.randn(3, 4, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": heads, "out": 6}, coupling.frozen
+    for seed in range(2):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
