@@ -54,6 +54,10 @@ class Loose:
         while i < len(before) or j < len(after):
             old, new = before[i] if i < len(before) else None, after[j] if j < len(after) else None
             differ = old is None or new is None or does(old) != does(new)
+            if differ and op(old) == "slice" and old is not None and values_unused(old):
+                # One channel of one is all of them, and no slice; only its shape counts.
+                i += 1
+                continue
             call = _call(before[i:]) if differ and self._making else None
             if call is not None and call == _call(after[j:]):
                 i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True
@@ -145,8 +149,5 @@ def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.
 
 
 def _idle(node: fx.Node) -> bool:
-    """Whether an operator makes a tensor of equal elements that nothing reads, for which no width is known; or a part
-    of which only the shape counts: a slice of one channel is none where there is no more than one."""
-    if op(node) == "slice":
-        return values_unused(node)
+    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
     return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
