@@ -37,7 +37,7 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
         rank = len(of(node).one.shape)
         # The channels are called after a parameter of the weight's rank, if there is one: what else there is scales it.
         names = sorted(made[node] if marked else (), key=lambda name: (_scales(nodes[name], rank), name))
-        produced = False
+        produced = np.array([], dtype=np.int64)
         for name in names:
             scales = _scales(nodes[name], rank)
             for plane in planes.get(nodes[name], ()):
@@ -48,11 +48,32 @@ def spread_roles(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Alg
                 # In a residual stage both dimensions of a weight hold the same channels.
                 likely = sorted(marked, key=lambda m: varying(m[2]) != varying(plane))
                 role = next((r for other, r, _ in likely if np.isin(classes[labels], classes[other]).all()), None)
-                if role == "producer" and scales and produced:
+                if role == "producer" and scales and np.isin(classes[labels], produced).any():
                     algebra.roles[axis] = "scale"
                 elif role is not None:
                     algebra.roles.setdefault(axis, role)
-                    produced = produced or (role == "producer" and not scales)
+                    if role == "producer" and not scales:
+                        # Of other channels of the product, a factor is no scale: of learnt queries times a layer, say.
+                        produced = np.union1d(produced, classes[labels])
+
+
+def mark_sources(graph: fx.Graph, planes: Mapping[fx.Node, Planes], algebra: Algebra) -> None:
+    """Make producers of parameters whose values a layer reads, and that no layer makes: a learnt image from which a
+    generator starts, planes of features that are sampled at positions."""
+    classes = algebra.classes()
+    read, made = np.zeros((2, int(classes.max()) + 1), dtype=bool)
+    for labels, _ in algebra.pins:
+        made[classes[labels]] = True
+    for axis, role in algebra.roles.items():
+        if role in ("producer", "consumer"):
+            own = classes[algebra.starts[axis] : algebra.starts[axis + 1]]
+            (made if role == "producer" else read)[own] = True
+    for node in graph.nodes:
+        for plane in planes.get(node, ()) if node.op == "get_attr" and of(node).trained else ():
+            labels = _labels(plane)
+            found = classes[labels]
+            if len(labels) and (read & ~made)[found].any():
+                algebra.mark(plane, "producer")
 
 
 def _scales(node: fx.Node, rank: int) -> bool:

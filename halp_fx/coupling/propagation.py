@@ -17,7 +17,7 @@ from ..errors import HalpError
 from ..tracing.graph import getitem, of, op, written_through_alias
 from ..types import TensorSpec, Traced
 from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
-from .computed import spread_roles
+from .computed import mark_sources, spread_roles
 from .groups import Outline
 from .reading import pin_values_read
 from .rules import find_rule
@@ -59,6 +59,8 @@ def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, s
     algebra.classes()  # Found once for all that is settled from here.
     for graph in (traced, *further):
         spread_roles(graph.graph, planes, algebra)
+    for graph in (traced, *further):
+        mark_sources(graph.graph, planes, algebra)
     needed = [n for graph in (traced, *(t for t in further if t.run.repeatable)) for n in graph.graph.nodes]
     outlines = {node: Outline.of(node, planes.get(node, ())) for node in (*needed, *(e.node for e in algebra.edits))}
     return Propagated(traced, further, algebra, planes, outlines)

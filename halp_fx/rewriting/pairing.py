@@ -9,7 +9,17 @@ from itertools import product
 from torch import fx, nn
 
 from ..coupling.sizes import FACTORIES, takes_size
-from ..tracing.graph import ancestors, getitem, is_view, of, op, sized_by_values, views_of, without_writing
+from ..tracing.graph import (
+    ancestors,
+    getitem,
+    is_view,
+    of,
+    op,
+    sized_by_values,
+    values_unused,
+    views_of,
+    without_writing,
+)
 from ..types import Extent
 from .standins import Silent
 
@@ -44,6 +54,10 @@ class Loose:
         while i < len(before) or j < len(after):
             old, new = before[i] if i < len(before) else None, after[j] if j < len(after) else None
             differ = old is None or new is None or does(old) != does(new)
+            if differ and op(old) == "slice" and old is not None and values_unused(old):
+                # One channel of one is all of them, and no slice; only its shape counts.
+                i += 1
+                continue
             call = _call(before[i:]) if differ and self._making else None
             if call is not None and call == _call(after[j:]):
                 i, j, self.remade = i + _length(before[i:], call), j + _length(after[j:], call), True

@@ -3,6 +3,7 @@ values, what comes to nothing, and what is written in place."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,9 @@ from .tags import FromSize, Source
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
 _UNTAGGED = {"nms"}
+
+# What is made like its first argument, whatever that holds.
+_LIKE = re.compile(r"(empty|zeros|ones|full|rand|randn|randint)_like|new_(empty|zeros|ones|full)")
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
 
@@ -170,6 +174,19 @@ def unread(graph: fx.Graph) -> set[fx.Node]:
         if node.op == "call_function" and not lasting and found.issuperset(node.users):
             found.add(node)
     return found
+
+
+def values_unused(node: fx.Node) -> bool:
+    """Whether a result, or views of it, are read, but only for the shape, the dtype and the device."""
+    return bool(node.users) and all(
+        user.all_input_nodes == [node]
+        and (bool(_LIKE.fullmatch(op(user))) or (_only_views(user) and values_unused(user)))
+        for user in node.users
+    )
+
+
+def _only_views(node: fx.Node) -> bool:
+    return is_view(node) or bool(getattr(node.target, "is_view", False))
 
 
 def written(node: fx.Node, aside: set[fx.Node]) -> bool:

@@ -63,7 +63,8 @@ def _moves_at(
         # What it handles keeps its widths, but an attribute does not, for other operators want it to follow one.
         yield from _constant_moves(coupling, mismatch)
         return
-    wanted = _wanted(coupling, nodes, mismatch, given)
+    checked = mismatch.cause is not None and isinstance(mismatch.cause.__cause__, AssertionError)
+    wanted = _wanted(coupling, nodes, mismatch, given, checked)
     needed = bool(wanted and wanted[0])
     # An operator that needs a tie is another case than one that does not.
     nodes = [node for node, row in zip(nodes, wanted, strict=True) if bool(row) == needed]
@@ -96,10 +97,12 @@ def _handles(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:
     return groups_given(mismatch.sources, coupling) <= set(groups_of(node, coupling))
 
 
-def _wanted(coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given) -> list[list[Tie]]:
+def _wanted(
+    coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given, checked: bool = False
+) -> list[list[Tie]]:
     """Of operators, the first of which failed, the ties that are needed by what they were given."""
     given = {**given, mismatch.node: mismatch.sources}
-    return [asked(node, coupling, given.get(node.name, frozenset())) for node in nodes]
+    return [asked(node, coupling, given.get(node.name, frozenset()), checked) for node in nodes]
 
 
 def _explained(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:

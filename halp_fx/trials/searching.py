@@ -168,14 +168,20 @@ class Search:
         return edits(self.runner.model, view, mismatch, given)
 
     def _tied(self, coupling: Coupling, move: Decisions, failure: Failure) -> _Trial:
-        """As `_with`, for ties where the operator was given an attribute, too: most likely both have to change."""
-        left = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
+        """As `_with`, for ties where the operator was given attributes, too: most likely one has to change with them,
+        or all at once (heads and embedding of an attention whose layer for queries, keys and values is one)."""
+        trial = _Trial(_Outcome.LEFT, coupling, failure.mismatch)
         by_attribute = any(isinstance(s, FromAttribute) for s in failure.mismatch.sources)
         if self._spent() or not move.ties or move.mends or not by_attribute:
-            return left
+            return trial
         tied = self._coupled(coupling.decisions | move)
-        edit = next(iter(self._edits(tied, failure.mismatch)), None)
-        return left if edit is None else self._with(tied, edit, failure)
+        found = list(self._edits(tied, failure.mismatch))
+        most = max(found, key=lambda edit: len(edit.mends), default=None)
+        for edit in (*found[:1], *(f for f in found[1:] if f is most)):
+            trial = self._with(tied, edit, failure)
+            if trial.outcome is _Outcome.FURTHER:
+                break
+        return trial
 
     def _with(self, coupling: Coupling, move: Decisions, failure: Failure) -> _Trial:
         """The coupling with a proposal, and whether its trial gets further than the failure."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from torch import fx
 
@@ -19,11 +20,21 @@ from ..types import ChannelGroup, Coupling, Decisions, Tie
 _MAX_TIED_GROUPS = 4
 
 
-def asked(node: fx.Node, coupling: Coupling, sources: frozenset[Source]) -> list[Tie]:
-    """Ties of an operator's groups with those whose sizes it was given."""
+def asked(node: fx.Node, coupling: Coupling, sources: frozenset[Source], checked: bool = False) -> list[Tie]:
+    """Ties of an operator's groups with those whose sizes it was given.
+
+    Args:
+        checked: the program compared sizes before the operator could run (an assertion): the other one is that of a
+            tensor which is read further on.
+    """
     read = groups_given(sources, coupling)
     own = set(groups_of(node, coupling)) - read
     pairs = _pairs(node, coupling)
+    if checked and read and not own:
+        groups = {g.name: g for g in coupling.groups}
+        ahead = (name for n in _following(node) for name in groups_of(n, coupling) if name not in read)
+        own = set(islice(ahead, 1))
+        pairs = [(groups[a], groups[b]) for a in read for b in own]
     wanted = [(a, b) for a, b in pairs if {a.name, b.name} & read and {a.name, b.name} & own]
     return _ties([(a, b) for a, b in wanted if math.gcd(a.size, b.size) > 1], coupling)
 

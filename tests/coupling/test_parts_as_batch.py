@@ -28,7 +28,20 @@ def halves(s, x):
     return torch.cat([first * first.mean((2, 3), keepdim=True).sigmoid(), s.norm(second)], 1)
 
 
+def gated_halves(s, x):
+    """The same, with gates of learnt gains and offsets (shuffle attention, SA-Net)."""
+    first, second = x.chunk(2, 1)
+    means = first.mean((2, 3), keepdim=True)
+    return torch.cat([first * (s.a * means + s.b).sigmoid(), second * (s.c * s.norm(second) + s.d).sigmoid()], 1)
+
+
+def gates():
+    return {n: nn.Parameter(torch.rand(1, 4, 1, 1)) for n in "abcd"}
+
+
 CASES = {
+    "gated halves of parts": (gated_halves, lambda: {"norm": nn.GroupNorm(4, 4), **gates()}, 4),
+    "a gain a channel": (lambda s, x: x * s.a, lambda: {"a": nn.Parameter(torch.rand(1, 8, 1, 1))}, 8),
     "halves of parts": (halves, lambda: {"norm": nn.GroupNorm(4, 4)}, 4),
     "a norm a channel": (lambda s, x: s.norm(x), lambda: {"norm": nn.GroupNorm(8, 8)}, 8),
     "one of several": (lambda s, x: s.norm(x), lambda: {"norm": nn.GroupNorm(2, 8)}, 4),

@@ -86,6 +86,16 @@ def literal_parts(s, x):
     return (parts * weights).sum(1)
 
 
+# A part of the channels that only says how large a tensor is to be.
+def with_time(s, x):
+    return s.conv(torch.cat([torch.full_like(x[:, :1], 0.3), x], 1)).relu()
+
+
+def with_coordinates(s, x):
+    rows = torch.zeros_like(x[:, -1]) + torch.linspace(0, 1, x.shape[2]).to(x)[:, None]
+    return s.conv(torch.cat([x, rows[:, None]], 1)).relu() + 0 * torch.ones_like(x[:, 0, None]).cumsum(2)
+
+
 def layers(**kinds):
     return lambda: {name: make() for name, make in kinds.items()}
 
@@ -129,6 +139,8 @@ CASES = {
         {"stem": 8, "near": 6},
     ),
     "states of a cell": (states_of_a_cell, 6, layers(cell=lambda: nn.GRUCell(8, 6)), {"stem": 8}),
+    "with time": (with_time, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
+    "with coordinates": (with_coordinates, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }
 

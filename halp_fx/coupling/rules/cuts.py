@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import fx
 
-from ...tracing.graph import of, op, written_through_alias
+from ...tracing.graph import of, op, values_unused, written_through_alias
 from ..algebra import Algebra, Call, Plane, Planes, Value, varying
 from .registry import register_rule
 from .shapes import shape_only
@@ -26,6 +27,9 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """
     x: Value = call.args[0]
     dim = int(call.arg(*_DIM_ARGUMENT.get(call.op, (1, "dim")), 0)) % max(x.ndim, 1)
+    if shape_alone(call.node, dim):
+        x = replace(x, planes=tuple(p for p in x.planes if dim not in varying(p)))
+        return shape_only(replace(call, args=(x, *call.args[1:])), algebra)
     step = int(call.arg(4, "step", 1)) if call.op == "slice" else 1
     labelled = any(dim in varying(p) for p in x.planes)
     edges = [0, *_cuts(call, x.shape[dim], dim), x.shape[dim]] if labelled else []
@@ -132,7 +136,7 @@ def _cuts_of_tensor(node: fx.Node, size: int, dim: int) -> set[int]:
         for user, at in parts:
             if (below := _part(user, at)) is not None:
                 level.append((user, below))
-            elif op(user) == "slice":
+            elif op(user) == "slice" and not shape_alone(user, at):
                 ends.update(_ends(user, size, at))
     return ends
 
@@ -160,6 +164,18 @@ def _part(node: fx.Node, dim: int) -> int | None:
     if along == dim:
         return None
     return dim - (op(node) == "select" and along < dim)
+
+
+def shape_alone(node: fx.Node, dim: int) -> bool:
+    """Whether a `slice` or `select` along `dim` takes the first or the last element, which there is at any width, and
+    only its shape counts: `ones_like(x[:, :1])`."""
+    if op(node) == "slice":
+        source = node.all_input_nodes[0]
+        size = of(source).one.shape[dim] if dim < len(of(source).one.shape) else 0
+        taken = _ends(node, size, dim) in ((0, 1), (size - 1, size))
+    else:
+        taken = op(node) == "select" and node.args[2] in (0, -1)
+    return taken and values_unused(node)
 
 
 def _ends(node: fx.Node, size: int, dim: int) -> tuple[int, ...]:

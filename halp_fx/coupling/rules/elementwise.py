@@ -128,7 +128,9 @@ def _sided(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Alg
                 alone = alone and not _long(other, dims - sides[0][2], shape)
                 if not alone and (len(sides) < 2 or set.intersection(*(d for _, _, d in sides))):
                     continue
-                whole = algebra.choose(f"{call.place}#sides", "whole") == "whole"
+                # A row per channel of parts that are laid into the batch: as behind a norm, all parts keep the same.
+                parts = alone and dims - sides[0][2] == {0} and sides[0][2] == {1}
+                whole = algebra.choose(f"{call.place}#sides", "positions" if parts else "whole") == "whole"
                 if alone and not whole:
                     continue
                 kept = dims - sides[0][2] if alone else sides.pop(0 if whole else -1)[2]
