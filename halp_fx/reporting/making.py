@@ -12,7 +12,8 @@ from ..pruning.networks import Contest
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.batchwise import has_batch_norms
-from ..scoring.saliency import Saliency
+from ..scoring.recalibrating import without
+from ..scoring.saliency import Saliency, left_out
 from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
 from .details import Contender
 from .report import Report, RewriteKind, Round
@@ -50,8 +51,10 @@ def report_on(session: Session) -> Report:
         notes += session.compensation.notes
     if session.contest is not None:
         notes.append(_won(session.contest))
-    if saliency is not None and saliency.skipped:
-        notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
+    if saliency is not None and saliency.lost:
+        notes.append(left_out(saliency.lost))
+    if session.lost and not (saliency is not None and set(session.lost) <= set(saliency.lost)):
+        notes.append(f"batch norms: {without(session.lost)}")
     if best.choice.solution.limited and best.choice.solution.gap > WIDE:
         notes.append(_limited(best.choice.solution.gap))
     extra = {
