@@ -115,13 +115,24 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
 
 _OPTIONS = {
     r"\(latency=halp_fx\.latency\.MeasuredLatency\(runtime='(\w+)'\)\)": r"(--runtime \1)",
-    r"\bbranches=True\b": "--branches",
+    r"\b(branches|compensate)=True\b": r"--\1",
+    r"\bsteps=(\d+)": r"--steps \1",
+    r"\(steps\)": "(--steps)",
+    r"\bruntime='(\w+)'": r"--runtime \1",
+    r"\btorch\.set_num_threads\((\d+)\)": r"--threads \1",
+    r"limits=\{name: \(2, 1\.0\)\} or min_keep": "--min-keep",
+    r"solver='exact' looks further": "in Python, solver='exact' looks further",
+    r"or pass importance='magnitude'": "or leave --data out",
+    r"pass loss=lambda model, batch: …( \(a scalar[^)]*\) instead of loss_fn)?": (
+        "call halp_fx.prune in Python, with loss="
+    ),
+    r"\bloss_fn\b": "--loss",
     r"\bmin_keep\b": "--min-keep",
     r"\bround_to\b": "--round-to",
     r"\bin ignore\b": "of --ignore",
     r"\(latency=\)": "(--cost)",
     r"summary\(\) and the page say which": "report.html says which",
-    r"pass data (for widths that fit the network) \(and loss_fn,": r"pass --data \1 (and --loss,",
+    r"pass data (for widths that fit the network)": r"pass --data \1",
     r"\beffort='(\w+)'": r"--effort \1",
     r"pass data, batches of inputs": "pass --data",
     r"Pass\s+example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
