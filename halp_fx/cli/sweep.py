@@ -26,6 +26,7 @@ _COLUMNS = (
     "allowed",
     "predicted",
     "measured",
+    "by",
     "of_dense",
     "parameters",
 )
@@ -118,9 +119,14 @@ def sweep(
 def _row(budget: str, report: Report) -> dict[str, Any]:
     values = (
         *(budget, report.met, report.unit, report.dense, report.budget, report.predicted, report.measured),
-        *(report.measured / report.dense, report.parameters[1]),
+        *(_taken(report), report.measured / report.dense, report.parameters[1]),
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _taken(report: Report) -> str:
+    """What says that the network costs this."""
+    return report.conditions.by or ("measured here" if report.timed else "counted")
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..internals import tree_leaves
-from ..latency import MacsCost, MeasuredLatency, TableLatency
+from ..latency import Cost, MacsCost, MeasuredLatency, TableLatency
 from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
 from ..latency.lookup import cost_at, costs_along
@@ -142,6 +142,13 @@ def steps_of(session: Session) -> tuple[StepReport, ...]:
     )
 
 
+def given_by(cost: Cost) -> str:
+    """What gives times though no network is timed, in words; "" for times that are measured, and other costs."""
+    if isinstance(cost, TableLatency):
+        return f"the table of {cost.measured.fingerprint.device}"
+    return "" if cost.timed or cost.unit != "ms" else f"{type(cost).__name__}, a cost of yours"
+
+
 def conditions_of(session: Session) -> Conditions:
     """What was pruned, and on what."""
     yardstick = session.yardstick
@@ -153,9 +160,9 @@ def conditions_of(session: Session) -> Conditions:
     if isinstance(cost, TableLatency):
         there = cost.measured.fingerprint
         timer = f"the sum of layers as timed there: {there.timer}"
-        return Conditions(name, shapes, there.device, there.runtime, there.threads, timer, software)
+        return Conditions(name, shapes, there.device, there.runtime, there.threads, timer, software, given_by(cost))
     if not isinstance(cost, MeasuredLatency):
-        return Conditions(name, shapes, software=software)
+        return Conditions(name, shapes, software=software, by=given_by(cost))
     here = Fingerprint.of(device_of(args, kwargs), cost.runtime, cost.threads)
     return Conditions(name, shapes, here.device, here.runtime, here.threads, here.timer, software)
 
