@@ -93,13 +93,15 @@ def prune(
 
     output = Output(as_json)
     writable(out)
+    if state is not None:
+        writable(state, "--state")
+    price = cost_of(cost, runtime, device, table, threads)
     kinds = kinds_of(exports or ())
     asked = budget_of(budget)
     source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
     if source.untrained:
         output.say(f"{model} has random weights: name a file of trained ones with --weights")
-    price = cost_of(cost, runtime, device, table, threads)
     batches = data_for(data, dense, example, batch, output)
 
     import halp_fx

@@ -22,13 +22,13 @@ def report(
     import json
 
     from .folders import in_options, read_report
-    from .output import Output, writable
+    from .output import Output, writable, writable_file
 
     output = Output(as_json)
     found = read_report(place)
     shown = in_options(found)
     if html is not None:
-        writable(html.parent, "--html")
+        writable_file(html, "--html")
     if plots is not None:
         writable(plots, "--plots")
     output.say(as_options(shown.summary()))

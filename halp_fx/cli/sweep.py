@@ -80,8 +80,11 @@ def sweep(
     if not asked:
         raise BudgetError(f"--budgets {budgets!r} names none: write them with commas between, 80%,60%,40%")
     writable(out)
+    if state is not None:
+        writable(state, "--state")
+    # One for all: what it has timed serves every budget.
+    price = cost_of(cost, runtime, device, table, threads)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
-    price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
     from ..reporting.report import report_of
