@@ -153,7 +153,8 @@ def conditions_of(session: Session) -> Conditions:
     """What was pruned, and on what."""
     yardstick = session.yardstick
     args, kwargs = yardstick.inputs
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    # A compiled graph is given the numbers of its layers (the epsilons of norms), too.
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
     shapes = tuple(f"{'x'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
     software = f"halp_fx {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
     name, cost = type(yardstick.model).__name__, yardstick.goals.cost
