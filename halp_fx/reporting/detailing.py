@@ -12,6 +12,7 @@ from torch import nn
 
 from ..internals import tree_leaves
 from ..latency import Cost, MacsCost, MeasuredLatency, TableLatency
+from ..latency.costs import macs
 from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
 from ..latency.lookup import cost_at, costs_along
@@ -20,6 +21,7 @@ from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
 from ..pruning.session import Session
 from ..solver import CostTable
+from ..tracing.graph import sized_by_values
 from ..types import Coupling, Plan
 from ..version import __version__
 from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport, WidthCurve
@@ -175,6 +177,20 @@ def macs_by_module(coupling: Coupling, widths: Mapping[str, int]) -> dict[str, f
     for layer in layers(coupling):
         found[layer.module] = found.get(layer.module, 0.0) + cost.at(layer, *layer.widths(widths))
     return found
+
+
+def work_by_values(coupling: Coupling) -> tuple[float, tuple[str, ...]]:
+    """The share of multiply-accumulates that are in layers of which the input's values say how much they do (the heads
+    of a detector, for each box that was found), and the modules that these are in."""
+    loose = {node.name for node in sized_by_values(coupling.traced.graph)}
+    found: dict[str, float] = {}
+    total = 0.0
+    for layer in layers(coupling) if loose else ():
+        count = macs(layer, *layer.dense)
+        total += count
+        if count and not loose.isdisjoint(layer.nodes):
+            found[layer.module] = found.get(layer.module, 0.0) + count
+    return sum(found.values()) / (total or 1.0), tuple(found)
 
 
 def _own_tables(session: Session, tables: Sequence[CostTable]) -> list[CostTable]:
