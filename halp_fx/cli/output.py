@@ -14,7 +14,7 @@ import typer
 from ..errors import HalpError
 from ..files import file_to_write, write_text
 from ..fitting import folded
-from .guarding import results, saved
+from .guarding import made, results, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,11 @@ def writable(folder: Path, option: str = "--out") -> Path:
     Raises:
         HalpError: it is a file, or nothing can be written to it.
     """
+    new = [f for f in (*reversed(folder.parents), folder) if not f.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for one in new:
+            made(one)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
