@@ -88,6 +88,7 @@ def request(
     output = Output(as_json)
     writable_file(out)
     network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, "cpu", channels_last).load()
+    from ..fitting import command
     from ..latency.request import TableRequest, write_request
     from ..pruning.widths import width_options
     from ..trials.trials import channel_groups
@@ -96,7 +97,8 @@ def request(
     widths = {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}
     made = TableRequest.of(coupling, widths, model, runtime)
     write_request(made, out)
-    output.say(f"{out}: {len(made.rows)} layers. Where the network will run: halp-fx table measure {out.name}")
+    output.say(f"{out}: {len(made.rows)} layers. Where the network will run:")
+    output.say(command(["halp-fx", "table", "measure", out.name]))
     output.result({"path": str(out), "layers": len(made.rows)})
 
 

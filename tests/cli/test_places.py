@@ -89,3 +89,9 @@ def test_a_table_that_can_be_read_need_not_be_written(run):
     run("table", "build", *SMALL, "--table", "t.json")
     Path("t.json").chmod(0o400)
     assert run("prune", *SMALL, "--budget", "99%", "--table", "t.json", "--out", "small").code == 0
+
+
+def test_the_next_command_can_be_copied(run):
+    """A name with a space in it is quoted."""
+    found = run("table", "request", *SMALL, "--out", "my request.json")
+    assert "halp-fx table measure 'my request.json'" in " ".join(found.out.split())
