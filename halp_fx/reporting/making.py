@@ -70,6 +70,7 @@ def report_on(session: Session) -> Report:
         notes += session.compensation.notes
     if session.contest is not None:
         notes.append(_won(session.contest))
+        notes += [left_out(session.contest.lost)] if session.contest.lost else []
     if saliency is not None and saliency.lost:
         notes.append(left_out(saliency.lost))
     if session.lost and not (saliency is not None and set(session.lost) <= set(saliency.lost)):

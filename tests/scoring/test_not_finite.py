@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -159,3 +160,20 @@ def test_layers_are_compensated_without_samples_that_are_nan():
     with pytest.raises(SaliencyError, match="not finite"):
         halp_fx.compensate(other, model, [torch.full((4, 3, 12, 12), torch.nan)], example_inputs=x)
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+@pytest.mark.parametrize("loss", [None, lambda m, b: F.cross_entropy(m(b[0]), b[1])], ids=["outputs", "loss"])
+@pytest.mark.parametrize("number", [0, 3, 7])
+def test_networks_are_judged_without_a_batch_that_is_nan(number, loss):
+    """Number 3 and 7 are held out for the judge."""
+    batches = with_nan(data(24, 8), number, 1)
+    report = halp_fx.prune(network(), 0.4, batches[1][0][:1], data=batches, loss=loss, effort="thorough", **GIVEN).halp
+    assert all(math.isfinite(c.distance) for c in report.contenders)
+    (said,) = (note for note in report.notes if "of data (counted from 0)" in note)
+    assert said.startswith(f"batch {number} of data")
+
+
+def test_a_judge_without_a_finite_batch_is_an_error():
+    batches = [(torch.full((16, 3, 12, 12), torch.nan), torch.zeros(16, dtype=torch.long))] * 8
+    with pytest.raises(SaliencyError, match="all 8 batches"):
+        halp_fx.prune(network(), 0.4, torch.rand(1, 3, 12, 12), data=batches, effort="thorough", **GIVEN)
