@@ -85,10 +85,10 @@ def test_a_folder_in_place_of_a_file(late, option):
 
 
 def test_a_table_that_can_be_read_need_not_be_written(run):
-    """`--table` of `prune` reads, too."""
+    """`--table` of `profile` and `prune` reads, too."""
     run("table", "build", *SMALL, "--table", "t.json")
     Path("t.json").chmod(0o400)
-    assert run("prune", *SMALL, "--budget", "99%", "--table", "t.json", "--out", "small").code == 0
+    assert run("profile", *SMALL, "--table", "t.json").code == 0
 
 
 def test_the_next_command_can_be_copied(run):
