@@ -4,6 +4,7 @@ One base class, so that callers can catch `HalpError`; the kinds tell whose move
 node, parameter or file it is about, the shape or value found, and what the reader can do.
 """
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -145,3 +146,12 @@ class RewriteError(HalpError):
 class TrainingError(HalpError):
     """Pruning does not fit the training around it: an optimizer of other parameters, no gradients, a checkpoint of
     another run, …"""
+
+
+def instead_of_path(given: object) -> str:
+    """How to pass the text of a file, where a path was passed in its place; "" if it was something else."""
+    if isinstance(given, os.PathLike) or (
+        isinstance(given, str) and given and not given.lstrip().startswith(("{", "["))
+    ):
+        return f". To read a file, pass its text: pathlib.Path({os.fspath(given)!r:.80}).read_text()"
+    return ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from ..errors import BudgetError, HalpError
+from .output import writable_table
 
 if TYPE_CHECKING:
     from ..latency.costs import Cost
@@ -22,7 +23,7 @@ def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: i
     device.
 
     Raises:
-        HalpError: no such cost or runtime.
+        HalpError: no such cost or runtime; a table that is not there, and cannot be made.
     """
     from ..latency.fingerprint import kind_of
 
@@ -34,6 +35,8 @@ def cost_of(cost: str, runtime: str, device: str, table: Path | None, threads: i
     from ..latency.elsewhere import of_other_device
     from ..latency.measured import MeasuredLatency
 
+    if table is not None and not table.exists():
+        writable_table(table)
     if table is not None and table.suffix == ".json" and not table.exists():
         typer.echo(f"{table} is not there yet: layers are timed here, and their times kept in it", err=True)
     there = None if table is None else of_other_device(table)

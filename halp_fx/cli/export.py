@@ -36,11 +36,11 @@ def export(
     """
     from .folders import checkpoint_in, come_back
     from .models import ModelSpec
-    from .output import Output, writable
+    from .output import Output, writable_file
 
     output = Output(as_json)
     checkpoint_in(folder)
-    writable(to.parent, "--to")
+    writable_file(to, "--to")
     network, example = ModelSpec(model, inputs or (), settings or ()).load()
     small = come_back(folder, network, example)
     from ..exporting import export as exported

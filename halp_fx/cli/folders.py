@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..errors import HalpError
 from ..files import why_unreadable
 from ..fitting import command
+from .guarding import as_options
 from .output import Output
 
 if TYPE_CHECKING:
@@ -65,9 +67,14 @@ def leave(small: nn.Module, plan: Plan, folder: Path, output: Output) -> None:
 
 
 def leave_report(report: Report, folder: Path, output: Output) -> None:
-    """Write a report, to be read and to be looked at."""
+    """Write a report, to be read by programs and to be looked at."""
     output.write(folder / REPORT, report.to_json())
-    output.wrote(report.to_html(folder / PAGE))
+    output.wrote(in_options(report).to_html(folder / PAGE))
+
+
+def in_options(report: Report) -> Report:
+    """A report whose remedies are options of the command line."""
+    return replace(report, notes=tuple(map(as_options, report.notes)))
 
 
 def come_back(place: Path, dense: nn.Module, inputs: tuple[Any, ...]) -> nn.Module:

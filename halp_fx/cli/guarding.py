@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,7 +36,13 @@ Command = Callable[..., None]
 
 _saved: list[str] = []
 _again: list[str] = []
+_made: list[Path] = []
 _results: list[TextIO] = []
+
+
+def made(folder: Path) -> None:
+    """A folder that is taken away again if the command fails before there is anything in it."""
+    _made.append(folder)
 
 
 def saved(path: Path | str) -> None:
@@ -88,6 +94,7 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
         def run(*args: Any, **kwargs: Any) -> None:
             _saved.clear()
             _again.clear()
+            _made.clear()
             # A shell leaves "--out=~/small" as it is, and would make a folder named "~".
             kwargs = {k: v.expanduser() if isinstance(v, Path) else v for k, v in kwargs.items()}
             try:
@@ -115,13 +122,26 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
 
 _OPTIONS = {
     r"\(latency=halp_fx\.latency\.MeasuredLatency\(runtime='(\w+)'\)\)": r"(--runtime \1)",
-    r"\bbranches=True\b": "--branches",
+    r"\b(branches|compensate)=True\b": r"--\1",
+    r"\bsteps=(\d+)": r"--steps \1",
+    r"\(steps\)": "(--steps)",
+    r"\bruntime='(\w+)'": r"--runtime \1",
+    r"\btorch\.set_num_threads\((\d+)\)": r"--threads \1",
+    r"limits=\{name: \(2, 1\.0\)\} or min_keep": "--min-keep",
+    r"solver='exact' looks further": "in Python, solver='exact' looks further",
+    r"or pass importance='magnitude'": "or leave --data out",
+    r"pass loss=lambda model, batch: …( \(a scalar[^)]*\) instead of loss_fn)?": (
+        "call halp_fx.prune in Python, with loss="
+    ),
+    r"\bloss_fn\b": "--loss",
+    r"\bmin_keep=(\S+) must be .*": r"--min-keep \1 must be a share above 0, at most 1",
     r"\bmin_keep\b": "--min-keep",
+    r"^ignore: ": "--ignore: ",
     r"\bround_to\b": "--round-to",
     r"\bin ignore\b": "of --ignore",
     r"\(latency=\)": "(--cost)",
     r"summary\(\) and the page say which": "report.html says which",
-    r"pass data (for widths that fit the network) \(and loss_fn,": r"pass --data \1 (and --loss,",
+    r"pass data (for widths that fit the network)": r"pass --data \1",
     r"\beffort='(\w+)'": r"--effort \1",
     r"pass data, batches of inputs": "pass --data",
     r"Pass\s+example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
@@ -139,6 +159,9 @@ def as_options(words: str) -> str:
 
 
 def _stop(words: str, code: int) -> None:
+    for folder in reversed(_made):
+        with suppress(OSError):  # Something is in it.
+            folder.rmdir()
     if logger.isEnabledFor(logging.INFO):  # --verbose
         traceback.print_exc()
     typer.echo(folded(words, terminal_width(sys.stderr)), err=True)

@@ -128,6 +128,8 @@ def import_function(name: str) -> Any:
         ModelError: no such module or function.
     """
     place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise ModelError(f"{name!r} names no function: write module:function or file.py:function")
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)

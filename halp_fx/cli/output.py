@@ -12,9 +12,9 @@ from typing import Any
 import typer
 
 from ..errors import HalpError
-from ..files import write_text
+from ..files import file_to_write, write_text
 from ..fitting import folded
-from .guarding import results, saved
+from .guarding import made, results, saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +45,11 @@ def writable(folder: Path, option: str = "--out") -> Path:
     Raises:
         HalpError: it is a file, or nothing can be written to it.
     """
+    new = [f for f in (*reversed(folder.parents), folder) if not f.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for one in new:
+            made(one)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
@@ -54,6 +57,23 @@ def writable(folder: Path, option: str = "--out") -> Path:
             f"nothing can be written to {folder} ({error.strerror}): name another folder with {option}"
         ) from error
     return folder
+
+
+def writable_file(path: Path, option: str = "--out") -> Path:
+    """As `writable`, of a file that an option names; the folders that it lies in are made.
+
+    Raises:
+        HalpError: it is a folder, or cannot be written.
+    """
+    if path.is_dir():
+        raise HalpError(f"{path} is a folder: name the file that is to be written in it with {option}")
+    writable(path.parent, option)
+    return file_to_write(path)
+
+
+def writable_table(path: Path, option: str = "--table") -> Path:
+    """As `writable`, of a table: a file, or a folder that is there, in which it is named by its device."""
+    return writable(path, option) if path.is_dir() else writable_file(path, option)
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

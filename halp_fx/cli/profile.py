@@ -44,6 +44,7 @@ def profile(
     output = Output(as_json)
     if plots is not None:
         writable(plots, "--plots")
+    price = cost_of(cost, runtime, device, table, threads)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     from ..model.naming import ignored_names
     from ..pruning.goals import cost_called
@@ -54,7 +55,7 @@ def profile(
     found = profiled(
         dense,
         example,
-        cost=cost_called(cost_of(cost, runtime, device, table, threads)),
+        cost=cost_called(price),
         ignore=ignored_names(dense, ignore or ()),
         progress=not quiet,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -88,19 +87,21 @@ def prune(
     """
     from .costs import budget_of, cost_of
     from .data import data_for
-    from .folders import CHECKPOINT, PAGE, PLAN, REPORT, kinds_of, leave, leave_report, next_steps
+    from .folders import CHECKPOINT, PAGE, PLAN, REPORT, in_options, kinds_of, leave, leave_report, next_steps
     from .models import ModelSpec, import_function
     from .output import Output, writable
 
     output = Output(as_json)
     writable(out)
+    if state is not None:
+        writable(state, "--state")
+    price = cost_of(cost, runtime, device, table, threads)
     kinds = kinds_of(exports or ())
     asked = budget_of(budget)
     source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
     if source.untrained:
         output.say(f"{model} has random weights: name a file of trained ones with --weights")
-    price = cost_of(cost, runtime, device, table, threads)
     batches = data_for(data, dense, example, batch, output)
 
     import halp_fx
@@ -132,8 +133,7 @@ def prune(
         made = halp_fx.export(small, out / f"model.{kind}", example)
         wrote.append(output.wrote(made.path).name)
         output.say(made)
-    said = replace(report, notes=tuple(map(as_options, report.notes)))  # Before lines are broken.
-    output.say(f"{as_options(str(said))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
+    output.say(f"{as_options(str(in_options(report)))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
     output.say(next_steps(source, out))
     output.result(
         {

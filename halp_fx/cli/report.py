@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from . import options
-from .guarding import guarded
+from .guarding import as_options, guarded
 
 
 @guarded(examples=("report pruned", "report pruned/report.json --html page.html", "report pruned --plots pictures"))
@@ -21,18 +21,19 @@ def report(
     """Show a report again: as text, as a page, as pictures."""
     import json
 
-    from .folders import read_report
-    from .output import Output, writable
+    from .folders import in_options, read_report
+    from .output import Output, writable, writable_file
 
     output = Output(as_json)
     found = read_report(place)
+    shown = in_options(found)
     if html is not None:
-        writable(html.parent, "--html")
+        writable_file(html, "--html")
     if plots is not None:
         writable(plots, "--plots")
-    output.say(found.summary())
+    output.say(as_options(shown.summary()))
     if html is not None:
-        output.say(output.wrote(found.to_html(html)))
+        output.say(output.wrote(shown.to_html(html)))
     if plots is not None:
         from ..reporting.plots import save_report_plots
 

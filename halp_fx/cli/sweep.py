@@ -26,6 +26,7 @@ _COLUMNS = (
     "allowed",
     "predicted",
     "measured",
+    "by",
     "of_dense",
     "parameters",
 )
@@ -79,8 +80,11 @@ def sweep(
     if not asked:
         raise BudgetError(f"--budgets {budgets!r} names none: write them with commas between, 80%,60%,40%")
     writable(out)
+    if state is not None:
+        writable(state, "--state")
+    # One for all: what it has timed serves every budget.
+    price = cost_of(cost, runtime, device, table, threads)
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
-    price = cost_of(cost, runtime, device, table, threads)  # One for all: what it has timed serves every budget.
     batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
     from ..reporting.report import report_of
@@ -118,9 +122,14 @@ def sweep(
 def _row(budget: str, report: Report) -> dict[str, Any]:
     values = (
         *(budget, report.met, report.unit, report.dense, report.budget, report.predicted, report.measured),
-        *(report.measured / report.dense, report.parameters[1]),
+        *(_taken(report), report.measured / report.dense, report.parameters[1]),
     )
     return dict(zip(_COLUMNS, values, strict=True))
+
+
+def _taken(report: Report) -> str:
+    """What says that the network costs this."""
+    return report.conditions.by or ("measured here" if report.timed else "counted")
 
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:

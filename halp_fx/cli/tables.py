@@ -39,9 +39,11 @@ def build(
 ) -> None:
     """Measure the layers of a model over all widths it may be pruned to; resumes where an earlier run stopped."""
     from .models import ModelSpec
-    from .output import Output
+    from .output import Output, writable_table
 
     output = Output(as_json)
+    if table is not None:
+        writable_table(table)
     network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, device, channels_last).load()
     from ..latency.measured import MeasuredLatency
     from ..progress import shown
@@ -81,10 +83,12 @@ def request(
 ) -> None:
     """Write down what has to be timed of a model, for a device that does not have it: see `table measure`."""
     from .models import ModelSpec
-    from .output import Output
+    from .output import Output, writable_file
 
     output = Output(as_json)
+    writable_file(out)
     network, example = ModelSpec(model, inputs or (), settings or (), None, dtype, "cpu", channels_last).load()
+    from ..fitting import command
     from ..latency.request import TableRequest, write_request
     from ..pruning.widths import width_options
     from ..trials.trials import channel_groups
@@ -93,7 +97,8 @@ def request(
     widths = {g.name: width_options(g, min_keep=min_keep) for g in coupling.prunable}
     made = TableRequest.of(coupling, widths, model, runtime)
     write_request(made, out)
-    output.say(f"{out}: {len(made.rows)} layers. Where the network will run: halp-fx table measure {out.name}")
+    output.say(f"{out}: {len(made.rows)} layers. Where the network will run:")
+    output.say(command(["halp-fx", "table", "measure", out.name]))
     output.result({"path": str(out), "layers": len(made.rows)})
 
 
@@ -110,7 +115,7 @@ def measure(
     quiet: options.Quiet = False,
 ) -> None:
     """Time the layers of a request on this device. The network is not needed; resumes where an earlier run stopped."""
-    from .output import Output
+    from .output import Output, writable_table
 
     output = Output(as_json)
     from ..fitting import command
@@ -119,6 +124,7 @@ def measure(
     from ..progress import shown
 
     asked = read_request(request)
+    writable_table(out, "--out")
     goes_on("what was timed is kept: run the same command again")
     with shown(not quiet):
         table, path = measure_request(asked, out, device, threads)
@@ -205,9 +211,10 @@ def merge(
     """Merge tables; of points that several have, the most often measured stays."""
     from ..latency.files import read_table, require_same, write_table
     from ..latency.table import LatencyTable
-    from .output import Output
+    from .output import Output, writable_file
 
     output = Output(as_json)
+    writable_file(target, "TARGET")
     parts = [read_table(path) for path in [*([target] if target.exists() else []), *sources]]
     merged = LatencyTable(parts[0].fingerprint)
     for path, part in zip([target, *sources][-len(parts) :], parts, strict=True):

@@ -51,7 +51,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     if not path.is_file():
-        raise ModelError(f"there is no file {path}")
+        what = "is a folder: name the file of weights in it" if Path(path).is_dir() else ""
+        raise ModelError(f"{path} {what}" if what else f"there is no file {path}")
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -63,12 +64,17 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        with Path(path).open("rb") as file:
+            if not file.read(2).startswith((b"PK", b"\x80")):
+                raise ModelError(f"{path} is no file of torch.save: it begins like none") from error
         raise ModelError(
             f"{path} holds more than weights (a pickled model?), and is not run here: save model.state_dict(), or, a "
             f"YOLO's, name the file as the model: ultralytics:{path}"
         ) from error
     except (RuntimeError, EOFError, ValueError, OSError) as error:
-        raise ModelError(f"{path} is no file of torch.save: {str(error).splitlines()[0]}") from error
+        raise ModelError(
+            f"{path} is no file of torch.save, or it is damaged or cut off: {_first_line(error)}"
+        ) from error
     return _state_dict(found, path)
 
 
@@ -103,3 +109,7 @@ def _listed(what: str, names: list[str]) -> list[str]:
 
 def _sizes(tensor: torch.Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

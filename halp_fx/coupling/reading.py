@@ -19,7 +19,7 @@ def pin_values_read(traced: Traced, planes: Mapping[fx.Node, Planes], algebra: A
         return
     nodes = {node.name: node for node in traced.graph.nodes}
     loose = sized_by_values(traced.graph)
-    free = False
+    free: list[str] = []
     for read in traced.reads:
         node = nodes[read.node]
         before = ancestors([node])
@@ -29,9 +29,10 @@ def pin_values_read(traced: Traced, planes: Mapping[fx.Node, Planes], algebra: A
         for source in before:
             for plane in planes.get(source, ()):
                 algebra.pin(plane, reason)
-        free = free or not any(planes.get(source) for source in before)
+        if not read.straight and not any(planes.get(source) for source in before):
+            free.append(read.where)
     if free:
         algebra.notes.setdefault(
-            f"the forward decides by values of its inputs ({traced.reads[0].where}): what the example inputs do not "
+            f"the forward decides by values of its inputs ({free[0]}): what the example inputs do not "
             "reach was not seen; pass a list of examples that take every branch"
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ..errors import ExportError
-from ..files import path_of, replacing
+from ..errors import ExportError, few
+from ..files import path_of, replacing, why_unreadable
 from ..latency.interleaving import interleaved
-from ..scoring.losses import pair_of
+from ..scoring.losses import check_data, pair_of
 from ..types import Inputs
 from .examples import deviation, tensors
 from .files import OnnxNetwork, label_onnx, needed, onnx_entries
@@ -37,16 +37,27 @@ def quantize(source: str | Path, path: str | Path, data: Iterable[Any]) -> Expor
         on that batch.
 
     Raises:
-        ExportError: onnxruntime refuses the file or the data, or there is none.
+        ExportError: there is no such file, onnxruntime refuses it or the data, or a batch is not finite.
+        SaliencyError: data is no batches.
     """
     source, path = path_of(source), path_of(path)
     if path.suffix != ".onnx":
         raise ExportError(f"{path.name!r}: the name of a quantised file must end in .onnx")
     needed("onnx")
     needed("onnxruntime")
+    check_data(data)
     batches = [_inputs(batch) for batch in data]
     if not batches:
         raise ExportError("data has no batches: the ranges of activations are read off them")
+    if not source.is_file():
+        raise ExportError(f"{source} could not be quantised: {why_unreadable(source, FileNotFoundError())}")
+    broken = [i for i, (args, kwargs) in enumerate(batches) if not _finite(*args, *kwargs.values())]
+    if broken:
+        named = few([str(i) for i in broken], 8)
+        raise ExportError(
+            f"batch{'es' if len(broken) > 1 else ''} {named} of data (counted from 0) hold NaN or infinite "
+            "numbers, which no range in 8 bits covers: leave them out"
+        )
     with quiet(), replacing(path) as temporary, torch.no_grad():
         try:
             whole = OnnxNetwork(source)
@@ -70,6 +81,10 @@ def _inputs(batch: Any) -> Inputs:
     if isinstance(given, Mapping):
         return (), dict(given)
     return tuple(given) if isinstance(given, tuple | list) else (given,), {}
+
+
+def _finite(*inputs: Any) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in inputs if isinstance(t, torch.Tensor) and t.is_floating_point())
 
 
 def _write(source: Path, path: Path, feeds: list[dict[str, Any]]) -> None:

@@ -36,7 +36,11 @@ class Export:
     share: float | None = None
 
     def __str__(self) -> str:
-        sizes = f" at batch sizes {' and '.join(map(str, self.batches))}" if self.batches else ""
+        sizes = (
+            f" at batch size{'s' * (len(self.batches) > 1)} {' and '.join(map(str, self.batches))}"
+            if self.batches
+            else ""
+        )
         apart = f"at most {self.deviation:.1e} apart" if self.deviation else "equal"
         batch = f"{'any' if self.dynamic else 'one'} batch size"
         parts = [

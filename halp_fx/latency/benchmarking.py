@@ -88,7 +88,7 @@ class Benchmark:
         for n in self.networks:
             row = [n.name, f"{n.forward.median_ms:.4g}", f"{n.forward.spread:.1%}"]
             row += [f"{n.share:.1%}"] if several else []
-            row += [f"{n.throughput:,.4g}", f"{n.parameters:,}"]
+            row += [f"{n.throughput:,.0f}" if n.throughput >= 1000 else f"{n.throughput:.4g}", f"{n.parameters:,}"]
             row += [] if n.training is None else [f"{n.training.median_ms:.4g}"]
             row += [] if n.peak_bytes is None else [f"{n.peak_bytes / 2**20:,.1f}"]
             rows.append(row)

@@ -19,8 +19,12 @@ def check_model(model: nn.Module) -> None:
     Raises:
         ModelError: see above.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, got {type(model).__name__}")
+    given: object = model
+    if not isinstance(given, nn.Module):
+        remedy = ": call it, and pass what it makes" if callable(given) else ""
+        if isinstance(given, str):
+            remedy = ": only halp-fx on a command line takes names; pass the model"
+        raise ModelError(f"expected an nn.Module, got {type(given).__name__}{remedy}")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
     # Who has one has imported this module, which takes seconds.

@@ -20,8 +20,8 @@ from ..errors import InfeasibleError, ModelError, RewriteError, SaliencyError
 from ..model.copying import copied
 from ..progress import work
 from ..rewriting.applying import rewrite
-from ..scoring.divergence import Reference
-from ..scoring.sampled import samples_in, samples_of
+from ..scoring.divergence import Reference, finite_on
+from ..scoring.sampled import none_counted, samples_in, samples_of
 from ..types import Plan
 from .distributed import Team
 from .judging import Judgement
@@ -69,13 +69,19 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
     """
     if team.size > 1 and request.train_between is not None:
         raise ModelError("effort='thorough' with train_between is for one process: leave one of them out in a job")
-    batches = list(islice(request.data or (), request.batches))
+    given = list(islice(request.data or (), request.batches))
+    batches, lost = finite_on(model, given, request.loss_fn, request.loss)
+    if lost and not batches:
+        raise none_counted(len(lost))
     kept, held = parted(batches)
     reference = Reference.of(model, held, request.loss)
     request, apart = replace(request, data=batches), replace(request, data=kept, score_fn=None)
     found: list[_Entry] = []
     with nothing_lost(lambda: _best(found).session if found else None):
-        return _elected(model, request, apart, reference, team, notebook, found)
+        session = _elected(model, request, apart, reference, team, notebook, found)
+    if session.contest is not None:
+        session.contest = replace(session.contest, lost=lost)
+    return session
 
 
 def _elected(

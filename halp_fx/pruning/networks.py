@@ -105,12 +105,14 @@ class Contest:
     Attributes:
         kind, samples: of distance, and on how many samples.
         compensated: they were compensated to be judged, though what comes out is not.
+        lost: numbers of the batches that were left out, on which the dense network or the loss is not finite.
     """
 
     judged: tuple[Judged, ...]
     kind: str
     samples: int
     compensated: bool = False
+    lost: tuple[int, ...] = ()
 
     @property
     def said(self) -> str:

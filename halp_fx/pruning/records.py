@@ -26,7 +26,7 @@ from .judging import Scored
 from .networks import Candidate, Choice, Network, Stop
 from .yardstick import Learned
 
-FORMAT = "halp_fx.search/3"
+FORMAT = "halp_fx.search/4"
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -46,6 +46,7 @@ class Scoring:
     rows: int
     uniform: bool
     dropping: Mapping[str, float]
+    lost: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def scoring_of(saliency: Saliency) -> Scoring:
     s, names = saliency, (tuple(saliency.scores), tuple(saliency.values))
     return Scoring(
         *names, s.kind, s.batches, s.skipped, s.silent,
-        float(s.evenness), float(s.memory), s.rows, s.uniform, dict(s.dropping),
+        float(s.evenness), float(s.memory), s.rows, s.uniform, dict(s.dropping), s.lost,
     )  # fmt: skip
 
 
@@ -183,5 +184,6 @@ def saliency_of(scoring: Scoring, tensors: Tensors) -> Saliency:
     scores = {name: tensors[f"score {name}"].numpy() for name in s.groups}
     values = {n: WidthValues(tensors[f"order {n}"].numpy(), tensors[f"value {n}"].numpy()) for n in s.valued}
     return Saliency(
-        scores, s.kind, s.batches, s.skipped, s.silent, values, s.evenness, s.memory, s.rows, s.uniform, s.dropping
-    )
+        scores, s.kind, s.batches, s.skipped, s.silent, values,
+        s.evenness, s.memory, s.rows, s.uniform, s.dropping, s.lost,
+    )  # fmt: skip

@@ -19,7 +19,7 @@ from ..model.preserving import unsynchronised
 from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
 from ..rewriting.compensating import SAMPLES, Compensation
-from ..scoring.recalibrating import recalibrate
+from ..scoring.recalibrating import renew
 from ..solver import Solution
 from ..trials.branches import tried
 from ..trials.trials import channel_groups
@@ -73,6 +73,7 @@ class Session:
         trail: where the steps so far left the network.
         planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
         contest: that its best network won (`contest`), if there was one.
+        lost: batches that batch norms were last re-estimated without.
     """
 
     request: Request
@@ -86,6 +87,7 @@ class Session:
     trail: list[Stop] = field(default_factory=list)
     planned: bool = False
     contest: Contest | None = None
+    lost: tuple[int, ...] = ()
 
     @classmethod
     def start(cls, model: nn.Module, request: Request, known: Learned | None = None) -> Session:
@@ -247,7 +249,7 @@ class Session:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
         if network.plan and self.request.data is not None and self.request.recalibrate:
             with self.clock("recalibrate"), unsynchronised(network.model):
-                recalibrate(network.model, self.request.data, loss=self.request.loss)
+                self.lost = renew(network.model, self.request.data, loss=self.request.loss)
 
     def _compensate(self, cut: Network, whole: Network, samples: int = SAMPLES) -> None:
         """Let a network that was cut out of another make up for it, where that was asked for and there is one."""

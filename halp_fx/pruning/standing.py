@@ -19,8 +19,9 @@ from ..scoring.batchwise import in_turn
 from ..scoring.callables import Importance
 from ..scoring.divergence import Apart, Reference, shared_out
 from ..scoring.gates import BATCH_NORMS
-from ..scoring.recalibrating import norms_of, recalibrate
-from ..scoring.saliency import Saliency, score
+from ..scoring.recalibrating import norms_of, renew
+from ..scoring.saliency import Saliency
+from ..scoring.saliency import scored as score
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from .networks import Network
@@ -92,7 +93,7 @@ def _losses_without(
         other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
         if request.recalibrate:
             with unsynchronised(other):
-                recalibrate(other, settled, loss=request.loss)
+                renew(other, settled, loss=request.loss)
         return reference.apart(other)
 
     try:

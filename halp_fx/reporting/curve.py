@@ -22,6 +22,7 @@ from ..pruning.frontier import Frontier
 from ..pruning.reached import hand_over
 from ..pruning.session import Session
 from ..types import Plan
+from .detailing import given_by
 from .making import report_on
 from .plots import COLORS, DENSE, PRUNED, new_figure, save, shares_on
 
@@ -72,6 +73,8 @@ class Curve:
         refused: budget -> why it cannot be.
         seconds: wall-clock time per stage, of all budgets together.
         dense_score: what `score_fn` said of the dense network; None without.
+        by: what gave times of networks that were not timed, in words ("the table of Raspberry Pi 5, 4 cores"); "" for
+            times that were measured, and for what is counted.
     """
 
     unit: str
@@ -82,6 +85,7 @@ class Curve:
     dense_score: float | None
     _made: Callable[[Point], nn.Module] = field(repr=False)
     _resource: str = field(repr=False)
+    by: str = ""
 
     def at(self, budget: float | str) -> Point:
         """The largest point that a budget has room for.
@@ -124,7 +128,9 @@ class Curve:
     def to_json(self) -> str:
         """Rows and plans, for another program."""
         rows = [row | {"plan": json.loads(p.plan.to_json())} for row, p in zip(self.rows(), self.points, strict=True)]
-        return json.dumps({"unit": self.unit, "dense": self.dense, "points": rows, "refused": dict(self.refused)})
+        return json.dumps(
+            {"unit": self.unit, "dense": self.dense, "by": self.by, "points": rows, "refused": dict(self.refused)}
+        )
 
     def __str__(self) -> str:
         scored = self.dense_score is not None
@@ -134,17 +140,23 @@ class Curve:
             row = [p.asked, *costs, f"{p.share:.1%}", f"{p.parameters:,}"]
             table.append([*row, "yes" if p.met else "no", *([f"{p.score:.4g}"] if scored else [])])
         number = Column.number
-        columns = [Column("asked"), number(f"budget, {self.unit}", 2), number("predicted", 1), number(self._taken)]
+        columns = [
+            Column("asked"),
+            number(f"budget, {self.unit}", 2),
+            number("predicted", 1),
+            number("by the table" if self.by else self._taken),
+        ]
         columns += [number("of dense"), number("parameters", 3), Column("met"), *([number("score")] if scored else [])]
         parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
+        parts += [f"times are by {self.by}: no network was timed"] if self.by else []
         parts += [f"{budget}: {why}" for budget, why in self.refused.items()]
         return folded("\n\n".join(parts))
 
     @property
     def _taken(self) -> str:
         """How costs of networks were found."""
-        return "measured" if self.unit == "ms" else "counted"
+        return f"by {self.by}" if self.by else "measured" if self.unit == "ms" else "counted"
 
     def plot(self, path: str | Path) -> Path:
         """Draw predicted and measured cost against the budget and, if there are scores, the score against the cost;
@@ -229,6 +241,7 @@ def _curve(frontier: Frontier, points: Sequence[Point], stood: Mapping[str, Sess
         dense_score=session.judgement.scores[0].score if session.judgement is not None else None,
         _made=made,
         _resource=session.yardstick.goals.cost.resource,
+        by=given_by(session.yardstick.goals.cost),
     )
 
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from ..internals import tree_leaves
-from ..latency import MacsCost, MeasuredLatency, TableLatency
+from ..latency import Cost, MacsCost, MeasuredLatency, TableLatency
+from ..latency.costs import macs
 from ..latency.fingerprint import Fingerprint
 from ..latency.layers import layers
 from ..latency.lookup import cost_at, costs_along
@@ -20,6 +21,7 @@ from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
 from ..pruning.session import Session
 from ..solver import CostTable
+from ..tracing.graph import sized_by_values
 from ..types import Coupling, Plan
 from ..version import __version__
 from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport, WidthCurve
@@ -142,20 +144,28 @@ def steps_of(session: Session) -> tuple[StepReport, ...]:
     )
 
 
+def given_by(cost: Cost) -> str:
+    """What gives times though no network is timed, in words; "" for times that are measured, and other costs."""
+    if isinstance(cost, TableLatency):
+        return f"the table of {cost.measured.fingerprint.device}"
+    return "" if cost.timed or cost.unit != "ms" else f"{type(cost).__name__}, a cost of yours"
+
+
 def conditions_of(session: Session) -> Conditions:
     """What was pruned, and on what."""
     yardstick = session.yardstick
     args, kwargs = yardstick.inputs
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    # A compiled graph is given the numbers of its layers (the epsilons of norms), too.
+    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
     shapes = tuple(f"{'x'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
     software = f"halp_fx {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
     name, cost = type(yardstick.model).__name__, yardstick.goals.cost
     if isinstance(cost, TableLatency):
         there = cost.measured.fingerprint
         timer = f"the sum of layers as timed there: {there.timer}"
-        return Conditions(name, shapes, there.device, there.runtime, there.threads, timer, software)
+        return Conditions(name, shapes, there.device, there.runtime, there.threads, timer, software, given_by(cost))
     if not isinstance(cost, MeasuredLatency):
-        return Conditions(name, shapes, software=software)
+        return Conditions(name, shapes, software=software, by=given_by(cost))
     here = Fingerprint.of(device_of(args, kwargs), cost.runtime, cost.threads)
     return Conditions(name, shapes, here.device, here.runtime, here.threads, here.timer, software)
 
@@ -167,6 +177,20 @@ def macs_by_module(coupling: Coupling, widths: Mapping[str, int]) -> dict[str, f
     for layer in layers(coupling):
         found[layer.module] = found.get(layer.module, 0.0) + cost.at(layer, *layer.widths(widths))
     return found
+
+
+def work_by_values(coupling: Coupling) -> tuple[float, tuple[str, ...]]:
+    """The share of multiply-accumulates that are in layers of which the input's values say how much they do (the heads
+    of a detector, for each box that was found), and the modules that these are in."""
+    loose = {node.name for node in sized_by_values(coupling.traced.graph)}
+    found: dict[str, float] = {}
+    total = 0.0
+    for layer in layers(coupling) if loose else ():
+        count = macs(layer, *layer.dense)
+        total += count
+        if count and not loose.isdisjoint(layer.nodes):
+            found[layer.module] = found.get(layer.module, 0.0) + count
+    return sum(found.values()) / (total or 1.0), tuple(found)
 
 
 def _own_tables(session: Session, tables: Sequence[CostTable]) -> list[CostTable]:

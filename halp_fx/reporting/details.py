@@ -105,6 +105,8 @@ class Conditions:
         model: its class. inputs: their shapes, as "1x3x224x224 float32".
         device, runtime, threads, timer: what costs were taken on and how; "" and 0 for a counted cost.
         software: versions.
+        by: what gave times of networks that were not timed, in words: "the table of Raspberry Pi 5, 4 cores"; "" for
+            times that were measured.
     """
 
     model: str = ""
@@ -114,3 +116,4 @@ class Conditions:
     threads: int = 0
     timer: str = ""
     software: str = ""
+    by: str = ""

@@ -12,10 +12,23 @@ from ..pruning.networks import Contest
 from ..pruning.outcome import load_notes, verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.batchwise import has_batch_norms
-from ..scoring.saliency import Saliency
-from .detailing import changes_of, conditions_of, flows_of, groups_of, macs_by_module, modules_of, steps_of
+from ..scoring.recalibrating import without
+from ..scoring.saliency import Saliency, left_out
+from .detailing import (
+    changes_of,
+    conditions_of,
+    flows_of,
+    groups_of,
+    macs_by_module,
+    modules_of,
+    steps_of,
+    work_by_values,
+)
 from .details import Contender
 from .report import Report, RewriteKind, Round
+
+SEEN = 0.005
+"""Share of the MACs from which on it is said that they depend on the input."""
 
 WIDE = 0.01
 """Gap from which on it is said that a limit ended the search for widths; smaller ones cannot be seen in a network."""
@@ -34,6 +47,13 @@ def report_on(session: Session) -> Report:
         layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     macs = macs_by_module(coupling, coupling.widths()), macs_by_module(left, {**left.widths(), **widths})
     notes = [*coupling.notes, *yardstick.notes]
+    share, modules = work_by_values(coupling)
+    if share > SEEN:
+        notes.append(
+            f"{share:.0%} of the MACs are in layers whose work depends on what the network finds in an image "
+            f"({few(modules)}). They are counted, before and after, for what the dense network found in the example "
+            "inputs: with other images, or where the pruned network finds more or less, the work is another"
+        )
     if saliency is not None and request.blind:
         notes.append(
             "no data was given: all groups became about equally narrow, and magnitudes chose the channels; pass data "
@@ -50,8 +70,11 @@ def report_on(session: Session) -> Report:
         notes += session.compensation.notes
     if session.contest is not None:
         notes.append(_won(session.contest))
-    if saliency is not None and saliency.skipped:
-        notes.append(f"{saliency.skipped} batches with a non-finite loss or gradient were skipped")
+        notes += [left_out(session.contest.lost)] if session.contest.lost else []
+    if saliency is not None and saliency.lost:
+        notes.append(left_out(saliency.lost))
+    if session.lost and not (saliency is not None and set(session.lost) <= set(saliency.lost)):
+        notes.append(f"batch norms: {without(session.lost)}")
     if best.choice.solution.limited and best.choice.solution.gap > WIDE:
         notes.append(_limited(best.choice.solution.gap))
     extra = {

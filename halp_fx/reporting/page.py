@@ -84,9 +84,9 @@ def _rows(report: Report) -> tuple[str, ...]:
 
 
 def _figures(report: Report) -> list[dict[str, Any]]:
-    """The bars on top: dense, budget, predicted, measured; each with its share of the longest. What is counted is what
-    was predicted."""
-    timed = report.unit == "ms"
+    """The bars on top: dense, budget, predicted, measured; each with its share of the longest. What is counted, or
+    the sum of a table, is what was predicted."""
+    timed = report.timed
     rows = [
         ("dense", report.dense, report.scatter * report.dense, "plain"),
         ("budget", report.budget, 0.0, "limit"),

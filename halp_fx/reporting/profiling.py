@@ -29,6 +29,7 @@ from ..pruning.widths import width_options
 from ..solver import CostTable
 from ..trials.trials import channel_groups
 from ..types import Coupling
+from .detailing import given_by
 
 _PAYS = 0.01
 """A width pays if it saves at least this share of its group's time over the next wider one that does."""
@@ -81,6 +82,7 @@ class Profile:
         fixed_share: share of the sum that no prunable group changes.
         tables: one per layer, in the solver's terms. tables_of: layer name -> signature.
         notes: operators without a rule, and other things a reader should know.
+        by: as for `Curve`.
     """
 
     unit: str
@@ -93,6 +95,7 @@ class Profile:
     tables: tuple[CostTable, ...]
     signatures: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    by: str = ""
 
     @property
     def reachable(self) -> tuple[float, float]:
@@ -108,15 +111,21 @@ class Profile:
             width: columns of text; None: those of the terminal. Where there is none, sentences are one line each.
         """
         low, high = self.reachable
-        timed = self.unit == "ms"
+        timed = self.unit == "ms" and not self.by
 
-        head = [["measured end to end" if timed else "the network", figure(self.dense, self.unit), "100.0%"]]
+        head = [
+            [
+                "measured end to end" if timed else f"the network{f', by {self.by}' if self.by else ''}",
+                figure(self.dense, self.unit),
+                "100.0%",
+            ]
+        ]
         if timed:
             head.append(["sum of layers", figure(self.total, self.unit), f"{self.total / self.dense:.1%}"])
         head.append(["smallest that can be reached", figure(low, self.unit), f"{low / high:.1%}"])
         cost = Column.number(self.unit)
         parts = [tabled((Column(""), cost, Column.number("of dense")), head, width)]
-        what = "time" if timed else "cost"
+        what = "time" if self.unit == "ms" else "cost"
         parts.append(f"{self.fixed_share:.1%} of the {what} does not depend on any group that may shrink")
         layer_rows = [
             [x.name, x.op, f"{x.dense[0]} -> {x.dense[1] or x.dense[0]}", figure(x.cost, self.unit), f"{x.share:.1%}"]
@@ -195,6 +204,7 @@ def profile(
         tables=tables,
         signatures={layer.name: layer.key for layer in units},
         notes=coupling.notes,
+        by=given_by(cost),
     )
 
 

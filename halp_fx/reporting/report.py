@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import nn
 
-from ..errors import HalpError, PlanError, few
+from ..errors import HalpError, PlanError, few, instead_of_path
 from ..files import path_of, write_text
 from ..latency.prediction import LayerError
 from ..types import CONSTANT, Coupling, Plan
@@ -204,6 +204,11 @@ class Report:
         return self.measured <= self.budget * (1 + self.tolerance) and self.measured <= self.dense
 
     @property
+    def timed(self) -> bool:
+        """Whether networks were timed to know their cost: it is no count, and no sum of a table of another device."""
+        return self.unit == "ms" and not self.conditions.by
+
+    @property
     def trusted(self) -> bool:
         """Whether the machine was quiet enough for the measured figures to be trusted; `busy` says what was not."""
         return not self.busy
@@ -236,8 +241,8 @@ class Report:
             if not str(form).startswith(_FORMAT.partition("/")[0]):
                 raise HalpError("this is not a report in JSON: nothing in it says that it is one")
             found = from_plain(cls, data)
-        except (ValueError, KeyError, PlanError, RecursionError) as error:
-            raise HalpError(f"this is not a report in JSON: {error}") from error
+        except (ValueError, KeyError, TypeError, PlanError, RecursionError) as error:
+            raise HalpError(f"this is not a report in JSON: {error}{instead_of_path(text)}") from error
         if form != _FORMAT:
             raise HalpError(f"report format {form!r:.60} is not known here (expected {_FORMAT!r})")
         return found

@@ -27,6 +27,7 @@ def verdict(report: Report) -> str:
     measured, allowed = amount(report.measured, report.unit), amount(report.budget, report.unit)
     runtime = report.conditions.runtime
     where = f" in {runtime}" if runtime not in ("", "eager") else ""
+    where += f" (by {report.conditions.by})" if report.conditions.by else ""
     if not report.plan:
         return f"Nothing removed: the dense network's {measured}{where} meet the budget of {allowed} as they are"
     off = report.measured / report.budget - 1
@@ -55,9 +56,9 @@ _Table = tuple[Sequence[Column], Sequence[Sequence[str]]]
 
 def _parts(report: Report, groups: bool) -> list[str | _Table]:
     costs = [("dense", report.dense), ("budget", report.budget)]
-    if report.unit == "ms":
+    if report.timed:
         costs += [("predicted", report.predicted), ("measured", report.measured)]
-    else:  # What is counted is what was predicted.
+    else:  # What is counted, or the sum of a table, is what was predicted.
         costs.append(("pruned", report.measured))
     head = [[of, figure(cost, report.unit), f"{cost / report.dense:.1%}"] for of, cost in costs]
     number = Column.number

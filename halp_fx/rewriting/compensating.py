@@ -21,13 +21,13 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ..errors import HalpError, PlanError, SaliencyError, few, words_of
-from ..internals import tree_leaves
+from ..internals import NormBase, tree_leaves
 from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
 from ..scoring.joining import joined
 from ..scoring.losses import Loss, called, check_data, described, moved
-from ..scoring.recalibrating import kept_statistics, measuring, norms_of, put_back
+from ..scoring.recalibrating import finite, kept_statistics, measuring, norms_of, put_back
 from ..scoring.regression import Fit, fitted
 from ..scoring.sampled import samples_in
 from ..tracing.graph import of, op
@@ -152,6 +152,7 @@ def compensate(
         try:
             with measuring(small, norms), random_kept(seed=0):
                 before = _distance(run(small), wanted)
+            _check_finite(norms)
             without = kept_statistics(norms)
             with measuring(small, norms), random_kept(seed=0), narrow:
                 after = _distance(run(small), wanted)
@@ -166,6 +167,12 @@ def compensate(
     done = {layer.weight for layer in narrow.layers}
     left |= {n: "the forward computes its weight, or did not run it" for n in cut if n not in left and n not in done}
     return Compensation(tuple(narrow.layers), left, count)
+
+
+def _check_finite(norms: list[NormBase]) -> None:
+    """Raises SaliencyError where statistics are NaN or infinite."""
+    if norms and not finite(norms):
+        raise SaliencyError("layers cannot be compensated: the samples make NaN or infinite statistics of batch norms")
 
 
 def _check(small: nn.Module, model: nn.Module, plan: Plan, coupling: Coupling) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice, pairwise
 from typing import Any
 
@@ -27,9 +28,9 @@ from ..errors import SaliencyError
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling
-from .gates import BATCH_NORMS, Gates, Rows, none_counted
+from .gates import BATCH_NORMS, Gates, Rows
 from .losses import moved
-from .sampled import Sampled, samples_in, samples_of
+from .sampled import Sampled, none_counted, samples_in, samples_of
 
 logger = logging.getLogger("halp_fx")
 
@@ -66,15 +67,17 @@ def batch_rows(
     gates = Gates.of(model, coupling, loss)
     gates.statistics = True
     rows: list[torch.Tensor] = []
+    lost: list[int] = []
     used = skipped = 0
     with preserved(model), uncached_autocast():
-        for batch in counted(chain(seen[:1], source), "score", "batches", batches):
+        for i, batch in enumerate(counted(chain(seen[:1], source), "score", "batches", batches)):
             if used + skipped >= batches:
                 break
+            number = data.number if isinstance(data, Turn) else i
             if used + skipped and len(rows) < ROWS:
                 seen.append(batch)
             try:
-                own = [gates.by_weights(moved(p, gates.device), used + skipped) / n**0.5 for p, n in pieces(batch)]
+                own = [gates.by_weights(moved(p, gates.device), number) / n**0.5 for p, n in pieces(batch)]
             except SaliencyError as error:
                 if used + skipped:
                     raise
@@ -82,6 +85,7 @@ def batch_rows(
                 return None, chain(seen, source)
             good = [row for row in own if bool(torch.isfinite(row).all())]
             rows += good
+            lost += [number] if len(good) < len(own) else []
             used, skipped = used + bool(good), skipped + (bool(own) and not good)
     if not rows:
         raise none_counted(skipped)
@@ -89,7 +93,7 @@ def batch_rows(
         return None, seen
     found = torch.stack(rows)
     gates.clear_masked(found, coupling.prunable)
-    return Rows(found, used, skipped, "batches with their own statistics"), ()
+    return Rows(found, used, skipped, "batches with their own statistics", tuple(dict.fromkeys(lost))), ()
 
 
 def has_batch_norms(model: nn.Module) -> bool:
@@ -97,7 +101,30 @@ def has_batch_norms(model: nn.Module) -> bool:
     return any(isinstance(m, BATCH_NORMS) and m.track_running_stats for m in model.modules())
 
 
-def in_turn(data: Iterable[Any], batches: int, rows: int, turn: int) -> tuple[Iterator[Any], int]:
+@dataclass(slots=True)
+class Turn:
+    """The pieces of some batches that a step looks at.
+
+    Attributes:
+        data, batches: the batches, and how many of them count.
+        shares, turn: it looks at every so manieth piece, beginning with this one.
+        number: of the batch that the last piece was of.
+    """
+
+    data: Iterable[Any]
+    batches: int
+    shares: int
+    turn: int
+    number: int = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        numbered = enumerate(islice(self.data, self.batches))
+        whole = ((number, piece) for number, batch in numbered for piece, _ in pieces(batch))
+        for self.number, piece in islice(whole, self.turn, None, self.shares):  # noqa: B020
+            yield piece
+
+
+def in_turn(data: Iterable[Any], batches: int, rows: int, turn: int) -> tuple[Turn, int]:
     """The pieces of some batches that a step looks at, and how many these are.
 
     Args:
@@ -106,8 +133,7 @@ def in_turn(data: Iterable[Any], batches: int, rows: int, turn: int) -> tuple[It
         turn: number of the step. `SHARES` steps in a row look at different pieces, or fewer, so that each has `ROWS`.
     """
     shares = max(1, min(SHARES, rows // ROWS))
-    whole = (piece for batch in islice(data, batches) for piece, _ in pieces(batch))
-    return islice(whole, turn % shares, None, shares), -(-rows // shares)
+    return Turn(data, batches, shares, turn % shares), -(-rows // shares)
 
 
 def pieces(batch: Any) -> Iterator[tuple[Any, int]]:

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import SaliencyError
 from ..model.preserving import preserved, set_mode
 from ..model.tensors import tensors_in
-from .losses import Loss, called, described, inputs_of, moved, total
+from .losses import Loss, LossFn, called, described, inputs_of, moved, pair_of, total
 from .sampled import samples_in
 
 Parts = list[torch.Tensor]
@@ -120,6 +120,37 @@ class Apart:
             return mean, 0.0
         scatter = float((further - mean * self.samples).square().sum()) * count / (count - 1)
         return mean, math.sqrt(scatter) / float(self.samples.sum())
+
+
+def finite_on(
+    model: nn.Module, batches: Sequence[Any], loss_fn: LossFn | None = None, loss: Loss | None = None
+) -> tuple[list[Any], tuple[int, ...]]:
+    """The batches on which a network, in eval mode, and the caller's loss are finite, and the numbers of the others. A
+    batch that fails is kept: who uses it says why."""
+    device = next(model.parameters()).device
+    kept: list[Any] = []
+    lost: list[int] = []
+    with preserved(model), torch.no_grad():
+        for number, batch in enumerate(batches):
+            set_mode(model)
+            try:
+                numbers = _numbers(model, moved(batch, device), loss_fn, loss)
+                good = all(bool(torch.isfinite(t).all()) for t in numbers)
+            except Exception:
+                good = True
+            if good:
+                kept.append(batch)
+            else:
+                lost.append(number)
+    return kept, tuple(lost)
+
+
+def _numbers(model: nn.Module, batch: Any, loss_fn: LossFn | None, loss: Loss | None) -> list[torch.Tensor]:
+    if loss is not None:
+        return [total(loss(model, batch))]
+    output = called(model, inputs_of(batch))
+    judged = [] if loss_fn is None else [total(loss_fn(output, pair_of(batch)[1]))]
+    return [*judged, *(t for t in tensors_in(output) if t.is_floating_point())]
 
 
 def shared_out(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]:

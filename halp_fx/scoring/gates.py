@@ -28,12 +28,12 @@ from ..progress import counted
 from ..types import ChannelGroup, Coupling
 from .losses import moved
 from .magnitude import masked
-from .sampled import Sampled, samples_in, samples_of
+from .sampled import Sampled, none_counted, samples_in, samples_of
 from .scored import Key, Weights, WeightSlots, WeightWatch
 
 logger = logging.getLogger("halp_fx")
 
-Drawn = Sampled | Callable[[nn.Module, Mapping[str, torch.Tensor], Any, int], torch.Tensor]
+Drawn = Sampled | Callable[..., torch.Tensor]
 """(model, tensors by name, batch, its number) -> the loss."""
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -57,6 +57,7 @@ class Rows:
     Attributes:
         rows: (samples, channels of all groups) float32, on the model's device.
         batches, skipped: that counted; that had a non-finite loss or gradient.
+        lost: numbers of the batches of which something was left out for that.
         way: "batches" (all samples of a batch at once), "samples" (each alone), or "whole batches" (a row is a batch).
     """
 
@@ -64,6 +65,7 @@ class Rows:
     batches: int
     skipped: int
     way: str
+    lost: tuple[int, ...] = ()
 
 
 @dataclass
@@ -118,6 +120,7 @@ class Gates:
         """
         found: list[torch.Tensor] = []
         way, used, skipped = "", 0, 0
+        lost: list[int] = []
         with uncached_autocast():
             for batch in counted(data, "score", "batches", most):
                 if used + skipped >= most or sum(map(len, found)) >= (ALONE if way == "samples" else TOGETHER):
@@ -130,6 +133,8 @@ class Gates:
                 if rows is None:
                     rows = self._batch(batch, number, way)
                 good = torch.isfinite(rows).all(1)
+                if not bool(good.all()):
+                    lost.append(number)
                 if bool(good.any()):
                     found.append(rows[good])
                     used += 1
@@ -137,7 +142,7 @@ class Gates:
                     skipped += 1
         if not found:
             raise none_counted(skipped)
-        return Rows(torch.cat(found), used, skipped, way)
+        return Rows(torch.cat(found), used, skipped, way, tuple(lost))
 
     def _batch(self, batch: Any, number: int, way: str) -> torch.Tensor:
         if way == "batches":
@@ -147,7 +152,12 @@ class Gates:
         count = samples_in(batch)
         if way == "whole batches" or count is None:
             return self.by_weights(batch, number)[None]
-        return torch.stack([self.by_weights(samples_of(batch, i), number) for i in range(min(count, ALONE))])
+        assert isinstance(self.loss, Sampled)
+        if not self.loss.sound(self.model, self.parameters | self.buffers, batch, number):
+            return torch.full((1, self.channels), torch.nan, device=self.device)
+        return torch.stack(
+            [self.by_weights(samples_of(batch, i), number, alone=True) for i in range(min(count, ALONE))]
+        )
 
     def _way(self, batch: Any, number: int) -> tuple[str, torch.Tensor | None]:
         """How to tell samples apart, decided on the first batch: with labels that are drawn alike. And the batch's
@@ -161,7 +171,7 @@ class Gates:
         after = self.loss.generator.get_state()
         self.loss.generator.set_state(drawn)
         try:
-            first = self.by_weights(samples_of(batch, 0), number)
+            first = self.by_weights(samples_of(batch, 0), number, alone=True)
         except SaliencyError:  # The model does not run on one sample.
             return "whole batches", None
         finally:
@@ -177,10 +187,10 @@ class Gates:
         logger.info("what samples of a batch do is not told apart: they are run one by one")
         return "samples", None
 
-    def by_weights(self, batch: Any, number: int, variant: str = "taylor_signed") -> torch.Tensor:
+    def by_weights(self, batch: Any, number: int, variant: str = "taylor_signed", alone: bool = False) -> torch.Tensor:
         """The row of a whole batch, from the gradients of weights; NaN where the loss is not finite. `variant` is one
-        of `kernels.VARIANTS`."""
-        aliases, watch, loss = self._run(batch, number, WeightWatch)
+        of `kernels.VARIANTS`; `alone` as for `Sampled`."""
+        aliases, watch, loss = self._run(batch, number, WeightWatch, alone)
         if not bool(torch.isfinite(loss)):
             return torch.full((self.channels,), torch.nan, device=self.device)
         met = watch.matched(self.weights, self.parameters)
@@ -189,7 +199,9 @@ class Gates:
         grads = gradients(loss, [t if isinstance(t, list) else [t] for t in tensors])
         return channel_scores(layout, [self.weights.value(k) for k in keys], grads, variant).float()
 
-    def _run(self, batch: Any, number: int, follow: Callable[..., Any]) -> tuple[dict[str, torch.Tensor], Any, Any]:
+    def _run(
+        self, batch: Any, number: int, follow: Callable[..., Any], alone: bool = False
+    ) -> tuple[dict[str, torch.Tensor], Any, Any]:
         """Aliases of the parameters, what followed the forward, and the loss."""
         set_mode(self.model)
         if self.statistics:
@@ -199,7 +211,7 @@ class Gates:
         aliases = {n: alias_of(p) for n, p in self.parameters.items()}
         watch = follow({**aliases, **self.buffers}, self.constants)
         with torch.enable_grad(), watch:
-            loss = self.loss(self.model, aliases | self.buffers, batch, number)
+            loss = self.loss(self.model, aliases | self.buffers, batch, number, *([True] if alone else ()))
         return aliases, watch, loss
 
     def _together(self, batch: Any, number: int) -> torch.Tensor | None:
@@ -258,16 +270,6 @@ class Gates:
                 self.groups, lambda g: places_of(g, self.weights, nodes, self.parameters)
             )
         return self._layouts[nodes]
-
-
-def none_counted(skipped: int) -> SaliencyError:
-    """The error where no batch had finite gradients."""
-    if not skipped:
-        return SaliencyError("data has no batches: pass a DataLoader or a list of batches that is not empty")
-    return SaliencyError(
-        f"all {skipped} batches had a loss or gradients that are not finite: check the inputs, the loss, and whether "
-        "the training diverged"
-    )
 
 
 def _agree(a: torch.Tensor, b: torch.Tensor) -> bool:

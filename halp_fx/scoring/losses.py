@@ -39,7 +39,8 @@ def check_data(data: Any) -> None:
     wanted = "pass batches, such as a DataLoader or a list of tensors"
     # Not asked for an iterator to see: a DataLoader starts its workers then.
     readable = data is None or hasattr(data, "__iter__") or hasattr(data, "__getitem__")
-    if not readable or isinstance(data, str | bytes | os.PathLike | Mapping):
+    # A Sequential can be read: it has layers.
+    if not readable or isinstance(data, str | bytes | os.PathLike | Mapping | nn.Module):
         raise SaliencyError(f"data is {described(data)}: {wanted}")
     if isinstance(data, torch.Tensor | np.ndarray):
         batch = "data" if isinstance(data, torch.Tensor) else "torch.from_numpy(data)"

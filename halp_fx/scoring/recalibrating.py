@@ -6,18 +6,21 @@ once, and scores and judgements mean something again (EagleEye, arXiv 2007.02491
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import SaliencyError, words_of
+from ..errors import SaliencyError, few, words_of
 from ..internals import NormBase
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
 from .losses import Loss, called, check_data, inputs_of, moved
+
+logger = logging.getLogger("halp_fx")
 
 
 def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, loss: Loss | None = None) -> nn.Module:
@@ -37,24 +40,46 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     Returns:
         The model.
 
+    A batch that makes statistics NaN or infinite is left out, and a warning names it.
+
     Raises:
-        SaliencyError: data has no batch or is none, or the forward fails on one; the statistics are as they were.
+        SaliencyError: data has no batch or is none, the forward fails on one, or no batch has finite statistics; the
+            statistics are as they were.
     """
+    lost = renew(model, data, batches, loss)
+    if lost:
+        logger.warning("batch norms: %s", without(lost))
+    return model
+
+
+def without(lost: Sequence[int]) -> str:
+    """What to say of batches that were left out."""
+    named = f"batch{'es' if len(lost) > 1 else ''} {few([str(n) for n in lost], 8)} of data (counted from 0)"
+    return f"statistics were estimated without {named}, which makes them NaN or infinite"
+
+
+def renew(model: nn.Module, data: Iterable[Any], batches: int = 50, loss: Loss | None = None) -> tuple[int, ...]:
+    """As `recalibrate`; returns the numbers of the batches that were left out."""
     check_data(data)
     if data is None:
         raise SaliencyError("batch norms cannot be re-estimated without data: pass batches, such as a DataLoader")
     norms = norms_of(model)
     if not norms:
-        return model
+        return ()
     device = next(iter(model.parameters())).device
     before = kept_statistics(norms)
+    lost: list[int] = []
     used = 0
     with measuring(model, norms), random_kept(), torch.no_grad():
         try:
             for batch in counted(data, "batch norms", "batches", batches):
                 if used >= batches:
                     break
+                sound = kept_statistics(norms)
                 _forward(model, moved(batch, device), loss)
+                if not finite(norms):
+                    put_back(norms, sound)
+                    lost.append(used)
                 used += 1
         except BaseException as error:
             put_back(norms, before)
@@ -67,7 +92,13 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
     if not used:
         put_back(norms, before)
         raise SaliencyError("batch norms cannot be re-estimated: data has no batches")
-    return model
+    if len(lost) == used:
+        put_back(norms, before)
+        raise SaliencyError(
+            f"batch norms cannot be re-estimated: all {used} batches make statistics that are NaN or infinite; check "
+            "the inputs, and whether the training diverged"
+        )
+    return tuple(lost)
 
 
 def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -109,6 +140,12 @@ def measuring(model: nn.Module, norms: list[NormBase]) -> Iterator[None]:
 def kept_statistics(norms: list[NormBase]) -> list[dict[str, torch.Tensor]]:
     """A copy of what `recalibrate` estimates, for `put_back`."""
     return [{n: b.clone() for n, b in norm.named_buffers(recurse=False)} for norm in norms]
+
+
+def finite(norms: list[NormBase]) -> bool:
+    """Whether all statistics are numbers."""
+    kept = [b for norm in norms for b in (norm.running_mean, norm.running_var) if b is not None]
+    return bool(torch.stack([torch.isfinite(b).all() for b in kept]).all())
 
 
 def put_back(norms: list[NormBase], before: list[dict[str, torch.Tensor]]) -> None:

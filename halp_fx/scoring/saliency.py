@@ -11,7 +11,7 @@ operators get (`scored`). Groups without a signal are named and ranked by magnit
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -27,10 +27,10 @@ from ..types import Coupling, Plan, scored_name
 from .batchwise import batch_rows
 from .callables import Importance, answer_of, asked, check_importance, scores_of
 from .fisher import fisher_values
-from .gates import Gates, Rows, none_counted
+from .gates import Gates, Rows
 from .losses import Loss, LossFn, batch_loss, check_data, check_loss, loss_of, moved
 from .magnitude import magnitudes, masked, split
-from .sampled import Sampled
+from .sampled import Sampled, none_counted
 from .scored import Weights
 from .values import WidthValues
 
@@ -63,6 +63,7 @@ class Saliency:
         kind: "fisher", "taylor", "magnitude", or "custom".
         batches: batches that counted.
         skipped: batches left out because their loss or gradients were not finite.
+        lost: numbers (from 0) of the batches of which something was left out for that, also by earlier steps.
         silent: groups without a signal. Their scores are weight magnitudes, with the mean that the others have: they
             rank the group's channels, and say nothing about how wide it should be.
         values: group name -> its order of removal and its value at every width, where that is no sum of scores.
@@ -85,6 +86,7 @@ class Saliency:
     rows: int = 0
     uniform: bool = False
     dropping: Mapping[str, float] = field(default_factory=dict)
+    lost: tuple[int, ...] = ()
 
     @property
     def known(self) -> dict[str, WidthValues]:
@@ -99,8 +101,9 @@ class Saliency:
             earlier: of the network before the step; itself such a mean.
             step: what it kept of that network; all of the groups that it does not name.
         """
+        lost = tuple(sorted({*earlier.lost, *self.lost}))
         if not self.memory:
-            return self
+            return replace(self, lost=lost) if lost else self
         scores = dict(self.scores)
         for name, now in self.scores.items():
             before = earlier.scores.get(name)
@@ -110,7 +113,7 @@ class Saliency:
                 before = before[list(step[name])] if len(before) > max(step[name]) else before[:0]
             if len(before) == len(now):
                 scores[name] = (1 - self.memory) * now + self.memory * before
-        return replace(self, scores=scores, rows=earlier.rows)
+        return replace(self, scores=scores, rows=earlier.rows, lost=lost)
 
 
 def score(
@@ -144,6 +147,29 @@ def score(
         SaliencyError: a loss without data, "taylor" without a loss, a batch that does not fit, no batch with finite
             gradients, wrong scores, or no signal in any group.
     """
+    found = scored(model, coupling, data, loss_fn, importance, loss=loss, batches=batches)
+    if found.lost:
+        logger.warning("saliency: %s", left_out(found.lost))
+    return found
+
+
+def left_out(lost: Sequence[int]) -> str:
+    """What to say of batches of which something was left out."""
+    named = f"batch{'es' if len(lost) > 1 else ''} {few([str(n) for n in lost], 8)} of data (counted from 0)"
+    return f"{named}: what is not finite there (the loss, gradients, or what the network puts out) was left out"
+
+
+def scored(
+    model: nn.Module,
+    coupling: Coupling,
+    data: Iterable[Any] | None = None,
+    loss_fn: LossFn | None = None,
+    importance: Importance | None = None,
+    *,
+    loss: Loss | None = None,
+    batches: int = MAX_BATCHES,
+) -> Saliency:
+    """As `score`, for those who say themselves what was left out."""
     check_data(data)
     check_loss(data, loss_fn, loss)
     check_importance(importance)
@@ -217,25 +243,25 @@ def _no_signal(found: Saliency, coupling: Coupling) -> str:
 def _taylor(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Loss, batches: int) -> Saliency:
     gates = Gates.of(model, coupling, partial(batch_loss, loss=loss))
     total: torch.Tensor | None = None
-    used = skipped = 0
+    lost: list[int] = []
+    used = 0
     with preserved(model), uncached_autocast():
         for batch in counted(data, "score", "batches", batches):
-            if used + skipped >= batches:
+            number = used + len(lost)
+            if number >= batches:
                 break
-            step = gates.by_weights(moved(batch, gates.device), used + skipped, "taylor")
+            step = gates.by_weights(moved(batch, gates.device), number, "taylor")
             if not bool(torch.isfinite(step).all()):
-                skipped += 1
+                lost.append(number)
                 continue
             total = step.double() if total is None else total + step
             used += 1
     if total is None:
-        raise none_counted(skipped)
-    if skipped:
-        logger.warning("saliency: skipped %d of %d batches (non-finite loss or gradient)", skipped, used + skipped)
+        raise none_counted(len(lost))
     scores = split(total / used, coupling.prunable)
     for name, gone in masked(gates.weights, coupling.prunable).items():
         scores[name][gone] = 0
-    return Saliency(scores, "taylor", used, skipped)
+    return Saliency(scores, "taylor", used, len(lost), lost=tuple(lost))
 
 
 def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sampled, batches: int) -> Saliency:
@@ -247,4 +273,4 @@ def _fisher(model: nn.Module, coupling: Coupling, data: Iterable[Any], loss: Sam
 def _of_gates(found: Rows, coupling: Coupling) -> Saliency:
     """The Fisher information of each channel's gate alone."""
     scores = split(found.rows.double().square().mean(0) / 2, coupling.prunable)
-    return Saliency(scores, "fisher", found.batches, found.skipped, evenness=EVENNESS)
+    return Saliency(scores, "fisher", found.batches, found.skipped, evenness=EVENNESS, lost=found.lost)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import SaliencyError
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
@@ -28,24 +29,36 @@ class Sampled:
         loss_fn, loss: the caller's; neither for data without labels.
         generator: what labels are drawn with; on the CPU, so that every device draws the same.
         kind: what was differentiated, in words; known after the first batch.
-        checked: whether the caller's loss was tried.
     """
 
     loss_fn: LossFn | None = None
     loss: Loss | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     kind: str = ""
-    checked: bool = False
 
-    def __call__(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int) -> torch.Tensor:
-        """The loss with `tensors` in place of the model's, as `losses.batch_loss`.
+    def __call__(
+        self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int, alone: bool = False
+    ) -> torch.Tensor:
+        """The loss with `tensors` in place of the model's, as `losses.batch_loss`; NaN where the caller's is.
+
+        Args:
+            alone: it is one sample of a batch, of which the caller's loss may have nothing to say (all pixels ignored).
 
         Raises:
             SaliencyError: as `batch_loss`.
         """
-        return batch_loss(model, tensors, batch, number, self._loss())
+        return batch_loss(model, tensors, batch, number, self._loss(alone))
 
-    def _loss(self) -> Loss:
+    def sound(self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int) -> bool:
+        """Whether the loss of a whole batch is finite. It draws nothing that counts."""
+        drawn = self.generator.get_state()
+        try:
+            with torch.no_grad():
+                return bool(torch.isfinite(self(model, tensors, batch, number)))
+        finally:
+            self.generator.set_state(drawn)
+
+    def _loss(self, alone: bool) -> Loss:
         if self.loss is not None:
             self.kind = "the loss of the data's labels"
             return _summed(self.loss)
@@ -58,10 +71,9 @@ class Sampled:
             output = called(model, inputs)
             own = self._drawn(output, target)
             if own is not None:
-                if not self.checked:
-                    # It is not asked again, but a loss that does not fit should be heard of.
-                    total(given(output, target))
-                    self.checked = True
+                # It is not differentiated, but one that does not fit, or is NaN, should be heard of.
+                if not alone and not bool(torch.isfinite(total(given(output, target)))):
+                    return own * torch.nan
                 return own
             self.kind = "the loss of the data's labels"
             return given(output, target) * (samples_in(batch) or 1)
@@ -117,6 +129,16 @@ def _summed(loss: Loss) -> Loss:
         return value * count
 
     return of
+
+
+def none_counted(skipped: int) -> SaliencyError:
+    """The error where no batch had finite gradients."""
+    if not skipped:
+        return SaliencyError("data has no batches: pass a DataLoader or a list of batches that is not empty")
+    return SaliencyError(
+        f"all {skipped} batches had a loss or gradients that are not finite: check the inputs, the loss, and whether "
+        "the training diverged"
+    )
 
 
 def samples_in(batch: Any) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..errors import ProblemError
+from ..errors import ProblemError, instead_of_path
 from .problem import WidthProblem
 from .tables import LATENCY, Branch, CostTable, Term, WidthGroup
 
@@ -52,12 +52,15 @@ def write_problem(problem: WidthProblem) -> str:
 
 
 def _parse(source: str | os.PathLike[str]) -> Mapping[str, Any]:
+    if not isinstance(source, str | os.PathLike):
+        raise ProblemError(f"a {type(source).__name__} is no problem: pass JSON text, a pathlib.Path or a dict")
     try:
         data = json.loads(source if isinstance(source, str) else Path(source).read_text(encoding="utf-8"))
     except OSError as error:
         raise ProblemError(f"{os.fspath(source)!r} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise ProblemError(f"not a JSON problem: {error}") from error
+        told = f". To read a file, pass pathlib.Path({source!r:.80})" if instead_of_path(source) else ""
+        raise ProblemError(f"not a JSON problem: {error}{told}") from error
     if not isinstance(data, dict):
         raise ProblemError(f"not a JSON problem: the top level is a {type(data).__name__}, expected an object")
     return data

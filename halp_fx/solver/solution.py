@@ -37,6 +37,11 @@ WORTH = 4_000
 NODES = 200
 """Nodes of its search tree; about a second."""
 
+_NO_PROBLEM = (
+    "solve takes a WidthProblem, not a {}: halp_fx.WidthProblem.from_json(path) reads one from a file (pathlib.Path), "
+    "JSON text or a dict. To prune a network to a budget, call halp_fx.prune"
+)
+
 
 def solve(
     problem: WidthProblem,
@@ -66,9 +71,11 @@ def solve(
 
     Raises:
         InfeasibleError: no choice meets the budgets (or, if the message says so, none was found within the limit).
-        ProblemError: unknown method, unusable limit or gap, or several budgets with "halp" or "released".
-            Malformed problems are refused on construction.
+        ProblemError: `problem` is none; unknown method, unusable limit or gap, or several budgets with "halp" or
+            "released". Malformed problems are refused on construction.
     """
+    if not isinstance(problem, WidthProblem):
+        raise ProblemError(_NO_PROBLEM.format(type(problem).__name__))
     if method not in get_args(Method):
         raise ProblemError(f"method {method!r} is not one of {', '.join(get_args(Method))}")
     if not work_limit > 0 or not gap >= 0:

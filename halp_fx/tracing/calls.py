@@ -321,6 +321,7 @@ def checked_by_torch() -> bool:
 
 
 _GENERATED = "<eval_with_key>"
+GRAPH_NODE = "graph node"
 _ASSIGNED = re.compile(r"\s*(\w+)\s*=")
 
 
@@ -331,7 +332,7 @@ def _graph_node(filename: str, line: int) -> str:
     if not filename.startswith(_GENERATED):
         return ""
     found = _ASSIGNED.match(linecache.getline(filename, line))
-    return f"graph node {found[1]}" if found else ""
+    return f"{GRAPH_NODE} {found[1]}" if found else ""
 
 
 # A dozen frames are looked at for every operator, of a few files.

@@ -19,7 +19,7 @@ from ..model.preserving import Members, meta_twin
 from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
-from .calls import CallLog, PythonNames, caller, checked_by_torch, has_hooks
+from .calls import GRAPH_NODE, CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
 from .graph import getitem, keep, of, operator, written_through_alias
 from .leaks import MetaWatch, ValueWatch
@@ -179,8 +179,9 @@ class Recorder(TorchDispatchMode):
         # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
         if of(node).fixed or (of(node).one.dtype is torch.bool and checked_by_torch()):
             return
-        place = f"{function} in {self.module!r} ({caller()})" if self.module else f"{function} ({caller()})"
-        self.reads.append(ValueRead(node.name, place))
+        line = caller()
+        place = f"{function} in {self.module!r} ({line})" if self.module else f"{function} ({line})"
+        self.reads.append(ValueRead(node.name, place, line.startswith(GRAPH_NODE)))
         self._constants.values_read = True
 
     def sized(self, args: Any, result: Any, part: int | slice) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from operator import index, lt
 from typing import Any, NamedTuple
 
-from ..errors import PlanError
+from ..errors import PlanError, instead_of_path
 
 
 class Channels(NamedTuple):
@@ -141,7 +141,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
         except KeyError as error:
             raise PlanError(f"this is not a plan in JSON: it has no {error}") from error
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise PlanError(f"this is not a plan in JSON: {error}") from error
+            raise PlanError(f"this is not a plan in JSON: {error}{instead_of_path(text)}") from error
         if form not in _PLAN_FORMATS:
             raise PlanError(
                 f"plan format {form!r} is not known here (expected {' or '.join(map(repr, _PLAN_FORMATS))})"

@@ -63,10 +63,12 @@ class ValueRead:
     Attributes:
         node: the tensor.
         where: by which function, in which module and line.
+        straight: the program is a graph, which goes on alike whatever the values are.
     """
 
     node: str
     where: str
+    straight: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,10 @@ def make(width=16, classes=4):
                          nn.Conv2d(width, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                          nn.Linear(width, classes))
 
+def bare():
+    return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
 def batches():
     return [(torch.rand(4, 3, 8, 8), torch.randint(0, 4, (4,))) for _ in range(2)]
 

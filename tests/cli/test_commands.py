@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import importlib
 import os
 import re
@@ -18,8 +19,9 @@ from typer.testing import CliRunner
 
 import halp_fx
 from halp_fx.cli.app import app
-from halp_fx.cli.guarding import _saved, guarded, search_goes_on
+from halp_fx.cli.guarding import _saved, as_options, guarded, search_goes_on
 from halp_fx.cli.models import make_model
+from halp_fx.scoring.losses import REMEDY
 
 COUNTED = (*SMALL, "--cost", "macs")
 COMMANDS = (
@@ -72,6 +74,37 @@ def test_what_a_report_advises_is_said_in_options(run):
     assert "summary()" not in said
 
 
+def test_reports_that_a_command_made_name_its_options(run):
+    """The page is read by whoever typed the command."""
+    given = ("prune", "nets.py:bare", *SMALL[1:], "--cost", "macs", "--budget", "50%", "--out", "small")
+    said = run(*given).out
+    page, shown = Path("small/report.html").read_text(), run("report", "small").out
+    for words in (" ".join(said.split()), html.unescape(page), " ".join(shown.split())):
+        assert "pass --data for widths that fit the network (and --loss, if" in words
+        assert "--compensate does it with images" in words
+        assert not re.search(r"\b\w+=(True|False|None)\b|loss_fn|min_keep|pass data", words)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ("a smaller round_to, or steps=1, comes closer", "a smaller --round-to, or --steps 1, comes closer"),
+        ("with one thread (torch.set_num_threads(1)) the", "with one thread (--threads 1) the"),
+        ("on a GPU; runtime='eager' needs neither", "on a GPU; --runtime eager needs neither"),
+        ("by limits={name: (2, 1.0)} or min_keep", "by --min-keep"),
+        (
+            "train the last layers first, or pass importance='magnitude'",
+            "train the last layers first, or leave --data out",
+        ),
+        (REMEDY, "call halp_fx.prune in Python, with loss="),
+        ("compare, x: pass loss=lambda model, batch: …", "compare, x: call halp_fx.prune in Python, with loss="),
+        ("More steps (steps), a", "More steps (--steps), a"),
+    ],
+)
+def test_words_of_the_library_in_those_of_the_command_line(said, words):
+    assert as_options(said) == words
+
+
 def test_prune_in_json(run):
     found = run("prune", *COUNTED, "--budget", "60%", "--json")
     assert found.json["met"] is True
@@ -112,7 +145,7 @@ def test_export(run, tmp_path):
     early = run("prune", *COUNTED, "--budget", "50%", "--out", "other", "--export", "doc")
     assert early.code == 1
     assert "--export doc is not known: onnx or pt2" in early.err
-    assert list((tmp_path / "other").iterdir()) == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_report(run, tmp_path):

@@ -6,11 +6,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from command_line import SMALL
 from typer.testing import CliRunner
 
 import halp_fx
 from halp_fx.cli.app import app
+from halp_fx.cli.models import make_model
 
 COUNTED = (*SMALL, "--cost", "macs")
 TABLE_COMMANDS = ("build", "request", "measure", "show", "merge", "check")
@@ -92,6 +94,16 @@ def test_every_command_of_tables_has_json(command):
         (("solve", "nowhere.json"), 1, "there is no file nowhere.json"),
         (("solve", "nets.py"), 1, "nets.py: not a JSON problem"),
         (("solve", "."), 1, ". is a folder: name a file in it"),
+        (("prune", *COUNTED, "--budget", "50%", "--weights", "."), 1, ". is a folder: name the file of weights in it"),
+        (("prune", *COUNTED, "--budget", "50%", "--weights", "nets.py"), 1, "nets.py is no file of torch.save"),
+        (("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:make"), 1, "data is a Sequential: pass batches"),
+        (("prune", *COUNTED, "--budget", "50%", "--ignore", "x"), 1, "error: --ignore: the name 'x' matches no"),
+        (("prune", *COUNTED, "--budget", "50%", "--min-keep", "0"), 1, "--min-keep 0.0 must be a share above 0"),
+        (
+            ("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--loss", "cross_entropy"),
+            1,
+            "'cross_entropy' names no function: write module:function or file.py:function",
+        ),
     ],
 )
 def test_a_mistake_is_said_with_its_remedy(run, words, code, said):
@@ -101,6 +113,24 @@ def test_a_mistake_is_said_with_its_remedy(run, words, code, said):
     assert found.code == code
     assert said in re.sub(r"\s+", " ", found.err)
     assert "Traceback" not in found.err
+
+
+def test_a_mistake_leaves_no_folder(run):
+    for words in (("--budget", "abc", "--out", "new/small"), ("--budget", "50%", "--data", "none", "--out", "new")):
+        assert run("prune", *COUNTED, *words).code == 1
+        assert not Path("new").exists()
+    Path("there").mkdir()
+    assert run("prune", *COUNTED, "--budget", "abc", "--out", "there").code == 1
+    assert Path("there").is_dir()
+
+
+def test_a_checkpoint_that_was_cut_off_is_said_to_be(run):
+    torch.save(make_model("nets.py:make").state_dict(), "whole.pt")
+    whole = Path("whole.pt").read_bytes()
+    Path("half.pt").write_bytes(whole[: len(whole) // 2])
+    found = run("prune", *COUNTED, "--budget", "50%", "--weights", "half.pt")
+    assert found.code == 1
+    assert "half.pt is no file of torch.save, or it is damaged or cut off" in " ".join(found.err.split())
 
 
 def test_nothing_is_said_to_be_shown_before_it_can_be_written(run):

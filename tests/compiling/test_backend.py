@@ -163,6 +163,17 @@ def test_a_budget_prunes_once_for_every_shape(caplog, tmp_path):
     assert halp_fx.reports() == ()
 
 
+def test_a_graph_of_open_sizes_reads_no_values_that_decide():
+    """The epsilons of its norms are inputs of the graph, which is one path whatever they are."""
+    fast = torch.compile(network(), backend=BACKEND, dynamic=True, options={"inner": "eager", "budget": {"macs": 0.6}})
+    with torch.no_grad():
+        fast(X)
+    (report,) = halp_fx.reports()
+    assert "decides by values" not in str(report)
+    assert "item" not in str(report)
+    assert report.conditions.inputs == ("2x3x8x8 float64",)
+
+
 def test_every_shape_runs_what_data_made_of_the_weights():
     """Statistics that were re-estimated and layers that were compensated, which a plan does not lead to."""
     model, data = network(), [torch.randn(32, 3, 8, 8, dtype=torch.float64) for _ in range(3)]

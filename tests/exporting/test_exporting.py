@@ -324,3 +324,15 @@ def test_what_cannot_be_quantised(name, data, words, exported, tmp_path):
     with pytest.raises(ExportError, match=words if words != "could not be quantised" else "nowhere"):
         halp_fx.quantize(tmp_path / "nowhere.onnx", tmp_path / name, data)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_calibrated_with(exported, tmp_path):
+    broken = X.clone()
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ExportError, match=r"batches 1, 3 of data \(counted from 0\) hold NaN"):
+        halp_fx.quantize(exported, tmp_path / "q.onnx", [X, broken, X, broken])
+    with pytest.raises(halp_fx.SaliencyError, match=r"here \[data\]"):
+        halp_fx.quantize(exported, tmp_path / "q.onnx", X)
+    with pytest.raises(ExportError, match=r"nowhere\.onnx could not be quantised: there is no file"):
+        halp_fx.quantize(tmp_path / "nowhere.onnx", tmp_path / "q.onnx", [X])
+    assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pytest
 import torch
@@ -30,6 +31,7 @@ def test_networks_in_turn():
     assert wide.parameters == sum(p.numel() for p in make(64).parameters())
     assert "narrow" in found.summary()
     assert "batch 4, eager, cpu, 1 thread" in str(found)
+    assert not re.search(r"\de[+-]\d", str(found)), "samples a second are whole numbers"
 
 
 def test_a_network_is_left_as_found():

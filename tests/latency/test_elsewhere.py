@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -131,6 +132,30 @@ def test_a_table_of_another_device_prunes_here_without_timing(path, monkeypatch)
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
     times = [table.get(layer.key, layer.dense) for layer in layers(coupling)]
     assert report.dense == pytest.approx(sum(t.median_ms for t in times))
+
+
+def test_what_was_not_timed_is_not_called_measured(path, tmp_path):
+    model = wide()
+    measured_there(model, path)
+    report = halp_fx.prune(model, 0.5, X, latency=path, progress=False).halp
+    assert f"(by the table of {PI})" in report.verdict
+    page = report.to_html(tmp_path / "page.html").read_text()
+    for said in (str(report), report.summary(), page, page.partition("How it was taken")[2]):
+        assert PI in said
+        assert "measured" not in said
+        assert "in turn" not in said
+    curve = halp_fx.pareto(model, ["80%", "50%"], X, latency=path, progress=False)
+    for said in (str(curve), curve.to_json(), svg_text(curve.plot(tmp_path / "curve.svg"))):
+        assert PI in said
+        assert "measured" not in said.replace('"measured":', "")
+    found = str(halp_fx.profile(model, X, latency=path, progress=False))
+    assert f"by the table of {PI}" in " ".join(found.split())
+    assert "measured" not in found
+
+
+def svg_text(path):
+    """What a picture says: matplotlib leaves each text as a comment beside its glyphs."""
+    return " ".join(re.findall("<!-- (.*?) -->", path.read_text()))
 
 
 def test_a_table_that_is_not_there_is_not_measured_here(tmp_path):

@@ -199,3 +199,18 @@ def test_stages_alone_refuse_data_that_is_no_batches():
 def test_a_plan_that_is_none(plan):
     with pytest.raises(halp_fx.PlanError, match=r"is no mapping from groups .*Plan.from_json"):
         halp_fx.rewrite(network(), plan, X[:1])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Identity, "got type: call it, and pass what it makes"),
+        (network, "got function: call it, and pass what it makes"),
+        ("resnet18", "got str: only halp-fx on a command line takes names; pass the model"),
+        (None, "got NoneType$"),
+    ],
+    ids=["class", "factory", "name", "nothing"],
+)
+def test_what_is_no_model_says_what_to_pass(model, words):
+    with pytest.raises(ModelError, match=words):
+        halp_fx.prune(model, 0.5, progress=False)

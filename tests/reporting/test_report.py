@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from test_prune import IMAGE, Small, small_resnet
+from torch import nn
 
 import halp_fx
 from halp_fx import HalpError, MacsCost
@@ -85,3 +87,28 @@ def test_a_counted_cost_is_not_given_out_as_milliseconds():
     for name in ("dense_ms", "budget_ms", "predicted_ms", "measured_ms"):
         with pytest.raises(HalpError, match=f"MACs, not by time; read report.{name[:-3]}"):
             getattr(report, name)
+
+
+class Finds(nn.Module):
+    """As a two-stage detector: layers that run once for each place that was found."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.found = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 1, 1)
+        self.fc, self.head = nn.Linear(16, 64), nn.Linear(64, 4)
+
+    def forward(self, x):
+        h = self.stem(x).relu()
+        places = h.permute(0, 2, 3, 1)[self.found(h)[:, 0] > 0]
+        return self.head(self.fc(places).relu())
+
+
+def test_work_that_depends_on_what_is_found_is_said_to():
+    torch.manual_seed(0)
+    report = halp_fx.prune(Finds().eval(), 0.7, torch.randn(1, 3, 16, 16), latency="macs", progress=False).halp
+    (note,) = (n for n in report.notes if "depends on what" in n)
+    assert re.match(r"\d\d% of the MACs are in layers whose work depends on .* \(fc, head\)\.", note)
+    assert "what the dense network found in the example inputs" in note
+    plain = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 4, 3)).eval()
+    report = halp_fx.prune(plain, 0.7, torch.randn(1, 3, 16, 16), latency="macs", progress=False).halp
+    assert not any("depends on what" in n for n in report.notes)

@@ -317,7 +317,7 @@ def test_what_fails_leaves_the_network_as_it_was():
 
 def test_values_that_are_not_finite_change_nothing():
     x = torch.randn(16, 3, 8, 8)
-    x[3] = torch.nan
+    x[3] = 3.4e38  # What is NaN already is left out; this overflows inside.
     small, before, done = compensated(normed(), HALVES, x, recalibrate=False)
     assert set(done.left) == {"3.weight", "8.weight"}
     assert all(torch.equal(a, b) for a, b in zip(small.parameters(), before.parameters(), strict=True))

@@ -181,13 +181,13 @@ def test_values_do_not_read_the_statistics_that_norms_keep():
     ids=["nobody reads them", "other values", "not compensated", "judged"],
 )
 def test_statistics_are_renewed_where_something_reads_them(monkeypatch, given, times):
-    inner, seen = session.recalibrate, []
+    inner, seen = session.renew, []
 
     def counted(model, *rest, **more):
         seen.append(model)
         return inner(model, *rest, **more)
 
-    monkeypatch.setattr(session, "recalibrate", counted)
+    monkeypatch.setattr(session, "renew", counted)
     batches = data(8, 16)
     options = {"data": batches, "latency": "macs", "steps": 4, "round_to": 1, "progress": False}
     halp_fx.prune(network(), 0.4, batches[0][:1], **options, **given)

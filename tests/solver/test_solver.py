@@ -3,6 +3,7 @@
 import ast
 import itertools
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import halp_fx
 import halp_fx.solver
-from halp_fx.errors import InfeasibleError, ProblemError
+from halp_fx.errors import HalpError, InfeasibleError, ProblemError
 from halp_fx.solver import CostTable, Term, WidthGroup, WidthProblem, restrict, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.halp import greedy_knapsack
@@ -189,6 +191,25 @@ def test_restrict():
         with pytest.raises(ProblemError, match=message):
             restrict(p, **bad)
     assert solve(restrict(p, maximum={"b": 8}), "exact").widths["b"] == 8
+
+
+@pytest.mark.parametrize("given", ["problem.json", Path("problem.json"), {}, None], ids=lambda x: type(x).__name__)
+def test_what_is_no_problem_says_how_to_read_one(given):
+    kind = re.escape(type(given).__name__)
+    with pytest.raises(ProblemError, match=rf"a WidthProblem, not a {kind}: .*WidthProblem\.from_json\(path\).*prune"):
+        halp_fx.solve(given)
+
+
+@pytest.mark.parametrize("given", ["name.json", Path("name.json"), 3, None, b""], ids=lambda x: type(x).__name__)
+def test_what_is_read_from_json_may_be_a_path(given):
+    """A path in place of text is a common mistake; anything else is an error of ours, too."""
+    for cls in (halp_fx.Plan, halp_fx.Report):
+        with pytest.raises(HalpError, match="in JSON") as error:
+            cls.from_json(given)
+        assert ("pass its text: pathlib.Path('name.json').read_text()" in str(error.value)) == ("name" in str(given))
+    with pytest.raises(ProblemError) as error:
+        halp_fx.WidthProblem.from_json(given)
+    assert ("pass pathlib.Path('name.json')" in str(error.value)) == (given == "name.json")
 
 
 def test_bad_arguments():
