@@ -117,6 +117,8 @@ def _fitted(task: Task, coupling: halp_fx.Coupling, shares: Mapping[str, float])
             low, best = middle, widths
         else:
             high = middle
+    if not best:
+        raise RuntimeError("no share of the channels reaches the budget")
     return best
 
 
