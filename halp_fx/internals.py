@@ -48,7 +48,8 @@ def source_name(node: Any) -> str:
 @contextmanager
 def no_graph_printed() -> Iterator[None]:
     """Without the whole graph that the TorchScript exporter prints when it fails, `verbose` or not: from C++ to the
-    process's standard output, where no redirection of Python's sees it."""
+    process's standard output, where no redirection of Python's sees it. What PyTorch 2.15 prints past this function of
+    Python stays."""
     known = getattr(torch._C, "_jit_onnx_log", None)
     if known is None:
         yield
