@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import SaliencyError, few, words_of
+from ..errors import SaliencyError, words_of
 from ..internals import NormBase
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
 from .losses import Loss, called, check_data, inputs_of, moved
+from .sampled import batches_called
 
 logger = logging.getLogger("halp_fx")
 
@@ -54,8 +55,7 @@ def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, los
 
 def without(lost: Sequence[int]) -> str:
     """What to say of batches that were left out."""
-    named = f"batch{'es' if len(lost) > 1 else ''} {few([str(n) for n in lost], 8)} of data (counted from 0)"
-    return f"statistics were estimated without {named}, which makes them NaN or infinite"
+    return f"statistics were estimated without {batches_called(lost)}, which makes them NaN or infinite"
 
 
 def renew(model: nn.Module, data: Iterable[Any], batches: int = 50, loss: Loss | None = None) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ from .fisher import fisher_values
 from .gates import Gates, Rows
 from .losses import Loss, LossFn, batch_loss, check_data, check_loss, loss_of, moved
 from .magnitude import magnitudes, masked, split
-from .sampled import Sampled, none_counted
+from .sampled import Sampled, batches_called, none_counted
 from .scored import Weights
 from .values import WidthValues
 
@@ -155,8 +155,8 @@ def score(
 
 def left_out(lost: Sequence[int]) -> str:
     """What to say of batches of which something was left out."""
-    named = f"batch{'es' if len(lost) > 1 else ''} {few([str(n) for n in lost], 8)} of data (counted from 0)"
-    return f"{named}: what is not finite there (the loss, gradients, or what the network puts out) was left out"
+    what = "what is not finite there (the loss, gradients, or what the network puts out)"
+    return f"{batches_called(lost)}: {what} was left out"
 
 
 def scored(

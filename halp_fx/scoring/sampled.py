@@ -8,14 +8,14 @@ is no loss at all, a random direction of the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..errors import SaliencyError
+from ..errors import SaliencyError, few
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
@@ -129,6 +129,11 @@ def _summed(loss: Loss) -> Loss:
         return value * count
 
     return of
+
+
+def batches_called(numbers: Sequence[int]) -> str:
+    """Batches of the caller's data, by their numbers, in words."""
+    return f"batch{'es' if len(numbers) > 1 else ''} {few([str(n) for n in numbers], 8)} of data (counted from 0)"
 
 
 def none_counted(skipped: int) -> SaliencyError:
