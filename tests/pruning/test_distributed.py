@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import spawn
 from torch import nn
 from torch.nn import functional as F
 
@@ -46,7 +47,6 @@ def pruned(rank, seen, budget=0.4, **options):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     seen, result = [], {}
     small = pruned(rank, seen)
@@ -67,13 +67,12 @@ def work(rank, folder):
         except halp_fx.HalpError as error:
             result["errors"].append((type(error).__name__, str(error)))
     torch.save(result, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    spawn(work, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import spawn
 from test_training_processes import network
 from torch import nn
 from torch.nn import functional as F
@@ -87,7 +88,6 @@ def work(rank, folder, name, port):
     told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0}
     told |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "one"}
     os.environ.update({key: str(value) for key, value in told.items()})
-    torch.set_num_threads(1)
     torch.save(result(*WAYS[name](folder, rank, 2)), f"{folder}/{rank}.pt")
     # A process that leaves while the other still listens to it may die of its threads.
     if torch.distributed.is_initialized():
@@ -103,7 +103,7 @@ def test_two_processes_prune_as_one(name, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (str(tmp_path), name, port), nprocs=2)
+    spawn(work, str(tmp_path), name, port)
     found = [torch.load(Path(tmp_path) / f"{rank}.pt") for rank in (0, 1)]
     alone = result(*WAYS[name](tmp_path))
     assert found[0]["met"]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import spawn
 from test_pruner import CALL, batches, sgd
 from test_rebind import X
 from torch import nn
@@ -48,7 +49,6 @@ def run(rank=0, size=1, wrapped=False, together=True, count=14):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pruner, small = run(rank, 2, wrapped=True)
     result = {"plan": pruner.plan.to_json(), "report": small.halp.measured, "state": copy.deepcopy(small.state_dict())}
@@ -124,7 +124,7 @@ def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     alone = {"half way": run(count=6)[0].state_dict(), "at the end": run()[0].state_dict()}
     torch.save(alone, f"{folder}/alone.pt")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=2)
+    spawn(work, str(folder))
     return [torch.load(Path(folder) / f"{rank}.pt") for rank in (0, 1)]
 
 
