@@ -62,11 +62,16 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
 
 
+def tries_branches(network: Network) -> bool:
+    """Whether what is lost without a branch is measured now."""
+    return network.saliency is None or bool(network.step.dropped)
+
+
 def reads_statistics(network: Network, request: Request, yardstick: Yardstick) -> bool:
     """Whether a scoring, or what is made of its network later, reads the statistics that norms keep: values through the
     statistics of batches do not."""
     compensated = request.compensate and request.on_the_way > 0
-    if not network.remembered or compensated or yardstick.left(network.plan)[2]:
+    if not network.remembered or compensated or (tries_branches(network) and yardstick.left(network.plan)[2]):
         return True
     return not all(isinstance(norm, BATCH_NORMS) for norm in norms_of(network.model))
 
@@ -86,7 +91,7 @@ def _dropping(
     again where others went, for two that do the same are each worth little beside the other. The larger counts: what a
     narrow branch still does says little about what it will do when it has learned to be narrow."""
     known = {} if network.saliency is None else network.saliency.dropping
-    if (network.saliency is None or network.step.dropped) and whole > 0:
+    if tries_branches(network) and whole > 0:
         found = _losses_without(network, request, coupling, branches)
         known = {n: max(loss / whole, known.get(n, 0.0)) for n, loss in found.items()}
     return {b.name: known[b.name] for b in branches if b.name in known}

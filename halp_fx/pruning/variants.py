@@ -25,7 +25,7 @@ def variants(request: Request) -> Iterator[tuple[str, Request]]:
         yield "larger steps", replace(once, effort="fast")
     yield "more even", replace(once, evenness=EVEN)
     yield "values alone", replace(once, evenness=0.0)
-    if request.branches:  # Worth up to 8 points on basic blocks at 5 % of the MACs; inverted ones lose by it.
+    if request.branches:
         yield "branches stay", replace(once, branches=False)
     if request.steps is None or request.steps > 1:
         yield "even widths", replace(once, even=True)
