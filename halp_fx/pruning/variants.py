@@ -27,6 +27,8 @@ def variants(request: Request) -> Iterator[tuple[str, Request]]:
     yield "values alone", replace(once, evenness=0.0)
     if request.branches:
         yield "branches stay", replace(once, branches=False)
+    # A value of widths that are even says nothing of a branch: unless the caller insists, all stay.
+    even = replace(once, even=True, branches=request.branches is True)
     if request.steps is None or request.steps > 1:
-        yield "even widths", replace(once, even=True)
-    yield "even widths, by magnitude", replace(once, even=True, importance="magnitude", steps=1)
+        yield "even widths", even
+    yield "even widths, by magnitude", replace(even, importance="magnitude", steps=1)
