@@ -58,7 +58,7 @@ def prune(
     round_to: int | None = None,
     min_keep: float | int = 0.1,
     limits: Mapping[str, LimitLike] | None = None,
-    branches: bool = False,
+    branches: bool | None = None,
     steps: int | None = None,
     solver: Solver = "auto",
     tolerance: float = 0.02,
@@ -108,7 +108,9 @@ def prune(
         limits: for what single modules, parameters, groups or patterns produce, in place of `min_keep`: the smallest
             and the largest width, as shares of their channels (floats) or numbers of them (ints), or one width to have:
             `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds.
-        branches: whether residual branches may be dropped whole (see `find_branches`).
+        branches: whether residual branches may be dropped whole (see `find_branches`). None: where their loss is
+            measured, with data and values by Fisher information, and no width is held by `min_keep` above its default
+            or, in the branch, by `limits`.
         steps: removal in so many steps with the saliency scored afresh; None chooses from the budget.
         solver: method of `halp_fx.solve`; "halp" and "mdp" are the published methods as their authors released them:
             Taylor scores, blocks of channels, HALP in 30 steps, MDP in one with branches as choices (docs/solver.md).
@@ -201,7 +203,7 @@ def pareto(
     round_to: int | None = None,
     min_keep: float | int = 0.1,
     limits: Mapping[str, LimitLike] | None = None,
-    branches: bool = False,
+    branches: bool | None = None,
     solver: Solver = "lagrangian",
     tolerance: float = 0.02,
     recalibrate: bool | None = None,

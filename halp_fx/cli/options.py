@@ -42,7 +42,10 @@ Runtime = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option(min=1, metavar="N", help="CPU threads; default: as PyTorch is set.")]
 Cost = Annotated[str, typer.Option(metavar="COST", help="What the budget limits: latency, macs, params or memory.")]
-Branches = Annotated[bool, typer.Option("--branches", help="Residual branches may be dropped whole.")]
+Branches = Annotated[
+    bool | None,
+    typer.Option("--branches/--no-branches", help="Residual branches may be dropped whole; default: with data."),
+]
 Table = Annotated[
     Path | None, typer.Option("--table", metavar="PATH", help="Latency table, file or folder; default: your cache.")
 ]

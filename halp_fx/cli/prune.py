@@ -53,7 +53,7 @@ def prune(
     min_keep: Annotated[
         float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Least share of a layer's channels that is kept.")
     ] = 0.1,
-    branches: options.Branches = False,
+    branches: options.Branches = None,
     steps: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Remove in N steps; default: by the budget.")
     ] = None,

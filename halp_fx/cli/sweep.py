@@ -59,7 +59,7 @@ def sweep(
     dtype: options.Dtype = "float32",
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
-    branches: options.Branches = False,
+    branches: options.Branches = None,
     state: options.State = None,
     as_json: options.Json = False,
     quiet: options.Quiet = False,

@@ -33,7 +33,7 @@ class Options:
     plan: Plan | None = None
     data: Iterable[Any] | None = None
     loss_fn: LossFn | None = None
-    branches: bool = False
+    branches: bool | None = None
     round_to: int | None = None
     inner: str = "inductor"
     mode: str | None = None

@@ -96,7 +96,7 @@ class Question:
         return build_problem(
             left, values, options, tables, limits, unit, branches,
             silent=saliency.silent, evenness=saliency.evenness, uniform=saliency.uniform,
-            dropping={} if saliency.uniform else saliency.dropping,
+            dropping={} if saliency.uniform else saliency.without,
             prices=yardstick.prices(self.network.plan) if saliency.uniform else None,
         )  # fmt: skip
 

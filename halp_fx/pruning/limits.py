@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from ..coupling.branches import Branches
 from ..errors import BudgetError, ModelError
 from ..model.naming import names_of
 from ..types import ChannelGroup, Coupling
@@ -103,6 +104,17 @@ def check_limits(limits: Sequence[Limit], coupling: Coupling) -> None:
 def limit_of(group: ChannelGroup, limits: Sequence[Limit]) -> Limit | None:
     """The last one that is for a group."""
     return next((limit for limit in reversed(limits) if limit.covers(group)), None)
+
+
+def limited(branches: Branches, coupling: Coupling, limits: Sequence[Limit]) -> dict[str, str]:
+    """Branches in which a group has a smallest width by the caller's word, and why they stay."""
+    groups = {g.name: g for g in coupling.groups}
+    return {
+        branch.name: f"limits: {limit.asked!r} has a smallest width"
+        for branch in branches.removable
+        for name in branch.groups
+        if (limit := limit_of(groups[name], limits)) is not None
+    }
 
 
 def _check(asked: str, bound: Any) -> None:

@@ -21,7 +21,8 @@ from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
 from ..solver import CostTable, Method, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Member, scored_name
-from .request import Request
+from .budgets import is_share
+from .request import MIN_KEEP, Request
 from .widths import branch_choice
 
 STEP_SAMPLES = 256
@@ -65,7 +66,10 @@ def as_published(request: Request, model: nn.Module) -> Request:
     # little else keeps a network working that is cut (docs/compensation.md).
     looked_at = request.train_between is not None or request.score_fn is not None
     on_the_way = SAMPLES if looked_at else 0 if has_batch_norms(model) else STEP_SAMPLES
-    request = replace(request, recalibrate=recalibrate, compensate=compensate, on_the_way=on_the_way)
+    branches = request.branches
+    if branches is None:
+        branches = "auto" if recipe is None and _tells_of_branches(request) else False
+    request = replace(request, recalibrate=recalibrate, compensate=compensate, on_the_way=on_the_way, branches=branches)
     if recipe is None:
         return request
     importance, loss_fn, loss = request.importance, request.loss_fn, request.loss
@@ -78,6 +82,12 @@ def as_published(request: Request, model: nn.Module) -> Request:
         request, importance=importance, loss_fn=loss_fn, loss=loss, steps=steps, batches=recipe.batches,
         branches=request.branches or recipe.splits,
     )  # fmt: skip
+
+
+def _tells_of_branches(request: Request) -> bool:
+    """Whether what is lost without a branch is measured (`standing`), and the caller did not ask for wide groups."""
+    measured = request.data is not None and request.importance in (None, "auto", "fisher", "batches")
+    return measured and (request.min_keep <= MIN_KEEP if is_share(request.min_keep) else request.min_keep == 1)
 
 
 def _in_training(loss: Loss) -> Loss:

@@ -26,7 +26,7 @@ from .judging import Scored
 from .networks import Candidate, Choice, Network, Stop
 from .yardstick import Learned
 
-FORMAT = "halp_fx.search/4"
+FORMAT = "halp_fx.search/5"
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -34,6 +34,10 @@ Effort = Literal["fast", "normal", "thorough"]
 """How much is tried: larger steps, the default, or several ways and a judge (`contest`)."""
 
 
+MIN_KEEP = 0.1
+"""The smallest share of a group that stays, unless the caller says otherwise."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """Everything that `prune` was asked for. `of` makes it from a caller's arguments.
@@ -47,7 +51,8 @@ class Request:
         limits: with the names that their entries mean.
         evenness: weight of even widths beside the values; None: as scores have it.
         even: widths are even, and scores only say which channels stay.
-        compensate: "auto" where the caller left it open, and it is done; None until that is decided (`as_published`).
+        branches, compensate: "auto" where the caller left it open, and it is done; None until that is decided
+            (`as_published`).
         on_the_way: samples that networks on the way are compensated with; 0: only the last one is compensated.
         The other attributes are as `prune` documents them.
     """
@@ -60,9 +65,9 @@ class Request:
     importance: Importance | None = None
     ignore: tuple[str, ...] = ()
     round_to: int | None = None
-    min_keep: float | int = 0.1
+    min_keep: float | int = MIN_KEEP
     limits: tuple[Limit, ...] = ()
-    branches: bool = False
+    branches: bool | Literal["auto"] | None = None
     steps: int | None = None
     solver: Solver = "auto"
     tolerance: float = 0.02

@@ -32,7 +32,7 @@ from .cutting import Cutter
 from .distributed import Team, changed
 from .goals import EXACT
 from .judging import Judgement
-from .limits import check_limits
+from .limits import check_limits, limited
 from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
 from .outcome import COARSE
 from .published import RECIPES
@@ -108,6 +108,8 @@ class Session:
         if request.branches:
             with clock("try branches"):
                 branches = tried(model, coupling, request.examples, request.ignore)
+            if request.branches == "auto":
+                branches = branches.without(limited(branches, coupling, request.limits))
         with clock("time layers"):
             # Limits may not allow the dense width, at which everything begins.
             allowed = options_of(coupling, Plan(), request)

@@ -31,7 +31,7 @@ from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 
-BRANCH_SAMPLES = 256
+BRANCH_SAMPLES = 128
 """That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
 
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
@@ -56,17 +56,22 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
             *(network.model, scored, data, request.loss_fn, value_of(request)), loss=request.loss, batches=batches
         )
     if branches and saliency.kind == "fisher" and scorer is None:
-        saliency = replace(saliency, dropping=_losses_without(network, request, now, here))
+        saliency = replace(saliency, dropping=_dropping(network, request, now, here, saliency.whole))
     if network.saliency is not None:
         saliency = saliency.recalling(network.saliency, network.step)
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
+
+
+def tries_branches(network: Network) -> bool:
+    """Whether what is lost without a branch is measured now."""
+    return network.saliency is None or bool(network.step.dropped)
 
 
 def reads_statistics(network: Network, request: Request, yardstick: Yardstick) -> bool:
     """Whether a scoring, or what is made of its network later, reads the statistics that norms keep: values through the
     statistics of batches do not."""
     compensated = request.compensate and request.on_the_way > 0
-    if not network.remembered or compensated or yardstick.left(network.plan)[2]:
+    if not network.remembered or compensated or (tries_branches(network) and yardstick.left(network.plan)[2]):
         return True
     return not all(isinstance(norm, BATCH_NORMS) for norm in norms_of(network.model))
 
@@ -79,12 +84,24 @@ def value_of(request: Request) -> Importance | None:
     return "batches" if left_open and request.recalibrate else request.importance
 
 
+def _dropping(
+    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch], whole: float
+) -> dict[str, float]:
+    """What is lost without each branch, of what all groups are worth (`whole`): measured in the dense network, and
+    again where others went, for two that do the same are each worth little beside the other. The larger counts: what a
+    narrow branch still does says little about what it will do when it has learned to be narrow."""
+    known = {} if network.saliency is None else network.saliency.dropping
+    if tries_branches(network) and whole > 0:
+        found = _losses_without(network, request, coupling, branches)
+        known = {n: max(loss / whole, known.get(n, 0.0)) for n, loss in found.items()}
+    return {b.name: known[b.name] for b in branches if b.name in known}
+
+
 def _losses_without(
     network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch]
 ) -> dict[str, float]:
-    """What a network loses without each of its branches: how much further it is from itself, per sample, and at least
-    the standard error of that, for what cannot be told from nothing is not worth nothing. Empty where what it puts out
-    does not compare."""
+    """What a network loses without each of its branches: how much further it is from itself, per sample
+    (`Apart.loss`). Empty where what it puts out does not compare."""
     assert request.data is not None
     compared, settled = shared_out(islice(request.data, request.batches), BRANCH_SAMPLES)
 
@@ -99,7 +116,8 @@ def _losses_without(
     try:
         reference = Reference.of(network.model, compared, request.loss)
         whole = apart()
-        found = {b.name: max(apart(b.name).beyond(whole)) for b in branches}
+        told = reference.told
+        found = {b.name: apart(b.name).loss(whole, told) for b in branches}
     except SaliencyError as error:
         logger.info("branches are valued by the channels that they add: %s", error)
         return {}

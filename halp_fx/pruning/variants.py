@@ -25,8 +25,10 @@ def variants(request: Request) -> Iterator[tuple[str, Request]]:
         yield "larger steps", replace(once, effort="fast")
     yield "more even", replace(once, evenness=EVEN)
     yield "values alone", replace(once, evenness=0.0)
-    if request.branches:  # Worth up to 8 points on basic blocks at 5 % of the MACs; inverted ones lose by it.
+    if request.branches:
         yield "branches stay", replace(once, branches=False)
+    # A value of widths that are even says nothing of a branch: unless the caller insists, all stay.
+    even = replace(once, even=True, branches=request.branches is True)
     if request.steps is None or request.steps > 1:
-        yield "even widths", replace(once, even=True)
-    yield "even widths, by magnitude", replace(once, even=True, importance="magnitude", steps=1)
+        yield "even widths", even
+    yield "even widths, by magnitude", replace(even, importance="magnitude", steps=1)

@@ -21,6 +21,9 @@ from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, called, described, inputs_of, moved, pair_of, total
 from .sampled import samples_in
 
+LEAST_LEFT = 1 / 64
+"""Of what a network tells, without a part: a loss is not counted more than so many times."""
+
 Parts = list[torch.Tensor]
 """The floating-point tensors that one forward puts out."""
 
@@ -38,6 +41,15 @@ class Reference:
     batches: Sequence[Any]
     outputs: Sequence[Parts]
     loss: Loss | None = None
+
+    @property
+    def told(self) -> float:
+        """What the outputs tell about the samples, in nats: how far class scores are from their mean over all samples.
+        No divergence tells more of a network than that none of it works. Infinite where it has no such bound."""
+        if self.kind != "divergence":
+            return math.inf
+        log_p = torch.cat([torch.log_softmax(parts[0].double(), 1) for parts in self.outputs])
+        return float((log_p.exp() * (log_p - log_p.exp().mean(0).log())).sum(1).mean())
 
     @classmethod
     def of(cls, model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> Reference:
@@ -79,18 +91,20 @@ class Reference:
 
     def apart(self, other: nn.Module) -> Apart:
         """As `distance`, sample by sample."""
-        sums, counts = [], []
+        sums, bent, counts = [], [], []
         with preserved(other), torch.no_grad():
             set_mode(other)
             for i, batch in enumerate(self.batches):
                 samples = samples_in(batch) or 1
                 if self.loss is not None:
                     found = total(self.loss(other, batch)).detach().double().reshape(1) * samples
+                    second = found
                 else:
-                    found = _apart(self.outputs[i], _parts(called(other, inputs_of(batch))))
+                    found, second = _apart(self.outputs[i], _parts(called(other, inputs_of(batch))))
                 sums.append(found.cpu())
+                bent.append(second.cpu())
                 counts.append(torch.full((len(found),), samples / len(found), dtype=torch.float64))
-        return Apart(torch.cat(sums), torch.cat(counts))
+        return Apart(torch.cat(sums), torch.cat(bent), torch.cat(counts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -99,10 +113,13 @@ class Apart:
 
     Attributes:
         sums: (K,) float64, of each sample; where they cannot be told apart, of each batch.
+        bent: (K,) the second-order terms of these divergences at the change of the scores: half of its variance under
+            the reference's own classes. The same as `sums` where these are squares already, or losses.
         samples: (K,) how many each is of.
     """
 
     sums: torch.Tensor
+    bent: torch.Tensor
     samples: torch.Tensor
 
     @property
@@ -111,15 +128,22 @@ class Apart:
         found = float(self.sums.sum())
         return found / float(self.samples.sum()) if math.isfinite(found) else math.inf
 
-    def beyond(self, other: Apart) -> tuple[float, float]:
-        """How much further it is than another network was for the same samples, and the standard error of that: 0 where
-        a single figure is all there is."""
-        further, count = self.sums - other.sums, len(self.sums)
-        mean = float(further.sum() / self.samples.sum())
-        if count < 2:
-            return mean, 0.0
-        scatter = float((further - mean * self.samples).square().sum()) * count / (count - 1)
-        return mean, math.sqrt(scatter) / float(self.samples.sum())
+    def loss(self, whole: Apart, told: float) -> float:
+        """What is lost beyond what another network lost for the same samples, in the unit in which channels are valued
+        (`fisher`), whatever its size: the second-order term, and at least its standard error, for what cannot be told
+        from nothing is not worth nothing.
+
+        The divergence itself is no such unit: it never exceeds what a network tells, while what channels are worth
+        grows tenfold on the way to a small budget. But a change that turns sure scores over has a small second-order
+        term, so that is divided by the part of what the network tells (`Reference.told`) that is left.
+        """
+        further, count = self.bent - whole.bent, len(self.bent)
+        mean, error = float(further.sum() / self.samples.sum()), 0.0
+        if count > 1:
+            scatter = float((further - mean * self.samples).square().sum()) * count / (count - 1)
+            error = math.sqrt(scatter) / float(self.samples.sum())
+        gone = (self.mean - whole.mean) / told if told > 0 else 1.0
+        return max(mean, error) / max(1.0 - max(gone, 0.0), LEAST_LEFT)
 
 
 def finite_on(
@@ -185,8 +209,9 @@ def _classes(parts: Parts) -> bool:
     return len(parts) == 1 and parts[0].ndim == 2 and parts[0].shape[1] > 1
 
 
-def _apart(wanted: Parts, found: Parts) -> torch.Tensor:
-    """(K,) float64 of one batch, of each sample if the first dimension of all parts is the samples', else (1,)."""
+def _apart(wanted: Parts, found: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+    """`Apart.sums` and `Apart.bent` of one batch, (K,) of each sample if the first dimension of all parts is the
+    samples', else (1,)."""
     if [t.shape for t in wanted] != [t.shape for t in found]:
         raise SaliencyError(
             f"networks cannot be compared by what they put out: {described(wanted)} and {described(found)} for one "
@@ -194,12 +219,15 @@ def _apart(wanted: Parts, found: Parts) -> torch.Tensor:
         )
     if _classes(wanted):
         log_p, log_q = (torch.log_softmax(parts[0].double(), 1) for parts in (wanted, found))
-        return (log_p.exp() * (log_p - log_q)).sum(1)
+        p, moved_by = log_p.exp(), log_q - log_p
+        mean = (p * moved_by).sum(1)
+        return -mean, (p * (moved_by - mean[:, None]).square()).sum(1) / 2
     rows = {len(t) if t.ndim else 0 for t in wanted}
     count = rows.pop() if len(rows) == 1 else 1
     pairs = [(a.double(), b.double()) for a, b in zip(wanted, found, strict=True)]
     sums = [(a - b).square().reshape(max(count, 1), -1).sum(1) / (2 * _mean_square(a)) for a, b in pairs]
-    return torch.stack(sums).sum(0)
+    squares = torch.stack(sums).sum(0)
+    return squares, squares
 
 
 def _mean_square(values: torch.Tensor) -> torch.Tensor:

@@ -72,7 +72,8 @@ class Saliency:
         rows: pieces of batches that a scoring of all data has, where scores are remembered; a step may do with a share
             of them (`batchwise.in_turn`).
         uniform: scores only say which channels stay; groups become equally narrow.
-        dropping: branch -> what the network loses without it, measured, in the unit of the values (`pruning.standing`).
+        dropping: branch -> what the network loses without it, measured, as a multiple of what all groups are worth
+            (`pruning.standing`).
     """
 
     scores: Mapping[str, np.ndarray]
@@ -92,6 +93,20 @@ class Saliency:
     def known(self) -> dict[str, WidthValues]:
         """What every group is worth at every width: `values`, or the sum of its highest scores."""
         return {n: self.values[n] if n in self.values else WidthValues.of_scores(s) for n, s in self.scores.items()}
+
+    @property
+    def whole(self) -> float:
+        """What all groups are worth, added up; without what branches add, and groups without a signal."""
+        added = scored_name("")
+        return sum(
+            float(v.value[-1]) for n, v in self.known.items() if n not in self.silent and not n.startswith(added)
+        )
+
+    @property
+    def without(self) -> dict[str, float]:
+        """Branch -> what is lost without it, in the unit of the values."""
+        whole = self.whole if self.dropping else 0.0
+        return {name: share * whole for name, share in self.dropping.items()}
 
     def recalling(self, earlier: Saliency, step: Plan) -> Saliency:
         """The mean with what was said before a step, weighted by `memory`, of the channels that the step kept. Groups

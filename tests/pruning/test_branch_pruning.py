@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -12,7 +15,9 @@ import halp_fx
 from halp_fx import BudgetError, MacsCost, Plan
 from halp_fx.coupling.branches import without
 from halp_fx.coupling.residual import find_branches
-from halp_fx.pruning import choosing
+from halp_fx.pruning import choosing, standing
+from halp_fx.pruning.networks import Network
+from halp_fx.scoring.saliency import Saliency
 
 
 def resnet():
@@ -106,10 +111,27 @@ def test_without_data_a_branch_that_adds_nothing_goes_first():
     assert all(p.met for p in curve.points)
 
 
-def test_branches_stay_unless_asked_for():
-    small = halp_fx.prune(resnet(), 0.3, PICTURE, latency=MacsCost(), progress=False)
+@pytest.mark.parametrize("options", [{"data": None}, {"branches": False}])
+def test_branches_stay_where_their_loss_is_not_measured_or_by_request(options):
+    small = halp_fx.prune(Idle().eval(), 0.6, SMALL, **{**MEASURED, **options})
     assert small.halp.dropped == ()
     assert small.halp.branches == {}
+
+
+SMALL = PICTURE[..., :8, :8]
+
+MEASURED = {
+    "data": [(torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4)],
+    "latency": "macs", "round_to": 1, "recalibrate": False, "progress": False,
+}  # fmt: skip
+
+
+def test_with_data_a_branch_that_loses_nothing_goes_unless_a_width_in_it_is_asked_for():
+    model, limits = Idle().eval(), {"b.0": (0.25, 1.0)}
+    assert halp_fx.prune(model, 0.6, SMALL, **MEASURED).halp.dropped == ("b",)
+    held = halp_fx.prune(model, 0.6, SMALL, limits=limits, **MEASURED).halp
+    assert (held.dropped, held.branches) == ((), {"b": "limits: 'b.0' has a smallest width"})
+    assert halp_fx.prune(model, 0.6, SMALL, limits=limits, branches=True, **MEASURED).halp.dropped == ("b",)
 
 
 def test_ignored_branches_stay():
@@ -143,6 +165,10 @@ def labelled(count):
 
 def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypatch):
     model, data, problems = resnet(), labelled(2), []
+    with torch.no_grad():  # As of a trained network: it tells its images apart, and each branch adds to what is there.
+        for block in (b for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for b in layer):
+            block.bn2.weight.fill_(0.3)
+    halp_fx.recalibrate(model, data)
     build = choosing.build_problem
     monkeypatch.setattr(choosing, "build_problem", lambda *a, **k: problems.append(build(*a, **k)) or problems[-1])
     call = {"data": data, "latency": "macs", "branches": True, "progress": False}
@@ -156,24 +182,60 @@ def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypa
     def outputs(*dropped):
         other = halp_fx.rewrite(model, Plan({}, dropped), PICTURE)
         with torch.no_grad():
-            return F.log_softmax(halp_fx.recalibrate(other, data[1:])(data[0][0]).double(), 1)
+            return halp_fx.recalibrate(other, data[1:])(data[0][0]).double()
 
     with torch.no_grad():
-        dense = F.log_softmax(model(data[0][0]).double(), 1)
-    kl = {"log_target": True, "reduction": "none"}
-    told = 0
+        dense = model(data[0][0]).double()
+    told = _divergence(dense, dense.softmax(1).mean(0).log().expand_as(dense)).mean()
+    parts, certain = [], 0
     for branch in problem.branches:
-        lost = (F.kl_div(outputs(branch.name), dense, **kl) - F.kl_div(outputs(), dense, **kl)).sum(1)
-        error = float(lost.std()) / len(lost) ** 0.5
-        told += float(lost.mean()) > error
+        lost = _half_variance(dense, outputs(branch.name)) - _half_variance(dense, outputs())
+        error = lost.std() / len(lost) ** 0.5
+        certain += bool(lost.mean() > error)
+        gone = (_divergence(dense, outputs(branch.name)) - _divergence(dense, outputs())).mean() / told
+        parts.append(float(gone))
+        expected = torch.maximum(lost.mean(), error) / (1 - gone.clamp(0, 63 / 64))
         without, _ = problem.evaluate(widths, [branch.name])
-        assert whole - without == pytest.approx(max(float(lost.mean()), error), rel=1e-4, abs=1e-7)
+        assert whole - without == pytest.approx(float(expected), rel=1e-4, abs=1e-7)
         # Narrowing what is in it loses what the groups' own values say.
         (group,) = branch.groups
         narrow = widths | {group: int(problem.groups[group].widths[0])}
         own = problem.groups[group].value
         assert whole - problem.evaluate(narrow)[0] == pytest.approx(own[-1] - own[0], rel=1e-9)
-    assert 0 < told < len(problem.branches)  # Of an untrained network: some cannot be told from nothing.
+    assert certain
+    assert any(0.05 < gone < 63 / 64 for gone in parts)
+
+
+def _divergence(of, other):
+    log_p = of.log_softmax(1)
+    return (log_p.exp() * (log_p - other.log_softmax(1))).sum(1)
+
+
+def _half_variance(of, other):
+    """Of the change of the scores, under the classes of the first."""
+    p, change = of.softmax(1), other - of
+    return ((p * change.square()).sum(1) - (p * change).sum(1).square()) / 2
+
+
+def test_what_is_lost_without_a_branch_is_measured_again_where_others_went(monkeypatch):
+    """Shares of what all groups are worth; the largest that was ever seen counts."""
+    told = iter([{"a": 1.0, "b": 4.0, "c": 2.0}, {"b": 3.0, "c": 6.0}])
+    monkeypatch.setattr(standing, "_losses_without", lambda *_: next(told))
+    branches = [SimpleNamespace(name=name) for name in "abc"]
+    model, request = resnet(), None
+    found = standing._dropping(Network(model, Plan()), request, None, branches, 10.0)
+    assert found == {"a": 0.1, "b": 0.4, "c": 0.2}
+    known = Saliency({}, "fisher", dropping=found)
+    narrow, gone = Plan({"layer1.0.conv1": (0, 1)}), Plan({}, ("a",))
+    assert standing._dropping(Network(model, narrow, None, known, narrow), request, None, branches, 20.0) == found
+    again = standing._dropping(Network(model, gone, None, known, gone), request, None, branches[1:], 20.0)
+    assert again == {"b": 0.4, "c": 0.3}
+
+
+def test_values_of_branches_grow_with_those_of_groups():
+    worth = {"one": np.array([1.0, 3.0]), "two": np.array([2.0]), "quiet": np.array([9.0]), "branch b": np.array([5.0])}
+    saliency = Saliency(worth, "fisher", silent=("quiet",), dropping={"b": 0.5})
+    assert saliency.without == {"b": 3.0}
 
 
 @pytest.mark.parametrize("scatter", [0.0, 1e-9])

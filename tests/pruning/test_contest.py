@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -76,10 +77,11 @@ def test_every_way_is_what_prune_makes_of_it(dense, monkeypatch):
     monkeypatch.setattr(contest, "walked", walked)
     pruned(dense, effort="thorough")
     kept, _ = parted(DATA)
-    plans = {(r.effort, r.evenness, r.even, r.importance): s.best.network.plan for r, s in seen}
-    assert plans["normal", None, False, None] == pruned(dense, data=kept).halp.plan
-    assert plans["fast", None, False, None] == pruned(dense, data=kept, effort="fast").halp.plan
-    assert plans["normal", None, True, "magnitude"] == pruned(dense, data=None).halp.plan
+    plans = {(r.effort, r.evenness, r.even, r.importance, bool(r.branches)): s.best.network.plan for r, s in seen}
+    assert plans["normal", None, False, None, True] == pruned(dense, data=kept).halp.plan
+    assert plans["normal", None, False, None, False] == pruned(dense, data=kept, branches=False).halp.plan
+    assert plans["fast", None, False, None, True] == pruned(dense, data=kept, effort="fast").halp.plan
+    assert plans["normal", None, True, "magnitude", False] == pruned(dense, data=None).halp.plan
 
 
 def test_branches_may_go_and_need_not(dense):
@@ -88,11 +90,12 @@ def test_branches_may_go_and_need_not(dense):
     by_name = {c.name: c.distance for c in small.halp.contenders}
     assert by_name["branches stay"] >= small.halp.contenders[0].distance
     kept, held = parted(DATA)
-    alone = pruned(dense, data=kept, compensate=False)
+    alone = pruned(dense, data=kept, branches=False, compensate=False)
     halp_fx.compensate(alone, dense, kept, alone.halp.plan, IMAGES[:1])
     assert not alone.halp.plan.dropped
     assert Reference.of(dense, held).distance(alone) == pytest.approx(by_name["branches stay"], rel=1e-3)
-    assert "branches stay" not in {c.name for c in pruned(dense, effort="thorough").halp.contenders}
+    small = pruned(dense, effort="thorough", branches=False)
+    assert "branches stay" not in {c.name for c in small.halp.contenders}
 
 
 def test_a_way_that_cannot_reach_the_budget_is_left_out(dense):
@@ -113,7 +116,7 @@ def test_the_judge_sees_what_nobody_else_does(dense, monkeypatch):
     references = []
     monkeypatch.setattr(contest.Reference, "of", lambda *a: references.append(a[1]) or Reference(a[1], ()))
     monkeypatch.setattr(contest.Reference, "distance", lambda *a: float(len(references)))
-    pruned(dense, effort="thorough")
+    pruned(dense, effort="thorough", branches=False)
     held = references[0]
     assert [id(b) for b in held] == [id(DATA[3])]
     assert all(id(b) not in {id(h) for h in held} for request in asked for b in request.data)
@@ -255,9 +258,17 @@ def test_distances_of_every_kind(dense):
     parts, whole = exact.apart(other), exact.apart(dense)
     each = F.kl_div(found, wanted, log_target=True, reduction="none").sum(1)
     torch.testing.assert_close(parts.sums, each)
-    assert parts.beyond(whole) == pytest.approx((mean, float(each.std()) / len(each) ** 0.5), rel=1e-6)
-    assert parts.beyond(parts) == (0, 0)
+    p, change = wanted.exp(), found - wanted
+    bent = ((p * change.square()).sum(1) - (p * change).sum(1).square()) / 2
+    torch.testing.assert_close(parts.bent, bent)
+    apart = F.kl_div(p.mean(0).log().expand_as(p), wanted, log_target=True, reduction="batchmean")
+    assert exact.told == pytest.approx(float(apart), rel=1e-6)
+    assert parts.loss(whole, math.inf) == pytest.approx(max(float(bent.mean()), float(bent.std()) / len(bent) ** 0.5))
+    assert parts.loss(whole, 2 * mean) == pytest.approx(2 * parts.loss(whole, math.inf))
+    assert parts.loss(whole, mean / 2) == pytest.approx(64 * parts.loss(whole, math.inf))
+    assert parts.loss(parts, math.inf) == 0
     pictures = Reference.of(dense.a, [x for x, _ in DATA])
+    assert pictures.told == math.inf
     assert pictures.kind == "squared error"
     assert pictures.distance(dense.a) == 0
     doubled = torch.nn.Sequential(dense.a, Times(2))

@@ -95,6 +95,28 @@ def test_what_the_caller_leaves_open_is_as_published():
     assert (blind.importance, blind.steps) == ("magnitude", None)
 
 
+@pytest.mark.parametrize(
+    ("settings", "may"),
+    [
+        ({}, "auto"),
+        ({"importance": "fisher"}, "auto"),
+        ({"min_keep": 1}, "auto"),
+        ({"min_keep": 0.05}, "auto"),
+        ({"branches": False}, False),
+        ({"data": None, "loss_fn": None}, False),
+        ({"importance": "taylor"}, False),
+        ({"importance": "magnitude"}, False),
+        ({"importance": lambda group: [1.0] * group.size}, False),
+        ({"min_keep": 0.2}, False),
+        ({"min_keep": 4}, False),
+        ({"min_keep": 0.2, "branches": True}, True),
+        ({"solver": "halp"}, False),
+    ],
+)
+def test_branches_may_go_where_their_loss_is_measured_and_no_width_is_held(settings, may):
+    assert as_published(request(**{"solver": "auto", **settings}), net()).branches == may
+
+
 def test_halp_keeps_the_stem_and_leaves_whole_blocks():
     model, seen = net(), []
     small = pruned(model, 0.4, "halp", steps=4, train_between=lambda m: seen.append(m.training))

@@ -195,7 +195,7 @@ METHODS: dict[str, Method] = {
     "halp_fx not compensated": by_halp_fx(compensate=False),
     "halp_fx without data": by_halp_fx(with_data=False),
     "halp_fx without data, compensated": by_halp_fx(with_data=False, compensate=True),
-    "halp_fx with branches": by_halp_fx(branches=True),
+    "halp_fx branches stay": by_halp_fx(branches=False),
     "halp_fx fisher": by_halp_fx(importance="fisher"),
     "halp_fx taylor": by_halp_fx(importance="taylor"),
     "halp_fx magnitude": by_halp_fx(with_data=False, importance="magnitude"),
