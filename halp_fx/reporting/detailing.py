@@ -21,7 +21,7 @@ from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
 from ..pruning.session import Session
 from ..solver import CostTable
-from ..tracing.graph import sized_by_values
+from ..tracing.graph import FORWARD, sized_by_values
 from ..types import Coupling, Plan
 from ..version import __version__
 from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport, WidthCurve
@@ -45,7 +45,7 @@ def groups_of(session: Session, widths: Mapping[str, int]) -> tuple[GroupReport,
     made: dict[str, list[str]] = {g.name: [] for g in coupling.groups}
     for layer in layers(coupling):
         for name in {n for n, _ in (layer.output.terms if layer.output else ())}:
-            made[name].append(layer.module)
+            made[name].append(layer.module or FORWARD)
     found = []
     for group in coupling.prunable:
         kept = widths.get(group.name, 0)
@@ -189,7 +189,8 @@ def work_by_values(coupling: Coupling) -> tuple[float, tuple[str, ...]]:
         count = macs(layer, *layer.dense)
         total += count
         if count and not loose.isdisjoint(layer.nodes):
-            found[layer.module] = found.get(layer.module, 0.0) + count
+            name = layer.module or FORWARD
+            found[name] = found.get(name, 0.0) + count
     return sum(found.values()) / (total or 1.0), tuple(found)
 
 
