@@ -15,6 +15,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import few
+from ..model.checks import check_coupling
 from ..tracing.graph import getitem, name_of, of, op, scope_of, where, written
 from ..types import Axis, Coupling, ForwardPart, Member, ModuleCall
 from .branches import Branch, Branches, Place, Replacement, forwards
@@ -29,7 +30,11 @@ def find_branches(coupling: Coupling) -> Branches:
     """Residual branches of a network that was traced here (not read from elsewhere: the runs of modules are needed).
 
     What another of its `forwards` runs of a branch must be the same branch there.
+
+    Raises:
+        ModelError: it is no coupling.
     """
+    check_coupling(coupling)
     first, *others = forwards(coupling)
     found = _found_in(first)
     for view in others:
