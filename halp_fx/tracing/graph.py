@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..internals import OpOverload
 from ..types import RECORD, Record
@@ -52,6 +52,17 @@ def forget_shapes(node: fx.Node) -> None:
     """Take from a node of a network's own graph what other tools have noted of its result: sizes before pruning."""
     for key in ("val", "tensor_meta", "example_value"):
         node.meta.pop(key, None)
+
+
+def class_of(model: nn.Module) -> str:
+    """The name of a network's class; of an exported graph, that of what was exported."""
+    name = type(model).__name__
+    if isinstance(model, fx.GraphModule) and name == "GraphModule":
+        for node in model.graph.nodes:
+            for path, kind in node.meta.get("nn_module_stack", {}).values():
+                if not path:
+                    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+    return name
 
 
 def op(node: fx.Node | None) -> str:
