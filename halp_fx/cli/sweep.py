@@ -71,7 +71,6 @@ def sweep(
     """
     from .costs import cost_of
     from .data import data_for
-    from .folders import leave, leave_report
     from .models import ModelSpec, import_function
     from .output import Output, writable
 
@@ -87,7 +86,6 @@ def sweep(
     dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
     batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
-    from ..reporting.report import report_of
 
     search_goes_on(cost, state)
     curve = pareto(
@@ -104,6 +102,17 @@ def sweep(
     )
     for budget, why in curve.refused.items():
         output.say(f"{budget}: {as_options(why)}")
+    rows = _leave_points(curve, out, output)
+    _draw(curve, out, output)
+    output.result({"rows": rows, "out": str(out)})
+
+
+def _leave_points(curve: Curve, out: Path, output: Output) -> list[dict[str, Any]]:
+    """A folder for the network of each budget, and a row for each in `sweep.csv`."""
+    from ..reporting.report import report_of
+    from .folders import leave, leave_report
+    from .output import writable
+
     rows: list[dict[str, Any]] = []
     for point in curve.points:
         small = curve.network(point)
@@ -115,8 +124,7 @@ def sweep(
         output.say(f"{budget}: {report.verdict}")
         _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.
         output.wrote(out / "sweep.csv")
-    _draw(curve, out, output)
-    output.result({"rows": rows, "out": str(out)})
+    return rows
 
 
 def _row(budget: str, report: Report) -> dict[str, Any]:
