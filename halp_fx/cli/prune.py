@@ -103,8 +103,7 @@ def prune(
     asked = budget_of(budget)
     source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
-    if source.untrained:
-        output.say(f"{model} has random weights: name a file of trained ones with --weights")
+    source.say_untrained(output)
     batches = data_for(data, dense, example, batch, output)
 
     import halp_fx

@@ -83,7 +83,9 @@ def sweep(
         writable(state, "--state")
     # One for all: what it has timed serves every budget.
     price = cost_of(cost, runtime, device, table, threads)
-    dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
+    dense, example = source.load()
+    source.say_untrained(output)
     batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
 

@@ -26,6 +26,13 @@ def test_prune_leaves_a_folder(run, tmp_path):
     assert halp_fx.Plan.from_json((tmp_path / "small" / "plan.json").read_text())
 
 
+def test_how_to_go_on_makes_the_same_network(run):
+    asked = (*COUNTED, "--budget", "50%")
+    assert '"pruned/model.safetensors", make)' in run("prune", *asked).out
+    out = run("prune", *asked, "--set", "classes=2", "--set", "width=24").out
+    assert '"pruned/model.safetensors", lambda: make(classes=2, width=24))' in out
+
+
 def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
     def pruned(out, *more):
         torch.manual_seed(0)  # Without --weights they are random.

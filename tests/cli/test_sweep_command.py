@@ -27,6 +27,14 @@ def test_sweep(run, tmp_path, monkeypatch):
     assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
 
 
+def test_networks_without_weights_are_said_to_be(run):
+    counted = ("squeezenet1_0", "--input", "1x3x64x64", "--cost", "macs", "--out", "out")
+    for words in (("sweep", "--budgets", "50%"), ("prune", "--budget", "50%")):
+        assert "squeezenet1_0 has random weights: name a file" in " ".join(
+            run(words[0], *counted, *words[1:]).out.split()
+        )
+
+
 def test_a_sweep_goes_on_where_it_was(run, monkeypatch):
     def swept(budgets):
         torch.manual_seed(0)  # Without --weights they are random.
