@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import StateError
+from .arguments import check_switches, whole
+from .errors import PlanError, SaliencyError, StateError
 from .files import path_of
-from .model.checks import check_finite, check_model
+from .model.checks import check_finite, check_model, check_module
 from .model.naming import Ignored
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
@@ -38,7 +39,7 @@ from .rewriting.descent import ancestry, descend
 from .scoring.callables import Importance
 from .scoring.losses import Loss, LossFn
 from .training.optimizer import Optimizers, check_bound, rebind
-from .trials.trials import channel_groups
+from .trials.trials import coupling_of
 from .types import Coupling, Plan
 
 logger = logging.getLogger("halp_fx")
@@ -284,10 +285,11 @@ def rewrite(
         RewriteError: the copy does not do what the plan asks for.
         TrainingError: the optimizer cannot follow.
     """
+    check_switches(PlanError, check=check)
     if optimizer is not None:
         check_bound(optimizer, model)
     with torch.inference_mode(False):  # As in `prune`.
-        coupling = coupling or channel_groups(model, example_inputs)
+        coupling = coupling_of(model, example_inputs, coupling)
         small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
     if optimizer is not None:
         rebind(optimizer, model, small, plan, example_inputs, coupling=coupling)
@@ -331,9 +333,12 @@ def compensate(
         PlanError: the plan does not fit the model, or is not the one that `small` was made with.
         SaliencyError: data has no batch, or the forward fails; `small` is as it was.
     """
+    check_module(small)
+    samples = whole("samples", samples, SaliencyError)
+    check_switches(SaliencyError, recalibrate=recalibrate)
     plan = report_of(small).plan if plan is None else plan
     with torch.inference_mode(False):
-        coupling = coupling or channel_groups(model, example_inputs)
+        coupling = coupling_of(model, example_inputs, coupling)
         return compensating.compensate(
             small, model, plan, data, coupling=coupling, loss=loss, samples=samples, recalibrate=recalibrate
         )
@@ -356,7 +361,7 @@ def zero(
         PlanError: the plan does not fit the model.
     """
     with torch.inference_mode(False):
-        return twin.zero(model, plan, coupling=coupling or channel_groups(model, example_inputs))
+        return twin.zero(model, plan, coupling=coupling_of(model, example_inputs, coupling))
 
 
 def _pruned(model: nn.Module, request: Request, team: Team, notebook: Notebook | None) -> nn.Module:

@@ -26,6 +26,8 @@ def path_of(path: str | os.PathLike[str]) -> Path:
         raise PathError(f"{path!r:.60} is no path: pass a string or a pathlib.Path")
     if not os.fspath(path):
         raise PathError("the path is empty: name a file or a folder")
+    if "\0" in os.fsdecode(path):
+        raise PathError(f"{path!r:.60} is no path: no name of a file holds a null character")
     return Path(path).expanduser()
 
 

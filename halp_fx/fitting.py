@@ -17,6 +17,9 @@ from typing import TextIO
 
 from tabulate import tabulate
 
+from .arguments import whole
+from .errors import HalpError
+
 FILE = 120
 """Columns of a table where no terminal says how many there are."""
 
@@ -43,10 +46,15 @@ def folded(text: str, width: int | None = None) -> str:
     Args:
         width: in columns; None: as `terminal_width`, and not broken where there is no terminal.
     """
-    width = width or terminal_width()
+    width = _columns(width) or terminal_width()
     if width is None:
         return text
     return "\n".join(line for whole in text.split("\n") for line in _folded_line(whole, width))
+
+
+def _columns(width: int | None) -> int | None:
+    """Columns that a caller asked for."""
+    return None if width is None else whole("width", width, HalpError)
 
 
 def _folded_line(line: str, width: int) -> list[str]:
@@ -114,7 +122,7 @@ def tabled(columns: Sequence[Column], rows: Iterable[Sequence[str]], width: int 
     Args:
         width: in columns; None: as `terminal_width`, `FILE` where there is no terminal.
     """
-    room = width or terminal_width() or FILE
+    room = _columns(width) or terminal_width() or FILE
     cells = [list(row) for row in rows]
     heads = [_wide([c.head]) for c in columns]
     natural = [max([head, *(len(row[i]) for row in cells)]) for i, head in enumerate(heads)]

@@ -8,6 +8,8 @@ needed, and listed here. `torch._dynamo`, which takes seconds to import, is impo
 from __future__ import annotations
 
 import importlib
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -43,6 +45,20 @@ def source_name(node: Any) -> str:
     """Where a program found what Dynamo made an input of its graph; "" where it does not say (`_dynamo_source`)."""
     name = getattr(getattr(node, "_dynamo_source", None), "name", "")
     return str(name() if callable(name) else name)  # A method until torch 2.12.
+
+
+def dynamo_variable(source: str) -> Any:
+    """What the program that Dynamo is in the middle of has where a source begins ("L['self']": a local variable). None
+    where Dynamo does not say (`InstructionTranslator.current_tx`)."""
+    begin = re.match(r"([LG])\['(\w+)'\]", source)
+    known = getattr(sys.modules.get("torch._dynamo.symbolic_convert"), "InstructionTranslator", None)
+    if begin is None or known is None:
+        return None
+    try:
+        frame = known.current_tx()
+        return (frame.f_locals if begin[1] == "L" else frame.f_globals).get(begin[2])
+    except (AttributeError, TypeError, AssertionError):  # Another Dynamo's, or nothing is being compiled.
+        return None
 
 
 @contextmanager
@@ -117,6 +133,7 @@ __all__ = [
     "OpOverload",
     "TorchDispatchMode",
     "disable_current_modes",
+    "dynamo_variable",
     "missing",
     "source_name",
     "suggest_memory_format",

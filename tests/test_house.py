@@ -23,7 +23,20 @@ KERNELS = sorted((HOUSE / "kernels").glob("*.py"))
 
 # From the bottom to the top. A file imports from its own room, and from those before it.
 ROOMS = (
-    *("errors", "version", "extras", "lazy", "files", "fitting", "internals", "progress", "types", "kernels", "solver"),
+    *(
+        "errors",
+        "arguments",
+        "version",
+        "extras",
+        "lazy",
+        "files",
+        "fitting",
+        "internals",
+        "progress",
+        "types",
+        "kernels",
+        "solver",
+    ),
     *("model", "tracing", "scoring", "latency", "coupling", "rules", "rewriting", "trials"),
     *("pruning", "reporting", "training", "saving", "exporting", "api", "compiling", "passes", "__init__", "cli"),
     "__main__",

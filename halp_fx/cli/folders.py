@@ -12,6 +12,7 @@ from ..errors import HalpError
 from ..files import why_unreadable
 from ..fitting import command
 from .guarding import as_options
+from .models import parse_settings
 from .output import Output
 
 if TYPE_CHECKING:
@@ -36,10 +37,15 @@ def next_steps(source: ModelSpec, folder: Path) -> str:
     again = [*chain.from_iterable(("--set", s) for s in source.settings)]
     again += [*chain.from_iterable(("--input", s) for s in source.shapes)]
     under = " " * _LABEL
+    name = source.name.rpartition(":")[2]
+    name = name if name.isidentifier() else "make"
+    given = ", ".join(f"{key}={value!r}" for key, value in parse_settings(source.settings).items())
+    dense = f"lambda: {name}({given})" if given else name
+    what = f"{name} gives the dense model" if given else f"{name}: the dense model, or a function that gives it"
     steps = {
         "look at": f"{folder / PAGE}, in a browser",
         "time both": command(["halp-fx", "compare", source.name, str(folder), *again], indent=_LABEL),
-        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", make)\n{under}# make() gives the dense model',
+        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", {dense})\n{under}# {what}',
     }
     return "\n".join(f"{name + ':':<{_LABEL}}{step}" for name, step in steps.items())
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .output import Output
+
 SHAPE = "1x3x224x224"
 
 
@@ -43,12 +45,12 @@ class ModelSpec:
     device: str = "cpu"
     channels_last: bool = False
 
-    @property
-    def untrained(self) -> bool:
-        """Whether a library makes it with random weights, and no file has others."""
+    def say_untrained(self, output: Output) -> None:
+        """Say so where a library makes it with random weights, and no file has others."""
         kind, colon, rest = self.name.partition(":")
         made_here = not colon or (kind in _FAMILIES and not rest.endswith(".pt"))
-        return self.weights is None and made_here
+        if self.weights is None and made_here:
+            output.say(f"{self.name} has random weights: name a file of trained ones with --weights")
 
     def load(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         """The model in eval mode, and random inputs for it.

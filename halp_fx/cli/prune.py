@@ -10,6 +10,9 @@ import typer
 from . import options
 from .guarding import MISSED, OUT_OF_REACH, as_options, guarded, search_goes_on
 
+_RESULT = ("met", "unit", "dense", "budget", "predicted", "measured", "parameters", "notes")
+"""Of the report, in what --json prints."""
+
 
 @guarded(
     OUT_OF_REACH,
@@ -100,8 +103,7 @@ def prune(
     asked = budget_of(budget)
     source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
     dense, example = source.load()
-    if source.untrained:
-        output.say(f"{model} has random weights: name a file of trained ones with --weights")
+    source.say_untrained(output)
     batches = data_for(data, dense, example, batch, output)
 
     import halp_fx
@@ -135,18 +137,6 @@ def prune(
         output.say(made)
     output.say(f"{as_options(str(in_options(report)))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
     output.say(next_steps(source, out))
-    output.result(
-        {
-            "met": report.met,
-            "unit": report.unit,
-            "dense": report.dense,
-            "budget": report.budget,
-            "predicted": report.predicted,
-            "measured": report.measured,
-            "parameters": report.parameters,
-            "notes": report.notes,
-            "out": str(out),
-        }
-    )
+    output.result({name: getattr(report, name) for name in _RESULT} | {"out": str(out)})
     if not report.met:
         raise typer.Exit(MISSED)

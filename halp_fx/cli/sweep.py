@@ -71,7 +71,6 @@ def sweep(
     """
     from .costs import cost_of
     from .data import data_for
-    from .folders import leave, leave_report
     from .models import ModelSpec, import_function
     from .output import Output, writable
 
@@ -84,10 +83,11 @@ def sweep(
         writable(state, "--state")
     # One for all: what it has timed serves every budget.
     price = cost_of(cost, runtime, device, table, threads)
-    dense, example = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last).load()
+    source = ModelSpec(model, inputs or (), settings or (), weights, dtype, device, channels_last)
+    dense, example = source.load()
+    source.say_untrained(output)
     batches = data_for(data, dense, example, batch, output)
     from ..api import pareto
-    from ..reporting.report import report_of
 
     search_goes_on(cost, state)
     curve = pareto(
@@ -104,6 +104,17 @@ def sweep(
     )
     for budget, why in curve.refused.items():
         output.say(f"{budget}: {as_options(why)}")
+    rows = _leave_points(curve, out, output)
+    _draw(curve, out, output)
+    output.result({"rows": rows, "out": str(out)})
+
+
+def _leave_points(curve: Curve, out: Path, output: Output) -> list[dict[str, Any]]:
+    """A folder for the network of each budget, and a row for each in `sweep.csv`."""
+    from ..reporting.report import report_of
+    from .folders import leave, leave_report
+    from .output import writable
+
     rows: list[dict[str, Any]] = []
     for point in curve.points:
         small = curve.network(point)
@@ -115,8 +126,7 @@ def sweep(
         output.say(f"{budget}: {report.verdict}")
         _write(out / "sweep.csv", rows)  # After each: an interrupted sweep keeps what it has.
         output.wrote(out / "sweep.csv")
-    _draw(curve, out, output)
-    output.result({"rows": rows, "out": str(out)})
+    return rows
 
 
 def _row(budget: str, report: Report) -> dict[str, Any]:

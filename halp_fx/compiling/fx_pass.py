@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import uuid
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import fx, nn
 from torch.fx.passes.infra.pass_base import PassBase, PassResult
 
 from ..api import prune, rewrite
-from ..errors import ModelError, PlanError
+from ..errors import BudgetError, ModelError, PlanError
 from ..files import path_of, why_unreadable
 from ..pruning.budgets import BudgetLike
 from ..reporting.report import report_of
@@ -39,12 +41,16 @@ class PruneChannels(PassBase):
 
     Attributes:
         target: the plan or budget.
+
+    Raises:
+        BudgetError: an option that `halp_fx.prune` does not have, or, with a plan, another one than `ignore`.
     """
 
     def __init__(
         self, target: Plan | Path | BudgetLike | Mapping[str, Any], example_inputs: Any = None, **options: Any
     ):
         self.target = plan_of(target)
+        check_options(self.target, options)
         self._example_inputs, self._options = example_inputs, options
         self._mark = uuid.uuid4().hex
 
@@ -108,6 +114,22 @@ def plan_of(target: Any) -> Any:
         rows = [isinstance(value, list | tuple) for value in target.values()]
         return Plan(target) if rows and all(rows) else target
     return target
+
+
+def check_options(target: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that a plan, or a budget, has no use for.
+
+    Raises:
+        BudgetError: names it.
+    """
+    takes = inspect.signature(prune).parameters.keys() - {"model", "budget", "example_inputs"}
+    for name in options:
+        if name not in takes:
+            close = get_close_matches(name, takes, 1, 0.5)
+            hint = f": did you mean {close[0]!r}?" if close else ", nor does halp_fx.prune"
+            raise BudgetError(f"PruneChannels has no option {name!r}{hint}")
+        if isinstance(target, Plan) and name != "ignore":
+            raise BudgetError(f"a plan is applied as it is: option {name!r} is for a budget")
 
 
 def pruned(graph: fx.GraphModule, target: Any, examples: Any, options: Mapping[str, Any]) -> tuple[nn.Module, Plan]:

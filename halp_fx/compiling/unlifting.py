@@ -7,14 +7,17 @@ Dynamo passes parameters and buffers as inputs, real tensors each, and names whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from ..internals import source_name
+from ..internals import dynamo_variable, source_name
+
+NAMELESS = "CompiledFunction"
+"""What a network is called whose class nobody knows."""
 
 _STEP = re.compile(r"\._(modules|parameters|buffers)\['([^']+)'\]")
 
@@ -78,9 +81,17 @@ def unlifted(graph: fx.GraphModule, inputs: Sequence[Any]) -> Unlifted:
     single = len(output.args[0]) == 1
     if single:
         output.args = (output.args[0][0],)
-    network = fx.GraphModule(root, new).eval()
+    network = fx.GraphModule(root, new, _called(source_name(node) for node, _, _ in found)).eval()
     plain = tuple(_plain(inputs[i]) for i in others)
     return Unlifted(network, tuple(names), tuple(positions), tuple(others), plain, single)
+
+
+def _called(sources: Iterable[str]) -> str:
+    """The class of the model that a graph was made of, by where its parameters were found; `NAMELESS` of a function, of
+    several models, and where Dynamo does not say."""
+    begins = {source.partition("]")[0] + "]" for source in sources}
+    models = {id(found): found for begin in begins if isinstance(found := dynamo_variable(begin), nn.Module)}
+    return type(*models.values()).__name__ if len(models) == len(begins) == 1 else NAMELESS
 
 
 def _given(graph: fx.GraphModule, inputs: Sequence[Any]) -> Iterator[tuple[fx.Node, Any]]:

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import of, op, overload, spot_of
+from ..tracing.graph import of, op, overload, spot_of, where
 from ..types import TensorSpec
 from .planes import Planes
 
@@ -73,11 +73,7 @@ class Call:
 
     @property
     def where(self) -> str:
-        module = f" in {self.module!r}" if self.module else ""
-        source = of(self.node).source
-        # What PyTorch's own modules do alone was called from our recording: no line of the user's.
-        line = f" ({source})" if source and not source.startswith("tracing/forward.py:") else ""
-        return f"{self.op}{module}{line}"
+        return where(self.node)
 
     @property
     def shape(self) -> tuple[int, ...]:

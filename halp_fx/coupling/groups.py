@@ -12,7 +12,7 @@ import numpy as np
 from torch import fx
 
 from ..errors import ModelError
-from ..tracing.graph import of, op, place_of
+from ..tracing.graph import of, place_of, where
 from ..types import Axis, ChannelGroup, ChannelMap, Extent, Member
 from .algebra import Algebra, Plane, Planes, Value, compact, varying, vector
 from .call import laid_together
@@ -170,10 +170,9 @@ class Partition:
         for node, outline in outlines.items():
             for a, b in self._products(outline):
                 if not {a, b} & reasons.keys():
-                    where = f"{op(node)} in {of(node).module!r} ({of(node).source})"
                     larger = "first" if self._sizes[a] > self._sizes[b] else "second"
                     stays = b if algebra.choose(f"{'{}/{}'.format(*place_of(node))}#product", larger) == "first" else a
-                    reasons[stays] = laid_together(where, a == b)
+                    reasons[stays] = laid_together(where(node), a == b)
         return self.with_frozen(reasons)
 
     def _products(self, outline: Outline) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,8 @@ import torch
 from torch import fx, nn
 
 from ..errors import few
-from ..tracing.graph import getitem, of, op, written
+from ..model.checks import check_coupling
+from ..tracing.graph import getitem, name_of, of, op, scope_of, where, written
 from ..types import Axis, Coupling, ForwardPart, Member, ModuleCall
 from .branches import Branch, Branches, Place, Replacement, forwards
 from .flow import Flow, Runs, zero_if
@@ -29,7 +30,11 @@ def find_branches(coupling: Coupling) -> Branches:
     """Residual branches of a network that was traced here (not read from elsewhere: the runs of modules are needed).
 
     What another of its `forwards` runs of a branch must be the same branch there.
+
+    Raises:
+        ModelError: it is no coupling.
     """
+    check_coupling(coupling)
     first, *others = forwards(coupling)
     found = _found_in(first)
     for view in others:
@@ -47,7 +52,7 @@ def _found_in(view: Coupling) -> Branches:
         try:
             branch = network.branch(add)
         except _Unclear as why:
-            refused[f"{of(add).module or 'forward'}/{add.name}"] = str(why)
+            refused[name_of(add)] = str(why)
             continue
         if branch is not None:
             found[branch.name] = branch
@@ -63,7 +68,7 @@ def _found_as_well(known: Branches, first: Coupling, view: Coupling) -> Branches
     """Branches of the first forward, each with its place in another one."""
     here = _found_in(view)
     same = {b.name: b for b in here.removable}
-    home = {node.name: of(node).module for node in first.traced.graph.nodes}
+    home = {node.name: scope_of(node) for node in first.traced.graph.nodes}
     run = {call.module for call in view.traced.calls}
     read = [str(node.target) for node in view.traced.graph.nodes if _is_parameter(node)]
     found, refused = [], {}
@@ -258,7 +263,7 @@ class _Network:
             else:
                 sources = zero_if(node) if node in inside and node not in covered else []
                 if not sources:
-                    raise _Unclear(f"{node.target} in {of(node).module!r} may make something of zeros")
+                    raise _Unclear(f"{where(node)} may make something of zeros")
                 level += sources
         return last
 

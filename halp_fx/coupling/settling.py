@@ -8,11 +8,14 @@ Mathematics and invariants: `docs/coupling.md`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from ..arguments import a_kind, shown
+from ..errors import ModelError
 from ..types import AttributeEdit, Axis, ChannelMap, Coupling, Decisions, Further, Links, Tie, Traced
 from .algebra import Algebra, varying
 from .computed import computed_weights
@@ -39,10 +42,29 @@ def couple(
         frozen: axes that may not shrink, and why.
 
     Raises:
-        ModelError: an entry of `ignore` matches nothing.
+        ModelError: an entry of `ignore` matches nothing; or something is no trace, or not what it is passed for.
     """
+    for trace in (traced, *_row("further", further)):
+        if not isinstance(trace, Traced):
+            raise ModelError(
+                f"couple takes what halp_fx.trace(model, example_inputs) returns, not {a_kind(trace)}; "
+                "halp_fx.channel_groups(model, example_inputs) does both"
+            )
+    if not isinstance(decisions, Decisions | None):
+        raise ModelError(f"decisions is {a_kind(decisions)}: pass the `decisions` of a coupling")
+    if not isinstance(frozen, Mapping | None) or not all(isinstance(axis, Axis) for axis in frozen or ()):
+        raise ModelError(f"frozen={shown(frozen)} must be a mapping from axes (halp_fx.types.Axis) to reasons")
+    ignore = (ignore,) if isinstance(ignore, str) else _row("ignore", ignore)
+    if not all(isinstance(name, str) for name in ignore):
+        raise ModelError(f"ignore={shown(ignore)} must be names of modules, parameters or groups")
     decisions = decisions or Decisions()
     return settle(propagate(traced, further, decisions.choices), ignore, decisions, frozen)
+
+
+def _row(name: str, given: Any) -> tuple[Any, ...]:
+    if not isinstance(given, Iterable) or isinstance(given, str):
+        raise ModelError(f"{name} is {a_kind(given)}: pass a list")
+    return tuple(given)
 
 
 def settle(

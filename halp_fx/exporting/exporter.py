@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import is_positive, shown, whole
 from ..errors import ExportError
 from ..files import file_to_write, path_of, replacing
 from ..latency.interleaving import interleaved
@@ -69,6 +70,12 @@ def export(
         raise ExportError(f"opset={opset} is of .onnx files, and {path.name!r} becomes none")
     file_to_write(path)
     check_model(model)
+    if dense is not None:
+        check_model(dense)
+    if not is_positive(tolerance):
+        raise ExportError(f"tolerance={shown(tolerance)} must be a positive number, such as 1e-3")
+    if opset is not None:
+        opset = whole("opset", opset, ExportError)
     known = ways(path.suffix)
     batches = Batches.of(normalize_inputs(model, example_inputs))
     notes: list[str] = []

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import check_switches, is_number, shown, whole
 from ..errors import HalpError, words_of
 from ..fitting import Column, folded, tabled
 from ..internals import tree_leaves
@@ -22,8 +23,9 @@ from ..model.preserving import preserved, set_mode
 from ..model.tensors import parameter_count, tensors_in
 from ..types import Inputs
 from .allocator import kept_memory
-from .clocks import cpu_threads
+from .clocks import check_threads, cpu_threads
 from .errors import TimingError
+from .fingerprint import kind_of
 from .interleaving import call_clock, interleaved
 from .runtimes import device_of
 from .timing import Effort, Timing
@@ -139,6 +141,13 @@ def benchmark(
     other = next((name for name, model in named.items() if not isinstance(model, nn.Module)), None)
     if other is not None:
         raise TimingError(f"{other!r} is a {type(named[other]).__name__}: pass a network, or networks by name")
+    kind_of(runtime)
+    check_threads(threads)
+    check_switches(TimingError, training=training)
+    repeats = whole("repeats", repeats, TimingError)
+    for bound, seconds in (("min_time_s", min_time_s), ("max_time_s", max_time_s)):
+        if not (is_number(seconds) and seconds >= 0):
+            raise TimingError(f"{bound}={shown(seconds)} must be a number of seconds")
     inputs = normalize_inputs(networks[0], example_inputs)
     for name, model in named.items():
         _try(name, model, inputs)

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from ..arguments import whole
+from ..errors import LatencyError
 from .errors import TimingError
 
 Thunk = Callable[[], Any]
@@ -26,6 +28,7 @@ Clock = Callable[[], float]
 """One time of it, in ms per call."""
 
 _BLOCK_NS = 100_000
+_MOST_THREADS = 4096  # With a billion of them, OpenMP ends the process.
 _FLUSH_BYTES = 256 << 20  # More than the L2 of any current GPU (H100: 50 MB, MI300X: 256 MB).
 
 
@@ -107,12 +110,18 @@ def captured(call: Thunk, device: torch.device, calls: int = 1) -> Thunk:
     return graph.replay
 
 
+def check_threads(threads: int | None) -> None:
+    """Raises LatencyError unless it is a number of threads, or None."""
+    if threads is not None:
+        whole("threads", threads, LatencyError, _MOST_THREADS)
+
+
 @contextmanager
 def cpu_threads(threads: int | None) -> Iterator[None]:
     """Run with this many intra-op threads; None changes nothing."""
     before = torch.get_num_threads()
     if threads is not None and threads != before:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(int(threads))
     try:
         yield
     finally:

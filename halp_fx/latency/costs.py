@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from torch import fx, nn
 
+from ..arguments import check_called, is_positive, shown
 from ..errors import LatencyError
 from ..solver import CostTable, Term
 from ..tracing.graph import of
@@ -161,8 +162,8 @@ class RooflineCost(LayerCost):
     def __post_init__(self) -> None:
         for name in ("flops_per_s", "bytes_per_s"):
             value = getattr(self, name)
-            if not (isfinite(value) and value > 0):
-                raise LatencyError(f"RooflineCost({name}={value!r}): give a positive number, e.g. 19.5e12")
+            if not is_positive(value):
+                raise LatencyError(f"RooflineCost({name}={shown(value)}): give a positive number, e.g. 19.5e12")
 
     def at(self, layer: Layer, n_in: int, n_out: int) -> float:
         compute = 2 * macs(layer, n_in, n_out) / self.flops_per_s
@@ -174,7 +175,7 @@ class CallableCost(LayerCost):
     """A caller's own function (layer, n_in, n_out) -> cost.
 
     Attributes:
-        function: must give a finite number for every layer; 0 for those that do not count.
+        function: must give a finite number of at least 0 for every layer; 0 for those that do not count.
         resource, unit: its budget's name and the unit of its figures.
     """
 
@@ -182,10 +183,20 @@ class CallableCost(LayerCost):
     resource: str = "latency"
     unit: str = "ms"
 
+    def __post_init__(self) -> None:
+        check_called("function", self.function, LatencyError, ("a layer", "its n_in", "its n_out"))
+
     def at(self, layer: Layer, n_in: int, n_out: int) -> float:
-        value = float(self.function(layer, n_in, n_out))
-        if not isfinite(value):
-            raise LatencyError(f"the cost function returned {value} for {layer.name} at widths ({n_in}, {n_out})")
+        found = self.function(layer, n_in, n_out)
+        try:
+            value = float(found)
+        except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers.
+            value = nan
+        if not (isfinite(value) and value >= 0):
+            raise LatencyError(
+                f"the cost function returned {shown(found)} for {layer.name} at widths ({n_in}, {n_out}): it must "
+                "return a finite number of at least 0"
+            )
         return value
 
 

@@ -27,7 +27,7 @@ def kind_of(runtime: str) -> tuple[str, str]:
     Raises:
         LatencyError: it is not known.
     """
-    kind, _, mode = runtime.partition(":")
+    kind, _, mode = runtime.partition(":") if isinstance(runtime, str) else ("", "", "")
     if kind not in RUNTIMES or (mode and not kind.startswith("inductor")):
         raise LatencyError(
             f"runtime {runtime!r} is not known: {', '.join(RUNTIMES)}; those of inductor with a mode of torch.compile "

@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import getitem, of, op, overload
+from ..tracing.graph import getitem, name_of, of, op, overload
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
 from .templates import TensorTemplate, fill, render, templates
@@ -33,7 +33,7 @@ class Layer:
     """One operator call of the network.
 
     Attributes:
-        name: "module/node", unique in the network.
+        name: "module/node", unique in the network; "forward/node" for what the model's own forward runs.
         module: qualified name of the innermost module that ran it.
         op: operator name, e.g. "convolution".
         key: signature: operator, dtypes, shapes with "I" and "O" for the two widths, memory order, all other
@@ -189,11 +189,12 @@ def _make(
     kwargs: Mapping[str, Any],
     results: tuple[TensorTemplate, ...],
 ) -> Layer:
-    module = of(node).module
     output = roles.output
     dense = (roles.inputs.at(widths), 0 if output is None else output.at(widths))
-    name = f"{module}/{node.name}"
-    return Layer(name, module, op, key, roles.inputs, output, dense, function, args, kwargs, results, (node.name,))
+    return Layer(
+        *(name_of(node), of(node).module, op, key, roles.inputs, output, dense),
+        *(function, args, kwargs, results, (node.name,)),
+    )
 
 
 def _templates(

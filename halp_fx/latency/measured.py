@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import shown
 from ..errors import LatencyError
+from ..files import path_of
 from ..progress import counted
 from ..solver import CostTable, Term
 from ..tracing.graph import of
 from ..types import Coupling, Inputs
+from .clocks import check_threads
 from .costs import Measured, Options, Sized, cost_table
 from .files import require_same
 from .fingerprint import Fingerprint, check_device, kind_of
@@ -69,8 +72,14 @@ class MeasuredLatency:
 
     def __post_init__(self) -> None:
         kind_of(self.runtime)
-        if self.threads is not None and self.threads < 1:
-            raise LatencyError(f"threads={self.threads!r} must be a whole number of at least 1, or None")
+        check_threads(self.threads)
+        if self.device is not None:
+            try:
+                torch.device(self.device)
+            except (RuntimeError, TypeError) as error:
+                raise LatencyError(f"device={shown(self.device)} is no device: write 'cpu' or 'cuda'") from error
+        if self.table is not None and not isinstance(self.table, LatencyTable):
+            path_of(self.table)
 
     @property
     def resource(self) -> str:

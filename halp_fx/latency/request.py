@@ -25,6 +25,7 @@ import torch
 from ..errors import LatencyError
 from ..files import path_of, replacing, why_unreadable
 from ..internals import OpOverload
+from ..tracing.graph import FORWARD
 from ..types import Coupling, Extent
 from .costs import Options
 from .errors import CorruptTableError, TableFileError, TableVersionError
@@ -143,9 +144,10 @@ def _wanted(row: dict[str, Any]) -> Wanted:
     if not templates((args, kwargs)):
         raise ValueError(f"{row['function']} takes no tensor")
     n_in, n_out = _whole(row["dense"], 2)
+    scope = str(row["name"]).rpartition("/")[0]
     layer = Layer(
         name=str(row["name"]),
-        module=str(row["name"]).rpartition("/")[0],
+        module="" if scope == FORWARD else scope,
         op=str(row["op"]),
         key=str(row["key"]),
         inputs=Extent(n_in),

@@ -168,13 +168,11 @@ def _set_aside(path: Path) -> Path | None:
     aside = path.with_name(f"{path.name}.corrupt")
     try:
         with FileLock(f"{path}.lock", timeout=_LOCK_TIMEOUT_S):
-            # Another process may have done it, and written a new one, meanwhile.
-            read_table(path)
-    except CorruptTableError:
-        try:
-            os.replace(path, aside)
-        except OSError:
-            return None
+            try:
+                # Another process may have done it, and written a new one, meanwhile.
+                read_table(path)
+            except CorruptTableError:
+                os.replace(path, aside)  # Under the lock, or a new one would be moved.
     except (OSError, Timeout, TableFileError):
         return None
     return aside

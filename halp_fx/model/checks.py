@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from ..arguments import a_kind
 from ..errors import ModelError
 from ..types import Coupling
 from .preserving import named_tensors
@@ -19,12 +21,7 @@ def check_model(model: nn.Module) -> None:
     Raises:
         ModelError: see above.
     """
-    given: object = model
-    if not isinstance(given, nn.Module):
-        remedy = ": call it, and pass what it makes" if callable(given) else ""
-        if isinstance(given, str):
-            remedy = ": only halp-fx on a command line takes names; pass the model"
-        raise ModelError(f"expected an nn.Module, got {type(given).__name__}{remedy}")
+    check_module(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError("the model is a ScriptModule: pass the nn.Module that was scripted, then script the result")
     # Who has one has imported this module, which takes seconds.
@@ -46,6 +43,35 @@ def check_model(model: nn.Module) -> None:
         )
     for name, tensor in named_tensors(model):
         _check_tensor(name, tensor)
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no network.
+
+    Raises:
+        ModelError: says what to pass instead.
+    """
+    if isinstance(model, nn.Module):
+        return
+    remedy = ": call it, and pass what it makes" if callable(model) else ""
+    if isinstance(model, str):
+        remedy = ": only halp-fx on a command line takes names; pass the model"
+    if isinstance(model, Mapping) and any(isinstance(value, torch.Tensor) for value in model.values()):
+        remedy = ": these are weights; make the model, call its load_state_dict with them, and pass the model"
+    raise ModelError(f"expected an nn.Module, got {type(model).__name__}{remedy}")
+
+
+def check_coupling(coupling: object, name: str = "coupling") -> None:
+    """Refuse what is no coupling.
+
+    Raises:
+        ModelError: says what to pass instead.
+    """
+    if not isinstance(coupling, Coupling):
+        raise ModelError(
+            f"{name} is {a_kind(coupling)}: pass what halp_fx.channel_groups(model, example_inputs) or halp_fx.couple "
+            "returns"
+        )
 
 
 def _check_tensor(name: str, tensor: torch.Tensor) -> None:

@@ -27,6 +27,8 @@ def ignored_names(model: nn.Module, ignore: Ignored | Iterable[Ignored]) -> tupl
     Raises:
         ModelError: an entry is, or matches, nothing in this model.
     """
+    if not isinstance(ignore, Ignored | Iterable):
+        raise ModelError(f"ignore={ignore!r}: pass names, patterns, modules or parameters of the model")
     entries = [ignore] if isinstance(ignore, Ignored) else list(ignore)
     return tuple(dict.fromkeys(name for entry in entries for name in names_of(model, entry, "ignore")))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..arguments import check_called
 from ..errors import HalpError
 
 States = tuple[Any, Any, torch.Tensor, list[torch.Tensor]]
@@ -54,16 +55,18 @@ class Stream:
         finally:
             _restore(self._states)
 
-    def given(self, function: Callable[..., Any] | None) -> Callable[..., Any] | None:
-        """A callback of the caller's that goes on with the caller's random numbers, and with gradients.
+    def given(self, function: Callable[..., Any] | None, name: str) -> Callable[..., Any] | None:
+        """A caller's function of the network that goes on with the caller's random numbers, and with gradients.
+
+        Args:
+            name: of the argument.
 
         Raises:
             HalpError: it is none.
         """
         if function is None:
             return None
-        if not callable(function):
-            raise HalpError(f"{function!r:.80} was passed for a function of the network, and cannot be called")
+        check_called(name, function, HalpError, ("the network",))
 
         @wraps(function)
         def run(*args: Any) -> Any:

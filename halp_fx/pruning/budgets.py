@@ -6,9 +6,8 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from numbers import Integral, Real
-from typing import Any
 
+from ..arguments import is_number, shown
 from ..errors import BudgetError, few
 
 _EXAMPLES = {"latency": "4.0ms", "macs": "1.5G", "flops": "3G", "params": "5M", "memory": "20MB"}
@@ -49,26 +48,6 @@ class Budget:
 BudgetLike = float | str | Mapping[str, float | str]
 
 
-def is_number(value: Any) -> bool:
-    """Whether it is a number of any type, numpy's, too."""
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
-def is_whole(value: Any) -> bool:
-    """Whether it is a whole number of at least 1, whatever its type: 8.0 is one."""
-    return is_number(value) and math.isfinite(value) and int(value) == value >= 1
-
-
-def is_count(value: Any) -> bool:
-    """Whether it is a number of channels and no share of them: of a type of whole numbers, and at least 1."""
-    return isinstance(value, Integral) and is_whole(value)
-
-
-def is_share(value: Any) -> bool:
-    """Whether it is a share in (0, 1], of a type of other numbers (numpy's, too): 1.0 is all channels, 1 is one."""
-    return is_number(value) and not isinstance(value, Integral) and bool(0 < value <= 1)
-
-
 def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     """A number in (0, 1] or a percentage is a share of the dense cost; with a unit it is an amount.
 
@@ -78,7 +57,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     if not isinstance(budget, str):
         if not is_number(budget):
             raise BudgetError(
-                f"budget {_shown(budget)} of {resource} is neither a number nor a string: write {_forms(resource)}"
+                f"budget {shown(budget)} of {resource} is neither a number nor a string: write {_forms(resource)}"
             )
         return Budget(share=_share(float(budget), budget, resource))
     match = _AMOUNT.match(budget)
@@ -105,12 +84,6 @@ def _share(value: float, written: object, resource: str) -> float:
         meant = "" if percent or not 1 < value <= 100 else f'did you mean "{value:.4g}%"? Otherwise '
         raise BudgetError(f"budget {written!r} is not between 0 and 1, or 0% and 100%: {meant}write {_forms(resource)}")
     return value
-
-
-def _shown(value: object) -> str:
-    """In one line: what was passed in place of a budget may be anything, such as the example inputs."""
-    line = repr(value).partition("\n")[0]
-    return line if len(line) <= 60 else f"{line[:60]}…"
 
 
 def _forms(resource: str) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import is_count, is_share
 from ..coupling.branches import Branches
 from ..errors import BudgetError, ModelError
 from ..model.naming import names_of
 from ..types import ChannelGroup, Coupling
-from .budgets import is_count, is_share
 
 Bound = float | int
 """A share of a group's channels (a float), or a number of them (an int)."""

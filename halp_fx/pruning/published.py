@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import nn
 
+from ..arguments import is_share
 from ..coupling.branches import Branch, output_groups
 from ..rewriting.compensating import SAMPLES
 from ..scoring.batchwise import has_batch_norms
@@ -21,7 +22,6 @@ from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
 from ..solver import CostTable, Method, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Member, scored_name
-from .budgets import is_share
 from .request import MIN_KEEP, Request
 from .widths import branch_choice
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
+from ..arguments import MOST_STEPS, check_switches, is_number, is_positive, is_whole
 from ..errors import BudgetError, SaliencyError
 from ..model.images import are_images
 from ..model.inputs import Examples, normalize_examples
@@ -21,7 +22,6 @@ from ..scoring.saliency import MAX_BATCHES
 from ..solver import Method
 from ..solver.solution import BASELINES
 from ..types import Inputs
-from .budgets import is_number, is_whole
 from .goals import Goals
 from .limits import Limit, LimitLike, named_limits
 
@@ -110,15 +110,18 @@ class Request:
             data=rereadable(data),
             ignore=ignored_names(model, ignore),
             limits=named_limits(model, limits or {}),
-            train_between=stream.given(train_between),
-            score_fn=stream.given(score_fn),
+            train_between=stream.given(train_between, "train_between"),
+            score_fn=stream.given(score_fn, "score_fn"),
             **options,
         )
 
     def __post_init__(self) -> None:
-        if self.steps is not None and not is_whole(self.steps):
-            raise BudgetError(f"steps={self.steps!r} must be a whole number of at least 1, or None")
-        if not (is_number(self.tolerance) and 0 < self.tolerance < math.inf):
+        if self.steps is not None and not (is_whole(self.steps) and self.steps <= MOST_STEPS):
+            raise BudgetError(f"steps={self.steps!r} must be a whole number from 1 to {MOST_STEPS:,}, or None")
+        left_open = {"branches": self.branches, "compensate": self.compensate}
+        asked = {name: value for name, value in left_open.items() if value != "auto"}
+        check_switches(BudgetError, optional=True, recalibrate=self.recalibrate, **asked)
+        if not is_positive(self.tolerance):
             raise BudgetError(f"tolerance={self.tolerance!r} must be a positive relative deviation such as 0.02")
         if self.solver not in SOLVERS:
             raise BudgetError(f"solver={self.solver!r} is not one of {', '.join(SOLVERS)}")

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..arguments import is_count, is_share, is_whole
 from ..coupling.branches import Branch
 from ..errors import BudgetError
 from ..latency import PriceList
@@ -15,7 +16,6 @@ from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem
 from ..types import ChannelGroup, Coupling, Plan, scored_name
-from .budgets import is_count, is_share, is_whole
 from .evenness import even_values, uniform_values
 
 MAX_OPTIONS = 32

@@ -21,7 +21,7 @@ from ..pruning.blocks import in_blocks
 from ..pruning.choosing import options_of
 from ..pruning.session import Session
 from ..solver import CostTable
-from ..tracing.graph import sized_by_values
+from ..tracing.graph import FORWARD, class_of, sized_by_values
 from ..types import Coupling, Plan
 from ..version import __version__
 from .details import Conditions, GroupReport, LayerChange, ModuleChange, StepReport, WidthCurve
@@ -45,7 +45,7 @@ def groups_of(session: Session, widths: Mapping[str, int]) -> tuple[GroupReport,
     made: dict[str, list[str]] = {g.name: [] for g in coupling.groups}
     for layer in layers(coupling):
         for name in {n for n, _ in (layer.output.terms if layer.output else ())}:
-            made[name].append(layer.module)
+            made[name].append(layer.module or FORWARD)
     found = []
     for group in coupling.prunable:
         kept = widths.get(group.name, 0)
@@ -159,7 +159,7 @@ def conditions_of(session: Session) -> Conditions:
     tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor) and t.ndim]
     shapes = tuple(f"{'x'.join(map(str, t.shape))} {str(t.dtype).removeprefix('torch.')}" for t in tensors)
     software = f"halp_fx {__version__}, PyTorch {torch.__version__}, Python {platform.python_version()}"
-    name, cost = type(yardstick.model).__name__, yardstick.goals.cost
+    name, cost = class_of(yardstick.model), yardstick.goals.cost
     if isinstance(cost, TableLatency):
         there = cost.measured.fingerprint
         timer = f"the sum of layers as timed there: {there.timer}"
@@ -189,7 +189,8 @@ def work_by_values(coupling: Coupling) -> tuple[float, tuple[str, ...]]:
         count = macs(layer, *layer.dense)
         total += count
         if count and not loose.isdisjoint(layer.nodes):
-            found[layer.module] = found.get(layer.module, 0.0) + count
+            name = layer.module or FORWARD
+            found[name] = found.get(name, 0.0) + count
     return sum(found.values()) / (total or 1.0), tuple(found)
 
 

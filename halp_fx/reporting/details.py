@@ -18,7 +18,7 @@ class GroupReport:
     """One channel group: its name, its channels before and after, and the axes it reaches.
 
     Attributes:
-        layers: that are wide as the group is.
+        layers: the modules that are as wide as the group is; "forward" for what the model's own forward runs.
         cost: of all layers whose cost the group changes, at the widths it could take, all other groups as chosen.
         lost: what the network loses at these widths, in the unit of the importance; empty if nothing was scored.
     """
@@ -37,6 +37,7 @@ class ModuleChange:
     """A module with parameters of its own.
 
     Attributes:
+        name: as in `named_modules`: "" for the model itself.
         before, after: as "Conv2d(64, 128, 3x3)"; `after` is "" for what went with a branch.
         parameters, macs: before and after.
     """

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ..arguments import shown
 from ..coupling.residual import find_branches
+from ..errors import ModelError
 from ..fitting import Column, folded, tabled
 from ..model.naming import Ignored
 from ..trials.trials import channel_groups
@@ -47,6 +49,8 @@ def explain(
     Raises:
         ModelError: a name in `between` means nothing.
     """
+    if between is not None and (isinstance(between, str) or not isinstance(between, Sequence) or len(between) != 2):
+        raise ModelError(f"between={shown(between)} must be two names, of layers, tensors or axes")
     coupling = channel_groups(model, example_inputs, ignore)
     return describe(coupling) if between is None else why(coupling.dependencies, *between)
 

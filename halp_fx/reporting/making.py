@@ -14,6 +14,7 @@ from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.batchwise import has_batch_norms
 from ..scoring.recalibrating import without
 from ..scoring.saliency import Saliency, left_out
+from ..types import Coupling
 from .detailing import (
     changes_of,
     conditions_of,
@@ -36,7 +37,7 @@ WIDE = 0.01
 
 def report_on(session: Session) -> Report:
     """What is to be said of a closed session's best candidate, and of how it was found."""
-    request, yardstick, candidates = session.request, session.yardstick, session.candidates
+    yardstick, contest = session.yardstick, session.contest
     coupling, dense, unit = yardstick.coupling, yardstick.dense, yardstick.goals.cost.unit
     best, known = session.best, session.branches
     saliency = best.network.saliency
@@ -46,47 +47,10 @@ def report_on(session: Session) -> Report:
     with session.clock("check layers"):
         layers = yardstick.goals.layer_errors(left, widths) if yardstick.tables is not None else ()
     macs = macs_by_module(coupling, coupling.widths()), macs_by_module(left, {**left.widths(), **widths})
-    notes = [*coupling.notes, *yardstick.notes]
-    share, modules = work_by_values(coupling)
-    if share > SEEN:
-        notes.append(
-            f"{share:.0%} of the MACs are in layers whose work depends on what the network finds in an image "
-            f"({few(modules)}). They are counted, before and after, for what the dense network found in the example "
-            "inputs: with other images, or where the pruned network finds more or less, the work is another"
-        )
-    if saliency is not None and request.blind:
-        notes.append(
-            "no data was given: all groups became about equally narrow, and magnitudes chose the channels; pass data "
-            "for widths that fit the network (and loss_fn, if targets are not classes)"
-        )
-        if not request.compensate and not has_batch_norms(yardstick.model) and are_images(request.inputs):
-            notes.append(
-                "without data layers are not compensated, and without batch norms little else restores what a cut "
-                "takes: compensate=True does it with images that are drawn"
-            )
-    if saliency is not None and saliency.silent:
-        notes.append(_silence(saliency))
-    if session.compensation is not None:
-        notes += session.compensation.notes
-    if session.contest is not None:
-        notes.append(_won(session.contest))
-        notes += [left_out(session.contest.lost)] if session.contest.lost else []
-    if saliency is not None and saliency.lost:
-        notes.append(left_out(saliency.lost))
-    if session.lost and not (saliency is not None and set(session.lost) <= set(saliency.lost)):
-        notes.append(f"batch norms: {without(session.lost)}")
-    if best.choice.solution.limited and best.choice.solution.gap > WIDE:
-        notes.append(_limited(best.choice.solution.gap))
     extra = {
         cost.resource: (total := cost.total(coupling), b.limit(total), cost.total(left, widths))
         for cost, b in yardstick.goals.further
     }
-    said = session.stopped or verdict(
-        best.deviation(yardstick.budget), best.measured, len(candidates), MAX_ROUNDS, yardstick, request,
-        steps=len(session.trail) + 1, dropped=plan.dropped,
-        further={name: reached / limit for name, (_, limit, reached) in extra.items()},
-    )  # fmt: skip
-    notes += [*load_notes(best.busy, yardstick.waited), *([said] if said else [])]
     return Report(
         unit=unit,
         dense=dense,
@@ -110,12 +74,12 @@ def report_on(session: Session) -> Report:
                 gap=c.choice.solution.gap,
                 smallest=c.smallest,
             )
-            for c in candidates
+            for c in session.candidates
         ),
         layers=layers,
         scatter=best.scatter,
         busy=best.busy,
-        notes=tuple(notes),
+        notes=tuple(_notes(session, extra)),
         scores=tuple((s.share * dense, s.score) for s in (session.judgement.scores if session.judgement else ())),
         seconds=dict(session.clock.seconds),
         branches={b.name: "dropped" if b.name in plan.dropped else "kept" for b in known.removable}
@@ -129,11 +93,70 @@ def report_on(session: Session) -> Report:
         steps=steps_of(session),
         conditions=conditions_of(session),
         contenders=tuple(
-            Contender(j.name, j.measured * dense, j.distance, j.tuned)
-            for j in (session.contest.judged if session.contest else ())
+            Contender(j.name, j.measured * dense, j.distance, j.tuned) for j in (contest.judged if contest else ())
         ),
-        judged_by=session.contest.said if session.contest else "",
+        judged_by=contest.said if contest else "",
     )
+
+
+def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) -> list[str]:
+    """What a reader should know beside the figures.
+
+    Args:
+        extra: of further budgets, the dense cost, the budget and what was reached.
+    """
+    yardstick, best, request = session.yardstick, session.best, session.request
+    saliency = best.network.saliency
+    notes = [*yardstick.coupling.notes, *yardstick.notes]
+    notes += _of_work(yardstick.coupling)
+    if saliency is not None and request.blind:
+        notes += _of_no_data(session)
+    if saliency is not None and saliency.silent:
+        notes.append(_silence(saliency))
+    if session.compensation is not None:
+        notes += session.compensation.notes
+    if session.contest is not None:
+        notes.append(_won(session.contest))
+        notes += [left_out(session.contest.lost)] if session.contest.lost else []
+    if saliency is not None and saliency.lost:
+        notes.append(left_out(saliency.lost))
+    if session.lost and not (saliency is not None and set(session.lost) <= set(saliency.lost)):
+        notes.append(f"batch norms: {without(session.lost)}")
+    if best.choice.solution.limited and best.choice.solution.gap > WIDE:
+        notes.append(_limited(best.choice.solution.gap))
+    said = session.stopped or verdict(
+        best.deviation(yardstick.budget), best.measured, len(session.candidates), MAX_ROUNDS, yardstick, request,
+        steps=len(session.trail) + 1, dropped=best.network.plan.dropped,
+        further={name: reached / limit for name, (_, limit, reached) in extra.items()},
+    )  # fmt: skip
+    return [*notes, *load_notes(best.busy, yardstick.waited), *([said] if said else [])]
+
+
+def _of_work(coupling: Coupling) -> list[str]:
+    """What to say of work that depends on what a network finds."""
+    share, modules = work_by_values(coupling)
+    if share <= SEEN:
+        return []
+    return [
+        f"{share:.0%} of the MACs are in layers whose work depends on what the network finds in an image "
+        f"({few(modules)}). They are counted, before and after, for what the dense network found in the example "
+        "inputs: with other images, or where the pruned network finds more or less, the work is another"
+    ]
+
+
+def _of_no_data(session: Session) -> list[str]:
+    """What to say where nothing told how wide groups should be."""
+    notes = [
+        "no data was given: all groups became about equally narrow, and magnitudes chose the channels; pass data "
+        "for widths that fit the network (and loss_fn, if targets are not classes)"
+    ]
+    request = session.request
+    if not request.compensate and not has_batch_norms(session.yardstick.model) and are_images(request.inputs):
+        notes.append(
+            "without data layers are not compensated, and without batch norms little else restores what a cut "
+            "takes: compensate=True does it with images that are drawn"
+        )
+    return notes
 
 
 def _won(contest: Contest) -> str:

@@ -131,6 +131,8 @@ def compensate(
     if not cut:
         return Compensation((), {}, 0)
     check_data(data)
+    if data is None:
+        raise SaliencyError("layers cannot be compensated without data: pass batches of inputs, such as a DataLoader")
     _check(small, model, plan, coupling)
     run, count = _runner(data, loss, most_together(coupling, samples), next(model.parameters()).device)
     norms = norms_of(small) if recalibrate else []

@@ -20,7 +20,7 @@ from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of
+from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, where
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
 from .deviations import freedom
@@ -195,8 +195,7 @@ class _Forward:
             return None
         now, then = _numbers(new, whole) or "other constants", _numbers(old, whole) or "the same"
         return Mismatch(
-            f"after pruning, {op(old)} in {of(old).module!r} ({of(old).source}) computes "
-            f"with {now}, not {then}: a value follows a width. {REMEDY}",
+            f"after pruning, {where(old)} computes with {now}, not {then}: a value follows a width. {REMEDY}",
             groups_around(old, self._view),
             place_of(old),
             old.name,
@@ -210,7 +209,7 @@ class _Forward:
         if left is None or left > 0 or (freedom(old) or 0) <= 0:
             return None
         return Mismatch(
-            f"after pruning, {op(old)} in {of(old).module!r} ({of(old).source}) is over a single element, of which "
+            f"after pruning, {where(old)} is over a single element, of which "
             "there is no deviation: keep more of its channels, by limits={name: (2, 1.0)} or min_keep",
             groups_around(old, self._view),
             place_of(old),
@@ -235,9 +234,9 @@ class _Forward:
         if failure is not None:
             return self._not_running(node, groups_around(old, self._view) if old is not None else (), failure)
         groups = groups_around(old, self._view) if old is not None else ()
+        what = f"{op(new) or 'nothing'} runs where {op(old) or 'nothing'} ran"
         return Mismatch(
-            f"after pruning, {op(new) or 'nothing'} runs where {op(old) or 'nothing'} ran, in "
-            f"{of(node).module!r} ({of(node).source}): the forward takes another path. {REMEDY}",
+            f"after pruning, {where(node, what)}: the forward takes another path. {REMEDY}",
             groups or tuple(g.name for g in self._view.prunable),
             place_of(node),
             old.name if old is not None else "",
@@ -245,7 +244,7 @@ class _Forward:
 
     def _other_shape(self, old: fx.Node, new: fx.Node, failure: TraceError | None = None) -> Mismatch:
         return Mismatch(
-            f"after pruning, {op(old) or 'a result'} in {of(old).module!r} ({of(old).source}) "
+            f"after pruning, {where(old)} "
             f"should give shape {self._expected(old)}, but gave {of(new).one.shape}. {REMEDY}",
             groups_around(old, self._view),
             place_of(old),

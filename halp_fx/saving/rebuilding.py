@@ -29,7 +29,7 @@ Dense = nn.Module | Callable[[], nn.Module]
 """The dense network, or what makes it."""
 
 
-def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Module:
+def load(path: str | Path, model: Dense | None = None, example_inputs: Any = None) -> nn.Module:
     """The pruned network that `halp_fx.save` wrote: the same outputs, bit by bit.
 
     The dense network is needed for its structure alone: its weights may be random, or on the meta device, and none are
@@ -38,7 +38,8 @@ def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Modul
 
     Args:
         path: a file that `save` wrote.
-        model: the network that was pruned, or a function without arguments that makes it. It is not changed.
+        model: the network that was pruned, or a function without arguments that makes it. It is not changed. No
+            file holds the code of a network: None is an error that says so.
         example_inputs: as for `prune`. None: of the shapes that it was pruned with, which the file knows if they were
             made of tensors, numbers and strings.
 
@@ -51,12 +52,17 @@ def load(path: str | Path, model: Dense, example_inputs: Any = None) -> nn.Modul
         ForeignFileError: `save` did not write it.
         CheckpointVersionError: in a format that this version does not know.
         OtherNetworkError: `model` is another network than the one that was pruned, or its forward does other things.
-            All four are kinds of `CheckpointError`.
+            All four are kinds of `CheckpointError`, which is raised itself where there is no `model`.
         ModelError: `model` cannot be handled.
     """
     path = path_of(path)
     with torch.inference_mode(False), Stream().aside(), ExitStack() as stack:
         saved = read(path)
+        if model is None:
+            raise CheckpointError(
+                f"{path} holds the tensors of a pruned {saved.network}, and no code: pass the dense network, or a "
+                "function that makes it, too, as in halp_fx.load(path, make_model)"
+            )
         dense = _made(model)
         _check_signature(path, saved, dense)
         device = _device(dense)

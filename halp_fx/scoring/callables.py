@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import a_kind, check_called, shown
 from ..errors import SaliencyError
 from ..types import ChannelGroup
 from .values import WidthValues
@@ -33,22 +34,44 @@ def check_importance(importance: Importance | None) -> None:
     if not callable(importance):
         known = ", ".join(map(repr, KINDS))
         raise SaliencyError(
-            f"importance={importance!r}: use {known} or a callable from group to scores, or from group and model"
+            f"importance={shown(importance)}: use {known} or a callable from group to scores, or from group and model"
         )
+    if isinstance(importance, nn.Module):
+        raise SaliencyError(f"importance is {a_kind(importance)}, a network: pass a function from group to scores")
+    given, model = ("a group",), "the model"
+    if _by_name(importance):
+        check_called("importance", importance, SaliencyError, given, {"model": model})
+    else:
+        more = (model,) if len(_needed(importance)) > 1 else ()
+        check_called("importance", importance, SaliencyError, (*given, *more))
 
 
 def asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[ChannelGroup], Any]:
     """A callable of one argument (group), or of two (group, model), as a function of the group. Arguments with a
     default are the callable's own, except one that is called `model`."""
-    try:
-        parameters = inspect.signature(importance).parameters
-    except (TypeError, ValueError):  # Some builtins have none.
-        return importance
-    if "model" in parameters and parameters["model"].kind is not inspect.Parameter.POSITIONAL_ONLY:
+    if _by_name(importance):
         return lambda group: importance(group, model=model)
+    return importance if len(_needed(importance)) < 2 else lambda group: importance(group, model)
+
+
+def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # Some builtins have none.
+        return {}
+
+
+def _by_name(function: Callable[..., Any]) -> bool:
+    """Whether it has an argument that is called `model`."""
+    named = _parameters(function).get("model")
+    return named is not None and named.kind is not inspect.Parameter.POSITIONAL_ONLY
+
+
+def _needed(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """The arguments that have to be given, by their place."""
     places = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    needed = [p for p in parameters.values() if p.kind in places and p.default is inspect.Parameter.empty]
-    return importance if len(needed) < 2 else lambda group: importance(group, model)
+    found = _parameters(function).values()
+    return [p for p in found if p.kind in places and p.default is inspect.Parameter.empty]
 
 
 def answer_of(ask: Callable[[ChannelGroup], Any], group: ChannelGroup) -> Any:
@@ -68,7 +91,12 @@ def scores_of(group: ChannelGroup, found: Any) -> np.ndarray:
     """
     if isinstance(found, WidthValues):
         found = _added(group, found)
-    array = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found, dtype=np.float64)
+    try:
+        array = np.asarray(found.detach().cpu() if isinstance(found, torch.Tensor) else found, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SaliencyError(f"importance({group.name!r}) returned {shown(found)}, no scores: {error}") from error
+    if found is None:
+        raise SaliencyError(f"importance({group.name!r}) returned nothing: it must return {group.size} scores")
     if array.shape != (group.size,):
         raise SaliencyError(
             f"importance({group.name!r}) returned shape {array.shape}, expected ({group.size},): the group as it "

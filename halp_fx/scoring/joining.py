@@ -31,6 +31,8 @@ def joined(data: Iterable[Any], most: int, device: torch.device) -> tuple[Any, i
     count = samples_in(first)
     if count is None:
         return moved(first, device), 1
+    if not count:
+        raise SaliencyError("batch 0 of data has no samples: leave empty batches out")
     leaves, tree = tree_flatten(first)
     columns = [[leaf] for leaf in leaves]
     while count < most:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from ..arguments import a_kind
 from ..errors import HalpError, SaliencyError, words_of
 from ..internals import tree_leaves, tree_map
 from ..model.tensors import dtype_name
@@ -26,7 +27,8 @@ REMEDY = "pass loss=lambda model, batch: … (a scalar, or a dict of losses that
 
 _CALLED = (
     ". With loss_fn, the model is called with its first item (a tuple or list as positional, a dict as keyword "
-    f"arguments) and loss_fn with the output and the second item; otherwise {REMEDY}"
+    f"arguments) and loss_fn with the output and the second item; otherwise {REMEDY}. A loss is called with the model "
+    "and the batch"
 )
 
 
@@ -62,8 +64,7 @@ def check_loss(data: Any, loss_fn: LossFn | None, loss: Loss | None) -> None:
     if data is None and given is not None:
         raise SaliencyError(f"{name} without data: pass data, batches of (input, target)")
     if given is not None and (not callable(given) or isinstance(given, type)):
-        kind = f"the class {given.__name__}" if isinstance(given, type) else f"a {type(given).__name__}"
-        raise SaliencyError(f"{name} is {kind}, not a function or an instance that can be called")
+        raise SaliencyError(f"{name} is {a_kind(given)}, not a function or an instance that can be called")
 
 
 def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
@@ -133,8 +134,13 @@ def total(value: Any) -> torch.Tensor:
     parts = list(value.values()) if isinstance(value, Mapping) else value
     parts = list(parts) if isinstance(parts, tuple | list) else [parts]
     if not parts or any(not isinstance(p, torch.Tensor) or p.numel() != 1 for p in parts):
+        remedy = ""
+        if isinstance(value, torch.Tensor):
+            remedy = ": take the mean of it over the samples"
+        elif isinstance(value, float | int | np.generic):
+            remedy = ": leave out item() or float()"
         raise SaliencyError(
-            f"the loss must be a scalar tensor, or a dict of them to be added up, not {described(value)}"
+            f"the loss must be a scalar tensor, or a dict of them to be added up, not {described(value)}{remedy}"
         )
     return torch.stack([p.reshape(()) for p in parts]).sum() if len(parts) > 1 else parts[0].reshape(())
 
@@ -152,8 +158,7 @@ def described(value: Any, depth: int = 0) -> str:
         more = ", …" if len(value) > 4 else ""
         items = "" if depth > 1 else f" ({', '.join(described(v, depth + 1) for v in value[:4])}{more})"
         return f"a {type(value).__name__} of {len(value)}{items}"
-    name = type(value).__name__
-    return f"a{'n' if name[:1].lower() in 'aeiou' else ''} {name}"
+    return a_kind(value)
 
 
 def inputs_of(batch: Any) -> Any:

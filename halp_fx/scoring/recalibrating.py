@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..arguments import whole
 from ..errors import SaliencyError, words_of
 from ..internals import NormBase
+from ..model.checks import check_module
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
 from .losses import Loss, called, check_data, inputs_of, moved
@@ -60,7 +62,9 @@ def without(lost: Sequence[int]) -> str:
 
 def renew(model: nn.Module, data: Iterable[Any], batches: int = 50, loss: Loss | None = None) -> tuple[int, ...]:
     """As `recalibrate`; returns the numbers of the batches that were left out."""
+    check_module(model)
     check_data(data)
+    batches = whole("batches", batches, SaliencyError)
     if data is None:
         raise SaliencyError("batch norms cannot be re-estimated without data: pass batches, such as a DataLoader")
     norms = norms_of(model)

@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import whole
 from ..errors import SaliencyError, few
+from ..model.checks import check_coupling, check_module
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, Plan, scored_name
@@ -185,9 +187,12 @@ def scored(
     batches: int = MAX_BATCHES,
 ) -> Saliency:
     """As `score`, for those who say themselves what was left out."""
+    check_module(model)
+    check_coupling(coupling)
     check_data(data)
     check_loss(data, loss_fn, loss)
     check_importance(importance)
+    batches = whole("batches", batches, SaliencyError)
     groups = coupling.prunable
     with torch.inference_mode(False):
         if callable(importance):

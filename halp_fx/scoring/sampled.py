@@ -76,7 +76,7 @@ class Sampled:
                     return own * torch.nan
                 return own
             self.kind = "the loss of the data's labels"
-            return given(output, target) * (samples_in(batch) or 1)
+            return total(given(output, target)) * (samples_in(batch) or 1)
 
         return drawn
 
@@ -122,6 +122,7 @@ def _summed(loss: Loss) -> Loss:
 
     def of(model: nn.Module, batch: Any) -> Any:
         value, count = loss(model, batch), samples_in(batch) or 1
+        total(value)  # It says what is no loss, before it is multiplied.
         if isinstance(value, Mapping):
             return {name: part * count for name, part in value.items()}
         if isinstance(value, tuple | list):

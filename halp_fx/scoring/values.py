@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..arguments import shown
+from ..errors import SaliencyError
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WidthValues:
@@ -33,8 +36,17 @@ class WidthValues:
 
         Equal scores say what a group is worth, not that its last channel is worth as much as its first, which would
         leave it whole or at its floor: they count as scores of the same sum that fall evenly to nearly nothing.
+
+        Raises:
+            SaliencyError: they are no row of finite numbers of at least 0.
         """
-        size = len(scores)
+        try:
+            row = np.asarray(scores, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise SaliencyError(f"scores={shown(scores)} are no numbers: {error}") from error
+        if row.ndim != 1 or not (np.isfinite(row) & (row >= 0)).all():
+            raise SaliencyError(f"scores={shown(scores)} must be a row of finite numbers of at least 0")
+        scores, size = row, len(row)
         order = np.argsort(-scores, kind="stable")
         falling = scores[order]
         if size > 1 and scores.min() == scores.max():

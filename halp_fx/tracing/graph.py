@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from ..internals import OpOverload
 from ..types import RECORD, Record
@@ -21,6 +21,10 @@ _UNTAGGED = {"nms"}
 _LIKE = re.compile(r"(empty|zeros|ones|full|rand|randn|randint)_like|new_(empty|zeros|ones|full)")
 
 _VIEWS = {"view", "_unsafe_view", "reshape", "_reshape_alias", "clone", "alias", "detach", "expand"}
+
+
+FORWARD = "forward"
+"""What the model's own forward is called, among names of modules: no module can be called so."""
 
 
 def written_through_alias(old: Any, writer: Any) -> Any:
@@ -48,6 +52,17 @@ def forget_shapes(node: fx.Node) -> None:
     """Take from a node of a network's own graph what other tools have noted of its result: sizes before pruning."""
     for key in ("val", "tensor_meta", "example_value"):
         node.meta.pop(key, None)
+
+
+def class_of(model: nn.Module) -> str:
+    """The name of a network's class; of an exported graph, that of what was exported."""
+    name = type(model).__name__
+    if isinstance(model, fx.GraphModule) and name == "GraphModule":
+        for node in model.graph.nodes:
+            for path, kind in node.meta.get("nn_module_stack", {}).values():
+                if not path:
+                    return str(getattr(kind, "__name__", kind)).rpartition(".")[2]
+    return name
 
 
 def op(node: fx.Node | None) -> str:
@@ -96,6 +111,26 @@ def place_of(node: fx.Node | None) -> tuple[str, str]:
 def spot_of(node: fx.Node) -> str:
     """The same with the module that runs it: what a rule chooses there is noted under this name."""
     return f"{of(node).module}/{op(node)}@{of(node).source}"
+
+
+def scope_of(node: fx.Node) -> str:
+    """The module that runs an operator, for who reads it."""
+    return of(node).module or FORWARD
+
+
+def name_of(node: fx.Node) -> str:
+    """An operator among those of its network, for who reads it: "layer1.0/add", "forward/mean"."""
+    return f"{scope_of(node)}/{node.name}"
+
+
+def where(node: fx.Node, what: str = "") -> str:
+    """An operator, or what happens at it, for a message: "view in 'layer1.0' (dir/file.py:12)"."""
+    record = of(node)
+    module = f" in {record.module!r}" if record.module else ""
+    # What PyTorch's own modules do alone was called from our recording: no line of the user's.
+    own = not record.source or record.source.startswith("tracing/forward.py:")
+    line = "" if own else f" ({record.source})"
+    return f"{what or op(node) or 'a result'}{module or ('' if line else ' in the model itself')}{line}"
 
 
 def is_view(node: fx.Node) -> bool:

@@ -106,6 +106,9 @@ class Recorder(TorchDispatchMode):
         module = self._failed[1] if error is self._failed[0] else self.module
         return f" in module {module!r}" if module else ""
 
+    def _where(self, what: str) -> str:
+        return f"{what} in {self.module!r} ({caller()})" if self.module else f"{what} ({caller()})"
+
     def placeholder(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
@@ -143,7 +146,7 @@ class Recorder(TorchDispatchMode):
         result = meta_shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             if written:
-                raise ModelError(f"{func} in {self.module!r} ({caller()}) writes to tensors without returning them")
+                raise ModelError(f"{self._where(str(func))} writes to tensors without returning them")
             return result
         node = self._add(func, node_args, node_kwargs, result)
         for tensor in written:
@@ -179,9 +182,7 @@ class Recorder(TorchDispatchMode):
         # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
         if of(node).fixed or (of(node).one.dtype is torch.bool and checked_by_torch()):
             return
-        line = caller()
-        place = f"{function} in {self.module!r} ({line})" if self.module else f"{function} ({line})"
-        self.reads.append(ValueRead(node.name, place, line.startswith(GRAPH_NODE)))
+        self.reads.append(ValueRead(node.name, self._where(function), caller().startswith(GRAPH_NODE)))
         self._constants.values_read = True
 
     def sized(self, args: Any, result: Any, part: int | slice) -> Any:

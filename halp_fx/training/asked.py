@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
+from ..arguments import MOST_STEPS, check_switches, whole
 from ..errors import BudgetError, TrainingError
 
 Mode = Literal["shrink", "mask"]
@@ -22,10 +25,9 @@ def check_asked(asked: Mapping[str, Any], optimizers: bool) -> None:
         BudgetError: steps or interval are out of range.
         TrainingError: a mode that is none, or something that it cannot do.
     """
-    for name in ("steps", "interval"):
-        value = asked[name]
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BudgetError(f"{name}={value!r} must be a whole number of at least 1")
+    whole("steps", asked["steps"], BudgetError, MOST_STEPS)
+    whole("interval", asked["interval"], BudgetError)
+    check_switches(BudgetError, regrow=asked["regrow"])
     mode = asked["mode"]
     if mode not in get_args(Mode):
         raise TrainingError(f"mode={mode!r} is not one of {', '.join(get_args(Mode))}")
@@ -45,6 +47,8 @@ def in_words(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _in_words(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        value = value.item()
     if value is None or isinstance(value, str | bool | int | float | tuple | list | dict):
         return value
     return str(value) if isinstance(value, Path) else getattr(value, "__name__", type(value).__name__)

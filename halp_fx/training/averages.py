@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from torch import nn
 
+from ..arguments import a_kind
 from ..errors import TrainingError
 from ..rewriting.inplace import Undo, narrow
 from ..types import Coupling, Plan
@@ -18,6 +19,8 @@ def averages_checked(averages: Iterable[nn.Module], model: nn.Module) -> list[nn
     Raises:
         TrainingError: one is not of this model.
     """
+    if isinstance(averages, nn.Module) or not isinstance(averages, Iterable):
+        raise TrainingError(f"averages is {a_kind(averages)}: pass a list of moving averages")
     found = []
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for average in averages:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch.nn import functional as F
 
+from ..arguments import a_kind, is_positive, shown
 from ..errors import TrainingError
 
 
@@ -24,13 +26,14 @@ def distill(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2
     Raises:
         TrainingError: the shapes differ, or the temperature is not positive.
     """
+    _check_tensors(student=student, teacher=teacher)
     if student.shape != teacher.shape or student.ndim < 2:
         raise TrainingError(
             f"logits of the student have shape {tuple(student.shape)}, of the teacher {tuple(teacher.shape)}: both "
             "must be (batch, classes, …)"
         )
-    if not temperature > 0:
-        raise TrainingError(f"temperature={temperature!r} must be positive")
+    if not is_positive(temperature):
+        raise TrainingError(f"temperature={shown(temperature)} must be a positive number")
     wanted = F.log_softmax(teacher.detach().float() / temperature, 1)
     found = F.log_softmax(student.float() / temperature, 1)
     return (wanted.exp() * (wanted - found)).sum(1).mean() * temperature**2
@@ -47,10 +50,29 @@ def distill_features(student: torch.Tensor, teacher: torch.Tensor, kept: Sequenc
     Raises:
         TrainingError: the shapes do not fit.
     """
-    wanted = teacher.detach() if kept is None else teacher.detach()[:, list(kept)]
+    _check_tensors(student=student, teacher=teacher)
+    wanted = teacher.detach() if kept is None else teacher.detach()[:, _channels(kept, teacher)]
     if student.shape != wanted.shape:
         raise TrainingError(
             f"features of the student have shape {tuple(student.shape)}, of the teacher {tuple(wanted.shape)}"
             + ("; pass kept=plan[group] for a group that was pruned" if kept is None else " with the channels kept")
         )
     return F.mse_loss(student.float(), wanted.float()) / wanted.float().square().mean().clamp_min(1e-12)
+
+
+def _check_tensors(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, torch.Tensor):
+            raise TrainingError(f"{name} is {a_kind(value)}: pass a tensor, what the network put out")
+
+
+def _channels(kept: Sequence[int], teacher: torch.Tensor) -> list[int]:
+    """Channels of the teacher, as indices."""
+    try:
+        rows = [operator.index(channel) for channel in kept]
+    except TypeError as error:
+        raise TrainingError(f"kept={shown(kept)} must be the channels that stay, such as plan[group]") from error
+    size = teacher.shape[1] if teacher.ndim > 1 else 0
+    if any(not 0 <= row < size for row in rows):
+        raise TrainingError(f"kept={shown(kept)} names channels that the teacher's features do not have: it has {size}")
+    return rows

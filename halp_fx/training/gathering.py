@@ -174,6 +174,45 @@ class Gathered:
             self.rows = list(torch.cat([r for r in own if r is not None], 1))
 
 
+def rows_that_tell(
+    found: Sequence[tuple[torch.Tensor, int]], fresh: int, importance: object, trained: bool
+) -> torch.Tensor:
+    """The rows of all processes.
+
+    Args:
+        found: of each process its rows, and how many batches since the last step of pruning were finite.
+        fresh: batches since then.
+        importance: as `Pruner` has it.
+        trained: as `Gathered.trained`.
+
+    Raises:
+        TrainingError: it does not say what channels are worth.
+    """
+    rows = torch.cat([own for own, _ in found])
+    if fresh and not any(finite for _, finite in found):
+        raise TrainingError(
+            f"no gradient was finite in the last {fresh} batches: the loss has diverged (lower the learning rate)"
+        )
+    if importance not in ("fisher", "taylor"):
+        return rows
+    if not len(rows):
+        raise TrainingError(
+            "pruner.step() was not called yet: no gradient says what channels are worth. Call it in the loop, "
+            "after loss.backward() and before optimizer.zero_grad(); to prune without training, call halp_fx.prune"
+        )
+    if not rows.any():
+        if not trained:
+            raise TrainingError(
+                "all layers whose channels could go are frozen (requires_grad=False), so no gradient tells what "
+                "they are worth: pass importance='magnitude', or use prune with data, then train"
+            )
+        raise TrainingError(
+            f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
+            "optimizer.zero_grad(), and see that the loss depends on the network"
+        )
+    return rows
+
+
 def _look(parameter: nn.Parameter) -> Look:
     return parameter.shape, parameter.dtype, parameter.device
 

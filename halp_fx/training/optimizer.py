@@ -25,7 +25,7 @@ from ..errors import TrainingError
 from ..model.naming import by_group
 from ..rewriting.inplace import Undo
 from ..rewriting.slicing import cuts_of, sliced
-from ..trials.trials import channel_groups
+from ..trials.trials import coupling_of
 from ..types import Coupling, Cuts, Plan
 from .averages import averages_checked, narrow_averages
 from .factored import cut_factors, form_of
@@ -68,7 +68,7 @@ def rebind(
     """
     optimizers = check_bound(optimizer, before)
     averages = averages_checked(averages, before)
-    coupling = coupling or channel_groups(before, example_inputs)
+    coupling = coupling_of(before, example_inputs, coupling)
     plan = by_group(plan, coupling)
     cuts = cuts_of(coupling, plan)
     heirs = _heirs(before, after, cuts)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import is_positive, shown, whole
 from ..errors import TrainingError
 from ..model.checks import check_finite, check_model
 from ..model.copying import copied
@@ -28,7 +29,7 @@ from ..pruning.session import Session
 from ..pruning.walking import walk
 from ..rewriting.slicing import index_of
 from ..scoring.losses import Loss, LossFn
-from ..trials.trials import channel_groups
+from ..trials.trials import coupling_of
 from ..types import SCORED, Coupling, Plan
 from .leading import Lead
 
@@ -75,8 +76,9 @@ class SparsityPenalty:
             BudgetError, ModelError, SaliencyError: for a budget, as `prune`.
             TrainingError: nothing is removed, or steps or most are out of range.
         """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or not most > 0:
-            raise TrainingError(f"steps={steps!r} must be a whole number of at least 1, and most={most!r} positive")
+        steps = whole("steps", steps, TrainingError)
+        if not is_positive(most):
+            raise TrainingError(f"most={shown(most)} must be a positive number")
         known: Any = plan
         if not _is_plan(plan):
             check_model(model)
@@ -87,7 +89,7 @@ class SparsityPenalty:
                 limits=None, recalibrate=True, progress=False,
             )  # fmt: skip
             known = _removed(model, request, repr(plan))
-        coupling = coupling or channel_groups(model, example_inputs)
+        coupling = coupling_of(model, example_inputs, coupling)
         self.plan = by_group(known, coupling)
         tensors = dict(named_tensors(model))
         self._places: list[tuple[nn.Parameter, int, torch.Tensor]] = []
@@ -100,7 +102,7 @@ class SparsityPenalty:
                     self._places.append((tensor, member.axis.dim, index_of(slots, tensor)))
         if not self._places:
             raise TrainingError("no channels are to be removed: there is nothing to penalise")
-        self._steps, self._most, self._calls = steps, most, 0
+        self._steps, self._most, self._calls = steps, float(most), 0
 
     @property
     def strength(self) -> float:

@@ -35,7 +35,7 @@ from ..reporting.making import report_on
 from ..reporting.report import Report
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
-from ..scoring.callables import Importance
+from ..scoring.callables import Importance, check_importance
 from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
@@ -43,7 +43,7 @@ from ..types.plain import from_plain, to_plain
 from .asked import Mode, check_asked, in_words
 from .averages import averages_checked
 from .checkpoint import Identity
-from .gathering import KEPT, Gathered
+from .gathering import KEPT, Gathered, rows_that_tell
 from .leading import Lead
 from .masks import Masks, given_closure
 from .optimizer import Optimizers, check_bound, innermost
@@ -122,6 +122,7 @@ class Pruner:
         """
         check_model(model)
         check_finite(model)
+        check_importance(importance)
         if importance is None or importance == "auto":
             importance = "taylor" if solver == "halp" else "fisher"
         names = ignored_names(model, ignore)
@@ -136,7 +137,7 @@ class Pruner:
         self.plan = Plan()
         self.decisions = self.skipped = self._calls = self._fresh = 0
         self._averages = averages_checked(averages, model)
-        self._steps, self._interval, self._regrow = steps, interval, regrow
+        self._steps, self._interval, self._regrow = int(steps), int(interval), regrow
         self._importance: Importance = importance
         self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
@@ -152,7 +153,7 @@ class Pruner:
         with preserved(model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
             self._lead = Lead.start(team, lambda: Session.start(copied(model), request))
-            self._ways = self._lead.ask(lambda s: ways_of(schedule, steps, min(s.yardstick.budget, 1.0)))
+            self._ways = self._lead.ask(lambda s: ways_of(schedule, self._steps, min(s.yardstick.budget, 1.0)))
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
             session = self._lead.session
@@ -294,22 +295,7 @@ class Pruner:
         broken = self._gathered.drop_broken()
         self.skipped += broken
         found = self._lead.gather((self._gathered.stacked(), self._fresh - broken))
-        rows = torch.cat([own for own, _ in found])
-        if not len(rows) or (self._fresh and not any(fresh for _, fresh in found)):
-            raise TrainingError(
-                f"no gradient was finite in the last {self._fresh} batches: the loss has diverged (lower the learning "
-                "rate), or pruner.step() was never called"
-            )
-        if self._importance in ("fisher", "taylor") and not rows.any():
-            if not self._gathered.trained:
-                raise TrainingError(
-                    "all layers whose channels could go are frozen (requires_grad=False), so no gradient tells what "
-                    "they are worth: pass importance='magnitude', or use prune with data, then train"
-                )
-            raise TrainingError(
-                f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
-                "optimizer.zero_grad(), and see that the loss depends on the network"
-            )
+        rows = rows_that_tell(found, self._fresh, self._importance, self._gathered.trained)
         with self._casting.again():
             with self._lifted(), preserved(self.model):
                 plan = self._lead.ask(lambda session: self._decided(session, rows, last))

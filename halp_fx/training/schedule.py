@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+from ..arguments import check_called
 from ..errors import BudgetError
 
 Schedule = Literal["exponential", "linear"] | Callable[[float], float]
@@ -31,7 +32,11 @@ def ways_of(schedule: Schedule, steps: int, budget: float) -> list[float]:
         return [math.log(1 - (1 - budget) * share) / whole if budget < 1 else 1.0 for share in done[:-1]] + [1.0]
     if not callable(schedule):
         raise BudgetError(f'schedule={schedule!r}: write "exponential", "linear", or pass a function')
-    ways = [float(schedule(share)) for share in done[:-1]] + [1.0]
+    check_called("schedule", schedule, BudgetError, ("a share of the steps",))
+    try:
+        ways = [float(schedule(share)) for share in done[:-1]] + [1.0]
+    except (TypeError, ValueError) as error:
+        raise BudgetError(f"schedule must return shares of the way, numbers from 0 to 1: {error}") from error
     if any(not 0 <= a <= b <= 1 for a, b in zip(ways, [*ways[1:], 1.0], strict=True)):
         raise BudgetError(f"schedule must rise from 0 to 1: over {steps} steps it gave {ways}")
     return ways

@@ -16,7 +16,7 @@ from torch import fx, nn
 
 from ..coupling.algebra import varying
 from ..coupling.propagation import Propagated, propagate
-from ..model.checks import check_model
+from ..model.checks import check_coupling, check_model
 from ..model.inputs import normalize_examples
 from ..model.naming import Ignored, ignored_names
 from ..model.preserving import spared, uncollected
@@ -49,6 +49,8 @@ def channel_groups(
         ModelError: the model cannot be handled, or an entry of `ignore` matches nothing.
     """
     check_model(model)
+    if like is not None:
+        check_coupling(like, "like")
     names = ignored_names(model, ignore)
     examples = normalize_examples(model, example_inputs)
     model = lifted(model)
@@ -60,6 +62,18 @@ def channel_groups(
         further, known = _without_noise(traces, decisions)
         runner = Runner(model, examples, traces.first, further)
         return Search(runner, names, known).coupling(decisions, traces.unseen)
+
+
+def coupling_of(model: nn.Module, example_inputs: Any, coupling: Coupling | None) -> Coupling:
+    """A coupling at hand, or else as `channel_groups` finds it.
+
+    Raises:
+        ModelError: as `channel_groups`, and if what is at hand is none.
+    """
+    if coupling is None:
+        return channel_groups(model, example_inputs)
+    check_coupling(coupling)
+    return coupling
 
 
 def _without_noise(traces: Traces, decisions: Decisions) -> tuple[tuple[Traced, ...], Propagated | None]:

@@ -86,7 +86,13 @@ class Plan(Mapping[str, tuple[int, ...]]):
         clean = {}
         for name, indices in self.kept.items():
             try:
-                row = tuple(map(index, indices))
+                given = list(indices)
+                if any(map(_is_flag, given)):
+                    raise PlanError(
+                        f"group {name!r}: this is a mask: pass the indices of the channels that stay, "
+                        "such as mask.nonzero().flatten()"
+                    )
+                row = tuple(map(index, given))
             except TypeError as error:
                 raise PlanError(f"group {name!r}: kept channels must be whole numbers ({error})") from error
             if not row:
@@ -156,3 +162,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
 
 
 _PLAN_FORMATS = ("halp_fx.plan/1", "halp_fx.plan/2")
+
+
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool) or "bool" in str(getattr(value, "dtype", ""))

@@ -28,6 +28,21 @@ number = 3
 network = make()
 """
 SMALL = ("nets.py:make", "--input", "1x3x8x8")
+COUNTED = (*SMALL, "--cost", "macs")
+COMMANDS = (
+    "demo",
+    "prune",
+    "sweep",
+    "apply",
+    "export",
+    "report",
+    "compare",
+    "bench",
+    "profile",
+    "explain",
+    "solve",
+    "info",
+)
 
 
 @dataclass

@@ -1,9 +1,7 @@
-"""Commands: what they leave, what they say, and what they exit with."""
+"""All commands: what they say, what they refuse, how wide they write, and what they exit with."""
 
 from __future__ import annotations
 
-import csv
-import html
 import importlib
 import os
 import re
@@ -12,225 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-import typer
-from command_line import SMALL
+from command_line import COMMANDS, COUNTED, SMALL
 from typer.testing import CliRunner
 
 import halp_fx
 from halp_fx.cli.app import app
-from halp_fx.cli.guarding import _saved, as_options, guarded, search_goes_on
-from halp_fx.cli.models import make_model
-from halp_fx.scoring.losses import REMEDY
+from halp_fx.cli.guarding import _saved, guarded
 
-COUNTED = (*SMALL, "--cost", "macs")
-COMMANDS = (
-    "demo",
-    "prune",
-    "sweep",
-    "apply",
-    "export",
-    "report",
-    "compare",
-    "bench",
-    "profile",
-    "explain",
-    "solve",
-    "info",
-)
 ROOT = Path(halp_fx.__file__).parents[1]
-
-
-def test_prune_leaves_a_folder(run, tmp_path):
-    found = run("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--out", "small")
-    assert found.code == 0
-    assert "Budget met" in found.out
-    names = {p.name for p in (tmp_path / "small").iterdir()}
-    assert names == {"model.safetensors", "plan.json", "report.html", "report.json"}
-    assert halp_fx.Plan.from_json((tmp_path / "small" / "plan.json").read_text())
-
-
-def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
-    def pruned(out, *more):
-        torch.manual_seed(0)  # Without --weights they are random.
-        return run("prune", *COUNTED, "--budget", "50%", "--data", "nets.py:batches", "--out", out, "--json", *more)
-
-    kept = ("--state", "search", "--effort", "fast")
-    first = pruned("small", *kept)
-    monkeypatch.setattr("halp_fx.pruning.session.scored", None)  # Nothing is scored again.
-    again = pruned("again", *kept)
-    assert first.code == again.code == 0
-    assert (tmp_path / "small" / "plan.json").read_text() == (tmp_path / "again" / "plan.json").read_text()
-    other = pruned("other", "--state", "search")
-    assert other.code == 1
-    assert "effort = 'fast', and this call has effort = 'normal'" in " ".join(other.err.split())
-    assert "--effort much is not one of" in pruned("other", "--effort", "much").err
-
-
-def test_what_a_report_advises_is_said_in_options(run):
-    said = run("prune", *COUNTED, "--budget", "50%").out
-    assert "report.html says which, and why" in said
-    assert "pass --data for widths that fit the network (and --loss, if" in said
-    assert "summary()" not in said
-
-
-def test_reports_that_a_command_made_name_its_options(run):
-    """The page is read by whoever typed the command."""
-    given = ("prune", "nets.py:bare", *SMALL[1:], "--cost", "macs", "--budget", "50%", "--out", "small")
-    said = run(*given).out
-    page, shown = Path("small/report.html").read_text(), run("report", "small").out
-    for words in (" ".join(said.split()), html.unescape(page), " ".join(shown.split())):
-        assert "pass --data for widths that fit the network (and --loss, if" in words
-        assert "--compensate does it with images" in words
-        assert not re.search(r"\b\w+=(True|False|None)\b|loss_fn|min_keep|pass data", words)
-
-
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        ("a smaller round_to, or steps=1, comes closer", "a smaller --round-to, or --steps 1, comes closer"),
-        ("with one thread (torch.set_num_threads(1)) the", "with one thread (--threads 1) the"),
-        ("on a GPU; runtime='eager' needs neither", "on a GPU; --runtime eager needs neither"),
-        ("by limits={name: (2, 1.0)} or min_keep", "by --min-keep"),
-        (
-            "train the last layers first, or pass importance='magnitude'",
-            "train the last layers first, or leave --data out",
-        ),
-        (REMEDY, "call halp_fx.prune in Python, with loss="),
-        ("compare, x: pass loss=lambda model, batch: …", "compare, x: call halp_fx.prune in Python, with loss="),
-        ("More steps (steps), a", "More steps (--steps), a"),
-    ],
-)
-def test_words_of_the_library_in_those_of_the_command_line(said, words):
-    assert as_options(said) == words
-
-
-def test_prune_in_json(run):
-    found = run("prune", *COUNTED, "--budget", "60%", "--json")
-    assert found.json["met"] is True
-    assert found.json["measured"] <= found.json["budget"] < found.json["dense"]
-    assert "Budget met" in found.err
-
-
-def test_several_budgets(run):
-    found = run("prune", *COUNTED, "-b", "macs=60%", "-b", "params=50%")
-    assert found.code == 0
-    assert "params" in found.out
-    assert run("prune", *COUNTED, "-b", "60%", "-b", "params=50%").code == 1
-
-
-def test_weights_come_back(run, tmp_path):
-    """The network of a folder, made anew, computes what the pruned one did."""
-    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
-    sizes = run("compare", *SMALL, "small", "--seconds", 0, "--json").json["networks"]
-    assert [n["name"] for n in sizes] == ["dense", "small"]
-    assert sizes[1]["parameters"] < sizes[0]["parameters"]
-
-
-def test_the_checkpoint_is_the_network(run, tmp_path):
-    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
-    dense = make_model("nets.py:make")
-    small = halp_fx.load(tmp_path / "small" / "model.safetensors", dense)
-    assert small[0].out_channels < dense[0].out_channels
-    assert small.halp == halp_fx.Report.from_json((tmp_path / "small" / "report.json").read_text())
-
-
-def test_export(run, tmp_path):
-    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
-    found = run("export", *SMALL, "small", "--to", "nets.pt2", "--json")
-    assert found.json["path"] == "nets.pt2"
-    assert found.json["deviation"] < 1e-5
-    assert (tmp_path / "nets.pt2").stat().st_size == found.json["size"]
-    assert run("export", *SMALL, "small", "--to", "nets.doc").code == 1
-    early = run("prune", *COUNTED, "--budget", "50%", "--out", "other", "--export", "doc")
-    assert early.code == 1
-    assert "--export doc is not known: onnx or pt2" in early.err
-    assert not (tmp_path / "other").exists()
-
-
-def test_report(run, tmp_path):
-    pytest.importorskip("matplotlib")
-    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
-    found = run("report", "small", "--html", "again.html", "--plots", "pictures", "--json")
-    assert found.json["unit"] == "MACs"
-    assert "Budget met" in found.err
-    assert (tmp_path / "again.html").read_text() == (tmp_path / "small" / "report.html").read_text()
-    assert {p.name for p in (tmp_path / "pictures").iterdir()} == {
-        f"{n}.{k}" for n in ("layers", "widths") for k in ("png", "svg")
-    }
-    assert "there is no nowhere" in run("report", "nowhere").err
-    assert run("report", "nets.py").code == 1
-
-
-def test_apply(run, tmp_path):
-    run("prune", *COUNTED, "--budget", "50%", "--out", "small")
-    found = run("apply", *SMALL, "small", "--json")
-    assert found.json["parameters"][1] < found.json["parameters"][0]
-    other = run("apply", "nets.py:make", "small/plan.json", "--input", "1x3x8x8", "--set", "width=8")
-    assert other.code == 1
-    assert "error: " in other.err
-
-
-def test_sweep(run, tmp_path, monkeypatch):
-    scorings = []
-    score = halp_fx.pruning.standing.score
-    monkeypatch.setattr(halp_fx.pruning.standing, "score", lambda *a, **k: scorings.append(1) or score(*a, **k))
-    found = run("sweep", *COUNTED, "--budgets", "80%, 50%,0.01%", "--out", "curve")
-    assert found.code == 0
-    assert "0.01%: a budget of" in found.out
-    with (tmp_path / "curve" / "sweep.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [r["budget"] for r in rows] == ["80%", "50%"]
-    assert float(rows[1]["measured"]) < float(rows[0]["measured"])
-    assert len(scorings) == 1
-    assert (tmp_path / "curve" / "50" / "report.html").is_file()
-    assert "--min-keep" in found.err + found.out
-    assert run("sweep", *COUNTED, "--budgets", "0.01%").code == 3
-
-
-def test_a_sweep_goes_on_where_it_was(run, monkeypatch):
-    def swept(budgets):
-        torch.manual_seed(0)  # Without --weights they are random.
-        return run("sweep", *COUNTED, "--out", "curve", "--state", "search", "--budgets", budgets, "--json")
-
-    whole = swept("80%,50%").json["rows"]
-    solved = []
-    solve = halp_fx.pruning.choosing.solve
-    monkeypatch.setattr(halp_fx.pruning.choosing, "solve", lambda *a, **k: solved.append(1) or solve(*a, **k))
-    assert swept("80%,50%").json["rows"] == whole
-    assert not solved
-    other = swept("70%")
-    assert other.code == 1
-    assert "has passed" in other.err
-
-
-def test_explain(run):
-    assert "2 groups may shrink" in run("explain", *SMALL).out
-    assert "not coupled" in run("explain", *SMALL, "--between", "0", "7").out
-    assert {g["name"] for g in run("explain", *SMALL, "--json").json["groups"]} >= {"0", "3"}
-    wrong = run("explain", *SMALL, "--ignore", "nothing*")
-    assert wrong.code == 1
-    assert "matches no module" in wrong.err
-
-
-def test_bench(run):
-    found = run("bench", *SMALL, "nets.py:network", "--seconds", 0, "--training", "--json").json
-    assert [n["name"] for n in found["networks"]] == ["nets.py:make", "nets.py:network"]
-    assert all(n["training"]["median_ms"] > 0 for n in found["networks"])
-
-
-def test_info(run):
-    found = run("info", "--json")
-    assert found.json["torch"] == torch.__version__
-    assert found.json["runtimes"].split(", ")[0] == "eager"
-    assert torch.__version__ in found.err
-
-
-def test_runtimes_that_cannot_be_used_are_not_listed(run, monkeypatch):
-    monkeypatch.setattr("halp_fx.cli.info.which", lambda name: None)
-    monkeypatch.setattr("halp_fx.cli.info.find_spec", lambda name: None)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run("info", "--json").json["runtimes"] == "eager"
 
 
 @pytest.mark.parametrize(("group", "commands"), [((), len(COMMANDS) + 1), (("table",), 6)], ids=["all", "table"])
@@ -280,44 +67,6 @@ def test_a_folder_that_is_not_writable(run, tmp_path):
     found = run("prune", *COUNTED, "--budget", "50%", "--out", "locked/small")
     assert found.code == 1
     assert "nothing can be written" in found.err
-
-
-def test_ctrl_c_says_what_was_saved(run, tmp_path, monkeypatch):
-    wrote = halp_fx.reporting.report.Report.to_html
-    folders = []
-
-    def interrupted(report, path):
-        folders.append(path)
-        if len(folders) == 2:
-            raise KeyboardInterrupt
-        return wrote(report, path)
-
-    monkeypatch.setattr(halp_fx.reporting.report.Report, "to_html", interrupted)
-    found = run("sweep", *COUNTED, "--budgets", "80%,50%", "--out", "curve")
-    assert found.code == 130
-    assert "interrupted\nsaved: curve/80/plan.json, curve/80/model.safetensors" in found.err
-    assert "curve/sweep.csv" in found.err
-    assert "--state DIR would keep the search" in found.err
-    assert len((tmp_path / "curve" / "sweep.csv").read_text().splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("cost", "state", "said"),
-    [
-        ("latency", None, "layers that were timed are kept in the latency table: run the same command again"),
-        ("macs", None, "--state DIR would keep the search"),
-        ("macs", Path("kept"), "the search is kept in kept: run the same command again"),
-    ],
-)
-def test_how_to_go_on_is_said_by_what_is_kept(cost, state, said, capsys):
-    @guarded()
-    def command():
-        search_goes_on(cost, state)
-        raise KeyboardInterrupt
-
-    with pytest.raises(typer.Exit):
-        command()
-    assert capsys.readouterr().err.splitlines()[-1] == said
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError, PermissionError(13, "Permission denied", "x")])
@@ -378,13 +127,6 @@ def test_ctrl_c_while_commands_are_imported(monkeypatch, capsys):
         importlib.import_module("halp_fx.__main__").main()
     assert stopped.value.code == 130
     assert capsys.readouterr().err.startswith("interrupted")
-
-
-def test_solve(run):
-    found = run("solve", ROOT / "tests" / "data" / "solver_problems" / "concat7@0.6.json", "--json")
-    assert found.code == 0
-    assert found.json["value"] <= found.json["upper bound"]
-    assert found.err.split()[:2] == ["group", "width"]
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

@@ -72,6 +72,20 @@ NETWORKS = {
 }
 
 
+def test_a_report_names_the_model():
+    def of(function):
+        torch._dynamo.reset()
+        with torch.no_grad():
+            compiled(function, budget="90%")(X)
+        return halp_fx.reports()[-1].conditions.model
+
+    model, other = network(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).double().eval()
+    assert of(model) == "Net"
+    assert of(other) == "Sequential"
+    assert of(lambda x: model(x) + 1) == "Net"
+    assert of(lambda x: model(x).sum() + other(x)) == "CompiledFunction"
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_equals_the_eager_network_with_the_same_plan(name):
     make, side = NETWORKS[name]

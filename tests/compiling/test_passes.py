@@ -103,6 +103,12 @@ def test_sizes_that_are_left_open_have_to_be_named():
     assert relative_error(small(more)[:2], small(X)) < 1e-12
 
 
+def test_a_report_names_what_was_exported():
+    program = torch.export.export(network(), (X,))
+    small = PruneChannels(0.9, X, latency="macs", progress=False)(program.module()).graph_module
+    assert small.halp.conditions.model == "Net"
+
+
 def test_what_is_no_graph_is_refused():
     with pytest.raises(halp_fx.ModelError, match=r"takes an fx\.GraphModule, not a Net"):
         PruneChannels(0.5, X)(network())

@@ -318,14 +318,14 @@ def test_quantised(small, exported, timed, tmp_path):
     ("name", "data", "words"),
     [
         ("q.onnx", [], "no batches"),
-        ("q.onnx", [torch.rand(1, 4, 8, 8)], "could not be quantised"),
+        ("q.onnx", [torch.rand(1, 4, 8, 8)], "the file takes float32 of shape"),
         ("q.pt2", [X], r"end in \.onnx"),
     ],
 )
 def test_what_cannot_be_quantised(name, data, words, exported, tmp_path):
     with pytest.raises(ExportError, match=words):
         halp_fx.quantize(exported, tmp_path / name, data)
-    with pytest.raises(ExportError, match=words if words != "could not be quantised" else "nowhere"):
+    with pytest.raises(ExportError, match="nowhere" if "file takes" in words else words):
         halp_fx.quantize(tmp_path / "nowhere.onnx", tmp_path / name, data)
     assert not list(tmp_path.iterdir())
 

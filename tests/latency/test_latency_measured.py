@@ -218,7 +218,7 @@ def test_a_layer_that_cannot_be_replayed_is_left_to_the_calibration(caplog):
     coupling = couple()
     cost = measured(timer)
     parts = cost.by_layer(coupling)
-    assert parts["/cat"] == 0
+    assert parts["forward/cat"] == 0
     assert sum(parts.values()) == len(parts) - 1
     assert "no such kernel" in caplog.text
 

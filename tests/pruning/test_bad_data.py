@@ -82,7 +82,7 @@ class Empty:
         ({"data": [X[0]]}, SaliencyError, "one sample of a data set"),
         ({"data": X.double().split(4)}, SaliencyError, "loss of batch 0 of data failed"),
         ({"data": [(X * torch.nan, Y)]}, SaliencyError, "all 1 batches had a loss or gradients that are not finite"),
-        ({"score_fn": 3}, HalpError, "3 was passed for a function"),
+        ({"score_fn": 3}, HalpError, "score_fn=3 cannot be called"),
         ({"tolerance": "2%"}, BudgetError, "tolerance='2%' must be"),
         ({"min_keep": "10%"}, BudgetError, "min_keep='10%' must be"),
         ({"limits": {0: 0.5}}, ModelError, "limits holds 0"),
@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_named(function, settings, error, match):
 
 def test_what_only_prune_takes():
     for settings, match in (
-        ({"train_between": 3}, "3 was passed for a function"),
+        ({"train_between": 3}, "train_between=3 cannot be called"),
         ({"score_fn": lambda m: 1.0, "max_drop": "1%"}, "max_drop='1%' must be"),
         ({"data": ONE, "effort": "thorough"}, "pass 4 batches or more"),
     ):
@@ -174,7 +174,7 @@ def test_networks_that_cannot_be_timed(models, match):
 
 
 def test_threads_that_are_none():
-    with pytest.raises(halp_fx.LatencyError, match="threads=0 must be a whole number of at least 1, or None"):
+    with pytest.raises(halp_fx.LatencyError, match="threads=0 must be a whole number from 1 to 4,096"):
         halp_fx.latency.MeasuredLatency(threads=0)
 
 

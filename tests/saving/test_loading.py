@@ -70,7 +70,7 @@ class Sized(Plain):
     ("model", "match"),
     [
         (Sized, r"Sized cannot be called without arguments \(.*'width'\): pass a function .*lambda: Sized\(\.\.\.\)"),
-        (None, r"load takes the dense network, or a function that makes it, not a NoneType"),
+        (None, r"and no code: pass the dense network, or a function that makes it, too"),
         ("resnet18", "not a str"),
         (lambda: Sized, "returned a type"),
     ],

@@ -94,8 +94,17 @@ def test_a_step_without_gradients_is_said():
     pruner = halp_fx.Pruner(network(), 0.4, X[:1], **CALL)
     with pytest.raises(TrainingError, match=r"call pruner\.step\(\) after loss\.backward"):
         pruner.step()
-    with pytest.raises(TrainingError, match=r"pruner\.step\(\) was never called"):
+
+
+def test_finish_before_any_step_says_what_is_missing():
+    model = network().train()
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
+    with pytest.raises(TrainingError, match=r"pruner\.step\(\) was not called yet: .*after loss\.backward") as caught:
         pruner.finish()
+    assert "diverged" not in str(caught.value)
+    assert model[0].out_channels == 8
+    # Magnitudes need no gradients.
+    assert halp_fx.Pruner(model, 0.4, X[:1], importance="magnitude", **CALL).finish().halp.met
 
 
 def test_gradients_that_were_zeroed_before_the_step_are_said():

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
+from ...arguments import shown
+from ...internals import OpOverload
 from ...tracing.graph import functional
 from ..algebra import Algebra, Call, Planes
+
+_Packet = type(torch.ops.aten.relu)
+_NAMED = re.compile(r"\w+::[\w.]+")
 
 Rule = Callable[[Call, Algebra], "Planes | list[Planes]"]
 
@@ -27,8 +33,15 @@ def register_rule(*targets: Any) -> Callable[[Rule], Rule]:
         register_rule(torch.ops.mylib.fast_gelu)(halp_fx.rules.pointwise)
 
     Raises:
-        ValueError: a target has a rule already.
+        ValueError: a target has a rule already, or is no operator.
     """
+    for target in targets:
+        named = isinstance(target, str) and _NAMED.fullmatch(target)
+        if not (named or isinstance(target, OpOverload | _Packet | torch.Tag)):
+            raise ValueError(
+                "register_rule takes operators such as torch.ops.aten.relu, or names such as 'torchvision::roi_align', "
+                f"not {shown(target)}"
+            )
 
     def add(rule: Rule) -> Rule:
         for target in targets:
