@@ -96,6 +96,12 @@ def with_coordinates(s, x):
     return s.conv(torch.cat([x, rows[:, None]], 1)).relu() + 0 * torch.ones_like(x[:, 0, None]).cumsum(2)
 
 
+# Parts that are read in another order than they lie in, whose widths an attribute has.
+def parts_read_later(s, x):
+    own, a, b, c = s.wide(x).split(s.parts, 1)
+    return torch.cat([s.a(a), s.b(b), s.c(c), own], 1)
+
+
 def layers(**kinds):
     return lambda: {name: make() for name, make in kinds.items()}
 
@@ -141,6 +147,16 @@ CASES = {
     "states of a cell": (states_of_a_cell, 6, layers(cell=lambda: nn.GRUCell(8, 6)), {"stem": 8}),
     "with time": (with_time, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
     "with coordinates": (with_coordinates, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
+    "parts read later": (
+        parts_read_later,
+        16,
+        lambda: {
+            **{name: nn.Conv2d(2, 2, 3, padding=1, groups=2) for name in "abc"},
+            "wide": nn.Conv2d(8, 16, 1),
+            "parts": (10, 2, 2, 2),
+        },
+        {"stem": 8, "wide": 2},
+    ),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }
 
