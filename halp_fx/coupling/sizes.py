@@ -42,8 +42,11 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
         given: where the numbers come from that operators are given, by node.
     """
     nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
-    failed = [moving(n, coupling) for n in nodes if n.name == found.node]
-    alike = [n for n in nodes if not failed or moving(n, coupling) == failed[0]]
+    failed = next((n for n in nodes if n.name == found.node), None)
+    if failed is not None:
+        # A layer's own view is another than that of an attention, though one line of the program runs both.
+        nodes = [n for n in nodes if of(n).function == of(failed).function]
+    alike = [n for n in nodes if failed is None or moving(n, coupling) == moving(failed, coupling)]
     names: set[str] = set()
     for node in alike:
         sources = found.sources if node.name == found.node else given.get(node.name, frozenset())

@@ -244,3 +244,26 @@ def test_a_dict_may_be_an_argument(form):
 def test_a_dict_of_keywords_stays_that():
     with pytest.raises(halp_fx.TraceError, match="unexpected keyword argument 'images'"):
         halp_fx.channel_groups(OfBatch().eval(), ({"image": torch.rand(2, 3, 5, 5)}, {"images": 1}))
+
+
+class Placed(nn.Module):
+    """A transformer of tokens with embeddings of rows and of columns side by side, as the demo of DETR has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layers, self.head = nn.Conv2d(3, 8, 1), nn.Transformer(8, 2, 1, 1, 6), nn.Linear(8, 4)
+        self.rows, self.columns = (nn.Parameter(torch.rand(5, 4)) for _ in range(2))
+
+    def forward(self, x):
+        place = torch.cat([self.columns.repeat(5, 1, 1), self.rows[:, None].repeat(1, 5, 1)], -1).flatten(0, 1)
+        tokens = place[:, None] + self.stem(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.layers(tokens, tokens)).mean(0)
+
+
+def test_feed_forwards_go_beside_heads_that_stay():
+    torch.manual_seed(0)
+    model, x = randomized(Placed()).eval(), torch.randn(1, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    hidden = [f"layers.{part}.layers.0.linear1" for part in ("encoder", "decoder")]
+    assert {*hidden} <= {g.name for g in coupling.prunable}, coupling.frozen
+    equals_twin_closely(model, random_plan(coupling), x, coupling)
