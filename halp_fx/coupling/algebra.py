@@ -216,6 +216,11 @@ class Algebra:
         if len(labels):
             self.pins.append((labels, reason))
 
+    def pinned(self, plane: Plane) -> bool:
+        """Whether a label of the plane is held, as far as operators before have shown."""
+        labels = compact(plane).numpy()
+        return any(np.isin(labels, held).any() for held, _ in self.pins)
+
     def pin_all(self, values: Iterable[Value], reason: str) -> None:
         for value in values:
             for plane in value.planes:

@@ -13,6 +13,8 @@ from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+# The zero that forward-mode differentiation has for what does not move.
+FACTORIES |= {"_efficientzerotensor"}
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
@@ -20,7 +22,7 @@ _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_pad_nd"}
 # These are of interest where they handle an axis that can shrink; padding, where it is along one.
-_ON_CHANNELS = FACTORIES | {"constant_pad_nd"}
+_ON_CHANNELS = FACTORIES - {"_efficientzerotensor"} | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 
@@ -40,8 +42,11 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
         given: where the numbers come from that operators are given, by node.
     """
     nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
-    failed = [moving(n, coupling) for n in nodes if n.name == found.node]
-    alike = [n for n in nodes if not failed or moving(n, coupling) == failed[0]]
+    failed = next((n for n in nodes if n.name == found.node), None)
+    if failed is not None:
+        # A layer's own view is another than that of an attention, though one line of the program runs both.
+        nodes = [n for n in nodes if of(n).function == of(failed).function]
+    alike = [n for n in nodes if failed is None or moving(n, coupling) == moving(failed, coupling)]
     names: set[str] = set()
     for node in alike:
         sources = found.sources if node.name == found.node else given.get(node.name, frozenset())
@@ -103,7 +108,8 @@ def reads_widths(coupling: Coupling) -> bool:
 def takes_sizes(coupling: Coupling) -> bool:
     """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
     shrink: `C` of an activation may be the size of a view of something else. But a tensor of equal elements that meets
-    none has the same sizes at all widths, unless the program has read one."""
+    none has the same sizes at all widths, unless the program has read one (those of
+    differentiation no program reads)."""
     return any(
         takes_size(node) and (op(node) not in _ON_CHANNELS or any(_given(node, coupling)))
         for node in coupling.traced.graph.nodes

@@ -60,11 +60,11 @@ class Sizes:
     @classmethod
     def at(cls, node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Sizes:
         """Sizes of its result (or of its pieces), of views of it, and of what leads to it."""
-        pieces = [coupling.shapes[user.name] for user in node.users] if of(node).spec is None else []
+        pieces = _pieces(node, coupling)
         if pieces:
             whole = coupling.shapes[source_of(node).name]
-            dims = [d for d in range(len(pieces[0])) if any(p[d] != whole[d] for p in pieces)]
-            found = [piece[d] for d in dims[:1] for piece in pieces]
+            dims = [d for d in range(len(whole)) if any(p and p[d] != whole[d] for p in pieces)]
+            found = [piece[d] if piece else Extent(0) for d in dims[:1] for piece in pieces]
         else:
             found = list(coupling.shapes[node.name])
         found += [e for n in (views_of(node) if is_view(node) else ()) for e in coupling.shapes[n.name]]
@@ -115,6 +115,16 @@ class Sizes:
                 if mend is not None and mend not in self.coupling.decisions.mends:
                     found.setdefault(mend, position)
         return found
+
+
+def _pieces(node: fx.Node, coupling: Coupling) -> list[tuple[Extent, ...]]:
+    """The shapes of the pieces that an operator returns, each at its position; () for one that nothing reads.
+
+    The graph has them in the order in which they are read first.
+    """
+    pieces = node.users if of(node).spec is None else ()
+    read = {int(piece.args[1]): coupling.shapes[piece.name] for piece in pieces}  # type: ignore[arg-type]
+    return [read.get(i, ()) for i in range(max(read, default=-1) + 1)]
 
 
 def source_of(node: fx.Node) -> fx.Node:

@@ -234,6 +234,18 @@ CASES = {
     "var and std": Case(lambda: between(lambda s, x: x * x.var(1, keepdim=True) + x.std(1, keepdim=True)), {"a": 8}),
     "logsumexp, prod": Case(lambda: between(lambda s, x: x * x.logsumexp(1, True) * x.cos().prod(1, True)), {"a": 8}),
     "argmax over channels": Case(lambda: between(lambda s, x: x * x.argmax(1, True)), {}, {"a": "argmax"}),
+    "largest over channels": Case(lambda: between(lambda s, x: x * x.max(1, True)[0] + x.min(1, True)[0]), {"a": 8}),
+    "which channel is the largest": Case(
+        lambda: between(lambda s, x: x * x.max(1, True)[1]), {}, {"a": "gives an index"}
+    ),
+    "where in space it is the largest": Case(lambda: between(lambda s, x: x * x.max(2, True)[1]), {"a": 8}),
+    "a hard choice of channels": Case(
+        lambda: between(lambda s, x: x * F.one_hot(x.min(1)[1], 8).movedim(-1, 1)), {}, {"a": "gives an index"}
+    ),
+    "numbers of the channels": Case(
+        lambda: between(lambda s, x: x * torch.ones_like(x).cumsum(1)), {}, {"a": "numbers the channels"}
+    ),
+    "numbers of the rows": Case(lambda: between(lambda s, x: x * torch.ones_like(x).cumsum(2)), {"a": 8}),
     "median": Case(lambda: between(lambda s, x: x * x.median(1, True)[0]), {}, {"a": ""}),
     "fft over space": Case(lambda: between(lambda s, x: torch.fft.irfft2(torch.fft.rfft2(x).abs())), {"a": 8}),
     "complex": Case(lambda: between(lambda s, x: torch.complex(x, x.cos()).abs()), {"a": 8}),

@@ -149,6 +149,15 @@ def codes(s, x):
     return s.last(F.normalize((rest * share[:, :, None]).sum(-1), dim=2).view(len(x), -1))[:, :, None, None]
 
 
+def codes_in_turn(s, x):
+    """The same, one centre after the other, written into what was made for them."""
+    share, out = s.share(x).flatten(2).softmax(1), torch.zeros(len(x), 6, x.shape[1], dtype=x.dtype)
+    for k in range(6):
+        rest = (x.flatten(2) - s.centres[k, :, None]) * share[:, k : k + 1]
+        out[:, k : k + 1] = rest.sum(-1)[:, None]
+    return s.last(F.normalize(out, dim=2).view(len(x), -1))[:, :, None, None]
+
+
 def graph_convolution(s, x):
     """Three products with learnt adjacencies, summed (ST-GCN)."""
     y = s.conv(x)
@@ -240,6 +249,24 @@ CASES = {
             codes, out=4, share=nn.Conv2d(8, 6, 1), last=nn.Linear(48, 4), centres=nn.Parameter(torch.randn(6, 8))
         ),
         {"stem": 8, "last": 4},
+    ),
+    "centres in turn": (
+        lambda: image(
+            codes_in_turn,
+            out=4,
+            share=nn.Conv2d(8, 6, 1),
+            last=nn.Linear(48, 4),
+            centres=nn.Parameter(torch.randn(6, 8)),
+        ),
+        {"stem": 8, "last": 4},
+    ),
+    "directional derivative": (
+        lambda: image(
+            lambda s, x: sum(torch.func.jvp(s.inner, (x.mean((2, 3)),), (x.amax((2, 3)),)))[:, :, None, None],
+            out=4,
+            inner=nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)),
+        ),
+        {"stem": 8},
     ),
     "adjacencies": (
         lambda: image(graph_convolution, out=6, conv=nn.Conv2d(8, 18, 1), edges=nn.Parameter(torch.rand(3, 8, 8))),

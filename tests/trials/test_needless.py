@@ -96,6 +96,12 @@ def with_coordinates(s, x):
     return s.conv(torch.cat([x, rows[:, None]], 1)).relu() + 0 * torch.ones_like(x[:, 0, None]).cumsum(2)
 
 
+# Parts that are read in another order than they lie in, whose widths an attribute has.
+def parts_read_later(s, x):
+    own, a, b, c = s.wide(x).split(s.parts, 1)
+    return torch.cat([s.a(a), s.b(b), s.c(c), own], 1)
+
+
 def layers(**kinds):
     return lambda: {name: make() for name, make in kinds.items()}
 
@@ -141,6 +147,16 @@ CASES = {
     "states of a cell": (states_of_a_cell, 6, layers(cell=lambda: nn.GRUCell(8, 6)), {"stem": 8}),
     "with time": (with_time, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
     "with coordinates": (with_coordinates, 6, layers(conv=conv(9, 6)), {"stem": 8, "conv": 6}),
+    "parts read later": (
+        parts_read_later,
+        16,
+        lambda: {
+            **{name: nn.Conv2d(2, 2, 3, padding=1, groups=2) for name in "abc"},
+            "wide": nn.Conv2d(8, 16, 1),
+            "parts": (10, 2, 2, 2),
+        },
+        {"stem": 8, "wide": 2},
+    ),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }
 
@@ -228,3 +244,26 @@ def test_a_dict_may_be_an_argument(form):
 def test_a_dict_of_keywords_stays_that():
     with pytest.raises(halp_fx.TraceError, match="unexpected keyword argument 'images'"):
         halp_fx.channel_groups(OfBatch().eval(), ({"image": torch.rand(2, 3, 5, 5)}, {"images": 1}))
+
+
+class Placed(nn.Module):
+    """A transformer of tokens with embeddings of rows and of columns side by side, as the demo of DETR has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layers, self.head = nn.Conv2d(3, 8, 1), nn.Transformer(8, 2, 1, 1, 6), nn.Linear(8, 4)
+        self.rows, self.columns = (nn.Parameter(torch.rand(5, 4)) for _ in range(2))
+
+    def forward(self, x):
+        place = torch.cat([self.columns.repeat(5, 1, 1), self.rows[:, None].repeat(1, 5, 1)], -1).flatten(0, 1)
+        tokens = place[:, None] + self.stem(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.layers(tokens, tokens)).mean(0)
+
+
+def test_feed_forwards_go_beside_heads_that_stay():
+    torch.manual_seed(0)
+    model, x = randomized(Placed()).eval(), torch.randn(1, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    hidden = [f"layers.{part}.layers.0.linear1" for part in ("encoder", "decoder")]
+    assert {*hidden} <= {g.name for g in coupling.prunable}, coupling.frozen
+    equals_twin_closely(model, random_plan(coupling), x, coupling)

@@ -84,7 +84,8 @@ def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[l
     every label of one meets every label of the other: with slots of both coupled, nothing could go.
 
     An expanded length (a statistic per group, repeated for all channels of the group) stays, and the slots go. Where
-    another operand has a slot for every element, as a layer behind `flatten(codes x channels)` has, the fewer stay.
+    another operand has a slot for every element, as a layer behind `flatten(codes x channels)` has, the fewer stay, or
+    those that are held already.
     """
     found = []
     for own in sides:
@@ -98,10 +99,10 @@ def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[l
             if first != second:
                 stay.append(q if first else p)
                 algebra.pin(stay[-1], f"expanded to a constant length in {call.where}")
-            elif first and any(
-                dims & set(varying(r)) and not independent(r, p) and not independent(r, q) for r in others
-            ):
-                larger = "first" if len(compact(p).unique()) >= len(compact(q).unique()) else "second"
+            elif any(dims & set(varying(r)) and not independent(r, p) and not independent(r, q) for r in others):
+                # Not more of them where they stay anyhow (codes that the forward takes one by one).
+                sizes = [(not algebra.pinned(plane), len(compact(plane).unique())) for plane in (p, q)]
+                larger = "first" if sizes[0] >= sizes[1] else "second"
                 stay.append(q if algebra.choose(f"{call.place}#parted", larger) == "first" else p)
                 square = bool(torch.isin(compact(p), compact(q)).all())
                 algebra.pin(stay[-1], laid_together(call.where, square))
@@ -201,6 +202,7 @@ register_rule(
     aten.log_sigmoid_forward,
     aten.clone,
     aten._to_copy,
+    aten.to,
     aten.detach,
     aten.alias,
     aten.lift_fresh,

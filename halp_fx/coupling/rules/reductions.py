@@ -57,6 +57,17 @@ def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
 
 
+def running(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`cumsum(x, dim)` and its kin. Of a constant, such as `ones_like`, they number the channels."""
+    x: Value = call.args[0]
+    dims = _dims(call.arg(1, "dim"), x.ndim)
+    if x.data is not None:
+        for plane in x.planes:
+            if set(varying(plane)) & dims:
+                algebra.pin(plane, f"{call.where} numbers the channels")
+    return along_dimension(call, algebra)
+
+
 def vector_norm(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """`linalg_vector_norm(x, ord, dim, keepdim)` and `norm(x, p, dim, keepdim)`."""
     return reduction(replace(call, args=(call.args[0], call.arg(2, "dim"))), algebra)
@@ -92,7 +103,7 @@ def loss(call: Call, algebra: Algebra) -> Planes:
     return ()
 
 
-def index_of_extreme(call: Call, algebra: Algebra) -> Planes:
+def index_of_extreme(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """`argmax` and its kin: an index into the channels means something else when some are gone."""
     x: Value = call.args[0]
     dims = _dims(call.arg(1, "dim"), x.ndim)
@@ -100,7 +111,13 @@ def index_of_extreme(call: Call, algebra: Algebra) -> Planes:
     for plane in over:
         algebra.pin(plane, f"{call.where} gives an index of a channel")
     rest = tuple(p for p in x.planes if not set(varying(p)) & dims)
-    return tuple(reduction(replace(call, args=(replace(x, planes=rest), *call.args[1:])), algebra))  # type: ignore[arg-type]
+    return reduction(replace(call, args=(replace(x, planes=rest), *call.args[1:])), algebra)
+
+
+def extreme(call: Call, algebra: Algebra) -> Planes | list[Planes]:
+    """`max(x, dim, keepdim)` and `min`: values, and, if the network reads them, where they are."""
+    located = len(call.outputs) > 1 and call.outputs[1] is not None
+    return (index_of_extreme if located else reduction)(call, algebra)
 
 
 def ordered(call: Call, algebra: Algebra) -> Planes | list[Planes]:
@@ -135,8 +152,6 @@ register_rule(
     aten.sum,
     aten.amax,
     aten.amin,
-    aten.max,
-    aten.min,
     aten.prod,
     aten.var,
     aten.std,
@@ -162,7 +177,7 @@ register_rule(
     aten.dist,
 )(loss)
 register_rule(aten.argmax, aten.argmin)(index_of_extreme)
-register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax, aten.cumsum, aten.cumprod, aten.logcumsumexp)(
-    along_dimension
-)
+register_rule(aten.max, aten.min)(extreme)
+register_rule(aten._softmax, aten._safe_softmax, aten._log_softmax)(along_dimension)
+register_rule(aten.cumsum, aten.cumprod, aten.logcumsumexp)(running)
 register_rule(aten.sort, aten.topk, aten.kthvalue, aten.median, aten.nanmedian, aten.mode)(ordered)
