@@ -315,10 +315,10 @@ class Pruner:
         """The plan after this step, in the first process."""
         now = Plan() if self._regrow else self.plan
         own = self._gathered.by_group(rows, now if self._masks is not None else Plan())
-        standing = self.model
+        network = self.model
         if self._masks is not None and now:
-            standing = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
-        session.network = Network(standing, now, self._here if self._masks is None else None)
+            network = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
+        session.network = Network(network, now, self._here if self._masks is None else None)
 
         def scorer(model: nn.Module, coupling: Coupling) -> Saliency:
             return saliency_of(own, self._importance, model, coupling)

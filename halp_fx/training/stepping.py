@@ -53,8 +53,8 @@ class Stepped:
                     if id(parameter) in own and any(map(_shaped, kept.values())):
                         raise TrainingError(
                             f"{type(optimizer).__name__} steps {own[id(parameter)]} and keeps a state of its shape, "
-                            "but the Pruner was not told of it: the state would stay as it is when that is cut. it before "
-                            "the Pruner and pass it: Pruner(..., optimizer=optimizer), or "
+                            "but the Pruner was not told of it: that state would not be cut with the parameter. Make "
+                            "it before the Pruner and pass it: Pruner(..., optimizer=optimizer), or "
                             "optimizer=[first, second] if there are several"
                         )
 

@@ -112,6 +112,20 @@ def test_optimizers_of_other_networks_and_those_without_a_state_need_not_be_pass
     assert pruner.done
 
 
+def test_a_copy_that_is_trained_in_place_of_the_model_is_said():
+    """The gradients of the last batch before the copy stay in the model: it was pruned by them alone, in silence."""
+    model = network().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    train(model, optimizer, pruner, batches(4))
+    other = copy.deepcopy(model)
+    plan, shapes = pruner.plan, [p.shape for p in model.parameters()]
+    with pytest.raises(TrainingError, match="were the same in the last 4 batches: what the loop trains is another"):
+        train(other, sgd(other), pruner, batches(8))
+    assert pruner.plan == plan
+    assert [p.shape for p in model.parameters()] == shapes
+
+
 def test_a_pruner_that_is_over_or_gone_listens_to_no_optimizer():
     hooks = _global_optimizer_post_hooks
     before = len(hooks)
