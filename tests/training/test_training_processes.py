@@ -235,6 +235,7 @@ def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
     assert model[0].out_channels == 8
     assert halp_fx.Pruner(other, 0.4, X[:1], optimizer=sgd(other), mode="mask", **at_once).step()
     del whole  # It is in a cycle.
+    F.cross_entropy(model(X), torch.arange(4)).backward()
     assert pruner.step()
     trained = pruner.wrap(DistributedDataParallel)
     with trained.join():  # Of the wrapper of now, which a cut leaves behind.
