@@ -176,16 +176,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             raise SystemExit("pass --weights of the dense network, or --dense-epochs to train it first")
         return Training(given, data, job, model, epochs)
 
-    runs.dense(given, job, model, first)
+    shape = given.timed_batch, 3, data.side, data.side
+    example = torch.randn(shape, device=job.device).contiguous(memory_format=torch.channels_last)
+
+    def pruner_of(training: Training) -> halp_fx.Pruner:
+        return halp_fx.Pruner(
+            model, given.budget, example, optimizer=training.optimizer, steps=given.steps, interval=given.interval,
+            mode=given.mode, regrow=given.regrow, importance=given.importance, solver=given.solver, latency=given.cost,
+        )  # fmt: skip
+
+    runs.dense(given, job, model, first, pruner_of)
     model.to(job.device, memory_format=torch.channels_last)
     teacher = None if given.no_distill else copy.deepcopy(model).eval().requires_grad_(False)
     training = Training(given, data, job, model, given.epochs)
     whole = training.accuracy()
-    example = torch.randn(given.timed_batch, 3, data.side, data.side).to(job.device, memory_format=torch.channels_last)
-    pruner = halp_fx.Pruner(
-        model, given.budget, example, optimizer=training.optimizer, steps=given.steps, interval=given.interval,
-        mode=given.mode, regrow=given.regrow, importance=given.importance, solver=given.solver, latency=given.cost,
-    )  # fmt: skip
+    pruner = pruner_of(training)
     training.wrapped(pruner)
     board = None
     if given.tensorboard and job.leads:

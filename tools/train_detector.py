@@ -189,7 +189,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         given.data, given.folder, given.batch, given.side, job, given.seed, given.workers, tuple(given.images)
     )
     model = made(given, len(data.classes))
-    runs.dense(given, job, model, lambda epochs: Training(given, data, job, model, epochs))
+    runs.dense(
+        given, job, model, lambda epochs: Training(given, data, job, model, epochs),
+        lambda training: pruner_of(given, training, job),
+    )  # fmt: skip
     model.to(job.device)
     training = Training(given, data, job, model, given.epochs)
     whole = training.precision() if given.weights or given.dense_epochs else None

@@ -17,6 +17,9 @@ from .request import Request
 from .widths import compose, plan_from
 from .yardstick import Yardstick
 
+_NOTHING = 1e-9
+"""Share of the dense network's layers that no network is within."""
+
 
 @dataclass(frozen=True, slots=True)
 class Cutter:
@@ -71,6 +74,33 @@ class Cutter:
                     self.yardstick.hold(error, network.coupling, step)
                     continue
             return Network(small, compose(network.plan, step), saliency=network.saliency, step=step), choice
+
+    def check_possible(self, network: Network) -> None:
+        """See that the budget can be met at all, before anything is spent on the way to it: what channels are worth
+        does not matter for that. Where the cost is a time the smallest network is timed, whatever the tables say: of a
+        network of many small layers they said a third where the clock said two thirds.
+
+        Args:
+            network: the dense one, scored by anything.
+
+        Raises:
+            InfeasibleError: the smallest network is above the budget.
+        """
+        yardstick = self.yardstick
+        asked = _NOTHING * yardstick.scale if yardstick.goals.measured else None
+        with self.clock("solve"):
+            if Question(self.request, yardstick, network, 1.0).choose(0.0).refused is None and asked is None:
+                return
+        known = set(yardstick.held), set(yardstick.several), yardstick.notes
+        smallest, choice = self.cut(network, 1.0, asked=asked)
+        sure = (yardstick.held, yardstick.several) == known[:2]
+        yardstick.held, yardstick.several, yardstick.notes = known  # What cannot go so far may go less far.
+        if choice.refused is None or not sure:
+            return
+        with self.clock("measure"):
+            measured = yardstick.measure(smallest.plan, smallest.model)
+        if measured > yardstick.budget * (1 + self.slack):
+            raise self._refusal(smallest, choice.refused, measured) from choice.refused
 
     def total(self, plan: Plan, choice: Choice) -> float:
         """The sum of the layers' costs as the solver's tables have it: for a counted cost that need not be the cost."""

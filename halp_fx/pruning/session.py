@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import nn
 
@@ -20,6 +21,7 @@ from ..model.tensors import parameter_count
 from ..rewriting.applying import rewrite
 from ..rewriting.compensating import SAMPLES, Compensation
 from ..scoring.recalibrating import renew
+from ..scoring.saliency import scored as magnitude_of
 from ..solver import Solution
 from ..trials.branches import tried
 from ..trials.trials import channel_groups
@@ -180,6 +182,16 @@ class Session:
         self.trail.append(Stop(aim, self.network.plan, parameter_count(self.network.model)))
         if self.request.on_the_way:
             self._compensate(self.network, whole, self.request.on_the_way)
+
+    def check_possible(self) -> None:
+        """See that the budget can be met at all, before the network is trained on the way to it.
+
+        Raises:
+            InfeasibleError: the smallest network is above the budget; it says what that takes.
+        """
+        if not self.yardstick.met_already:
+            by_size = scored(self.network, self.request, self.yardstick, partial(magnitude_of, importance="magnitude"))
+            self._cutter.check_possible(by_size)
 
     def train(self, team: Team) -> None:
         """Let the caller train the network as it stands."""

@@ -208,5 +208,10 @@ def _remedy(model: nn.Module, inputs: Any) -> str:
         return f", a tensor of that shape: torch.rand({', '.join(map(str, leaves))})"
     if any(isinstance(leaf, np.ndarray) for leaf in leaves):
         return ", tensors, not arrays of numpy: torch.from_numpy makes them"
-    image = len(leaves) == 1 and isinstance(leaves[0], torch.Tensor) and leaves[0].ndim == 3
+    tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    given = {t.dtype for t in tensors if t.is_floating_point() or t.dtype == torch.uint8}
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    if given and len(own) == 1 and given != own:
+        return f", of the model's dtype: x.to({own.pop()}), or make all of this under torch.autocast if it runs so"
+    image = len(leaves) == 1 and bool(tensors) and tensors[0].ndim == 3
     return ", the batch first: x[None]" if image and any(isinstance(m, nn.Conv2d) for m in model.modules()) else ""

@@ -210,7 +210,18 @@ def rows_that_tell(
             f"every gradient was zero in the last {len(rows)} batches: call pruner.step() before "
             "optimizer.zero_grad(), and see that the loss depends on the network"
         )
+    if all(standing(own, finite) for own, finite in found):
+        raise TrainingError(
+            f"the gradients of the model's layers, and their weights, were the same in the last {fresh} batches: what "
+            "the loop trains is another object (a copy.deepcopy of the model?), or the optimizer does not step this "
+            "one. Make the Pruner of the model that is trained"
+        )
     return rows
+
+
+def standing(rows: torch.Tensor, fresh: int) -> bool:
+    """Whether the last `fresh` rows are one and the same: neither weights nor gradients have changed."""
+    return fresh > 1 and bool((rows[-fresh:] == rows[-1]).all())
 
 
 def _look(parameter: nn.Parameter) -> Look:

@@ -49,6 +49,7 @@ from .masks import Masks, given_closure
 from .optimizer import Optimizers, check_bound, innermost
 from .schedule import Schedule, ways_of
 from .shrinking import shrink
+from .stepping import Stepped
 from .valuing import saliency_of
 from .wrapping import Rewrapped, check_free
 
@@ -118,6 +119,7 @@ class Pruner:
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
+            InfeasibleError: no network within reach meets the budget; `minimum` is what the smallest one takes.
             TrainingError: the optimizer or an average is not of this model, or what was asked for does not go together.
         """
         check_model(model)
@@ -153,6 +155,7 @@ class Pruner:
         with preserved(model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
             self._lead = Lead.start(team, lambda: Session.start(copied(model), request))
+            self._lead.ask(Session.check_possible)
             self._ways = self._lead.ask(lambda s: ways_of(schedule, self._steps, min(s.yardstick.budget, 1.0)))
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
@@ -160,7 +163,7 @@ class Pruner:
             self._dense = session.yardstick.coupling if session else channel_groups(model, self._examples, names)
         self._here, self._ancestry = self._dense, ancestry(model, self._examples)
         self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
-        self._gathered = self._gather()
+        self._gathered, self._stepped = self._gather(), Stepped()
 
     def step(self, scale: float = 1.0) -> bool:
         """Take in the gradients that are there; every `interval` calls, prune.
@@ -205,12 +208,14 @@ class Pruner:
         with self._casting.again():
             if self._masks is not None:
                 self._masks.check(self.model)
+                self._stepped.check(self.model, self._optimizers)
                 self._cut(self.plan, self._dense)
                 self._masks.close()
                 self._masks, self._gathered = None, self._gather()
             with preserved(self.model):
                 report = self._lead.ask(self._report)
             self._remember()
+        self._stepped.close()
         self.model.halp = report  # type: ignore[assignment]
         return self.model
 
@@ -290,6 +295,7 @@ class Pruner:
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""
         check_bound(self._optimizers, self.model)  # It keeps something now; masks are cut much later.
+        self._stepped.check(self.model, self._optimizers)
         if self._masks is None:
             check_free(self.model, self._wrapped)
         broken = self._gathered.drop_broken()
@@ -309,10 +315,10 @@ class Pruner:
         """The plan after this step, in the first process."""
         now = Plan() if self._regrow else self.plan
         own = self._gathered.by_group(rows, now if self._masks is not None else Plan())
-        standing = self.model
+        network = self.model
         if self._masks is not None and now:
-            standing = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
-        session.network = Network(standing, now, self._here if self._masks is None else None)
+            network = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
+        session.network = Network(network, now, self._here if self._masks is None else None)
 
         def scorer(model: nn.Module, coupling: Coupling) -> Saliency:
             return saliency_of(own, self._importance, model, coupling)

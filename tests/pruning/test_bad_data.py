@@ -143,6 +143,8 @@ def test_a_loader_of_unknown_length(state, tmp_path):
             X[0],
             r"example inputs \(3, 8, 8\).*\nPass example_inputs with which model\(\*example_inputs\) runs, the batch",
         ),
+        (X[:1].bfloat16(), r"example inputs \(1, 3, 8, 8\).*\n.*runs, of the model's dtype: x.to\(torch.float32\), or"),
+        ((X[:1] * 9).byte(), r"of the model's dtype: x.to\(torch.float32\), or"),
     ],
 )
 def test_example_inputs_that_are_none(example, match):

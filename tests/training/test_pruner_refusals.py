@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from test_pruner import CALL, batches, sgd, train
 from test_rebind import X, network
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import _global_optimizer_post_hooks
 
 import halp_fx
 from halp_fx import BudgetError, InfeasibleError, TrainingError
+from halp_fx.latency import MacsCost
 
 CASES = ["network", "arguments", "ignored", "processes", "used", "no state", "no mapping", "not whole"]
 
@@ -39,7 +43,7 @@ def test_a_checkpoint_of_another_run_is_refused(case):
         pruner.step()
         message = "has been used"
     elif case == "ignored":
-        pruner = halp_fx.Pruner(model, 0.4, X[:1], ignore=["3.conv1"], **CALL)
+        pruner = halp_fx.Pruner(model, 0.4, X[:1], ignore=["0"], **CALL)
         message = r"with ignore=\(\), this Pruner"
     elif case == "not whole":
         state.pop("rows")
@@ -76,6 +80,66 @@ def test_what_does_not_go_together_is_said_before_anything_runs(asked, error, me
     model = network()
     with pytest.raises(error, match=message):
         halp_fx.Pruner(model, 0.4, X[:1], **CALL | (asked(model) if callable(asked) else asked))
+
+
+@pytest.mark.parametrize("mode", ["shrink", "mask"])
+@pytest.mark.parametrize("case", ["not passed", "made later", "one of two"])
+def test_an_optimizer_that_was_not_passed_is_said_before_anything_is_cut(case, mode):
+    """Its momentum would keep shapes that are gone: PyTorch's words for that name no cause."""
+    model = network().train()
+    unknown = sgd(model) if case != "one of two" else sgd(model[3])
+    known = {"optimizer": sgd(model[0])} if case == "one of two" or mode == "mask" else {}
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], mode=mode, **known, **CALL)
+    unknown = sgd(model) if case == "made later" else unknown
+    shapes = [p.shape for p in model.parameters()]
+    with pytest.raises(TrainingError, match=r"SGD steps .* the Pruner was not told of it: .*optimizer=optimizer"):
+        train(model, unknown, pruner, batches(8))
+    assert [p.shape for p in model.parameters()] == shapes
+    assert not pruner.plan
+
+
+def test_optimizers_of_other_networks_and_those_without_a_state_need_not_be_passed():
+    model, other = network().train(), network().train()
+    plain, beside = torch.optim.SGD(model.parameters(), 0.01), sgd(other)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
+    for x, y in batches(12):
+        for net, optimizer in ((other, beside), (model, plain)):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            if net is model:
+                pruner.step()
+            optimizer.step()
+    assert pruner.done
+
+
+def test_a_copy_that_is_trained_in_place_of_the_model_is_said():
+    """The gradients of the last batch before the copy stay in the model: it was pruned by them alone, in silence."""
+    model = network().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    train(model, optimizer, pruner, batches(4))
+    other = copy.deepcopy(model)
+    plan, shapes = pruner.plan, [p.shape for p in model.parameters()]
+    with pytest.raises(TrainingError, match="were the same in the last 4 batches: what the loop trains is another"):
+        train(other, sgd(other), pruner, batches(8))
+    assert pruner.plan == plan
+    assert [p.shape for p in model.parameters()] == shapes
+
+
+def test_a_pruner_that_is_over_or_gone_listens_to_no_optimizer():
+    hooks = _global_optimizer_post_hooks
+    before = len(hooks)
+    model = network().train()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    assert len(hooks) == before + 1
+    train(model, optimizer, pruner, batches(12))
+    pruner.finish()
+    assert len(hooks) == before
+    pruner = halp_fx.Pruner(network(), 0.4, X[:1], **CALL)
+    del pruner
+    gc.collect()
+    assert len(hooks) == before
 
 
 def test_a_loss_that_diverged_is_said():
@@ -137,15 +201,44 @@ def test_an_optimizer_that_is_loaded_before_the_pruner_is_said():
     assert not resumed.plan
 
 
-def test_a_budget_out_of_reach_is_said_and_nothing_is_cut():
+@pytest.mark.parametrize("cost", ["macs", "params", "memory", None])
+def test_a_budget_out_of_reach_is_said_before_anything_is_trained(cost):
+    """In counted costs, and in time: the smallest network is the least, and takes what the message says."""
     model = network().train()
-    optimizer = sgd(model)
-    pruner = halp_fx.Pruner(model, 0.001, X[:1], optimizer=optimizer, **CALL | {"steps": 1})
-    shapes = [p.shape for p in model.parameters()]
-    with pytest.raises(InfeasibleError, match="cannot be reached"):
-        train(model, optimizer, pruner, batches(12))
-    assert not pruner.done
-    assert [p.shape for p in model.parameters()] == shapes
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises(InfeasibleError, match=r"cannot be reached: the smallest .* takes .* of dense") as told:
+        halp_fx.Pruner(model, 0.001, X[:1], **CALL | {"latency": cost})
+    assert told.value.minimum > 0
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    if cost is not None:  # The amount that it names is in reach.
+        pruner = halp_fx.Pruner(model, 0.9, X[:1], **CALL | {"latency": cost, "steps": 1, "interval": 1})
+        share = told.value.minimum / pruner._lead.session.yardstick.dense
+        pruner = halp_fx.Pruner(model, share * 1.0001, X[:1], **CALL | {"latency": cost, "steps": 1, "interval": 1})
+        F.cross_entropy(model(X), torch.arange(4)).backward()
+        pruner.step()
+        assert pruner.done
+
+
+def test_a_further_budget_out_of_reach_is_said_before_anything_is_trained():
+    with pytest.raises(InfeasibleError, match="params"):
+        halp_fx.Pruner(network(), {"macs": 0.5, "params": 0.001}, X[:1], **CALL)
+
+
+def test_a_time_that_only_the_clock_says_is_out_of_reach_is_said_before_anything_is_trained():
+    """Tables are good for sums of layers; what lies between the layers shows when the smallest network is timed."""
+
+    class Slow(MacsCost):
+        timed = True
+
+        def measure(self, networks, inputs):
+            found = super().measure(networks, inputs)
+            return replace(found, costs=[0.6 * found.costs[0] + 0.4 * cost for cost in found.costs])
+
+    with pytest.raises(
+        InfeasibleError, match=r"budget of .* \(40% of dense\) cannot be reached: .* takes .*, measured"
+    ):
+        halp_fx.Pruner(network(), 0.4, X[:1], **CALL | {"latency": Slow()})
+    assert not halp_fx.Pruner(network(), 0.8, X[:1], **CALL | {"latency": Slow()}).done
 
 
 def test_wrapped_and_compiled_models_are_told_from_the_bare_one():

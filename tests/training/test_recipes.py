@@ -72,7 +72,7 @@ def test_a_dense_network_that_was_stopped_goes_on(tmp_path, monkeypatch, capsys)
         torch.nn.init.zeros_(model.weight)
         monkeypatch.setattr(Counting, "stops", stops)
         try:
-            runs.dense(given, ALONE, model, lambda epochs, model=model: Counting(None, ALONE, model, epochs))
+            runs.dense(given, ALONE, model, lambda n, model=model: Counting(None, ALONE, model, n), lambda run: None)
         except KeyboardInterrupt:
             with pytest.raises(SystemExit, match=r"dense_checkpoint.pt is of .*\(processes 1, now 2\)"):
                 checkpoints.read(tmp_path / "dense_checkpoint.pt", {"processes": "2"})
@@ -184,6 +184,15 @@ def test_a_detector_is_pruned(tmp_path):
     drawn = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
     assert len(drawn) == 4
     assert all(told["annotation"]["object"] for _, told in drawn)
+
+
+@pytest.mark.parametrize(("recipe", "call"), [(train_detector, SCENES), (train_classifier, SHORT)])
+def test_a_budget_out_of_reach_costs_no_epoch(recipe, call, tmp_path, monkeypatch):
+    epochs = []
+    monkeypatch.setattr(recipe.Training, "epoch", lambda self, number, *_: epochs.append(number))
+    with pytest.raises(halp_fx.InfeasibleError, match=r"cannot be reached: the smallest .* takes .* of dense"):
+        recipe.main([*call, "--budget", "0.001", "--folder", str(tmp_path)])
+    assert not epochs
 
 
 @pytest.mark.parametrize(

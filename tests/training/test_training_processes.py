@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,24 @@ def run(rank=0, size=1, wrapped=False, together=True, count=14):
     return pruner, pruner.finish() if count == 14 else model
 
 
+OPTIONS = ("find_unused_parameters", "static_graph", "gradient_as_bucket_view")
+
+
+def run_once(rank, size, option=None):
+    """One backward a step, in a wrapper with an option; the plan and the weights. (A static graph is recorded in the
+    first backward: micro-batches without an exchange are none of it.)"""
+    model = network()
+    optimizer = sgd(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    trained = model if option is None else pruner.wrap(partial(DistributedDataParallel, **{option: True}))
+    for x, y in batches(14):
+        optimizer.zero_grad()
+        F.cross_entropy(trained(x[rank::size]), y[rank::size]).backward()
+        pruner.step()
+        optimizer.step()
+    return pruner.plan.to_json(), copy.deepcopy(pruner.finish().state_dict())
+
+
 def work(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     pruner, small = run(rank, 2, wrapped=True)
@@ -55,22 +74,23 @@ def work(rank, folder):
     result["at the end"] = pruner.state_dict()
     result["half way"] = run(rank, 2, wrapped=True, count=6)[0].state_dict()
     result["resumed"] = resumed(f"{folder}/alone.pt")
+    for option in OPTIONS:
+        result[option] = run_once(rank, 2, option)
     result["apart"] = run(rank, 2, wrapped=True, together=False)[0].plan.to_json()
     try:
         halp_fx.Pruner(network(), 0.4 + rank / 10, X[:1], **CALL)
     except halp_fx.HalpError as error:
         result["differing"] = f"{type(error).__name__}: {error}"
     model = network().train()
-    late = halp_fx.Pruner(model, 0.001, X[:1], **CALL | {"interval": 1, "steps": 1})
-    F.cross_entropy(model(X), torch.arange(4)).backward()
     try:
-        late.step()
+        halp_fx.Pruner(model, 0.001, X[:1], **CALL)
     except halp_fx.HalpError as error:
         result["out of reach"] = f"{type(error).__name__}: {error}"
     result |= shard(small, rank)
     torch.save(result, f"{folder}/{rank}.pt")
     # The second process is gone before the first decides.
     last = halp_fx.Pruner(model, 0.5, X[:1], **CALL | {"interval": 1, "steps": 1})
+    F.cross_entropy(model(X), torch.arange(4)).backward()
     if rank == 0:
         try:
             last.step()
@@ -133,6 +153,16 @@ def test_two_processes_and_one_prune_alike(results):
     assert results[0]["plan"] == results[1]["plan"] == alone.plan.to_json()
     assert results[0]["report"] == results[1]["report"]
     assert all(torch.equal(t, results[1]["state"][n]) for n, t in results[0]["state"].items())
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_options_of_the_wrapper_change_nothing(option, results):
+    """Each is of the wrapper that is made anew after every cut."""
+    plan, weights = run_once(0, 1)
+    for result in results:
+        assert result[option][0] == plan
+        for name, tensor in weights.items():
+            torch.testing.assert_close(result[option][1][name], tensor, rtol=1e-9, atol=1e-12)
 
 
 def test_another_number_of_processes_may_not_go_on_before_pruning_is_over(results):
@@ -205,6 +235,7 @@ def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
     assert model[0].out_channels == 8
     assert halp_fx.Pruner(other, 0.4, X[:1], optimizer=sgd(other), mode="mask", **at_once).step()
     del whole  # It is in a cycle.
+    F.cross_entropy(model(X), torch.arange(4)).backward()
     assert pruner.step()
     trained = pruner.wrap(DistributedDataParallel)
     with trained.join():  # Of the wrapper of now, which a cut leaves behind.

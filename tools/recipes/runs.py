@@ -82,11 +82,17 @@ class Run:
         self.history = state["history"]
 
 
-def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[int], Run]) -> None:
+def dense(
+    given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[int], Any], pruner: Callable[[Any], object]
+) -> None:
     """Give the dense network its weights, unless it has some: those of the folder, or trained here and kept there.
 
     Args:
         run: number of epochs -> a run of this network.
+        pruner: of a run; made once before any epoch, so that a budget out of reach costs none.
+
+    Raises:
+        InfeasibleError: the budget is out of reach.
     """
     path, part = given.folder / "dense.pt", given.folder / "dense_checkpoint.pt"
     if given.weights is not None:
@@ -97,6 +103,8 @@ def dense(given: argparse.Namespace, job: Job, model: nn.Module, run: Callable[[
         model.load_state_dict(state["weights"])
         return
     training = run(given.dense_epochs)
+    if given.dense_epochs:
+        pruner(training)
     training.wrapped(None)
     for number in _epochs(training, "the dense network", part, settings):
         training.epoch(number)
