@@ -106,6 +106,11 @@ class Branches:
             found.append(known[name])
         return tuple(found)
 
+    def among(self, names: Iterable[str]) -> tuple[Branch, ...]:
+        """The branches that have one of these names; a name may have none."""
+        wanted = set(names)
+        return tuple(b for b in self.removable if b.name in wanted)
+
     def without(self, reasons: Mapping[str, str]) -> Branches:
         """The same with some branches refused."""
         stay = tuple(b for b in self.removable if b.name not in reasons)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import cast
 
+from ..coupling.residual import find_branches
 from ..errors import InfeasibleError
 from ..solver import Method, Solution, WidthProblem, solve
 from ..types import ChannelGroup, Coupling, Plan
@@ -83,6 +84,9 @@ class Question:
         assert saliency is not None
         values, recipe = saliency.known, RECIPES.get(self.request.solver)
         left, tables, branches = yardstick.left(self.network.plan)
+        if branches and self.network.coupling is not None:
+            here = {b.name for b in find_branches(self.network.coupling).removable}
+            branches = [b for b in branches if b.name in here]
         options = in_blocks(options_of(left, self.network.plan, self.request, floor), yardstick.blocks)
         held = {name for name in options if name not in values or name in yardstick.held}
         if recipe is not None:

@@ -44,7 +44,8 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
     scored = now = standing(network, request, yardstick)
     _, _, branches = yardstick.left(network.plan)
     if branches:
-        here = find_branches(now).named(b.name for b in branches)
+        # Of a stream of one channel, which may as well be spread over many, a branch is not found again: it stays.
+        here = find_branches(now).among(b.name for b in branches)
         scored = replace(now, groups=(*now.groups, *stand_ins(request, now, here)))
     if scorer is not None:
         saliency = scorer(network.model, scored)

@@ -70,7 +70,7 @@ class Gathered:
                 the channel is masked.
             most: how many are kept.
         """
-        groups = (*coupling.prunable, *output_groups(find_branches(coupling).named(branches) if branches else ()))
+        groups = (*coupling.prunable, *output_groups(find_branches(coupling).among(branches) if branches else ()))
         weights, parameters = Weights.of(model, coupling), dict(model.named_parameters())
 
         def chosen(group: ChannelGroup) -> list[WeightSlots]:

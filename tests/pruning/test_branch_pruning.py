@@ -134,6 +134,16 @@ def test_with_data_a_branch_that_loses_nothing_goes_unless_a_width_in_it_is_aske
     assert halp_fx.prune(model, 0.6, SMALL, limits=limits, branches=True, **MEASURED).halp.dropped == ("b",)
 
 
+def test_a_branch_that_is_not_found_in_a_stream_of_one_channel_stays():
+    model = Idle().eval()
+    torch.nn.init.normal_(model.b[2].weight)
+    call = {**MEASURED, "steps": 4, "min_keep": 1}
+    report = halp_fx.prune(model, 0.04, SMALL, limits={"a": 1}, branches=True, **call).halp
+    assert report.met
+    assert len(report.plan["a"]) == 1
+    assert report.branches["b"] in ("kept", "dropped")
+
+
 def test_ignored_branches_stay():
     model = resnet()
     small = halp_fx.prune(
