@@ -31,7 +31,7 @@ from .yardstick import Yardstick
 
 logger = logging.getLogger("halp_fx")
 
-BRANCH_SAMPLES = 128
+BRANCH_SAMPLES = 64
 """That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
 
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
