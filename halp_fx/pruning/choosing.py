@@ -9,7 +9,7 @@ from typing import cast
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError
 from ..solver import Method, Solution, WidthProblem, solve
-from ..types import ChannelGroup, Coupling, Plan
+from ..types import ChannelGroup, Coupling, Plan, scored_name
 from .blocks import in_blocks
 from .limits import Limit, limit_of
 from .networks import Choice, Network
@@ -84,9 +84,10 @@ class Question:
         assert saliency is not None
         values, recipe = saliency.known, RECIPES.get(self.request.solver)
         left, tables, branches = yardstick.left(self.network.plan)
-        if branches and self.network.coupling is not None:
-            here = {b.name for b in find_branches(self.network.coupling).removable}
-            branches = [b for b in branches if b.name in here]
+        if recipe is None:  # What was not found again is not valued.
+            branches = [b for b in branches if scored_name(b.name) in values]
+        elif branches and self.network.coupling is not None:
+            branches = list(find_branches(self.network.coupling).among(b.name for b in branches))
         options = in_blocks(options_of(left, self.network.plan, self.request, floor), yardstick.blocks)
         held = {name for name in options if name not in values or name in yardstick.held}
         if recipe is not None:
