@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any
 
-import numpy as np
-
 from .errors import HalpError
 
 MOST_STEPS = 10_000
@@ -43,7 +41,9 @@ def is_positive(value: Any) -> bool:
 
 def is_switch(value: Any) -> bool:
     """Whether it is on or off, and nothing that passes for on, such as "no"."""
-    return isinstance(value, bool | np.bool_) or (isinstance(value, int) and value in (0, 1))
+    # The command line reads this module, and no numpy for its help.
+    numpys = type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    return isinstance(value, bool) or numpys or (isinstance(value, int) and value in (0, 1))
 
 
 def check_switches(error: type[HalpError], /, optional: bool = False, **values: Any) -> None:

@@ -69,7 +69,7 @@ class SparsityPenalty:
             example_inputs, coupling: as for `rewrite`.
             steps: calls over which the strength grows evenly from 0 to `most`, and stays there.
             most: times the learning rate, the share by which a weight shrinks in a step at the end.
-            data, loss_fn, loss, latency, ignore, round_to, min_keep: as for `prune`; for a budget alone.
+            data, loss_fn, loss, latency, ignore, round_to, min_keep: as for `prune`; for a budget alone. Branches stay.
 
         Raises:
             PlanError: the plan does not fit the model.
@@ -86,7 +86,7 @@ class SparsityPenalty:
             request = Request.of(
                 model, make_goals(known, latency), example_inputs, Stream(),
                 data=data, loss_fn=loss_fn, loss=loss, ignore=ignore, round_to=round_to, min_keep=min_keep,
-                limits=None, recalibrate=True, progress=False,
+                limits=None, branches=False, recalibrate=True, progress=False,
             )  # fmt: skip
             known = _removed(model, request, repr(plan))
         coupling = coupling_of(model, example_inputs, coupling)

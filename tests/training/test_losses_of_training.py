@@ -91,7 +91,7 @@ def test_a_penalty_by_a_budget_is_on_what_prune_removes():
     before = {name: t.clone() for name, t in model.state_dict().items()}
     given = {"data": data, "loss_fn": F.cross_entropy, "latency": "macs", "round_to": 1}
     penalty = halp_fx.SparsityPenalty(model, 0.4, X[:1], steps=2, **given)
-    assert penalty.plan == halp_fx.prune(model, 0.4, X[:1], progress=False, **given).halp.plan
+    assert penalty.plan == halp_fx.prune(model, 0.4, X[:1], branches=False, progress=False, **given).halp.plan
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     by_plan = halp_fx.SparsityPenalty(model, penalty.plan, X[:1], steps=2)
     assert by_plan() == penalty() == 0
