@@ -22,6 +22,10 @@ def compile_problem(problem: WidthProblem) -> Model:
     return Layout.of(problem).model(problem)
 
 
+NOTHING = 1e-200
+"""Amounts of a budget up to here are none: what a cost is of them is not finite."""
+
+
 @dataclass(slots=True)
 class Shared:
     """What was made for one problem and serves the next, if that is over the same layers, widths and branches: answers
@@ -86,7 +90,7 @@ class Layout:
     def model(self, problem: WidthProblem) -> Model:
         """The model of a problem that has this layout."""
         budgets = np.array(list(problem.budgets.values()))
-        scale = np.where(np.abs(budgets) > 0, np.abs(budgets), 1.0)
+        scale = np.where(np.abs(budgets) > NOTHING, np.abs(budgets), 1.0)
         values, least, span = self._values(problem)
         factors = []
         for scope in dict.fromkeys((*self.tables, *values)):
@@ -133,7 +137,8 @@ class Layout:
         decides come out near uniform."""
         share = np.zeros(len(self.groups) + len(self.branches))
         for parts, resource, cost in self.full:
-            share[list(parts)] += cost / (abs(problem.budgets[resource]) or 1.0)
+            budget = abs(problem.budgets[resource])
+            share[list(parts)] += cost / (budget if budget > NOTHING else 1.0)
         # What costs nothing is kept, too, given the choice.
         share = share + max(share.sum(), 1e-300) / (100 * len(share))
         return np.asarray(share / share.sum())

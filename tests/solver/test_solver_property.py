@@ -199,6 +199,15 @@ def test_nothing_more_fits_into_an_answer(kind):
     check()
 
 
+def test_a_budget_of_next_to_nothing_is_one_of_nothing():
+    """Found by the test below: what a cost is of such an amount is infinite."""
+    problem = random_problem("shared", 2836, 5, True)
+    (name,) = problem.budgets
+    found = [solve(replace(problem, budgets={name: amount})) for amount in (0.0, 2.2e-313)]
+    assert found[0].widths == found[1].widths
+    assert found[0].value == found[1].value
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_more_budget_never_gives_less(kind):
     @settings(CASES, max_examples=100)
