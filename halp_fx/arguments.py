@@ -106,5 +106,9 @@ def a_kind(value: object) -> str:
         return "None"
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    name = type(value).__name__
-    return f"a{'n' if name[:1].lower() in 'aeiou' else ''} {name}"
+    return an(type(value).__name__)
+
+
+def an(word: str) -> str:
+    """ "a cat", "an owl" """
+    return f"a{'n' if word[:1].lower() in 'aeiou' else ''} {word}"

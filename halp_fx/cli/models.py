@@ -13,6 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..arguments import an
 from ..errors import HalpError, ModelError
 from ..extras import missing
 from .weights import load_weights
@@ -119,7 +120,7 @@ def make_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
     make: Callable[..., Any] = _FAMILIES.get(kind, _factory) if colon else _torchvision
     model = make(rest if kind in _FAMILIES and colon else name, dict(arguments or {}))
     if not isinstance(model, nn.Module):
-        raise ModelError(f"{name!r} gave {_article(type(model).__name__)}, not an nn.Module")
+        raise ModelError(f"{name!r} gave {an(type(model).__name__)}, not an nn.Module")
     return model
 
 
@@ -177,7 +178,7 @@ def _factory(name: str, arguments: dict[str, Any]) -> Any:
     if isinstance(found, nn.Module):
         return found
     if not callable(found):
-        raise ModelError(f"{name!r} is {_article(type(found).__name__)}, neither an nn.Module nor a function")
+        raise ModelError(f"{name!r} is {an(type(found).__name__)}, neither an nn.Module nor a function")
     return _called(name, found, arguments)
 
 
@@ -288,10 +289,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     """ "; did you mean …?", or nothing."""
     close = get_close_matches(name, list(known), 3, 0.6)
     return f"; did you mean {', '.join(close)}?" if close else ""
-
-
-def _article(kind: str) -> str:
-    return f"a{'n' if kind[:1].lower() in 'aeiou' else ''} {kind}"
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,12 @@ def plan_of(target: Any) -> Any:
     return target
 
 
+def meant(name: object, known: Iterable[str]) -> str:
+    """ "did you mean …?", or nothing."""
+    close = get_close_matches(str(name), list(known), 1, 0.5)
+    return f"did you mean {close[0]!r}?" if close else ""
+
+
 def check_options(target: Any, options: Mapping[str, Any]) -> None:
     """Refuse options that a plan, or a budget, has no use for.
 
@@ -125,9 +131,10 @@ def check_options(target: Any, options: Mapping[str, Any]) -> None:
     takes = inspect.signature(prune).parameters.keys() - {"model", "budget", "example_inputs"}
     for name in options:
         if name not in takes:
-            close = get_close_matches(name, takes, 1, 0.5)
-            hint = f": did you mean {close[0]!r}?" if close else ", nor does halp_fx.prune"
-            raise BudgetError(f"PruneChannels has no option {name!r}{hint}")
+            hint = meant(name, takes)
+            raise BudgetError(
+                f"PruneChannels has no option {name!r}" + (f": {hint}" if hint else ", nor does halp_fx.prune")
+            )
         if isinstance(target, Plan) and name != "ignore":
             raise BudgetError(f"a plan is applied as it is: option {name!r} is for a budget")
 

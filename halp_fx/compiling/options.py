@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from ..errors import BudgetError
 from ..files import file_to_write
 from ..scoring.losses import LossFn
 from ..types import Plan
-from .fx_pass import plan_of
+from .fx_pass import meant, plan_of
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +51,7 @@ class Options:
         names = [f.name for f in fields(cls)]
         for name in given:
             if name not in names:
-                close = get_close_matches(str(name), names, 1, 0.5)
-                hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+                hint = meant(name, names) or f"there are {', '.join(names)}"
                 raise BudgetError(f"backend 'halp_fx' has no option {name!r}: {hint}")
         if (given.get("budget") is None) == (given.get("plan") is None):
             raise BudgetError(

@@ -12,9 +12,9 @@ from ..tracing.tags import FromAttribute, FromSize, Source
 from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
-FACTORIES = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
-# The zero that forward-mode differentiation has for what does not move.
-FACTORIES |= {"_efficientzerotensor"}
+_MADE = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+# And the zero that forward-mode differentiation has for what does not move.
+FACTORIES = _MADE | {"_efficientzerotensor"}
 
 # Python functions that take sizes along an axis from their argument, or cut it evenly.
 _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d", "squeeze", "unsqueeze"}
@@ -22,7 +22,7 @@ _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_pad_nd"}
 # These are of interest where they handle an axis that can shrink; padding, where it is along one.
-_ON_CHANNELS = FACTORIES - {"_efficientzerotensor"} | {"constant_pad_nd"}
+_ON_CHANNELS = _MADE | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 
@@ -46,9 +46,10 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
     if failed is not None:
         # A layer's own view is another than that of an attention, though one line of the program runs both.
         nodes = [n for n in nodes if of(n).function == of(failed).function]
-    alike = [n for n in nodes if failed is None or moving(n, coupling) == moving(failed, coupling)]
+        moved = moving(failed, coupling)
+        nodes = [n for n in nodes if moving(n, coupling) == moved]
     names: set[str] = set()
-    for node in alike:
+    for node in nodes:
         sources = found.sources if node.name == found.node else given.get(node.name, frozenset())
         held = groups_given(sources, coupling) | groups_followed(sources, coupling)
         names.update(groups_of(node, coupling) or held or _groups_above(node, coupling))
@@ -108,8 +109,7 @@ def reads_widths(coupling: Coupling) -> bool:
 def takes_sizes(coupling: Coupling) -> bool:
     """Whether an operator was given sizes or positions from an unknown source. It need not handle an axis that can
     shrink: `C` of an activation may be the size of a view of something else. But a tensor of equal elements that meets
-    none has the same sizes at all widths, unless the program has read one (those of
-    differentiation no program reads)."""
+    none has the same sizes at all widths, unless the program has read one (those of differentiation none reads)."""
     return any(
         takes_size(node) and (op(node) not in _ON_CHANNELS or any(_given(node, coupling)))
         for node in coupling.traced.graph.nodes

@@ -100,9 +100,8 @@ class Saliency:
     def whole(self) -> float:
         """What all groups are worth, added up; without what branches add, and groups without a signal."""
         added = scored_name("")
-        return sum(
-            float(v.value[-1]) for n, v in self.known.items() if n not in self.silent and not n.startswith(added)
-        )
+        own = {n: s for n, s in self.scores.items() if n not in self.silent and not n.startswith(added)}
+        return sum(float(self.values[n].value[-1] if n in self.values else s.sum()) for n, s in own.items())
 
     @property
     def without(self) -> dict[str, float]:

@@ -22,8 +22,13 @@ def compile_problem(problem: WidthProblem) -> Model:
     return Layout.of(problem).model(problem)
 
 
-NOTHING = 1e-200
+_NOTHING = 1e-200
 """Amounts of a budget up to here are none: what a cost is of them is not finite."""
+
+
+def _unit(budget: float) -> float:
+    """What costs are counted in: the budget, if it is any."""
+    return abs(budget) if abs(budget) > _NOTHING else 1.0
 
 
 @dataclass(slots=True)
@@ -90,7 +95,7 @@ class Layout:
     def model(self, problem: WidthProblem) -> Model:
         """The model of a problem that has this layout."""
         budgets = np.array(list(problem.budgets.values()))
-        scale = np.where(np.abs(budgets) > NOTHING, np.abs(budgets), 1.0)
+        scale = np.array([_unit(budget) for budget in problem.budgets.values()])
         values, least, span = self._values(problem)
         factors = []
         for scope in dict.fromkeys((*self.tables, *values)):
@@ -137,8 +142,7 @@ class Layout:
         decides come out near uniform."""
         share = np.zeros(len(self.groups) + len(self.branches))
         for parts, resource, cost in self.full:
-            budget = abs(problem.budgets[resource])
-            share[list(parts)] += cost / (budget if budget > NOTHING else 1.0)
+            share[list(parts)] += cost / _unit(problem.budgets[resource])
         # What costs nothing is kept, too, given the choice.
         share = share + max(share.sum(), 1e-300) / (100 * len(share))
         return np.asarray(share / share.sum())

@@ -106,8 +106,8 @@ class Recorder(TorchDispatchMode):
         module = self._failed[1] if error is self._failed[0] else self.module
         return f" in module {module!r}" if module else ""
 
-    def _where(self, what: str) -> str:
-        return f"{what} in {self.module!r} ({caller()})" if self.module else f"{what} ({caller()})"
+    def _where(self, what: str, line: str) -> str:
+        return f"{what} in {self.module!r} ({line})" if self.module else f"{what} ({line})"
 
     def placeholder(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -146,7 +146,7 @@ class Recorder(TorchDispatchMode):
         result = meta_shapes.run(func, args, kwargs)
         if func.namespace == "prim" or not _has_tensor(result):
             if written:
-                raise ModelError(f"{self._where(str(func))} writes to tensors without returning them")
+                raise ModelError(f"{self._where(str(func), caller())} writes to tensors without returning them")
             return result
         node = self._add(func, node_args, node_kwargs, result)
         for tensor in written:
@@ -182,7 +182,8 @@ class Recorder(TorchDispatchMode):
         # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
         if of(node).fixed or (of(node).one.dtype is torch.bool and checked_by_torch()):
             return
-        self.reads.append(ValueRead(node.name, self._where(function), caller().startswith(GRAPH_NODE)))
+        line = caller()
+        self.reads.append(ValueRead(node.name, self._where(function, line), line.startswith(GRAPH_NODE)))
         self._constants.values_read = True
 
     def sized(self, args: Any, result: Any, part: int | slice) -> Any:

@@ -47,16 +47,15 @@ class Stepped:
         for optimizer in self._seen:
             if id(optimizer.state) in told:
                 continue
-            for group in optimizer.param_groups:
-                for parameter in group["params"]:
-                    kept = optimizer.state.get(parameter, {})
-                    if id(parameter) in own and any(map(_shaped, kept.values())):
-                        raise TrainingError(
-                            f"{type(optimizer).__name__} steps {own[id(parameter)]} and keeps a state of its shape, "
-                            "but the Pruner was not told of it: that state would not be cut with the parameter. Make "
-                            "it before the Pruner and pass it: Pruner(..., optimizer=optimizer), or "
-                            "optimizer=[first, second] if there are several"
-                        )
+            stepped = (p for group in optimizer.param_groups for p in group["params"] if id(p) in own)
+            shaped = next((p for p in stepped if any(map(_shaped, optimizer.state.get(p, {}).values()))), None)
+            if shaped is not None:
+                raise TrainingError(
+                    f"{type(optimizer).__name__} steps {own[id(shaped)]} and keeps a state of its shape, but the "
+                    "Pruner was not told of it: that state would not be cut with the parameter. Make it before the "
+                    "Pruner and pass it: Pruner(..., optimizer=optimizer), or optimizer=[first, second] if there are "
+                    "several"
+                )
 
 
 def _shaped(value: Any) -> bool:
