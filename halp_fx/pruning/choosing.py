@@ -8,7 +8,7 @@ from typing import cast
 
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError
-from ..solver import Method, Solution, WidthProblem, solve
+from ..solver import Method, Solution, WidthProblem, restrict, solve
 from ..types import ChannelGroup, Coupling, Plan, scored_name
 from .blocks import in_blocks
 from .limits import Limit, limit_of
@@ -45,14 +45,25 @@ class Question:
         """
         recipe = RECIPES.get(self.request.solver)
         method = cast(Method, self.request.solver) if recipe is None else recipe.method
+        end = self._whole_way() if recipe is None and self.way < 1 else None
         for share in dict.fromkeys((floor, 0.0) if recipe is None else (0.0,)):
             problem = self.problem(share)
+            if end is not None:
+                problem = _part_of(end, problem)
             try:
                 work = EXACT_WORK if method == "exact" else WORK
                 return Choice(solve(problem, method, work, shared=self.yardstick.shared))
             except InfeasibleError as error:
                 refused = error
         return Choice(self._smallest(problem, refused), refused)
+
+    def _whole_way(self) -> Solution | None:
+        """The widths for the whole budget by what is known now; None where it cannot be met."""
+        problem = replace(self, way=1.0).problem(0.0)
+        try:
+            return solve(problem, "lagrangian", WORK, shared=self.yardstick.shared)
+        except InfeasibleError:
+            return None
 
     def _smallest(self, problem: WidthProblem, refused: InfeasibleError) -> Solution:
         """The widths that cost least of the steering resource, whatever the other budgets.
@@ -104,6 +115,13 @@ class Question:
             dropping={} if saliency.uniform else saliency.without,
             prices=yardstick.prices(self.network.plan) if saliency.uniform else None,
         )  # fmt: skip
+
+
+def _part_of(end: Solution, problem: WidthProblem) -> WidthProblem:
+    """The problem of a step that takes nothing that stays at the end, as that is seen now. Narrow steps would otherwise
+    spend on widths what branches, which go whole or not at all, give back later."""
+    part = restrict(problem, minimum=end.widths)
+    return replace(part, branches=tuple(b for b in part.branches if b.name in end.dropped))
 
 
 def options_of(coupling: Coupling, plan: Plan, request: Request, floor: float = 0.0) -> dict[str, tuple[int, ...]]:

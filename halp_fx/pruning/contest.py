@@ -182,7 +182,7 @@ def _session_of(plan: Plan, like: Session) -> Session:
     small = rewrite(yardstick.model, plan, request.examples, coupling=yardstick.coupling)
     session.network = scored(Network(yardstick.model, Plan()), request, yardstick)
     session.candidates = [session.as_it_is(Network(small, plan, saliency=session.network.saliency))]
-    session.finish(session.network)
+    session.finish()
     return session
 
 
@@ -194,7 +194,7 @@ def _made_of_all(session: Session, request: Request) -> None:
     small = rewrite(yardstick.model, best.network.plan, session.request.examples, coupling=yardstick.coupling)
     again = replace(best, network=replace(best.network, model=small))
     session.candidates = [again if c is best else c for c in session.candidates]
-    session.finish(session.network)
+    session.finish()
 
 
 def _tuned(found: list[_Entry], request: Request, reference: Reference) -> list[_Entry]:

@@ -17,11 +17,6 @@ WAITED = 0.1
 """Share of the time in which other programs ran, from which on it is said."""
 
 
-COARSE = 0.1
-"""Share of a budget that may be left of it before the steps on the way are taken for too large for it: a single one is
-tried then, or, where networks are trained on the way, it is said."""
-
-
 def out_of_reach(
     refused: InfeasibleError, yardstick: Yardstick, request: Request, share: float | None = None
 ) -> InfeasibleError:
@@ -101,7 +96,6 @@ def verdict(
     most_rounds: int,
     yardstick: Yardstick,
     request: Request,
-    steps: int = 1,
     dropped: Sequence[str] = (),
     further: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
@@ -111,7 +105,6 @@ def verdict(
         deviation: from the budget, relative to it.
         share: of the dense network's cost.
         rounds: candidates that were tried, of at most `most_rounds`.
-        steps: that were taken, the last one included.
         dropped: branches.
         further: of every other budget, how much is used.
     """
@@ -136,11 +129,6 @@ def verdict(
             why += (
                 f", and the dropped branches ({few(dropped)}) would have to be so narrow that more is lost with them "
                 "than without"
-            )
-        if steps > 1 and deviation < -COARSE and request.train_between is not None:
-            why = (
-                f"no wider choice of what the step{'s' * (steps > 2)} before the last had left fits into it. Widths "
-                "are that coarse here: a smaller round_to, or steps=1, comes closer"
             )
     else:
         why = f"after {rounds} rounds this is the closest network"

@@ -36,8 +36,6 @@ from .goals import EXACT
 from .judging import Judgement
 from .limits import check_limits, limited
 from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
-from .outcome import COARSE
-from .published import RECIPES
 from .request import Request
 from .restoring import compensated
 from .standing import Scorer, reads_statistics, scored
@@ -224,40 +222,17 @@ class Session:
                 pass
             if not self._met_as_it_is:
                 self._cutter.check_reach(self.candidates)
-                whole = self._at_once() if scorer is None and self._wasteful else self.network
-                self.finish(whole)
+                self.finish()
                 self._judged(self.best.network, self.best.measured)
         if self._met_as_it_is:  # Also if it was disturbed when it was first timed.
             self.candidates = [self.as_it_is(self.network)]
         elif self.stopped and self.judgement is not None and self.judgement.sound is not None:
             self.candidates = [self.as_it_is(self.judgement.sound)]
 
-    def finish(self, whole: Network) -> None:
+    def finish(self) -> None:
         """Let the best network make up for what it lost, by the network that it was cut out of."""
-        self._compensate(self.best.network, whole)
+        self._compensate(self.best.network, self.network)
         self.settle(self.best.network)
-
-    @property
-    def _wasteful(self) -> bool:
-        """Whether steps led to a network of which no widths come near the budget, and that can be helped: nothing was
-        trained on the way."""
-        request = self.request
-        alone = not (request.goals.further or request.train_between) and request.solver not in RECIPES
-        return alone and bool(self.trail) and self.best.deviation(self.yardstick.budget) < -COARSE
-
-    def _at_once(self) -> Network:
-        """A candidate by a single step from the dense network, of which all widths are left; returns the network that
-        the candidates that stay were cut out of. With groups of two widths, steps ended at 33 % of the MACs for a
-        budget of 51 %, and a single one at 50 %."""
-        with self.clock("score"):
-            dense = scored(Network(self.yardstick.model, Plan()), self.request, self.yardstick)
-        candidate = self._measured(*self._cutter.cut(dense, 1.0))
-        if candidate is not self.best:
-            self.candidates.remove(candidate)
-            return self.network
-        self.candidates = [candidate]
-        self.trail.clear()
-        return dense
 
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""
@@ -286,7 +261,7 @@ class Session:
         if self._met_as_it_is or self.stopped or (scorer is None and network.coupling is not None):
             return
         settled = self.judgement is not None and self.judgement.sound is network  # To be judged.
-        if not settled and (scorer is not None or reads_statistics(network, self.request, self.yardstick)):
+        if not settled and (scorer is not None or reads_statistics(network, self.request)):
             self.settle(network)
         with self.clock("score"):
             self.network = scored(network, self.request, self.yardstick, scorer, len(self.trail))

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 
 from torch import nn
 
-from ..coupling.branches import Branch
 from ..coupling.residual import find_branches
-from ..errors import SaliencyError
-from ..model.preserving import unsynchronised
-from ..rewriting.applying import rewrite
 from ..scoring.batchwise import in_turn
 from ..scoring.callables import Importance
-from ..scoring.divergence import Apart, Reference, shared_out
-from ..scoring.gates import BATCH_NORMS
-from ..scoring.recalibrating import norms_of, renew
 from ..scoring.saliency import Saliency
 from ..scoring.saliency import scored as score
 from ..trials.trials import channel_groups
-from ..types import Coupling, Plan
+from ..types import Coupling
+from .dropping import by_their_own, shares_lost
 from .networks import Network
 from .published import as_taken, stand_ins
 from .request import Request
 from .yardstick import Yardstick
-
-logger = logging.getLogger("halp_fx")
-
-BRANCH_SAMPLES = 64
-"""That outputs without a branch are compared on, and again that batch norms are re-estimated on."""
 
 Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 """What a network as it stands is worth, given it and its coupling; None: score it as was asked for."""
@@ -57,24 +43,17 @@ def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Sco
             *(network.model, scored, data, request.loss_fn, value_of(request)), loss=request.loss, batches=batches
         )
     if branches and saliency.kind == "fisher" and scorer is None:
-        saliency = replace(saliency, dropping=_dropping(network, request, now, here, saliency.whole))
+        saliency = replace(saliency, dropping=shares_lost(network, request, now, here, saliency.whole))
     if network.saliency is not None:
         saliency = saliency.recalling(network.saliency, network.step)
     return replace(network, coupling=now, saliency=as_taken(request, saliency))
 
 
-def tries_branches(network: Network) -> bool:
-    """Whether what is lost without a branch is measured now."""
-    return network.saliency is None or bool(network.step.dropped)
-
-
-def reads_statistics(network: Network, request: Request, yardstick: Yardstick) -> bool:
+def reads_statistics(network: Network, request: Request) -> bool:
     """Whether a scoring, or what is made of its network later, reads the statistics that norms keep: values through the
     statistics of batches do not."""
     compensated = request.compensate and request.on_the_way > 0
-    if not network.remembered or compensated or (tries_branches(network) and yardstick.left(network.plan)[2]):
-        return True
-    return not all(isinstance(norm, BATCH_NORMS) for norm in norms_of(network.model))
+    return not network.remembered or compensated or not by_their_own(network.model)
 
 
 def value_of(request: Request) -> Importance | None:
@@ -83,46 +62,6 @@ def value_of(request: Request) -> Importance | None:
     (docs/benchmarks_accuracy.md)."""
     left_open = request.importance in (None, "auto") and request.data is not None
     return "batches" if left_open and request.recalibrate else request.importance
-
-
-def _dropping(
-    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch], whole: float
-) -> dict[str, float]:
-    """What is lost without each branch, of what all groups are worth (`whole`): measured in the dense network, and
-    again where others went, for two that do the same are each worth little beside the other. The larger counts: what a
-    narrow branch still does says little about what it will do when it has learned to be narrow."""
-    known = {} if network.saliency is None else network.saliency.dropping
-    if tries_branches(network) and whole > 0:
-        found = _losses_without(network, request, coupling, branches)
-        known = {n: max(loss / whole, known.get(n, 0.0)) for n, loss in found.items()}
-    return {b.name: known[b.name] for b in branches if b.name in known}
-
-
-def _losses_without(
-    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch]
-) -> dict[str, float]:
-    """What a network loses without each of its branches: how much further it is from itself, per sample
-    (`Apart.loss`). Empty where what it puts out does not compare."""
-    assert request.data is not None
-    compared, settled = shared_out(islice(request.data, request.batches), BRANCH_SAMPLES)
-
-    def apart(*dropped: str) -> Apart:
-        plan = Plan({}, dropped)
-        other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
-        if request.recalibrate:
-            with unsynchronised(other):
-                renew(other, settled, loss=request.loss)
-        return reference.apart(other)
-
-    try:
-        reference = Reference.of(network.model, compared, request.loss)
-        whole = apart()
-        told = reference.told
-        found = {b.name: apart(b.name).loss(whole, told) for b in branches}
-    except SaliencyError as error:
-        logger.info("branches are valued by the channels that they add: %s", error)
-        return {}
-    return {name: loss for name, loss in found.items() if math.isfinite(loss)}
 
 
 def standing(network: Network, request: Request, yardstick: Yardstick) -> Coupling:

@@ -126,7 +126,7 @@ def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) ->
         notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(session.candidates), MAX_ROUNDS, yardstick, request,
-        steps=len(session.trail) + 1, dropped=best.network.plan.dropped,
+        dropped=best.network.plan.dropped,
         further={name: reached / limit for name, (_, limit, reached) in extra.items()},
     )  # fmt: skip
     return [*notes, *load_notes(best.busy, yardstick.waited), *([said] if said else [])]

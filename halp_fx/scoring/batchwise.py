@@ -28,8 +28,9 @@ from ..errors import SaliencyError
 from ..model.preserving import preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling
-from .gates import BATCH_NORMS, Gates, Rows
+from .gates import Gates, Rows
 from .losses import moved
+from .recalibrating import BATCH_NORMS
 from .sampled import Sampled, none_counted, samples_in, samples_of
 
 logger = logging.getLogger("halp_fx")

@@ -8,7 +8,8 @@ square. Where the caller's loss says what batches are, the outputs are not looke
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from ..errors import SaliencyError
 from ..model.preserving import preserved, set_mode
 from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, called, described, inputs_of, moved, pair_of, total
+from .recalibrating import by_batch
 from .sampled import samples_in
 
 LEAST_LEFT = 1 / 64
@@ -36,11 +38,13 @@ class Reference:
         batches: on the network's device.
         outputs: for each batch; empty with a `loss`.
         loss: (model, batch) -> scalars, or None.
+        statistics: networks run with the statistics of each batch in their batch norms, not with those that they keep.
     """
 
     batches: Sequence[Any]
     outputs: Sequence[Parts]
     loss: Loss | None = None
+    statistics: bool = False
 
     @property
     def told(self) -> float:
@@ -52,7 +56,9 @@ class Reference:
         return float((log_p.exp() * (log_p - log_p.exp().mean(0).log())).sum(1).mean())
 
     @classmethod
-    def of(cls, model: nn.Module, batches: Iterable[Any], loss: Loss | None = None) -> Reference:
+    def of(
+        cls, model: nn.Module, batches: Iterable[Any], loss: Loss | None = None, *, statistics: bool = False
+    ) -> Reference:
         """The reference that a network, in eval mode, gives. It stays as it is.
 
         Raises:
@@ -61,11 +67,10 @@ class Reference:
         device = next(model.parameters()).device
         there = [moved(batch, device) for batch in batches]
         if loss is not None:
-            return cls(there, (), loss)
-        with preserved(model), torch.no_grad():
-            set_mode(model)
+            return cls(there, (), loss, statistics)
+        with _running(model, statistics):
             outputs = [_parts(called(model, inputs_of(batch))) for batch in there]
-        return cls(there, outputs)
+        return cls(there, outputs, None, statistics)
 
     @property
     def kind(self) -> str:
@@ -92,8 +97,7 @@ class Reference:
     def apart(self, other: nn.Module) -> Apart:
         """As `distance`, sample by sample."""
         sums, bent, counts = [], [], []
-        with preserved(other), torch.no_grad():
-            set_mode(other)
+        with _running(other, self.statistics):
             for i, batch in enumerate(self.batches):
                 samples = samples_in(batch) or 1
                 if self.loss is not None:
@@ -189,6 +193,15 @@ def shared_out(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]
         parts[part].append(batch)
         counts[part] += samples_in(batch) or 1
     return parts[0], parts[1] or parts[0]
+
+
+@contextmanager
+def _running(model: nn.Module, statistics: bool) -> Iterator[None]:
+    with preserved(model), torch.no_grad():
+        set_mode(model)
+        if statistics:
+            by_batch(model)
+        yield
 
 
 def _parts(output: Any) -> Parts:

@@ -28,6 +28,7 @@ from ..progress import counted
 from ..types import ChannelGroup, Coupling
 from .losses import moved
 from .magnitude import masked
+from .recalibrating import by_batch
 from .sampled import Sampled, none_counted, samples_in, samples_of
 from .scored import Key, Weights, WeightSlots, WeightWatch
 
@@ -35,9 +36,6 @@ logger = logging.getLogger("halp_fx")
 
 Drawn = Sampled | Callable[..., torch.Tensor]
 """(model, tensors by name, batch, its number) -> the loss."""
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-"""Not those of several processes: they would wait for each other, each with batches of its own."""
 
 AGREES = 1e-2
 """Rows of a batch and of a sample run alone differ by rounding, which sums over many places amplify: below this share
@@ -205,9 +203,7 @@ class Gates:
         """Aliases of the parameters, what followed the forward, and the loss."""
         set_mode(self.model)
         if self.statistics:
-            for norm in self.model.modules():
-                if isinstance(norm, BATCH_NORMS):
-                    norm.training, norm.momentum = True, 0.0  # Its running statistics stay as they are.
+            by_batch(self.model)
         aliases = {n: alias_of(p) for n, p in self.parameters.items()}
         watch = follow({**aliases, **self.buffers}, self.constants)
         with torch.enable_grad(), watch:

@@ -25,6 +25,10 @@ from .sampled import batches_called
 
 logger = logging.getLogger("halp_fx")
 
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+"""That can take the statistics of one batch. Not those of several processes: they would wait for each other, each with
+batches of its own."""
+
 
 def recalibrate(model: nn.Module, data: Iterable[Any], batches: int = 50, *, loss: Loss | None = None) -> nn.Module:
     """Re-estimate the statistics of a network's batch norms, in place: the plain mean over batches.
@@ -115,6 +119,14 @@ def statistics(model: nn.Module) -> dict[str, torch.Tensor]:
 def norms_of(model: nn.Module) -> list[NormBase]:
     """Norms that keep statistics."""
     return [m for m in model.modules() if isinstance(m, NormBase) and m.running_mean is not None]
+
+
+def by_batch(model: nn.Module) -> None:
+    """Let batch norms take the statistics of each batch; those that they keep stay as they are. Modes, momenta and
+    counts are given back by whoever `preserved` the model."""
+    for norm in model.modules():
+        if isinstance(norm, BATCH_NORMS):
+            norm.training, norm.momentum = True, 0.0
 
 
 def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:

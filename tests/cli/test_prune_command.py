@@ -71,7 +71,7 @@ def test_reports_that_a_command_made_name_its_options(run):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
-        ("a smaller round_to, or steps=1, comes closer", "a smaller --round-to, or --steps 1, comes closer"),
+        ("the next steps of the groups (round_to, 32 widths", "the next steps of the groups (--round-to, 32 widths"),
         ("with one thread (torch.set_num_threads(1)) the", "with one thread (--threads 1) the"),
         ("on a GPU; runtime='eager' needs neither", "on a GPU; --runtime eager needs neither"),
         ("by limits={name: (2, 1.0)} or min_keep", "by --min-keep"),

@@ -15,7 +15,7 @@ import halp_fx
 from halp_fx import BudgetError, MacsCost, Plan
 from halp_fx.coupling.branches import without
 from halp_fx.coupling.residual import find_branches
-from halp_fx.pruning import choosing, standing
+from halp_fx.pruning import choosing, dropping
 from halp_fx.pruning.networks import Network
 from halp_fx.scoring.saliency import Saliency
 
@@ -168,13 +168,16 @@ def test_explain_lists_branches():
     assert "neither summand leads to the other" in text
 
 
-def labelled(count):
+def labelled(count, size=16):
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(16, 3, 32, 32, generator=generator), torch.tensor([1, 2] * 8)) for _ in range(count)]
+    labels = torch.tensor([1, 2] * (size // 2))
+    return [(torch.randn(size, 3, 32, 32, generator=generator), labels) for _ in range(count)]
 
 
-def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypatch):
-    model, data, problems = resnet(), labelled(2), []
+@pytest.mark.parametrize("size", [16, 8])
+def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypatch, size):
+    """With the statistics of the batch that is compared; where it is small, with those of as many samples beside."""
+    model, data, problems = resnet(), labelled(2, size), []
     with torch.no_grad():  # As of a trained network: it tells its images apart, and each branch adds to what is there.
         for block in (b for layer in (model.layer1, model.layer2, model.layer3, model.layer4) for b in layer):
             block.bn2.weight.fill_(0.3)
@@ -182,7 +185,7 @@ def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypa
     build = choosing.build_problem
     monkeypatch.setattr(choosing, "build_problem", lambda *a, **k: problems.append(build(*a, **k)) or problems[-1])
     call = {"data": data, "latency": "macs", "branches": True, "progress": False}
-    monkeypatch.setattr("halp_fx.pruning.standing.BRANCH_SAMPLES", 16)  # One batch each.
+    monkeypatch.setattr("halp_fx.pruning.dropping.SAMPLES", size)  # One batch each.
     halp_fx.prune(model, 0.6, PICTURE, steps=1, **call)
     problem = problems[0]
     assert len(problem.branches) >= 4
@@ -192,10 +195,11 @@ def test_a_branch_is_worth_what_the_network_measurably_loses_without_it(monkeypa
     def outputs(*dropped):
         other = halp_fx.rewrite(model, Plan({}, dropped), PICTURE)
         with torch.no_grad():
-            return halp_fx.recalibrate(other, data[1:])(data[0][0]).double()
+            own = other.train() if size == 16 else halp_fx.recalibrate(other, data[1:])
+            return own(data[0][0]).double()
 
     with torch.no_grad():
-        dense = model(data[0][0]).double()
+        dense = outputs() if size == 16 else model(data[0][0]).double()
     told = _divergence(dense, dense.softmax(1).mean(0).log().expand_as(dense)).mean()
     parts, certain = [], 0
     for branch in problem.branches:
@@ -230,15 +234,15 @@ def _half_variance(of, other):
 def test_what_is_lost_without_a_branch_is_measured_again_where_others_went(monkeypatch):
     """Shares of what all groups are worth; the largest that was ever seen counts."""
     told = iter([{"a": 1.0, "b": 4.0, "c": 2.0}, {"b": 3.0, "c": 6.0}])
-    monkeypatch.setattr(standing, "_losses_without", lambda *_: next(told))
+    monkeypatch.setattr(dropping, "_losses_without", lambda *_: next(told))
     branches = [SimpleNamespace(name=name) for name in "abc"]
     model, request = resnet(), None
-    found = standing._dropping(Network(model, Plan()), request, None, branches, 10.0)
+    found = dropping.shares_lost(Network(model, Plan()), request, None, branches, 10.0)
     assert found == {"a": 0.1, "b": 0.4, "c": 0.2}
     known = Saliency({}, "fisher", dropping=found)
     narrow, gone = Plan({"layer1.0.conv1": (0, 1)}), Plan({}, ("a",))
-    assert standing._dropping(Network(model, narrow, None, known, narrow), request, None, branches, 20.0) == found
-    again = standing._dropping(Network(model, gone, None, known, gone), request, None, branches[1:], 20.0)
+    assert dropping.shares_lost(Network(model, narrow, None, known, narrow), request, None, branches, 20.0) == found
+    again = dropping.shares_lost(Network(model, gone, None, known, gone), request, None, branches[1:], 20.0)
     assert again == {"b": 0.4, "c": 0.3}
 
 
@@ -254,7 +258,7 @@ def test_branches_that_lose_nothing_go_only_as_far_as_the_budget_needs(monkeypat
     model = resnet()
     coupling = halp_fx.channel_groups(model, PICTURE)
     named = {b.name: b for b in find_branches(coupling).removable}
-    monkeypatch.setattr("halp_fx.pruning.standing._losses_without", lambda *a: dict.fromkeys(named, scatter))
+    monkeypatch.setattr("halp_fx.pruning.dropping._losses_without", lambda *a: dict.fromkeys(named, scatter))
     call = {"data": labelled(1), "latency": "macs", "branches": True, "progress": False}
     curve = halp_fx.pareto(model, [0.95, 0.6], PICTURE, **call)
     small = halp_fx.prune(model, 0.6, PICTURE, steps=1, **call).halp
@@ -267,7 +271,7 @@ def test_branches_that_lose_nothing_go_only_as_far_as_the_budget_needs(monkeypat
 
 def test_a_branch_that_does_not_fit_back_in_is_said_to_leave_a_budget_unspent(monkeypatch):
     """Whole it is worth nothing, narrow it is worth less, and nothing else is as large."""
-    monkeypatch.setattr("halp_fx.pruning.standing._losses_without", lambda *a: {"b": 0.0})
+    monkeypatch.setattr("halp_fx.pruning.dropping._losses_without", lambda *a: {"b": 0.0})
     data = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,)))]
     model = Idle().eval()
     torch.nn.init.normal_(model.b[2].weight)
@@ -280,8 +284,8 @@ def test_a_branch_that_does_not_fit_back_in_is_said_to_leave_a_budget_unspent(mo
 
 def test_where_outputs_do_not_compare_branches_are_worth_what_they_add(monkeypatch):
     seen = []
-    inner = halp_fx.pruning.standing._losses_without
-    monkeypatch.setattr("halp_fx.pruning.standing._losses_without", lambda *a: seen.append(inner(*a)) or seen[-1])
+    inner = halp_fx.pruning.dropping._losses_without
+    monkeypatch.setattr("halp_fx.pruning.dropping._losses_without", lambda *a: seen.append(inner(*a)) or seen[-1])
     call = {"data": labelled(1), "steps": 1, "latency": "macs", "branches": True, "progress": False}
     halp_fx.prune(resnet(), 0.6, PICTURE, **call)
     assert len(seen[0]) >= 4

@@ -1,0 +1,91 @@
+"""A network as it stands, and its branches -> what it loses without each of them."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from torch import nn
+
+from ..coupling.branches import Branch
+from ..errors import SaliencyError
+from ..model.preserving import unsynchronised
+from ..rewriting.applying import rewrite
+from ..scoring.batchwise import pieces
+from ..scoring.divergence import Apart, Reference, shared_out
+from ..scoring.recalibrating import BATCH_NORMS, norms_of, renew
+from ..types import Coupling, Plan
+from .networks import Network
+from .request import Request
+
+logger = logging.getLogger("halp_fx")
+
+SAMPLES = 64
+"""That outputs without a branch are compared on."""
+
+
+def shares_lost(
+    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch], whole: float
+) -> dict[str, float]:
+    """What is lost without each branch, of what all groups are worth (`whole`): measured in the dense network, and
+    again where others went, for two that do the same are each worth little beside the other. The larger counts: what a
+    narrow branch still does says little about what it will do when it has learned to be narrow."""
+    known = {} if network.saliency is None else network.saliency.dropping
+    if whole > 0 and (network.saliency is None or network.step.dropped):
+        found = _losses_without(network, request, coupling, branches)
+        known = {n: max(loss / whole, known.get(n, 0.0)) for n, loss in found.items()}
+    return {b.name: known[b.name] for b in branches if b.name in known}
+
+
+def _losses_without(
+    network: Network, request: Request, coupling: Coupling, branches: Sequence[Branch]
+) -> dict[str, float]:
+    """How much further a network is from itself without each of its branches, per sample (`Apart.loss`). Empty where
+    what it puts out does not compare.
+
+    Batch norms will be re-estimated, so what counts is the network with its own statistics: those of the batches that
+    are compared, as where channels are valued (`batchwise`). Where batches are too small for that, others are found on
+    as many samples beside.
+    """
+    compared, settled = _looked_at(network.model, request)
+
+    def apart(*dropped: str) -> Apart:
+        plan = Plan({}, dropped)
+        other = rewrite(network.model, plan, request.examples, coupling=coupling, check=False)
+        if settled:
+            with unsynchronised(other):
+                renew(other, settled, loss=request.loss)
+        return reference.apart(other)
+
+    try:
+        reference = Reference.of(
+            network.model, compared, request.loss, statistics=bool(request.recalibrate) and not settled
+        )
+        whole, told = apart(), reference.told
+        found = {b.name: apart(b.name).loss(whole, told) for b in branches}
+    except SaliencyError as error:
+        logger.info("branches are valued by the channels that they add: %s", error)
+        return {}
+    return {name: loss for name, loss in found.items() if math.isfinite(loss)}
+
+
+def by_their_own(model: nn.Module) -> bool:
+    """Whether all statistics that a network keeps can be those of a batch instead."""
+    return all(isinstance(norm, BATCH_NORMS) for norm in norms_of(model))
+
+
+def _looked_at(model: nn.Module, request: Request) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Batches to compare on, and those that batch norms are re-estimated on: none where they are not, or where the
+    statistics of each batch do."""
+    assert request.data is not None
+    if not (request.recalibrate and norms_of(model)):
+        return shared_out(islice(request.data, request.batches), SAMPLES)[0], ()
+    if by_their_own(model):
+        own = (piece for batch in islice(request.data, request.batches) for piece, _ in pieces(batch))
+        compared, _ = shared_out(own, SAMPLES)
+        if compared:
+            return compared, ()
+    return shared_out(islice(request.data, request.batches), SAMPLES)
