@@ -177,13 +177,66 @@ SCENES = ["--images", "8", "4", "--side", "96", "--batch", "4", "--dense-epochs"
 SCENES += ["--steps", "1", "--interval", "2", "--cost", "macs"]
 
 
-def test_a_detector_is_pruned(tmp_path):
-    found = train_detector.main([*SCENES, "--folder", str(tmp_path)])
+@pytest.mark.parametrize("network", [[], ["--network", "ssdlite320_mobilenet_v3_large"]])
+def test_a_detector_is_pruned(tmp_path, network):
+    found = train_detector.main([*SCENES, *network, "--folder", str(tmp_path)])
     assert found["share"] <= 0.5
     assert 0 <= found["precision"]["map"] <= found["precision"]["map_50"] <= 1
     drawn = torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="val")
     assert len(drawn) == 4
     assert all(told["annotation"]["object"] for _, told in drawn)
+
+
+@pytest.mark.parametrize(
+    ("asked", "network"),
+    [
+        ([], detectors.SMALL),
+        (["--data", "voc"], "ssdlite320_mobilenet_v3_large"),
+        (["--data", "voc", "--network", detectors.SMALL], detectors.SMALL),
+        (["--network", "ssd300_vgg16"], "ssd300_vgg16"),
+        (["--recipe", "smcp"], detectors.SSD512),
+    ],
+)
+def test_what_a_detector_is_trained_with(asked, network):
+    given = train_detector.options(asked)
+    assert given.network == network
+    assert given.optimizer == ("adamw" if network == detectors.SMALL else "sgd")
+    assert all(
+        value is not None for name, value in vars(given).items() if name in train_detector.OWN.keys() - {"backbone"}
+    )
+
+
+def test_the_small_detector_learns(tmp_path, monkeypatch):
+    """Its images by heart, in seconds: what learns nothing here would not learn in minutes either."""
+    call = ["--side", "64", "--images", "16", "4", "--rate", "0.03"]
+    given = train_detector.options([*call, "--folder", str(tmp_path)])
+    data = boxes.load("scenes", tmp_path, given.batch, given.side, ALONE, 0, 0, (16, 4), augment=False)
+    monkeypatch.setattr(data, "_test", data._train)
+    model = train_detector.made(given, len(data.classes))
+    training = train_detector.Training(given, data, ALONE, model, 40)
+    for number in range(40):
+        training.epoch(number)
+    assert training.precision()["map_50"] > 0.5
+    assert training.history[-1]["loss"] < 0.6 * training.history[0]["loss"]
+
+
+def test_the_small_detector_has_one_map_and_no_backbone_of_torchvision():
+    model = detectors.make(detectors.SMALL, 9, 100, None)
+    assert [tuple(found.shape) for found in model.backbone(torch.rand(1, 3, 100, 100)).values()] == [(1, 64, 13, 13)]
+    with pytest.raises(DataError, match="--network fcos_small has no backbone of torchvision: --backbone DEFAULT"):
+        detectors.make(detectors.SMALL, 9, 100, "DEFAULT")
+
+
+def test_scenes_are_varied_only_where_that_is_asked(tmp_path):
+    drawn = torchvision.datasets.VOCDetection
+    for augment in (False, True):
+        data = boxes.load("scenes", tmp_path, 2, 64, ALONE, 0, 0, (2, 1), augment=augment)
+        found = {tuple(map(float, box)) for _, targets in data.epoch(0) for one in targets for box in one["boxes"]}
+        told = [
+            one["bndbox"] for _, voc in drawn(str(tmp_path), "2012", "train") for one in voc["annotation"]["object"]
+        ]
+        as_drawn = {(int(b["xmin"]) - 1.0, int(b["ymin"]) - 1.0, float(b["xmax"]), float(b["ymax"])) for b in told}
+        assert (found == as_drawn) is not augment
 
 
 @pytest.mark.parametrize(("recipe", "call"), [(train_detector, SCENES), (train_classifier, SHORT)])
@@ -199,6 +252,7 @@ def test_a_budget_out_of_reach_costs_no_epoch(recipe, call, tmp_path, monkeypatc
     ("asked", "cost"),
     [
         ([], "macs"),
+        (["--network", "ssd300_vgg16"], "macs"),
         (["--cost", "latency"], None),
         (["--data", "voc"], None),
         (["--data", "voc", "--cost", "macs"], "macs"),

@@ -107,22 +107,22 @@ class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
 
 
 class Found(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images with things as detectors of torchvision take them."""
+    """Images with things as detectors of torchvision take them; to test on, only things that count."""
 
-    def __init__(self, parts: Sequence[Dataset[Any]], augment: bool, side: int) -> None:
+    def __init__(self, parts: Sequence[Dataset[Any]], training: bool, side: int, augment: bool) -> None:
         self._all = torch.utils.data.ConcatDataset(parts)
         scaled = [v2.Resize((side, side), antialias=True), v2.ToDtype(torch.float32, scale=True)]
         varied = [v2.RandomPhotometricDistort(), v2.RandomZoomOut(side_range=(1.0, 2.0), p=0.3), v2.RandomIoUCrop()]
         varied += [v2.RandomHorizontalFlip(), v2.SanitizeBoundingBoxes()]
         self._transform = v2.Compose([*(varied if augment else []), *scaled])
-        self._augment = augment
+        self._training = training
 
     def __len__(self) -> int:
         return len(self._all)
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
         image, things = self._all[index]
-        things = [thing for thing in things if self._augment or thing.counts]
+        things = [thing for thing in things if self._training or thing.counts]
         rows = torch.tensor([thing.box for thing in things], dtype=torch.float32).reshape(-1, 4)
         boxes = tv_tensors.BoundingBoxes(rows, format="XYXY", canvas_size=(image.height, image.width))
         labels = torch.tensor([thing.label for thing in things], dtype=torch.int64)
@@ -139,10 +139,10 @@ class Boxes:
 
     def __init__(
         self, parts: tuple[Sequence[Dataset[Any]], Sequence[Dataset[Any]]], classes: Sequence[str], batch: int,
-        side: int, job: Job, seed: int, workers: int,
+        side: int, job: Job, seed: int, workers: int, augment: bool,
     ) -> None:  # fmt: skip
         self.classes, self.side = tuple(classes), side
-        train, test = Found(parts[0], True, side), Found(parts[1], False, side)
+        train, test = Found(parts[0], True, side, augment), Found(parts[1], False, side, False)
         self._sampler: DistributedSampler[Any] = DistributedSampler(train, job.size, job.rank, seed=seed)
         common: dict[str, Any] = {"num_workers": workers, "collate_fn": _collated}
         self._train = DataLoader(train, batch, sampler=self._sampler, drop_last=True, **common)
@@ -167,11 +167,17 @@ def _collated(rows: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
 
 
 def load(
-    name: str, folder: Path, batch: int, side: int, job: Job, seed: int, workers: int, images: tuple[int, int]
-) -> Boxes:
+    name: str, folder: Path, batch: int, side: int, job: Job, seed: int, workers: int, images: tuple[int, int],
+    augment: bool = True,
+) -> Boxes:  # fmt: skip
     """Scenes that are drawn into `folder`; or COCO, or Pascal VOC at a path: 2007 and 2012 to train on, the test set of
-    2007."""
-    root, given = Path(name), (batch, side, job, seed, workers)
+    2007.
+
+    Args:
+        images: how many to draw to train and to test on.
+        augment: vary what is trained on.
+    """
+    root, given = Path(name), (batch, side, job, seed, workers, augment)
     if name == "scenes":
         if job.leads:
             scenes.write(folder, *images, side, seed)

@@ -22,7 +22,7 @@ from .processes import Job
 
 OF_DENSE = (
     *("data", "network", "recipe", "backbone", "images", "side", "seed", "dense_epochs", "batch"),
-    *("rate", "momentum", "decay", "smoothing", "warmup"),
+    *("optimizer", "rate", "momentum", "decay", "smoothing", "warmup"),
 )
 """Settings that the dense network depends on."""
 
