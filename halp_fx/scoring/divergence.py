@@ -134,8 +134,8 @@ class Apart:
 
     def loss(self, whole: Apart, told: float) -> float:
         """What is lost beyond what another network lost for the same samples, in the unit in which channels are valued
-        (`fisher`), whatever its size: the second-order term, and at least its standard error, for what cannot be told
-        from nothing is not worth nothing.
+        (`fisher`), whatever its size: the second-order term and its standard error, for what few samples leave open
+        should not be lost by chance.
 
         The divergence itself is no such unit: it never exceeds what a network tells, while what channels are worth
         grows tenfold on the way to a small budget. But a change that turns sure scores over has a small second-order
@@ -147,7 +147,7 @@ class Apart:
             scatter = float((further - mean * self.samples).square().sum()) * count / (count - 1)
             error = math.sqrt(scatter) / float(self.samples.sum())
         gone = (self.mean - whole.mean) / told if told > 0 else 1.0
-        return max(mean, error) / max(1.0 - max(gone, 0.0), LEAST_LEFT)
+        return (max(mean, 0.0) + error) / max(1.0 - max(gone, 0.0), LEAST_LEFT)
 
 
 def finite_on(
