@@ -1,10 +1,10 @@
 """Accuracy at equal cost: prune trained networks with each method, fine-tune all alike, and compare.
 
 For every data set, network and seed one dense network is trained (and kept); every method makes of it a network with
-the same share of the MACs, or of the time that it takes (measured in turn with the dense network; `--cost time`: of a
-batch of 32 images, `--cost single`: of one image); batch norms are re-estimated, and all are fine-tuned by the recipe
-of `comparing.training`. Rows go to a JSON-lines file as they are found, so that a run that was stopped goes on where
-it was, and several can share the work.
+the same share of the MACs, of the MACs and an overhead of each layer (`--cost overhead`), or of the time that it takes
+(measured in turn with the dense network; `--cost time`: of a batch of 32 images, `--cost single`: of one image); batch
+norms are re-estimated, and all are fine-tuned by the recipe of `comparing.training`. Rows go to a JSON-lines file as
+they are found, so that a run that was stopped goes on where it was, and several can share the work.
 
     python tools/compare.py --smoke                              # digits, two minutes: does everything run?
     python tools/compare.py --folder compare                     # everything, hours on two cores

@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 import halp_fx
 from halp_fx.latency import MeasuredLatency, interleaved
+from halp_fx.latency.costs import LayerCost, macs
+from halp_fx.latency.layers import Layer
 
 from .data import SIDE, Data
 from .tables import WITHIN
 from .training import outputs, settled
 
 EXAMPLE = torch.randn(1, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+
+OVERHEAD = 3.0
+"""What the overheads of a dense network's layers come to, of its MACs, where they are counted."""
 
 TIMED = {"time": 32, "single": 1}
 """Cost -> images in the batch that is timed, channels last, on one thread."""
@@ -30,12 +35,36 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
     return nn.functional.cross_entropy(output, target)
 
 
+@dataclass(frozen=True)
+class Overhead(LayerCost):
+    """MACs, and for each layer that has any as many more: a stand-in for the time of a small network, of which no width
+    changes the larger part, that is the same on every machine.
+
+    Attributes:
+        each: overhead of a layer, in MACs.
+    """
+
+    each: float
+    resource = "macs"
+    unit = "MACs"
+
+    def at(self, layer: Layer, n_in: int, n_out: int) -> float:
+        found = macs(layer, n_in, n_out)
+        return found + self.each * bool(found)
+
+    @classmethod
+    def of(cls, coupling: halp_fx.Coupling) -> Overhead:
+        """Of a dense network."""
+        alone, both = (cost.total(coupling) for cost in (halp_fx.MacsCost(), cls(1.0)))
+        return cls(OVERHEAD * alone / (both - alone))
+
+
 @dataclass(frozen=True, slots=True)
 class Task:
     """What a method is given: a trained network, its data, and the share of its cost that may stay.
 
     Attributes:
-        cost: "macs", or of `TIMED`: measured in turn with the dense network.
+        cost: "macs", "overhead" (`Overhead`), or of `TIMED`: measured in turn with the dense network.
         loss: of outputs and targets.
     """
 
@@ -66,10 +95,19 @@ class Task:
     def macs(self, model: nn.Module) -> float:
         return halp_fx.MacsCost().total(halp_fx.channel_groups(model, self.example))
 
+    @property
+    def counted(self) -> LayerCost | None:
+        """The cost, where it is no time."""
+        if self.cost == "overhead":
+            return Overhead.of(halp_fx.channel_groups(self.model, self.example))
+        return None if self.cost in TIMED else halp_fx.MacsCost()
+
     def share(self, small: nn.Module) -> float:
         """What a network costs, of the dense one."""
-        if self.cost == "macs":
-            return self.macs(small) / self.macs(self.model)
+        counted = self.counted
+        if counted is not None:
+            own, dense = (counted.total(halp_fx.channel_groups(m, self.example)) for m in (small, self.model))
+            return own / dense
         _, found = interleaved([self.model, small], ((self.timed,), {}), threads=1)
         return found.share
 
@@ -82,8 +120,9 @@ def by_halp_fx(with_data: bool = True, **options: object) -> Method:
 
     def prune(task: Task) -> nn.Module:
         given = {"data": task.calibration, "loss_fn": task.loss} if with_data else {}
-        counted = task.cost == "macs"
-        clock, example = ("macs", task.example) if counted else (MeasuredLatency(threads=1), task.timed)
+        counted = task.counted
+        clock = MeasuredLatency(threads=1) if counted is None else counted
+        example = task.timed if counted is None else task.example
         return halp_fx.prune(task.model, task.budget, example, latency=clock, progress=False, **given, **options)
 
     return prune
@@ -101,16 +140,16 @@ def _narrowed(task: Task, coupling: halp_fx.Coupling, widths: Mapping[str, int])
 
 def _fitted(task: Task, coupling: halp_fx.Coupling, shares: Mapping[str, float]) -> dict[str, int]:
     """Widths in the proportions of `shares`, scaled until they cost the budget."""
-    dense = halp_fx.MacsCost().total(coupling)
+    counted = task.counted
     low, high = 0.0, max(1 / s for s in shares.values())
     best: dict[str, int] = {}
-    for _ in range(30 if task.cost == "macs" else 10):
+    for _ in range(10 if counted is None else 30):
         middle = (low + high) / 2
         widths = coupling.widths() | {
             g.name: min(g.size, max(1, round(g.size * shares[g.name] * middle))) for g in coupling.prunable
         }
-        if task.cost == "macs":  # Without the network, which is made often enough where it is timed.
-            share = halp_fx.MacsCost().total(coupling, widths) / dense
+        if counted is not None:  # Without the network, which is made often enough where it is timed.
+            share = counted.total(coupling, widths) / counted.total(coupling)
         else:
             share = task.share(_narrowed(task, coupling, widths))
         if share <= task.budget * (1 + WITHIN[task.cost] / 2):

@@ -12,9 +12,14 @@ from tabulate import tabulate
 
 Row = dict[str, Any]
 
-COSTS = {"macs": "the MACs", "time": "the measured time", "single": "the measured time of one image"}
+COSTS = {
+    "macs": "the MACs",
+    "overhead": "the MACs and overheads",
+    "time": "the measured time",
+    "single": "the measured time of one image",
+}
 
-WITHIN = {"macs": 0.01, "time": 0.02, "single": 0.02}
+WITHIN = {"macs": 0.01, "overhead": 0.01, "time": 0.02, "single": 0.02}
 """Costs are equal within this share of the budget."""
 
 
