@@ -22,6 +22,7 @@ class Network:
         coupling: the model's own, when it has been scored.
         saliency: the model's own, when it has been scored; until then, of the network that it was cut out of.
         step: what was kept of that network.
+        spent: it was to be scored, and nothing is left that may go: with a branch, all groups may have gone.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Network:
     coupling: Coupling | None = None
     saliency: Saliency | None = None
     step: Plan = field(default_factory=Plan)
+    spent: bool = False
 
     @property
     def remembered(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from torch import nn
@@ -174,6 +174,8 @@ class Session:
             InfeasibleError: the smallest network is above the budget.
         """
         self.score(scorer)
+        if self.network.spent:
+            return
         whole = self.network
         self.network, _ = self._cutter.within_reach(self.network, way, floor=STEP_FLOOR)
         aim = min(self.yardstick.budget, 1.0) ** way
@@ -218,7 +220,9 @@ class Session:
         """
         if not (self._met_as_it_is or self.stopped):
             self.score(scorer)
-            while len(self.candidates) < MAX_ROUNDS and self._round():
+            if self.network.spent:
+                self.candidates = [self._all_there_is()]
+            while not self.network.spent and len(self.candidates) < MAX_ROUNDS and self._round():
                 pass
             if not self._met_as_it_is:
                 self._cutter.check_reach(self.candidates)
@@ -233,6 +237,12 @@ class Session:
         """Let the best network make up for what it lost, by the network that it was cut out of."""
         self._compensate(self.best.network, self.network)
         self.settle(self.best.network)
+
+    def _all_there_is(self) -> Candidate:
+        """The candidate of a network of which nothing more can go. Above the budget it is the smallest one."""
+        candidate = self.as_it_is(self.network)
+        refused = InfeasibleError("nothing is left to remove", candidate.total)
+        return replace(candidate, choice=replace(candidate.choice, refused=refused))
 
     def settle(self, network: Network) -> None:
         """Re-estimate the batch norms of a network that was cut, where there is data."""

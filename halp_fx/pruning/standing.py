@@ -25,14 +25,16 @@ Scorer = Callable[[nn.Module, Coupling], Saliency] | None
 
 
 def scored(network: Network, request: Request, yardstick: Yardstick, scorer: Scorer = None, turn: int = 0) -> Network:
-    """The network with its coupling and its saliency. Steps that remember what earlier ones saw look at a share of the
-    data, by their number (`turn`)."""
+    """The network with its coupling and its saliency, or marked as spent. Steps that remember what earlier ones saw
+    look at a share of the data, by their number (`turn`)."""
     scored = now = standing(network, request, yardstick)
     _, _, branches = yardstick.left(network.plan)
     if branches:
         # Of a stream of one channel, which may as well be spread over many, a branch is not found again: it stays.
         here = find_branches(now).among(b.name for b in branches)
         scored = replace(now, groups=(*now.groups, *stand_ins(request, now, here)))
+    if not scored.prunable:
+        return replace(network, coupling=now, spent=True)
     if scorer is not None:
         saliency = scorer(network.model, scored)
     else:

@@ -52,7 +52,7 @@ def walk(session: Session, ways: Sequence[float], team: Team, notebook: Notebook
             if session.judgement is None:  # A network that was found sound is kept as it was then.
                 session.score()
                 keep(ways[i:])
-            if i == len(ways) - 1:
+            if i == len(ways) - 1 or session.network.spent:
                 break
             session.step(way)
             session.train(team)

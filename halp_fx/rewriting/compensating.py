@@ -338,8 +338,8 @@ class _Dense(_Layers):
         self._draw = torch.Generator().manual_seed(0)
 
     def after(self, layer: _Key, call: LayerCall, result: torch.Tensor) -> None:
-        if layer in self.rows:
-            self.left[layer[0]] = "it runs several times"
+        if layer in self.rows or result.is_complex():
+            self.left[layer[0]] = "it runs several times" if layer in self.rows else "it computes with complex numbers"
             return
         total, most = call.rows(), _enough(call)
         rows = torch.arange(total)

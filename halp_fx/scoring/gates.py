@@ -30,7 +30,7 @@ from .losses import moved
 from .magnitude import masked
 from .recalibrating import by_batch
 from .sampled import Sampled, none_counted, samples_in, samples_of
-from .scored import Key, Weights, WeightSlots, WeightWatch
+from .scored import Key, Weights, WeightSlots, WeightWatch, as_real
 
 logger = logging.getLogger("halp_fx")
 
@@ -342,7 +342,7 @@ class Taps(TorchFunctionMode):
             return result
         layer = _LAYERS.get(getattr(func, "__name__", ""))
         channels = self._channels(names, layer, result)
-        if layer is None or channels is None:
+        if layer is None or channels is None or result.is_complex():
             self.missed |= names
             return result
         if not result.requires_grad:
@@ -374,15 +374,16 @@ def alias_of(parameter: torch.Tensor) -> torch.Tensor:
     alias = parameter.detach()
     if alias.is_inference():
         alias = alias.clone()
-    return alias.requires_grad_(alias.is_floating_point())
+    return alias.requires_grad_(alias.is_floating_point() or alias.is_complex())
 
 
 def gradients(loss: torch.Tensor, tensors: Sequence[Sequence[torch.Tensor | None]]) -> list[torch.Tensor | None]:
-    """The sum of the gradients by each row of tensors, None where the loss does not depend on any."""
+    """The sum of the gradients by each row of tensors, None where the loss does not depend on any; those by complex
+    tensors as pairs of numbers."""
     flat = list({id(t): t for row in tensors for t in row if t is not None}.values())
     if not loss.requires_grad or not flat:
         return [None] * len(tensors)
     found = torch.autograd.grad(loss, flat, allow_unused=True)
-    grads = {id(t): g for t, g in zip(flat, found, strict=True) if g is not None}
+    grads = {id(t): as_real(g) for t, g in zip(flat, found, strict=True) if g is not None}
     rows = [[grads[id(t)] for t in row if t is not None and id(t) in grads] for row in tensors]
     return [torch.stack(row).sum(0) if len(row) > 1 else row[0] if row else None for row in rows]

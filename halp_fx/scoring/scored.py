@@ -43,8 +43,9 @@ class Weights:
 
     Attributes:
         coupling: of the network.
-        tensors: parameters and floating buffers by name, detached.
-        computed: values of computed weights by node; those that are the same weight computed again are left out.
+        tensors: parameters and floating buffers by name, detached; complex ones as pairs of numbers (`as_real`).
+        computed: values of computed weights by node, likewise; those that are the same weight computed again are left
+            out.
     """
 
     coupling: Coupling
@@ -54,12 +55,13 @@ class Weights:
     @classmethod
     def of(cls, model: nn.Module, coupling: Coupling) -> Weights:
         tensors = {n: t.detach() for n, t in named_tensors(model)}
-        floating = {n: t for n, t in tensors.items() if t.is_floating_point()}
+        floating = {n: as_real(t) for n, t in tensors.items() if t.is_floating_point() or t.is_complex()}
         values = evaluated(coupling.traced.graph, [c.node for c in coupling.computed], tensors)
         kept: dict[str, torch.Tensor] = {}
         for weight in coupling.computed:
             value = values[weight.node]
             if isinstance(value, torch.Tensor) and not value.is_meta:
+                value = as_real(value)
                 twice = any(o.node in kept and _same(o, weight, kept[o.node], value) for o in coupling.computed)
                 if not twice:
                     kept[weight.node] = value
@@ -178,10 +180,17 @@ class WeightWatch(TorchFunctionMode):
             own = weight.sources & set(parameters)
             for key, (tensor, names) in list(self.met.items()) if value is not None else ():
                 assert value is not None
-                if names & set(parameters) == own and tensor.shape == value.shape and _close(tensor, value):
+                real = as_real(tensor.detach())
+                if names & set(parameters) == own and real.shape == value.shape and _close(real, value):
                     found.setdefault(weight.node, []).append(tensor)
                     del self.met[key]
         return found
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Complex numbers as pairs along a last dimension more; others as they are. The gradient of a complex tensor is, so
+    written, that of the pairs."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -190,4 +199,4 @@ def _shares(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
     scale = float(b.abs().max()) if b.numel() else 0.0
-    return bool(((a.detach().double() - b.double()).abs() <= 0.01 * b.double().abs() + 1e-4 * scale).all())
+    return bool(((a.double() - b.double()).abs() <= 0.01 * b.double().abs() + 1e-4 * scale).all())

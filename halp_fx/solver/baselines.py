@@ -25,7 +25,7 @@ def solve_uniform(model: Model, widths: list[Ints], incumbent: Incumbent) -> Non
     Args:
         widths: for each group, its (K,) widths.
     """
-    shares = np.unique(np.concatenate([w / w[-1] for w in widths]))
+    shares = np.unique(np.concatenate([[1.0], *(w / w[-1] for w in widths)]))
     states = np.repeat(full_state(model)[:, None], len(shares), axis=1)
     for v, w in enumerate(widths):
         states[v] = np.maximum(np.searchsorted(w / w[-1], shares + 1e-12, side="right") - 1, 0)

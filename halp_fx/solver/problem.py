@@ -46,8 +46,8 @@ class WidthProblem:
         object.__setattr__(self, "costs", tuple(self.costs))
         object.__setattr__(self, "budgets", {k: float(v) for k, v in self.budgets.items()})
         object.__setattr__(self, "branches", tuple(self.branches))
-        if not self.groups:
-            raise ProblemError(f"problem {self.name!r} has no groups: there is nothing to choose")
+        if not self.groups and not self.branches:
+            raise ProblemError(f"problem {self.name!r} has no groups and no branches: there is nothing to choose")
         for resource, budget in self.budgets.items():
             if not math.isfinite(budget):
                 raise ProblemError(f"budget of {resource!r} is {budget}: give a finite number, or leave it out")

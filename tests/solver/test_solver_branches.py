@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from halp_fx.errors import ProblemError
+from halp_fx.errors import InfeasibleError, ProblemError
 from halp_fx.solver import Branch, CostTable, Term, WidthGroup, WidthProblem, restrict, solve
 
 
@@ -57,3 +57,24 @@ def test_what_a_branch_adds_to_other_groups_goes_with_it():
 def test_what_a_branch_cannot_add(adds, said):
     with pytest.raises(ProblemError, match=said):
         shared(adds)
+
+
+def test_branches_alone_are_a_problem():
+    """Of a network whose groups went with other branches, or may not shrink."""
+    costs = tuple(CostTable(n, (), (), 1, 1, table=[[c]]) for n, c in (("stem", 4.0), ("a", 3.0), ("b", 2.0)))
+    branches = (Branch("a", (), ("a",), 5.0), Branch("b", (), ("b",), 1.0))
+    for budget, gone in ((9.0, ()), (7.0, ("b",)), (6.0, ("a",)), (4.5, ("a", "b")), (3.0, None)):
+        problem = WidthProblem("branches", {}, costs, {"latency": budget}, branches)
+        assert WidthProblem.from_json(problem.to_json()).branches == branches
+        for method in ("auto", "exact", "lagrangian"):
+            if gone is None:
+                with pytest.raises(InfeasibleError):
+                    solve(problem, method)
+            else:
+                assert tuple(sorted(solve(problem, method).dropped)) == gone, (budget, method)
+        for method in ("uniform", "halp"):  # Baselines know widths only.
+            if gone == ():
+                assert solve(problem, method).dropped == ()
+            else:
+                with pytest.raises(InfeasibleError):
+                    solve(problem, method)
