@@ -36,7 +36,8 @@ def groups_of(node: fx.Node, coupling: Coupling) -> tuple[str, ...]:
 def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset[Source]]) -> set[str]:
     """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
     and result can shrink: a stage with one head fails for another reason than one with several, if it fails. An
-    operator that handles none is held up by those whose widths it was given, or by what leads to it.
+    operator that handles none is held up by those whose widths it was given, or by what leads to it; so is one that
+    runs with another number than before.
 
     Args:
         given: where the numbers come from that operators are given, by node.
@@ -49,10 +50,13 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
         moved = moving(failed, coupling)
         nodes = [n for n in nodes if moving(n, coupling) == moved]
     names: set[str] = set()
+    able = {g.name for g in coupling.prunable}
     for node in nodes:
         sources = found.sources if node.name == found.node else given.get(node.name, frozenset())
         held = groups_given(sources, coupling) | groups_followed(sources, coupling)
-        names.update(groups_of(node, coupling) or held or _groups_above(node, coupling))
+        if not (found.by_value and held & able):
+            held = set(groups_of(node, coupling)) or held or set(_groups_above(node, coupling))
+        names.update(held)
     return names or set(found.groups)
 
 

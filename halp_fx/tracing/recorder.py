@@ -194,11 +194,13 @@ class Recorder(TorchDispatchMode):
         known = self._memory.known(args[0])
         if known is None:
             self._sizes_read[id(args[0])] = self._sizes_read.get(id(args[0]), _NO_DIMS).union(dims[part])
-            return result
+            name = self._attributes.get(id(args[0]))
+            # A node that is made here would be another one than in the original graph; most will be called so.
+            return with_sizes(result, name.replace(".", "_"), dims) if active() and name is not None else result
         node = known if isinstance(known, fx.Node) else self._node_of(args[0])
         record = of(node)
         record.sizes_read = record.sizes_read.union(dims[part])
-        return with_sizes(result, node, dims) if active() else result
+        return with_sizes(result, node.name, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
         node = self.graph.create_node("call_function", func, name=operator(func))

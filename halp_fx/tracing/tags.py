@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import fx
 
 MAX_ELEMENTS = 16
 """Elements of a list or tuple that are looked at."""
@@ -33,7 +32,8 @@ class FromAttribute:
 
 @dataclass(frozen=True, slots=True)
 class FromSize:
-    """The size of a node's result along one dimension."""
+    """The size of a node's result along one dimension. The node of a parameter may be missing, or have another name:
+    its size was read before anything else."""
 
     node: str
     dim: int
@@ -98,11 +98,11 @@ def active() -> bool:
     return _on.get()
 
 
-def with_sizes(result: Any, node: fx.Node, dims: Iterable[int]) -> Any:
+def with_sizes(result: Any, node: str, dims: Iterable[int]) -> Any:
     """What `Tensor.size` or `Tensor.shape` gave for some dimensions of a node's result, with tags."""
     if not isinstance(result, torch.Size):
-        return tagged(result, frozenset(FromSize(node.name, d) for d in dims))
-    return torch.Size([tagged(n, frozenset((FromSize(node.name, d),))) for n, d in zip(result, dims, strict=True)])
+        return tagged(result, frozenset(FromSize(node, d) for d in dims))
+    return torch.Size([tagged(n, frozenset((FromSize(node, d),))) for n, d in zip(result, dims, strict=True)])
 
 
 def sources_of(arguments: Any) -> frozenset[Source]:

@@ -108,7 +108,8 @@ def _wanted(
 def _explained(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:
     """Whether the sizes of tensors that an operator was given are all that it was given: `reshape(b, n, c)`."""
     records = {n.name: of(n) for n in coupling.traced.graph.nodes}
-    read = {1, *(records[s.node].one.shape[s.dim] for s in mismatch.sources if isinstance(s, FromSize))}
+    sizes = [s for s in mismatch.sources if isinstance(s, FromSize) and s.node in records]
+    read = {1, *(records[s.node].one.shape[s.dim] for s in sizes)}
     results = [n for n in (node, *views_of(node)) if of(n).spec is not None]
     return len(read) > 1 and any(read.issuperset(of(n).one.shape) for n in results)
 
@@ -224,7 +225,8 @@ def _given_moves(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], attributes: Sequence[_Attribute]
 ) -> tuple[list[Decisions], list[Decisions]]:
     """Each of these attributes with the size it most likely stands for at every operator: alone where it equals that
-    size, and all of them at once. And the less likely moves: with a multiple of a size, and with other sizes.
+    size, all that do at once, and all of them at once. And the less likely moves: with a multiple of a size, and with
+    other sizes.
 
     An attribute that follows another size by now ties the two.
     """
@@ -236,6 +238,9 @@ def _given_moves(
         for one in joint:
             (first if k == 0 and one.exact else later).append(one.move)
         if len(joint) > 1:
+            exact = [one.move for one in joint if one.exact]
+            if k == 0 and 1 < len(exact) < len(joint):  # A kernel's size is a quarter of some width, by chance.
+                first.append(joined(exact))
             (later if k else first).append(joined([one.move for one in joint]))
     return list(_distinct(first)), list(_distinct(later))
 

@@ -136,27 +136,35 @@ def concatenate(call: Call, algebra: Algebra) -> Planes:
     values: list[Value] = [v for v in call.args[0] if v.shape != (0,)]
     ndim = len(call.shape)
     dim = int(call.arg(1, "dim", 0)) % ndim
-    across = [Value(v.spec, tuple(p for p in v.planes if dim not in varying(p)), v.parameter) for v in values]
+    lying = _lying_along(values, dim)
+    apart = [tuple(p for p in v.planes if not any(p is q for q in own)) for v, own in zip(values, lying, strict=True)]
+    across = [Value(v.spec, rest, v.parameter) for v, rest in zip(values, apart, strict=True)]
     planes = list(_couple_across(across, dim, call, algebra))
-    for rank in range(max((_count_along(v, dim) for v in values), default=0)):
-        planes.append(_joined(values, rank, dim, call, algebra))
+    for rank in range(max(map(len, lying), default=0)):
+        planes.append(_joined(values, [own[rank : rank + 1] for own in lying], dim).expand(call.shape))
     return tuple(algebra.rectangle(p) for p in planes)
 
 
-def _count_along(value: Value, dim: int) -> int:
-    return sum(dim in varying(p) for p in value.planes)
+def _lying_along(values: Sequence[Value], dim: int) -> list[Planes]:
+    """The parts' planes that vary along the dimension, or would if the part were longer: of `x[:, :, :1]` beside
+    `x[:, :, 1:]`, where the others vary along the same further dimensions."""
+    found = [tuple(p for p in v.planes if dim in varying(p)) for v in values]
+    further = {tuple(d for d in varying(p) if d != dim) for own in found for p in own} - {()}
+    return [
+        own or tuple(p for p in v.planes if v.shape[dim] == 1 and varying(p) in further)
+        for v, own in zip(values, found, strict=True)
+    ]
 
 
-def _joined(values: list[Value], rank: int, dim: int, call: Call, algebra: Algebra) -> Plane:
-    """The parts' `rank`-th planes along `dim`, one after another; zeros where a part has none."""
-    own = [[p for p in v.planes if dim in varying(p)][rank : rank + 1] for v in values]
+def _joined(values: Sequence[Value], own: Sequence[Planes], dim: int) -> Plane:
+    """A plane of each part, one after another along `dim`; zeros where a part has none."""
     # Only the dimensions that some part varies along are written out.
     dims = {dim}.union(*(varying(p) for planes in own for p in planes))
     parts = []
     for value, planes in zip(values, own, strict=True):
         size = [n if d in dims else 1 for d, n in enumerate(value.shape)]
         parts += [p.as_strided(size, p.stride()) for p in planes] or [torch.zeros(size, dtype=torch.int32)]
-    return torch.cat(parts, dim).expand(call.shape)
+    return torch.cat(parts, dim)
 
 
 def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) -> Planes:
