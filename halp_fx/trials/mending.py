@@ -173,11 +173,16 @@ def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterabl
 @dataclass(frozen=True, slots=True, order=True)
 class _Attribute:
     """An attribute that the failing operator was given, in words that hold wherever a module runs the same line: from
-    that module `level` modules up, and by `path` down from there."""
+    that module `level` modules up, and by `path` down from there. Of a list, the elements that it was given."""
 
     level: int
     path: str
     name: str
+    indices: tuple[int, ...] = ()
+
+    def explains(self, way: Following) -> bool:
+        """Whether an element changes that the operator was given."""
+        return not self.indices or not {m.index for m in way.mends}.isdisjoint(self.indices)
 
     def owner(self, module: str) -> str | None:
         """The module that has it, where `module` runs the line; None if that does not lie so deep."""
@@ -211,13 +216,18 @@ class _Reach:
 
 def _attributes(nodes: Sequence[fx.Node], mismatch: Mismatch) -> list[_Attribute]:
     module = of(nodes[0]).module if nodes and mismatch.node else None
-    found = {(s.module, s.attribute) for s in mismatch.sources if isinstance(s, FromAttribute)}
+    found: dict[tuple[str, str], set[int]] = {}
+    for source in mismatch.sources:
+        if isinstance(source, FromAttribute):
+            indices = found.setdefault((source.module, source.attribute), set())
+            indices |= set() if source.index is None else {source.index}
     if module is None:
         return []
     above, attributes = list(owners(module)), []
-    for owner, attribute in sorted(found):
+    for (owner, attribute), indices in sorted(found.items()):
         level = next(i for i, o in enumerate(above) if not o or owner == o or owner.startswith(f"{o}."))
-        attributes.append(_Attribute(level, owner[len(above[level]) :].lstrip("."), attribute))
+        path = owner[len(above[level]) :].lstrip(".")
+        attributes.append(_Attribute(level, path, attribute, tuple(sorted(indices))))
     return sorted(attributes)
 
 
@@ -257,7 +267,8 @@ def _reaches(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], att
         ways = [w for ratios in (EXACT, MULTIPLES) for w in sizes.followed_by(owner, attribute.name, value, ratios)]
         if ways:
             known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute.name))
-            found.append(_Reach(known, tuple(sorted(ways, key=lambda way: way.rank))))
+            ways.sort(key=lambda way: (not attribute.explains(way), way.rank))
+            found.append(_Reach(known, tuple(ways)))
     return found
 
 

@@ -95,7 +95,52 @@ class Features(nn.Module):
         return self.head((x + self.out(out.transpose(1, 2).reshape(b, n, c))).mean(1))
 
 
+class Cell(nn.Module):
+    """States of one width, gates by pieces of three convolutions (PredRNN)."""
+
+    def __init__(self, inputs, width):
+        super().__init__()
+        self.width = width
+        self.x, self.h = nn.Conv2d(inputs, 3 * width, 3, padding=1), nn.Conv2d(width, 3 * width, 3, padding=1)
+        self.m, self.last = nn.Conv2d(width, 2 * width, 3, padding=1), nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x, h, m):
+        a, b, c = torch.split(self.x(x), self.width, 1)
+        d, e, f = torch.split(self.h(h), self.width, 1)
+        g, i = torch.split(self.m(m), self.width, 1)
+        m = (a + d).sigmoid() * m + (b + g).tanh() * i.sigmoid()
+        h = (e + a).tanh() * h
+        return (c + f).sigmoid() * self.last(torch.cat([h, m], 1)).tanh(), m
+
+
+class States(nn.Module):
+    """States that are made by a list of widths, and frames of three colours, a divisor of each, in between."""
+
+    def __init__(self, widths=(6, 6)):
+        super().__init__()
+        self.widths = list(widths)
+        self.cells = nn.ModuleList([Cell(3, widths[0]), Cell(widths[0], widths[1])])
+        self.frame, self.head = nn.Conv2d(widths[1], 3, 1), nn.Linear(3, 4)
+
+    def forward(self, x):
+        b, _, height, width = x.shape
+        states = []
+        for n in self.widths:
+            zeros = torch.zeros([b, n, height, width]).to(x)
+            states.append(zeros)
+        memory = torch.zeros([b, self.widths[0], height, width]).to(x)
+        frames = []
+        for _ in range(3):
+            inputs = x
+            for i, cell in enumerate(self.cells):
+                states[i], memory = cell(inputs, states[i], memory)
+                inputs = states[i]
+            frames.append(self.frame(inputs))
+        return self.head(torch.stack(frames, 1).mean((1, 3, 4)))
+
+
 EXPECTED = {
+    "states": (States, {"cells.0.x": 6, "frame": 3}, {}),
     "wavelets": (Wavelets, {"stem": 6}, {}),
     "kernels": (Kernels, {"stem": 8, "a": 16, "b": 12, "a.route": 3, "b.route": 3, "c.route": 3}, {}),
     "random features": (Features, {"patch": 4}, {"projection": "repeats its width: mul at"}),
