@@ -252,7 +252,7 @@ class Session:
 
     def _compensate(self, cut: Network, whole: Network, samples: int = SAMPLES) -> None:
         """Let a network that was cut out of another make up for it, where that was asked for and there is one."""
-        if self.request.compensate and cut.plan and not self.planned:
+        if self.request.compensate and cut.plan and cut is not whole and not self.planned:
             with self.clock("compensate"):
                 self.compensation = compensated(cut, whole, self.request, self.yardstick, samples)
 
