@@ -187,7 +187,9 @@ def _best_pair(
     gain = (values[use] - value)[:, None] + (values[use] - value)
     promising = (gain > 1e-12 * max(1.0, abs(value))) & (variable[use][:, None] < variable[use])
     incumbent.work.done += PAIR * promising.size
-    first, second = np.nonzero(promising)
+    at = np.flatnonzero(promising)  # A fifth of the time of both numbers at once.
+    first = at // len(use)
+    second = at - first * len(use)
     after = costs[:, use[first]] + costs[:, use[second]] - cost[:, None]
     over = np.maximum(after - model.limit[:, None], 0.0).sum(axis=0)
     # Where two moves share a table their effects do not add up: let slightly infeasible ones compete, too.
