@@ -108,7 +108,8 @@ def prune(
         min_keep: smallest width of a group: share (float) or channels (int).
         limits: for what single modules, parameters, groups or patterns produce, in place of `min_keep`: the smallest
             and the largest width, as shares of their channels (floats) or numbers of them (ints), or one width to have:
-            `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds.
+            `{"layer1.*": (0.5, 1.0), "layer4.2.conv1": 256}`. The last entry that is for a group holds. A number above
+            the width of all that is meant is an error.
         branches: whether residual branches may be dropped whole (see `find_branches`). None: where their loss is
             measured, with data and values by Fisher information, and no width is held by `min_keep` above its default
             or, in the branch, by `limits`.

@@ -27,4 +27,6 @@ def block_sizes(request: Request, coupling: Coupling, options: Options) -> dict[
 
 def in_blocks(options: Options, sizes: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
     """Of the widths that each group may take those that are whole blocks, and the last, which is what it has now."""
+    if not sizes:
+        return {name: tuple(own) for name, own in options.items()}
     return {name: tuple(w for w in own if w % sizes.get(name, 1) == 0 or w == own[-1]) for name, own in options.items()}

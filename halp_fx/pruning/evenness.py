@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import torch
 
 from ..latency import PriceList
 from ..scoring.values import WidthValues
@@ -76,10 +75,12 @@ def uniform_values(
     """
     low = 1.0 if prices is None else _common_share(groups, prices, budgets)
     share, _ = _shares(groups, tables, budgets)
-    values = {}
+    parts = np.concatenate([np.zeros(0), *(group.widths / group.widths[-1] for group in groups.values())])
+    short = np.log(np.maximum(parts, 1e-9) / max(low, 1e-9))
+    worth, values, start = -(np.minimum(short, 0) ** 2) + 1e-4 * short, {}, 0
     for name, group in groups.items():
-        short = np.log(np.maximum(group.widths / group.widths[-1], 1e-9) / max(low, 1e-9))
-        values[name] = share[name] * (-(np.minimum(short, 0) ** 2) + 1e-4 * short)
+        values[name] = share[name] * worth[start : start + len(group.widths)]
+        start += len(group.widths)
     return values
 
 
@@ -89,21 +90,24 @@ def _common_share(groups: Mapping[str, WidthGroup], prices: PriceList, budgets: 
     least = dict(zip(prices.groups, prices.bounds[0].tolist(), strict=True))
     most = np.array([b + TOLERANCE * max(1.0, abs(b)) for b in limits])
 
-    def nearest(widths: np.ndarray, shares: np.ndarray) -> np.ndarray:
-        found: np.ndarray = widths[np.searchsorted((widths[1:] + widths[:-1]) / 2, shares * widths[-1])]
-        return found
+    # (groups, options): widths, and the middle between each and the one before it.
+    offered = [groups[name].widths if name in groups else np.array([least[name]]) for name in prices.groups]
+    widths = np.zeros((len(offered), max(map(len, offered), default=1)), np.int64)
+    middles = np.full((len(offered), widths.shape[1]), np.inf)
+    for row, own in enumerate(offered):
+        widths[row, : len(own)] = own
+        middles[row, 1 : len(own)] = (own[1:] + own[:-1]) / 2
+    middles, each = middles[:, 1:], np.arange(len(offered))
+    full = widths.max(1)
 
     low, high = 0.0, 1.0
     for _ in range(_REFINED):
         shares = np.linspace(low, high, _SHARES + 1)
-        widths = [
-            nearest(groups[name].widths, shares) if name in groups else np.full(len(shares), least[name])
-            for name in prices.groups
-        ]
-        rows = np.stack(widths, 1)
+        nearest = (middles < (shares[:, None] * full)[:, :, None]).sum(2)
+        rows = widths[each, nearest]
         # Most of the shares, which ascend, lead to the same widths as the one before.
         new = np.append(True, (rows[1:] != rows[:-1]).any(1))
-        totals = prices.totals(torch.from_numpy(rows[new])).numpy()
+        totals = prices.totals_again(rows[new])
         fitting = np.flatnonzero(np.asarray((totals <= most).all(1))[np.cumsum(new) - 1])
         last = int(fitting[-1]) if len(fitting) else 0
         low, high = float(shares[last]), float(shares[min(last + 1, _SHARES)])

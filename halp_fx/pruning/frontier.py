@@ -17,6 +17,7 @@ from torch import nn
 from ..errors import InfeasibleError
 from ..model.preserving import Casting
 from ..rewriting.applying import rewrite
+from ..rewriting.compensating import Compensation
 from ..rewriting.descent import ancestry, descend
 from ..solver import CostTable
 from ..types import Plan
@@ -71,6 +72,8 @@ class Frontier:
         session = Session.start(model, aimless) if notebook is None else notebook.begin(model, aimless, falling)
         # Nobody looks at networks of counted costs before one is chosen, unless they are scored in turn.
         session.planned = not request.goals.measured and request.data is None and request.score_fn is None
+        # Compensating wide layers takes ten times what scoring does, and a single network is chosen in the end.
+        session.passed_by = request.score_fn is None
         # Amounts and shares compare when the dense cost is known.
         return cls(session, session.yardstick.tables, dict(falling(session.yardstick.dense)), {}, notebook)
 
@@ -95,8 +98,8 @@ class Frontier:
                 self.refused[name] = next(iter(self.refused.values()))
             passed()
 
-    def network(self, plan: Plan) -> nn.Module:
-        """The network that a plan leads to, compensated and re-estimated as was asked for.
+    def network(self, plan: Plan) -> tuple[nn.Module, Compensation | None]:
+        """The network that a plan leads to, compensated and re-estimated as was asked for; and how it was compensated.
 
         Raises:
             RewriteError: the forward does not run at these widths.
@@ -105,11 +108,12 @@ class Frontier:
         with self.casting.again():
             whole = Network(yardstick.model, Plan(), yardstick.coupling)
             small = rewrite(whole.model, plan, session.request.examples, coupling=yardstick.coupling)
+            found = None
             if session.request.compensate and plan:
-                compensated(Network(small, plan), whole, session.request, yardstick)
+                found = compensated(Network(small, plan), whole, session.request, yardstick)
             session.settle(Network(small, plan))
             descend(small, ancestry(whole.model, session.request.examples), plan)
-            return small
+            return small, found
 
     def _aim(self, budget: Budget) -> None:
         session = self.session

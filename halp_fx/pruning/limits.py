@@ -83,10 +83,21 @@ def check_limits(limits: Sequence[Limit], coupling: Coupling) -> None:
 
     Raises:
         ModelError: a limit is for no group that may shrink.
-        BudgetError: its bounds contradict each other for a group, one a share and the other a number.
+        BudgetError: its bounds contradict each other for a group, one a share and the other a number; or the smallest
+            width is a number that none of its groups has.
     """
     for limit in limits:
         covered = [group for group in coupling.prunable if limit.covers(group)]
+        # Of a group that is narrower than the others of a pattern it means all.
+        widest = max(covered, key=lambda group: group.size, default=None)
+        if widest is not None and is_count(limit.low) and limit.low > widest.size:
+            channels = widest.channels
+            has = f"{widest.size} channels" if channels.outputs == channels.number else str(channels)
+            raise BudgetError(
+                f"limits of {limit.asked!r}: {limit.low!r} channels are to stay, and {widest.name!r}"
+                f"{', the widest that is meant,' if len(covered) > 1 else ''} has {has}: write at most {widest.size}, "
+                f"or 1.0 to keep all"
+            )
         for group in (g for g in covered if limit_of(g, limits) is limit):
             least, most = limit.raw(group)
             if least > most and is_share(limit.low) != is_share(limit.high):

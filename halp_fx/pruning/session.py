@@ -72,6 +72,8 @@ class Session:
         compensation: the last one, if it was asked for.
         trail: where the steps so far left the network.
         planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
+        passed_by: networks that are closed in on are compensated when they are asked for (`Frontier.network`), unless
+            what follows is compensated on the way, too.
         contest: that its best network won (`contest`), if there was one.
         lost: batches that batch norms were last re-estimated without.
     """
@@ -86,6 +88,7 @@ class Session:
     compensation: Compensation | None = None
     trail: list[Stop] = field(default_factory=list)
     planned: bool = False
+    passed_by: bool = False
     contest: Contest | None = None
     lost: tuple[int, ...] = ()
 
@@ -235,7 +238,8 @@ class Session:
 
     def finish(self) -> None:
         """Let the best network make up for what it lost, by the network that it was cut out of."""
-        self._compensate(self.best.network, self.network)
+        if not self.passed_by or self.request.on_the_way:
+            self._compensate(self.best.network, self.network)
         self.settle(self.best.network)
 
     def _all_there_is(self) -> Candidate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def build_problem(
     groups = {}
     for group in coupling.prunable:
         value = values[group.name].value if group.name in values else np.zeros(group.size + 1)
-        widths = np.asarray(options[group.name])
+        widths = _as_array(tuple(options[group.name]))
         groups[group.name] = WidthGroup(widths, value[widths])
     removable = [
         branch_choice(branch, tables, groups, float(values[scored_name(branch.name)].value[-1])) for branch in branches
@@ -108,6 +109,14 @@ def build_problem(
         groups[name] = WidthGroup(groups[name].widths, value)
     choices = tuple(_measured(c, groups, (dropping or {}).get(c.name)) for c in removable if c)
     return WidthProblem("network", groups, tuple(tables), dict(budgets), choices, unit)
+
+
+@lru_cache(maxsize=1024)
+def _as_array(widths: tuple[int, ...]) -> np.ndarray:
+    """One array for the same widths: problems for many budgets, and many groups, have them."""
+    array = np.array(widths, np.int64)
+    array.setflags(write=False)
+    return array
 
 
 def price_list(options: Mapping[str, Sequence[int]], tables: Sequence[CostTable]) -> PriceList | None:
@@ -153,6 +162,8 @@ def plan_from(
 
 def compose(first: Plan, second: Plan) -> Plan:
     """The plan that does `first`, then `second` (whose indices count what `first` kept)."""
+    if not first:
+        return second
     kept = dict(first.kept)
     for name, rows in second.items():
         kept[name] = tuple(kept[name][i] for i in rows) if name in kept else rows

@@ -225,11 +225,12 @@ def _curve(frontier: Frontier, points: Sequence[Point], stood: Mapping[str, Sess
 
     def made(point: Point) -> nn.Module:
         with torch.inference_mode(False), preserved(model):
-            small = frontier.network(point.plan)
+            small, compensation = frontier.network(point.plan)
         as_modes_of(small, model)
         then = stood[point.asked]
         best = replace(then.best, network=replace(then.best.network, model=small))
-        small.halp = report_on(replace(then, candidates=[best]))  # type: ignore[assignment]
+        then = replace(then, candidates=[best], compensation=compensation)
+        small.halp = report_on(then)  # type: ignore[assignment]
         return small
 
     return Curve(

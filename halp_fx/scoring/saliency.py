@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ changes a network less than that. At 10 % of the MACs 1.5 points better in the m
 told apart from it (docs/benchmarks_accuracy.md)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Saliency:
     """Scores of every group that may shrink.
 
@@ -91,7 +91,7 @@ class Saliency:
     dropping: Mapping[str, float] = field(default_factory=dict)
     lost: tuple[int, ...] = ()
 
-    @property
+    @cached_property
     def known(self) -> dict[str, WidthValues]:
         """What every group is worth at every width: `values`, or the sum of its highest scores."""
         return {n: self.values[n] if n in self.values else WidthValues.of_scores(s) for n, s in self.scores.items()}

@@ -62,4 +62,4 @@ class WidthValues:
 
     def kept(self, width: int) -> tuple[int, ...]:
         """The channels that stay at this width, ascending."""
-        return tuple(sorted(self.order[:width].tolist()))
+        return tuple(np.sort(self.order[:width]).tolist())

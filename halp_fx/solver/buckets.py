@@ -208,7 +208,7 @@ class _Planner:
         number = len(self.steps)
         for operand in bucket:
             operand.pick = tuple(scope.index(u) for u in operand.scope)
-            operand.order = tuple(int(a) for a in np.argsort(operand.pick))
+            operand.order = tuple(sorted(range(len(operand.pick)), key=operand.pick.__getitem__))
             operand.spread = tuple(slice(None) if u in operand.scope else None for u in scope)
             if operand.step is not None:
                 self.steps[operand.step].consumer = number

@@ -20,11 +20,14 @@ propagation).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from .buckets import Step, make_steps
+from .buckets import Operand, Step, make_steps
 from .model import Model
 from .tables import Floats, Ints
 from .work import ENTRY, STEP
@@ -40,7 +43,31 @@ RELAXED_CAP = 100_000
 
 
 REMEMBERED = 3_000_000
-"""Up to so many entries (24 MB) the tables of the last maximum are kept: its max-marginals begin with them."""
+"""Up to so many entries (24 MB) the tables of the last maximum are kept: its maximiser and its max-marginals are read
+off them."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Addend:
+    """One table that a step adds, laid out to broadcast over the step's scope.
+
+    Attributes:
+        operand: where it comes from.
+        factor: of a factor the view of its table, laid out once; None for an earlier step's result.
+        plain: a result has the axes of the step's scope as it is.
+    """
+
+    operand: Operand
+    factor: Floats | None
+    plain: bool
+
+    def of(self, results: Sequence[Floats]) -> Floats:
+        if self.factor is not None:
+            return self.factor
+        operand = self.operand
+        assert operand.step is not None
+        table = results[operand.step]
+        return table if self.plain else table.transpose(operand.order)[operand.spread]
 
 
 class Elimination:
@@ -61,9 +88,17 @@ class Elimination:
         self.work = made.work
         self.steps = made.steps
         self.effort = STEP * len(made.steps) + ENTRY * made.work
-        self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)]).tolist()
         self._shapes = [f.value.shape for f in model.factors]
-        self._last: tuple[Floats, list[Floats]] | None = None
+        self._offsets = np.cumsum([0, *(f.value.size for f in model.factors)]).tolist()
+        # What is maximised is copied here, so that the factors' tables are laid out once.
+        self._flat = np.zeros(self._offsets[-1])
+        self._adds = [self._addends(step) for step in self.steps]
+        # Memory that is asked for anew takes as long to come as the additions.
+        self._kept = self.work <= REMEMBERED
+        self._places = [np.empty(step.shape if self._kept else 0) for step in self.steps]
+        # Of the last maximum, or empty: the table of each step before it is maximised, and after.
+        self._tables: list[Floats] = []
+        self._results: list[Floats] = []
 
     def maximise(self, flat: Floats) -> tuple[float, Ints, Ints]:
         """Maximum of the sum of the factors' tables.
@@ -76,36 +111,33 @@ class Elimination:
             `exact` false, copies of a variable may differ: the entries then attain the bound, the options
             do not.
         """
-        results = self._forward(flat)
-        self._last = (flat, results) if self.work <= REMEMBERED else None
+        self._forward(flat)
         state = np.zeros(len(self.model.sizes), np.int64)
-        entries = np.zeros(len(self.model.factors), np.int64)
         chosen: list[tuple[int, ...]] = [()] * len(self.steps)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
-            outer = () if step.consumer is None else tuple(chosen[step.consumer][a] for a in step.place)
-            chosen[i] = here = self._choose(step, outer, flat, results)
+            outer = () if step.consumer is None else tuple([chosen[step.consumer][a] for a in step.place])
+            chosen[i] = here = self._choose(i, outer)
             state[step.variable] = here[0]
-            for operand in step.operands:
-                if operand.factor is not None:
-                    at = 0
-                    for a, size in zip(operand.pick, self._shapes[operand.factor], strict=True):
-                        at = at * size + here[a]
-                    entries[operand.factor] = self._offsets[operand.factor] + at
-        return self._bound(results), state, entries
+        bound = self._bound()
+        if not self._kept:
+            self._results = []
+        return bound, state, self.model.entries(state[:, None])[:, 0] if self.exact else self._entries(chosen)
 
     def max_marginals(self, flat: Floats) -> list[Floats]:
         """For each variable, (K,) the maximum (or a bound on it) with that variable held at each option."""
-        last, self._last = self._last, None
-        again = last is not None and np.array_equal(last[0], flat)
-        results = last[1] if last is not None and again else self._forward(flat)
+        if not (self._results and np.array_equal(self._flat, flat)):
+            self._forward(flat)
+        results, tables = self._results, self._tables
+        self._results, self._tables = [], []
         bound = self._bound(results)
         marginals = [np.full(size, np.inf) for size in self.model.sizes]
         downward: list[Floats] = [np.zeros(0)] * len(self.steps)
         for i in range(len(self.steps) - 1, -1, -1):
             step = self.steps[i]
             rest = downward[i] if step.consumer is not None else np.asarray(bound - results[i].item())
-            belief = self._combine(step, flat, results) + self._undo_sum(step, rest)
+            table = tables[i] if tables else self._combine(i, results)
+            belief = table + self._undo_sum(step, rest)
             downward[i] = results[i] = np.zeros(0)
             at_most = belief.max(axis=tuple(range(1, belief.ndim)))
             marginals[step.variable] = np.minimum(marginals[step.variable], at_most)
@@ -113,58 +145,81 @@ class Elimination:
                 if operand.step is not None:
                     message = results[operand.step]
                     gone = tuple(a for a in range(belief.ndim) if a not in operand.pick)
-                    whole = np.transpose(belief.max(axis=gone), np.argsort(np.argsort(operand.pick)))
+                    whole = belief.max(axis=gone).transpose(np.argsort(operand.order))
                     with np.errstate(invalid="ignore"):
                         downward[operand.step] = np.where(np.isneginf(message), -np.inf, whole - message)
         return marginals
 
-    def _bound(self, results: Sequence[Floats]) -> float:
+    def _addends(self, step: Step) -> list[_Addend]:
+        """What a step adds, small tables first: their sum stays small until the last addition makes the full table."""
+        found, sizes = [], []
+        for operand in step.operands:
+            view = None
+            if operand.factor is not None:
+                start, stop = self._offsets[operand.factor : operand.factor + 2]
+                view = self._flat[start:stop].reshape(self._shapes[operand.factor])
+                view = view.transpose(operand.order)[operand.spread]
+            found.append(_Addend(operand, view, operand.pick == tuple(range(len(step.scope)))))
+            sizes.append(math.prod(self.model.sizes[v] for v in operand.scope))
+        return [found[i] for i in sorted(range(len(found)), key=sizes.__getitem__)]
+
+    def _bound(self, results: Sequence[Floats] | None = None) -> float:
+        results = self._results if results is None else results
         return float(sum(results[i].item() for i, step in enumerate(self.steps) if step.consumer is None))
 
-    def _forward(self, flat: Floats) -> list[Floats]:
+    def _forward(self, flat: Floats) -> None:
+        self._flat[:] = flat
+        tables: list[Floats] = []
         results: list[Floats] = []
-        for step in self.steps:
-            table = self._combine(step, flat, results)
+        self._tables, self._results = tables, results
+        for i, step in enumerate(self.steps):
+            table = self._combine(i, results)
             if step.by_sum is None:
-                results.append(table.max(axis=0))
+                results.append(np.maximum.reduce(table, axis=0))
             else:
                 results.append(table[step.by_sum.gather] + step.by_sum.penalty)
-        return results
+            if self._kept:
+                tables.append(table)
 
-    def _tables(self, step: Step, flat: Floats, results: Sequence[Floats]) -> list[Floats]:
-        tables = []
-        for operand in step.operands:
-            if operand.step is not None:
-                tables.append(results[operand.step])
-            elif operand.factor is not None:
-                start, stop = self._offsets[operand.factor : operand.factor + 2]
-                tables.append(flat[start:stop].reshape(self._shapes[operand.factor]))
-        return tables
+    def _combine(self, number: int, results: Sequence[Floats]) -> Floats:
+        """The table of a step over its scope."""
+        adds = self._adds[number]
+        if not adds:
+            return np.zeros(self.steps[number].shape)
+        total = adds[0].of(results)
+        for addend in adds[1:-1]:
+            total = total + addend.of(results)
+        if len(adds) == 1:
+            return total
+        return np.add(total, adds[-1].of(results), out=self._places[number] if self._kept else None)
 
-    def _combine(self, step: Step, flat: Floats, results: Sequence[Floats]) -> Floats:
-        tables = self._tables(step, flat, results)
-        spread = [t.transpose(s.order)[s.spread] for t, s in zip(tables, step.operands, strict=True)]
-        if not spread:
-            return np.zeros(step.shape)
-        # Small operands first: their sum stays small until the last addition makes the full table.
-        spread.sort(key=lambda t: t.size)
-        total = spread[0]
-        for table in spread[1:]:
-            total = total + table
-        return total if total.shape == step.shape else np.broadcast_to(total, step.shape)
-
-    def _choose(self, step: Step, outer: tuple[int, ...], flat: Floats, results: Sequence[Floats]) -> tuple[int, ...]:
-        """Options of the step's scope, given those of its result."""
-        known = dict(zip(step.result, outer, strict=True))
+    def _choose(self, number: int, outer: tuple[int, ...]) -> tuple[int, ...]:
+        """Options of a step's scope, given those of its result."""
+        step = self.steps[number]
         if step.by_sum is not None:
-            first = int(step.by_sum.option[outer[0], outer[1]])
+            known = dict(zip(step.result, outer, strict=True))
+            return (int(step.by_sum.option[outer[0], outer[1]]), *[known[v] for v in step.scope[1:]])
+        at: tuple[Any, ...] = (slice(None), *outer)
+        if self._tables:
+            column = self._tables[number][at]
         else:
-            gain = np.zeros(step.shape[0])
-            for table, operand in zip(self._tables(step, flat, results), step.operands, strict=True):
-                index = tuple(slice(None) if v == step.variable else known[v] for v in operand.scope)
-                gain = gain + table[index]
-            first = int(np.argmax(gain))
-        return (first, *(known[v] for v in step.scope[1:]))
+            column = np.zeros(step.shape[0])
+            for addend in self._adds[number]:
+                table = addend.of(self._results)
+                column = column + table[tuple([k if n > 1 else 0 for k, n in zip(at, table.shape, strict=True)])]
+        return (int(column.argmax()), *outer)
+
+    def _entries(self, chosen: Sequence[tuple[int, ...]]) -> Ints:
+        """(F,) the entry of each factor that the step with it has used."""
+        entries = np.zeros(len(self._shapes), np.int64)
+        for step, here in zip(self.steps, chosen, strict=True):
+            for operand in step.operands:
+                if operand.factor is not None:
+                    at = 0
+                    for a, size in zip(operand.pick, self._shapes[operand.factor], strict=True):
+                        at = at * size + here[a]
+                    entries[operand.factor] = self._offsets[operand.factor] + at
+        return entries
 
     @staticmethod
     def _undo_sum(step: Step, rest: Floats) -> Floats:

@@ -177,9 +177,7 @@ def _improve(
 ) -> None:
     """Climb from the incumbent and the best maximisers among the options that are worth it."""
     full = incumbent.model
-    worth = []
-    for size, options, keep in zip(full.sizes[:free], current.options, kept, strict=False):
-        worth.append(np.isin(np.arange(size), options[keep]))
+    worth = [options[keep] for options, keep in zip(current.options[:free], kept, strict=False)]
     moves = Neighbourhood(full, free, worth)
     states = full.complete(np.unique(_lift(current, dual.states), axis=1))
     value, cost = full.evaluate(states)

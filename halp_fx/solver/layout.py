@@ -87,7 +87,7 @@ class Layout:
             and len(problem.costs) == len(mine.costs)
             and all(a is b for a, b in zip(problem.costs, mine.costs, strict=True))
             and list(problem.groups) == list(mine.groups)
-            and all(np.array_equal(g.widths, mine.groups[n].widths) for n, g in problem.groups.items())
+            and all(_same(g.widths, mine.groups[n].widths) for n, g in problem.groups.items())
             and [(b.name, b.groups, b.costs, list(b.adds)) for b in problem.branches]
             == [(b.name, b.groups, b.costs, list(b.adds)) for b in mine.branches]
         )
@@ -126,12 +126,13 @@ class Layout:
             for name, added in b.adds.items():
                 value, scope = _or_nothing(np.asarray(added)), (self.groups[name], self.branches[b.name])
                 rows.append((scope, value, np.zeros_like(value)))
-        least = float(sum(value.min() for _, value, _ in rows))
-        span = float(sum(value.max() - value.min() for _, value, _ in rows))
+        lowest = [value.min() for _, value, _ in rows]
+        least = float(sum(lowest))
+        span = float(sum(value.max() - low for (_, value, _), low in zip(rows, lowest, strict=True)))
         unit, weight = (1 / span, TIE) if span > 0 else (0.0, 1.0)
         values: dict[tuple[int, ...], Floats] = {}
-        for variables, value, tie in rows:
-            worth = (value - value.min()) * unit + weight * tie
+        for (variables, value, tie), low in zip(rows, lowest, strict=True):
+            worth = (value - low) * unit + weight * tie
             values[variables] = values[variables] + worth if variables in values else worth
         return values, least, span
 
@@ -140,10 +141,13 @@ class Layout:
         full width. It rises with the width w as w / (w + 0.1), which is more concave than a logarithm: costs are
         products of two widths, and narrow layers between wide ones would be worth no less. So widths that nothing else
         decides come out near uniform."""
-        share = np.zeros(len(self.groups) + len(self.branches))
+        shares = [0.0] * (len(self.groups) + len(self.branches))
+        units = {resource: _unit(budget) for resource, budget in problem.budgets.items()}
         for parts, resource, cost in self.full:
-            share[list(parts)] += cost / _unit(problem.budgets[resource])
+            for v in parts:
+                shares[v] += cost / units[resource]
         # What costs nothing is kept, too, given the choice.
+        share = np.array(shares)
         share = share + max(share.sum(), 1e-300) / (100 * len(share))
         return np.asarray(share / share.sum())
 
@@ -254,6 +258,10 @@ class _Builder:
             ((variable, scale),) = parts
             return variable, scale * self.widths[variable]
         return self.sum_of[parts], self.widths[self.sum_of[parts]]
+
+
+def _same(a: Ints, b: Ints) -> bool:
+    return a is b or np.array_equal(a, b)
 
 
 def _or_nothing(value: Floats) -> Floats:

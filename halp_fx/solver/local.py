@@ -10,7 +10,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
 from .model import Model
 from .tables import Floats, Ints
@@ -60,16 +59,22 @@ class Neighbourhood:
     A move changes the few tables that its variable, or a sum with it, is in: only these are looked up for it.
     """
 
-    def __init__(self, model: Model, free: int, worth: list[npt.NDArray[np.bool_]] | None = None) -> None:
-        """`free`: the first `free` variables move. `worth[v]`: (K,) options of v to try (all by default)."""
+    def __init__(self, model: Model, free: int, worth: Sequence[Ints] | None = None) -> None:
+        """`free`: the first `free` variables move. `worth[v]`: the options of v to try, ascending (all by default)."""
         self.model = model
-        pairs = [(v, k) for v in range(free) for k in range(model.sizes[v]) if worth is None or worth[v][k]]
-        self.variable = np.array([v for v, _ in pairs], np.int64)
-        self.option = np.array([k for _, k in pairs], np.int64)
+        options = [np.arange(size) for size in model.sizes[:free]] if worth is None else worth
+        count = np.array([len(own) for own in options], np.int64)
+        self.variable = np.repeat(np.arange(free), count)
+        self.option = np.concatenate([np.zeros(0, np.int64), *options])
+        # One entry for each table that each move changes: those of its variable.
         touched = model.touched(free)
-        # One entry for each table that each move changes.
-        self._move = np.repeat(np.arange(len(pairs)), [len(touched[v]) for v, _ in pairs])
-        self._factor = np.concatenate([np.zeros(0, np.int64), *(touched[v] for v, _ in pairs)])
+        length = np.array([len(rows) for rows in touched], np.int64)
+        each = length[self.variable]
+        self._move = np.repeat(np.arange(len(each)), each)
+        within = np.arange(len(self._move)) - np.repeat(np.cumsum(each) - each, each)
+        self._factor = np.concatenate([np.zeros(0, np.int64), *touched])[
+            within + np.repeat((np.cumsum(length) - length)[self.variable], each)
+        ]
 
     def around(self, incumbent: Incumbent, state: Ints) -> tuple[Ints, Ints, Ints, Ints, Floats, Floats]:
         """(M,) variables and options of the moves from a complete state; complete states, and (M,) which of them they
@@ -182,7 +187,9 @@ def _best_pair(
     gain = (values[use] - value)[:, None] + (values[use] - value)
     promising = (gain > 1e-12 * max(1.0, abs(value))) & (variable[use][:, None] < variable[use])
     incumbent.work.done += PAIR * promising.size
-    first, second = np.nonzero(promising)
+    at = np.flatnonzero(promising)  # A fifth of the time of both numbers at once.
+    first = at // len(use)
+    second = at - first * len(use)
     after = costs[:, use[first]] + costs[:, use[second]] - cost[:, None]
     over = np.maximum(after - model.limit[:, None], 0.0).sum(axis=0)
     # Where two moves share a table their effects do not add up: let slightly infeasible ones compete, too.

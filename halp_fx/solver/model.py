@@ -16,6 +16,7 @@ a little more (`TIE`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -108,7 +109,7 @@ class Model:
         for row, factor in enumerate(self.factors):
             for column, variable in enumerate(factor.scope):
                 axis[row, column] = variable
-                stride[row, column] = int(np.prod(factor.value.shape[column + 1 :]))
+                stride[row, column] = math.prod(factor.value.shape[column + 1 :])
         sizes = [f.value.size for f in self.factors]
         object.__setattr__(self, "flat_value", np.concatenate(values))
         object.__setattr__(self, "flat_cost", np.concatenate(costs, axis=1))
@@ -150,9 +151,10 @@ class Model:
 
     def evaluate(self, states: Ints) -> tuple[Floats, Floats]:
         """(M,) values and (R, M) costs of complete (V, M) states; a state with an impossible sum costs infinity."""
-        where = self.entries(np.maximum(states, 0))
+        where = self.entries(np.maximum(states, 0) if self.sums else states)
         cost = self.flat_cost[:, where].sum(axis=1)
-        cost[:, (states < 0).any(axis=0)] = np.inf
+        if self.sums:  # Else nothing is impossible.
+            cost[:, (states < 0).any(axis=0)] = np.inf
         return self.flat_value[where].sum(axis=0), cost
 
     def feasible(self, cost: Floats) -> npt.NDArray[np.bool_]:
@@ -164,10 +166,11 @@ class Model:
         """The same model with only the given options (ascending positions) of each variable."""
         factors = []
         for f in self.factors:
-            grid = np.ix_(*(kept[v] for v in f.scope))
-            costs = [row[grid] for row in f.cost]
-            cost = np.stack(costs) if costs else np.zeros((0, *f.value[grid].shape))
-            factors.append(Factor(f.scope, f.value[grid], cost))
+            value, cost = f.value, f.cost
+            for axis, v in enumerate(f.scope):
+                if len(kept[v]) < self.sizes[v]:
+                    value, cost = value.take(kept[v], axis), cost.take(kept[v], 1 + axis)
+            factors.append(Factor(f.scope, value, cost))
         sums = []
         for s in self.sums:
             renumber = np.full(self.sizes[s.total] + 1, -1, np.int64)

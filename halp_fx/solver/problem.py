@@ -61,10 +61,7 @@ class WidthProblem:
                 if term.group not in self.groups:
                     raise ProblemError(f"cost {cost.name!r} uses group {term.group!r}, which the problem does not have")
             for widths in extremes:
-                there = self.out_width(cost, widths), self.in_width(cost, widths)
-                grids = cost.out_widths, cost.in_widths
-                if not all(grid[0] <= width <= grid[-1] for width, grid in zip(there, grids, strict=True)):
-                    cost.at(*there)  # Says what is outside.
+                cost.check_covers(self.out_width(cost, widths), self.in_width(cost, widths))
 
     def _check_branches(self) -> None:
         owner: dict[str, str] = {}
@@ -213,6 +210,8 @@ class Solution:
 
 
 def _width(terms: tuple[Term, ...], offset: int, grid: Ints, widths: Mapping[str, int]) -> int:
-    if not terms and len(grid) == 1:
-        return int(grid[0])
-    return offset + sum(term.scale * int(widths[term.group]) for term in terms)
+    if not terms:
+        return int(grid[0]) if len(grid) == 1 else offset
+    for term in terms:
+        offset += term.scale * int(widths[term.group])
+    return offset

@@ -87,7 +87,7 @@ class Plan(Mapping[str, tuple[int, ...]]):
         for name, indices in self.kept.items():
             try:
                 given = list(indices)
-                if any(map(_is_flag, given)):
+                if set(map(type, given)) != {int} and any(map(_is_flag, given)):
                     raise PlanError(
                         f"group {name!r}: this is a mask: pass the indices of the channels that stay, "
                         "such as mask.nonzero().flatten()"

@@ -347,10 +347,15 @@ class Coupling:
 
     def planned(self, kept: Mapping[str, Iterable[int]], dropped: Iterable[str] = ()) -> Plan:
         """A plan for these groups that knows what their channels are."""
-        groups = [g for g in self.groups if g.name in kept]
-        made_for = {g.name: g.channels for g in groups}
-        made_by = {g.name: made for g in groups if (made := g.made_by)}
+        groups = {n: made for n, made in self._made.items() if n in kept}
+        made_for = {name: channels for name, (channels, _) in groups.items()}
+        made_by = {name: makers for name, (_, makers) in groups.items() if makers}
         return Plan({name: tuple(row) for name, row in kept.items()}, tuple(dropped), made_for, made_by)
+
+    @cached_property
+    def _made(self) -> dict[str, tuple[Channels, tuple[Making, ...]]]:
+        """What each group's channels are, and the layers that make them."""
+        return {g.name: (g.channels, g.made_by) for g in self.groups}
 
     @cached_property
     def dependencies(self) -> DependencyGraph:

@@ -61,6 +61,34 @@ def test_without_limits_it_would_be_narrower():
     assert widths({"first.0": (0.75, 1.0)})["a"] >= 12
 
 
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"first.0": 17},
+            r"limits of 'first.0': 17 channels are to stay, and 'first.0' has 16 channels: write at most 16",
+        ),
+        ({"first.0": (1000, 1000)}, "or 1.0 to keep all"),
+        ({"first.*": 21}, "'first.2', the widest that is meant, has 20 channels"),
+    ],
+    ids=str,
+)
+def test_more_channels_than_there_are_is_an_error(limits, message):
+    with pytest.raises(BudgetError, match=message):
+        widths(limits)
+
+
+def test_a_number_for_several_groups_means_all_of_those_that_have_fewer():
+    found = widths({"first.*": 18, "second.0": (1, 1000)}, budget=0.6)
+    assert (found["a"], found["stream"]) == (16, 18)
+
+
+def test_what_a_channel_is_is_said_where_it_is_several_outputs():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.PixelShuffle(2), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    with pytest.raises(BudgetError, match="'0' has 4 channels of 4 outputs each: write at most 4"):
+        halp_fx.prune(model, 0.5, X, limits={"0": 16}, latency="macs", progress=False)
+
+
 def test_a_residual_stream_is_meant_by_any_layer_that_makes_it():
     assert widths({"second.2": 15})["stream"] == 15
     assert widths({"first.2": 15})["stream"] == 15
