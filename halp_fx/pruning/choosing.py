@@ -9,6 +9,7 @@ from typing import cast
 from ..coupling.residual import find_branches
 from ..errors import InfeasibleError
 from ..solver import Method, Solution, WidthProblem, restrict, solve
+from ..solver.solution import BASELINES
 from ..types import ChannelGroup, Coupling, Plan, scored_name
 from .blocks import in_blocks
 from .limits import Limit, limit_of
@@ -45,14 +46,15 @@ class Question:
         """
         recipe = RECIPES.get(self.request.solver)
         method = cast(Method, self.request.solver) if recipe is None else recipe.method
-        end = self._whole_way() if recipe is None and self.way < 1 else None
-        for share in dict.fromkeys((floor, 0.0) if recipe is None else (0.0,)):
+        end = self._whole_way() if recipe is None and method not in BASELINES and self.way < 1 else None
+        shares = dict.fromkeys((floor, 0.0) if recipe is None else (0.0,))
+        tries = [(share, end) for share in shares] + ([] if end is None else [(0.0, None)])
+        for share, within in tries:
             problem = self.problem(share)
-            if end is not None:
-                problem = _part_of(end, problem)
+            part = problem if within is None else _part_of(within, problem)
             try:
                 work = EXACT_WORK if method == "exact" else WORK
-                return Choice(solve(problem, method, work, shared=self.yardstick.shared))
+                return Choice(solve(part, method, work, shared=self.yardstick.shared))
             except InfeasibleError as error:
                 refused = error
         return Choice(self._smallest(problem, refused), refused)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..coupling.branches import Branch
-from ..errors import SaliencyError
+from ..errors import HalpError, SaliencyError, words_of
 from ..model.preserving import unsynchronised
 from ..rewriting.applying import rewrite
 from ..scoring.batchwise import pieces
@@ -47,10 +48,33 @@ def _losses_without(
     what it puts out does not compare.
 
     Batch norms will be re-estimated, so what counts is the network with its own statistics: those of the batches that
-    are compared, as where channels are valued (`batchwise`). Where batches are too small for that, others are found on
-    as many samples beside.
+    are compared, as where channels are valued (`batchwise`). Where batches are too small for that, or a forward fails
+    so, others are found on as many samples beside.
     """
-    compared, settled = _looked_at(network.model, request)
+    own = _pieces(network.model, request)
+    try:
+        if own:
+            try:
+                return _losses_on(own, (), network, request, coupling, branches)
+            except (HalpError, torch.OutOfMemoryError):
+                raise
+            except Exception as error:  # Batches of one size alone, as where channels were valued.
+                logger.info("branches are not valued through the statistics of batches: %s", words_of(error))
+        return _losses_on(*_whole_batches(network.model, request), network, request, coupling, branches)
+    except SaliencyError as error:
+        logger.info("branches are valued by the channels that they add: %s", error)
+        return {}
+
+
+def _losses_on(
+    compared: Sequence[Any],
+    settled: Sequence[Any],
+    network: Network,
+    request: Request,
+    coupling: Coupling,
+    branches: Sequence[Branch],
+) -> dict[str, float]:
+    """The same on these batches, with batch norms re-estimated on others, if there are any."""
 
     def apart(*dropped: str) -> Apart:
         plan = Plan({}, dropped)
@@ -60,15 +84,10 @@ def _losses_without(
                 renew(other, settled, loss=request.loss)
         return reference.apart(other)
 
-    try:
-        reference = Reference.of(
-            network.model, compared, request.loss, statistics=bool(request.recalibrate) and not settled
-        )
-        whole, told = apart(), reference.told
-        found = {b.name: apart(b.name).loss(whole, told) for b in branches}
-    except SaliencyError as error:
-        logger.info("branches are valued by the channels that they add: %s", error)
-        return {}
+    by_batch = bool(request.recalibrate) and not settled
+    reference = Reference.of(network.model, compared, request.loss, statistics=by_batch)
+    whole, told = apart(), reference.told
+    found = {b.name: apart(b.name).loss(whole, told) for b in branches}
     return {name: loss for name, loss in found.items() if math.isfinite(loss)}
 
 
@@ -77,15 +96,17 @@ def by_their_own(model: nn.Module) -> bool:
     return all(isinstance(norm, BATCH_NORMS) for norm in norms_of(model))
 
 
-def _looked_at(model: nn.Module, request: Request) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Batches to compare on, and those that batch norms are re-estimated on: none where they are not, or where the
-    statistics of each batch do."""
+def _pieces(model: nn.Module, request: Request) -> Sequence[Any]:
+    """Batches to compare on through the statistics of each; none where that does not go, or nothing is re-estimated."""
     assert request.data is not None
-    if not (request.recalibrate and norms_of(model)):
-        return shared_out(islice(request.data, request.batches), SAMPLES)[0], ()
-    if by_their_own(model):
-        own = (piece for batch in islice(request.data, request.batches) for piece, _ in pieces(batch))
-        compared, _ = shared_out(own, SAMPLES)
-        if compared:
-            return compared, ()
-    return shared_out(islice(request.data, request.batches), SAMPLES)
+    if not (request.recalibrate and norms_of(model) and by_their_own(model)):
+        return ()
+    own = (piece for batch in islice(request.data, request.batches) for piece, _ in pieces(batch))
+    return shared_out(own, SAMPLES)[0]
+
+
+def _whole_batches(model: nn.Module, request: Request) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Batches to compare on, and those that batch norms are re-estimated on: none where they are not."""
+    assert request.data is not None
+    compared, settled = shared_out(islice(request.data, request.batches), SAMPLES)
+    return compared, settled if request.recalibrate and norms_of(model) else ()

@@ -85,7 +85,7 @@ def as_published(request: Request, model: nn.Module) -> Request:
 
 
 def _tells_of_branches(request: Request) -> bool:
-    """Whether what is lost without a branch is measured (`standing`), and the caller did not ask for wide groups."""
+    """Whether what is lost without a branch is measured (`dropping`), and the caller did not ask for wide groups."""
     measured = request.data is not None and request.importance in (None, "auto", "fisher", "batches")
     return measured and (request.min_keep <= MIN_KEEP if is_share(request.min_keep) else request.min_keep == 1)
 

@@ -75,7 +75,7 @@ class Saliency:
             of them (`batchwise.in_turn`).
         uniform: scores only say which channels stay; groups become equally narrow.
         dropping: branch -> what the network loses without it, measured, as a multiple of what all groups are worth
-            (`pruning.standing`).
+            (`pruning.dropping`).
     """
 
     scores: Mapping[str, np.ndarray]

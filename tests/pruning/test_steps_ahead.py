@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 import halp_fx
+from halp_fx.errors import InfeasibleError
 from halp_fx.latency.costs import LayerCost, MacsCost
+from halp_fx.pruning import choosing
 from halp_fx.pruning.choosing import Question
 
 PICTURE = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -41,11 +43,11 @@ class Launched(LayerCost):
         return found + 3e5 * bool(found)
 
 
-def pruned(budget, steps):
+def pruned(budget, steps, samples=64, model=None, **call):
     generator = torch.Generator().manual_seed(0)
-    data = [torch.randn(64, 3, 16, 16, generator=generator) for _ in range(4)]
-    call = {"data": data, "latency": Launched(), "steps": steps, "progress": False}
-    return halp_fx.prune(network(), budget, PICTURE, **call)
+    data = [torch.randn(samples, 3, 16, 16, generator=generator) for _ in range(4)]
+    call = {"data": data, "latency": Launched(), "steps": steps, "progress": False, **call}
+    return halp_fx.prune(model or network(), budget, PICTURE, **call)
 
 
 @pytest.mark.parametrize("budget", [0.4, 0.5])
@@ -78,6 +80,53 @@ def test_no_step_takes_what_stays_at_the_end_as_it_is_seen_then(monkeypatch):
         for name, width in end.widths.items():
             assert name in {g for b in solution.dropped for g in _groups(question, b)} or solution.widths[name] >= width
     assert gone
+
+
+@pytest.mark.parametrize("solver", ["greedy", "uniform"])
+def test_baselines_answer_steps_as_published(solver):
+    """They find nothing in what the way of another method leaves them, and a budget that can be met was refused."""
+    assert pruned(0.5, 3, solver=solver).halp.measured <= 0.5 * pruned(1.0, 1).halp.measured
+
+
+def test_a_step_of_which_the_rest_of_the_way_leaves_nothing_takes_all_there_is(monkeypatch):
+    """The solver finds no way within several budgets each time there is one."""
+    part = []
+    real_part, real_solve = choosing._part_of, choosing.solve
+
+    def watched(end, problem):
+        part.append(real_part(end, problem))
+        return part[-1]
+
+    def solve(problem, *args, **kwargs):
+        if any(problem is p for p in part):
+            raise InfeasibleError("nothing was found", 0.0)
+        return real_solve(problem, *args, **kwargs)
+
+    monkeypatch.setattr(choosing, "_part_of", watched)
+    monkeypatch.setattr(choosing, "solve", solve)
+    assert pruned(0.5, 2).halp.measured <= 0.5 * pruned(1.0, 1).halp.measured
+    assert part
+
+
+class OneSize(nn.Module):
+    """Batches of a single size, and the example."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = network()
+
+    def forward(self, x):
+        if len(x) not in (1, 2, 128):
+            raise RuntimeError(f"{len(x)} samples")
+        return self.net(x)
+
+
+def test_branches_are_valued_on_whole_batches_where_pieces_do_not_run(caplog):
+    with caplog.at_level("INFO", "halp_fx"):
+        report = pruned(0.5, 2, 128, OneSize()).halp
+    assert "branches are not valued through the statistics of batches: 64 samples" in caplog.text
+    assert "branches are valued by the channels that they add" not in caplog.text
+    assert report.dropped
 
 
 def _groups(question, branch):
