@@ -263,7 +263,7 @@ def test_distances_of_every_kind(dense):
     torch.testing.assert_close(parts.bent, bent)
     apart = F.kl_div(p.mean(0).log().expand_as(p), wanted, log_target=True, reduction="batchmean")
     assert exact.told == pytest.approx(float(apart), rel=1e-6)
-    assert parts.loss(whole, math.inf) == pytest.approx(max(float(bent.mean()), float(bent.std()) / len(bent) ** 0.5))
+    assert parts.loss(whole, math.inf) == pytest.approx(float(bent.mean() + bent.std() / len(bent) ** 0.5))
     assert parts.loss(whole, 2 * mean) == pytest.approx(2 * parts.loss(whole, math.inf))
     assert parts.loss(whole, mean / 2) == pytest.approx(64 * parts.loss(whole, math.inf))
     assert parts.loss(parts, math.inf) == 0
