@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -17,6 +19,9 @@ try:
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 except ImportError as error:
     raise TrainingError(missing("this callback", "transformers", error, "huggingface")) from error
+
+
+FROM_START = "a Trainer's checkpoint does not know what was pruned: train from the start"
 
 
 class PrunerCallback(TrainerCallback):
@@ -41,11 +46,18 @@ class PrunerCallback(TrainerCallback):
         """
         self._budget, self._examples, self._options = budget, example_inputs, options
         self._handle: RemovableHandle | None = None
+        self._guard: RemovableHandle | None = None
+
+    def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint is loaded before training begins, and of a network that was cut it does not fit."""
+        self._guard = kwargs["model"].register_load_state_dict_pre_hook(_check_shapes)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Raises TrainingError if shapes may not change, or training goes on from a checkpoint, or ends with one."""
+        if self._guard is not None:
+            self._guard.remove()
         model: nn.Module = kwargs["model"]
         wrapped: Any = kwargs["optimizer"]
         optimizer: Optimizer = getattr(wrapped, "optimizer", wrapped)  # accelerate's is around it.
@@ -59,7 +71,7 @@ class PrunerCallback(TrainerCallback):
                 "the best may be one of before pruning: load_best_model_at_end=False, and what the end leaves counts"
             )
         if state.global_step:
-            raise TrainingError("a Trainer's checkpoint does not know what was pruned: train from the start")
+            raise TrainingError(FROM_START)
         self.pruner = Pruner(model, self._budget, self._examples, optimizer=optimizer, **self._options)
         self._handle = self.pruner.attach()
 
@@ -69,3 +81,9 @@ class PrunerCallback(TrainerCallback):
         if self.pruner is not None and self._handle is not None:
             self._handle.remove()
             self.pruner.finish()
+
+
+def _check_shapes(model: nn.Module, given: Mapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
+    """Raises TrainingError for weights of other shapes."""
+    if any(given[n].shape != t.shape for n, t in model.state_dict(prefix=prefix).items() if n in given):
+        raise TrainingError(FROM_START)

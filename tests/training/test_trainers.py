@@ -215,6 +215,27 @@ class TestHuggingFace:
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
             assert torch.equal(model(**examples).logits, again(**examples).logits)
 
+    def test_a_checkpoint_of_a_network_that_was_cut_is_refused(self, transformers, tmp_path):
+        """The Trainer loads it before training begins: torch's "size mismatch" came first."""
+        from halp_fx.training.huggingface import PrunerCallback
+
+        torch.manual_seed(1)
+        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(32)]
+        examples = {"pixel_values": torch.randn(1, 3, 32, 32)}
+        arguments = self.arguments(transformers, tmp_path)
+        arguments.save_strategy, arguments.save_steps = transformers.trainer_utils.SaveStrategy("steps"), 7
+
+        def trainer(model):
+            callback = PrunerCallback(0.5, examples, **CALL)
+            return transformers.Trainer(model, arguments, train_dataset=data, callbacks=[callback])
+
+        trainer(self.model(transformers)).train()
+        model = self.model(transformers)
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(TrainingError, match="does not know what was pruned: train from the start"):
+            trainer(model).train(resume_from_checkpoint=True)
+        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
     def test_what_does_not_go_together_is_said(self, transformers):
         from halp_fx.training.huggingface import PrunerCallback
 
