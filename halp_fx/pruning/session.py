@@ -225,8 +225,9 @@ class Session:
             self.score(scorer)
             if self.network.spent:
                 self.candidates = [self._all_there_is()]
-            while not self.network.spent and len(self.candidates) < MAX_ROUNDS and self._round():
-                pass
+            else:
+                while len(self.candidates) < MAX_ROUNDS and self._round():
+                    pass
             if not self._met_as_it_is:
                 self._cutter.check_reach(self.candidates)
                 self.finish()

@@ -78,12 +78,7 @@ class _System:
         scale = float(diagonal.mean())
         if ridge == float("inf") or not scale > 0:
             return torch.zeros_like(self.cross)
-        gram = self.gram.clone()
-        gram.diagonal().add_(ridge * scale)
-        factor, failed = torch.linalg.cholesky_ex(gram)
-        if bool(failed):  # Rounding, with the finest ridges.
-            return torch.zeros_like(self.cross)
-        return torch.cholesky_solve(self.cross, factor)
+        return _solution(self.gram, ridge * scale, self.cross)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -108,11 +103,15 @@ class _Rows:
         scale = float(self.kernel.diagonal().sum()) / self.inputs.shape[1]
         if ridge == float("inf") or not scale > 0:
             return self.inputs.new_zeros(self.inputs.shape[1], self.missing.shape[1])
-        kernel = self.kernel.clone()
-        kernel.diagonal().add_(ridge * scale)
-        factor, failed = torch.linalg.cholesky_ex(kernel)
-        weights = torch.cholesky_solve(self.missing, factor) / len(self.missing)
-        return self.inputs.T @ (torch.zeros_like(weights) if bool(failed) else weights)
+        return self.inputs.T @ _solution(self.kernel, ridge * scale, self.missing) / len(self.missing)
+
+
+def _solution(matrix: torch.Tensor, ridge: float, wanted: torch.Tensor) -> torch.Tensor:
+    """Of a symmetric system with a ridge on its diagonal; zero where rounding leaves none, with the finest ridges."""
+    matrix = matrix.clone()
+    matrix.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return torch.zeros_like(wanted) if bool(failed) else torch.cholesky_solve(wanted, factor)
 
 
 def fitted(inputs: torch.Tensor, missing: torch.Tensor, centred: bool = True, judged: bool = True) -> Fit:
@@ -126,16 +125,18 @@ def fitted(inputs: torch.Tensor, missing: torch.Tensor, centred: bool = True, ju
         judged: whether rows are of several samples, so that some can be left out to choose the ridge; else it is 1.
     """
     out = max(1, int(LEFT_OUT * len(inputs))) if judged else 0
+    few = out < len(inputs) < inputs.shape[1]
+    if not judged:
+        system = _Rows.of(inputs, missing, centred) if few else _Sums.of(inputs, missing).system(centred)
+        return _fit(system, 1.0, inputs, missing)
     part: _System | _Rows
     whole: _System | _Rows
-    if out < len(inputs) < inputs.shape[1]:
+    if few:
         part, whole = (_Rows.of(inputs[start:], missing[start:], centred) for start in (out, 0))
     else:
         fitted_to = _Sums.of(inputs[out:], missing[out:])
         part = fitted_to.system(centred)
         whole = fitted_to.with_rows(_Sums.of(inputs[:out], missing[:out])).system(centred)
-    if not judged:
-        return _fit(whole, 1.0, inputs, missing)
     judge_in, judge_out = inputs[:out] - part.mean_in, missing[:out] - part.mean_out
 
     def error(power: float) -> float:

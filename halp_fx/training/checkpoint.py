@@ -1,4 +1,4 @@
-"""checkpoint: whether a saved state of a Pruner is one of this Pruner."""
+"""checkpoint: whether a saved state of a Pruner is one of this Pruner; what of saved weights was cut."""
 
 from __future__ import annotations
 
@@ -60,3 +60,11 @@ class Identity:
                 f"the checkpoint was written by {state['processes']} processes, and there are {self.processes}: resume "
                 "with as many, or finish pruning first"
             )
+
+
+def cut_in(state: Mapping[str, Any], here: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The tensors of saved weights that are smaller than a network's own, of these shapes; none where one is larger:
+    these are of another network."""
+    cut = [n for n, t in state.items() if n in here and t.dim() == len(here[n]) and tuple(t.shape) != here[n]]
+    smaller = all(size <= own for name in cut for size, own in zip(state[name].shape, here[name], strict=True))
+    return cut if smaller else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -13,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import TrainingError
 from ..extras import missing
 from ..pruning.budgets import BudgetLike
+from .checkpoint import cut_in
 from .pruner import Pruner
 
 try:
@@ -20,8 +20,7 @@ try:
 except ImportError as error:
     raise TrainingError(missing("this callback", "transformers", error, "huggingface")) from error
 
-
-FROM_START = "a Trainer's checkpoint does not know what was pruned: train from the start"
+_FROM_START = "a Trainer's checkpoint does not know what was pruned: train from the start"
 
 
 class PrunerCallback(TrainerCallback):
@@ -50,7 +49,7 @@ class PrunerCallback(TrainerCallback):
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A checkpoint is loaded before training begins, and of a network that was cut it does not fit."""
-        self._guard = kwargs["model"].register_load_state_dict_pre_hook(_check_shapes)
+        self._guard = kwargs["model"].register_load_state_dict_pre_hook(_explain)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -71,7 +70,7 @@ class PrunerCallback(TrainerCallback):
                 "the best may be one of before pruning: load_best_model_at_end=False, and what the end leaves counts"
             )
         if state.global_step:
-            raise TrainingError(FROM_START)
+            raise TrainingError(_FROM_START)
         self.pruner = Pruner(model, self._budget, self._examples, optimizer=optimizer, **self._options)
         self._handle = self.pruner.attach()
 
@@ -83,7 +82,7 @@ class PrunerCallback(TrainerCallback):
             self.pruner.finish()
 
 
-def _check_shapes(model: nn.Module, given: Mapping[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    """Raises TrainingError for weights of other shapes."""
-    if any(given[n].shape != t.shape for n, t in model.state_dict(prefix=prefix).items() if n in given):
-        raise TrainingError(FROM_START)
+def _explain(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
+    """Raises TrainingError if a checkpoint's network was cut."""
+    if cut_in(state, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}):
+        raise TrainingError(_FROM_START)

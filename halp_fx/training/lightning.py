@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import TrainingError
 from ..extras import missing
 from ..pruning.budgets import BudgetLike
+from .checkpoint import cut_in
 from .pruner import Pruner
 
 try:
@@ -109,8 +110,8 @@ class PrunerCallback(Callback):
 def _explain(module: LightningModule, state: Mapping[str, Any], *_: Any) -> None:
     """Raises TrainingError if a checkpoint's network was cut."""
     here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    cut = [n for n, t in state.items() if n in here and t.dim() == len(here[n]) and tuple(t.shape) != here[n]]
-    if cut and all(size <= own for name in cut for size, own in zip(state[name].shape, here[name], strict=True)):
+    cut = cut_in(state, here)
+    if cut:
         raise TrainingError(
             f"the checkpoint holds a network that was cut ({cut[0]} has shape {tuple(state[cut[0]].shape)}, and "
             f"{here[cut[0]]} here), and Lightning loads it into the dense one: a run that is to go on needs "

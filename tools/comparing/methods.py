@@ -141,6 +141,7 @@ def _narrowed(task: Task, coupling: halp_fx.Coupling, widths: Mapping[str, int])
 def _fitted(task: Task, coupling: halp_fx.Coupling, shares: Mapping[str, float]) -> dict[str, int]:
     """Widths in the proportions of `shares`, scaled until they cost the budget."""
     counted = task.counted
+    dense = 0.0 if counted is None else counted.total(coupling)
     low, high = 0.0, max(1 / s for s in shares.values())
     best: dict[str, int] = {}
     for _ in range(10 if counted is None else 30):
@@ -149,7 +150,7 @@ def _fitted(task: Task, coupling: halp_fx.Coupling, shares: Mapping[str, float])
             g.name: min(g.size, max(1, round(g.size * shares[g.name] * middle))) for g in coupling.prunable
         }
         if counted is not None:  # Without the network, which is made often enough where it is timed.
-            share = counted.total(coupling, widths) / counted.total(coupling)
+            share = counted.total(coupling, widths) / dense
         else:
             share = task.share(_narrowed(task, coupling, widths))
         if share <= task.budget * (1 + WITHIN[task.cost] / 2):
