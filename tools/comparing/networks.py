@@ -197,6 +197,75 @@ def tokens(classes: int) -> nn.Module:
     return model
 
 
+def plain(classes: int) -> nn.Module:
+    """Convolutions in a row, halved by maxima, and two fully connected layers over all places, as in VGG."""
+    layers: list[nn.Module] = []
+    inner = 3
+    for outer, depth in ((24, 1), (48, 1), (64, 2), (96, 2)):
+        for _ in range(depth):
+            layers.append(_conv(inner, outer, 3))
+            inner = outer
+        layers.append(nn.MaxPool2d(2))
+    fully = [nn.Linear(4 * inner, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)]
+    return nn.Sequential(*layers, nn.Flatten(), *fully)
+
+
+def cardinal(classes: int) -> nn.Module:
+    """Bottlenecks around convolutions in groups of eight channels, with squeeze-excite, as in RegNetY and ResNeXt."""
+    layers: list[nn.Module] = [_conv(3, 24, 3, 2)]
+    inner = 24
+    for outer, stride, depth in ((32, 1, 1), (64, 2, 2), (128, 2, 2)):
+        for block in range(depth):
+            step = 1 if block else stride
+            body = nn.Sequential(
+                _conv(inner, outer),
+                _conv(outer, outer, 3, step, groups=outer // 8),
+                SqueezeExcite(outer, max(8, inner // 4)),
+                _conv(outer, outer, act=False),
+            )
+            same = step == 1 and inner == outer
+            layers.append(Residual(body, nn.Identity() if same else _conv(inner, outer, 1, step, act=False), nn.ReLU()))
+            inner = outer
+    return nn.Sequential(*layers, *_head(inner, classes))
+
+
+class _Shuffled(nn.Module):
+    """Half of the channels pass, half go through a depthwise body; then the halves are interleaved."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.stride, half = stride, outer // 2
+        start = half if stride == 1 else inner
+        self.right = nn.Sequential(
+            _conv(start, half), _conv(half, half, 3, stride, groups=half, act=False), _conv(half, half)
+        )
+        self.left = (
+            nn.Identity()
+            if stride == 1
+            else nn.Sequential(_conv(inner, inner, 3, stride, groups=inner, act=False), _conv(inner, half))
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right = x.chunk(2, 1) if self.stride == 1 else (x, x)
+        joined = torch.cat([self.left(left), self.right(right)], 1)
+        batch, channels, height, width = joined.shape
+        return joined.view(batch, 2, channels // 2, height, width).transpose(1, 2).reshape(joined.shape)
+
+
+def shuffled(classes: int) -> nn.Module:
+    """Channel splits and shuffles, as in ShuffleNet V2."""
+    layers: list[nn.Module] = [_conv(3, 24, 3, 2)]
+    inner = 24
+    for outer, stride, depth in ((48, 1, 1), (96, 2, 2), (192, 2, 2)):
+        if stride == 1:
+            layers.append(_conv(inner, outer))
+            inner = outer
+        for block in range(depth):
+            layers.append(_Shuffled(inner, outer, 1 if block else stride))
+            inner = outer
+    return nn.Sequential(*layers, _conv(inner, 256), *_head(256, classes))
+
+
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "residual": residual,
     "concat": concat,
@@ -205,10 +274,13 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "normed": normed,
     "grouped": grouped,
     "tokens": tokens,
+    "plain": plain,
+    "cardinal": cardinal,
+    "shuffled": shuffled,
 }
 
 BY_NAME = ("grouped", "tokens")
 """Without batch norms, compared where they are asked for."""
 
-HELD_BACK = ("dense", "normed")
+HELD_BACK = ("dense", "normed", "plain", "cardinal", "shuffled")
 """Looked at once, after everything was decided."""
