@@ -206,7 +206,7 @@ def plain(classes: int) -> nn.Module:
             layers.append(_conv(inner, outer, 3))
             inner = outer
         layers.append(nn.MaxPool2d(2))
-    fully = [nn.Linear(4 * inner, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, classes)]
+    fully = [nn.Linear(4 * inner, 128, bias=False), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, classes)]
     return nn.Sequential(*layers, nn.Flatten(), *fully)
 
 
