@@ -145,7 +145,14 @@ def silent_modules(model: nn.Module) -> set[str]:
 def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
     """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
     own = [n for n in graph.nodes if not is_view(n) and of(n).module not in silent and not _idle(n)]
+    own = [n for n in own if not _restates(n)]
     return [n for n in own if of(n).function != "einsum"] if narrow else own
+
+
+def _restates(node: fx.Node) -> bool:
+    """Whether an operator says of what it is given nothing but its strides, in which dimensions of size 1 are free:
+    pooling to 1 x 1 does where images are channels last."""
+    return op(node) in ("as_strided", "as_strided_") and of(node).one.shape == of(node.all_input_nodes[0]).one.shape
 
 
 def _idle(node: fx.Node) -> bool:

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..coupling.residual import find_branches
 from ..errors import PlanError
+from ..internals import suggest_memory_format
 from ..model.copying import copied
 from ..model.preserving import named_tensors
 from ..types import Axis, Coupling, Cuts, Plan
@@ -94,15 +95,13 @@ def cuts_of(coupling: Coupling, plan: Plan) -> Cuts:
 def sliced(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:
     """The numbers of a tensor that stay, detached; its memory format stays."""
     data = tensor.detach()
-    last = _CHANNELS_LAST.get(data.dim())
-    if last is None or data.is_contiguous() or not data.is_contiguous(memory_format=last):
-        last = torch.contiguous_format
+    form = suggest_memory_format(data)
     for dim, slots in kept.items():
         data = data.index_select(dim, index_of(slots, data))
-    return data.contiguous(memory_format=last)
-
-
-_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if suggest_memory_format(data) == form:
+        return data.contiguous(memory_format=form)
+    # Of 1 x 1 weights both formats have the same order of elements, and `contiguous` leaves strides as they are.
+    return torch.empty_like(data, memory_format=form).copy_(data)
 
 
 def _shrunk(tensor: torch.Tensor, kept: Mapping[int, np.ndarray]) -> torch.Tensor:

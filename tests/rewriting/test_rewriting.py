@@ -79,6 +79,17 @@ def test_volumes_stay_channels_last():
     assert small[2].weight.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+def test_pointwise_layers_stay_channels_last():
+    """Of 1 x 1 weights both formats have the same order of elements; the strides alone say which it is, and they decide
+    about the format of what a layer makes of a contiguous image."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1)).to(memory_format=torch.channels_last)
+    x = torch.rand(2, 3, 6, 6)
+    small = halp_fx.rewrite(model, plan_for(model, x), x)
+    assert small[0].weight.shape == (4, 3, 1, 1)
+    assert small[0].weight.stride() == (3, 1, 3, 3)
+    assert small(x).stride() == model(x).stride()
+
+
 def test_keeps_what_the_user_set():
     model = Residual().to(memory_format=torch.channels_last)
     model.train()

@@ -267,3 +267,21 @@ def test_feed_forwards_go_beside_heads_that_stay():
     hidden = [f"layers.{part}.layers.0.linear1" for part in ("encoder", "decoder")]
     assert {*hidden} <= {g.name for g in coupling.prunable}, coupling.frozen
     equals_twin_closely(model, random_plan(coupling), x, coupling)
+
+
+def shuffled_halves(s, x):
+    """Contiguous, whatever `x` is: what the last layer makes of it is laid out as its weights are."""
+    left, right = s.stem(x).relu().chunk(2, 1)
+    y = torch.cat([left, s.right(right)], 1).unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
+    return s.head(F.adaptive_avg_pool2d(s.last(y).relu(), 1).flatten(1))
+
+
+def test_pooling_may_restate_strides():
+    """Pooling to 1 x 1 is one more operator where images are channels last, and where one channel is left it is not."""
+    layers = {"stem": nn.Conv2d(3, 8, 1), "right": nn.Conv2d(4, 4, 1), "last": nn.Conv2d(8, 16, 1)}
+    model = randomized(Net(shuffled_halves, **layers, head=nn.Linear(16, 4))).to(memory_format=torch.channels_last)
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    coupling = halp_fx.channel_groups(model.eval(), x)
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 4, "last": 16}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
