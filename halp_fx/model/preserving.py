@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import is_
@@ -217,6 +217,19 @@ class _Found:
             for tensor, kept in self.values:
                 if not torch.equal(tensor, kept):
                     tensor.copy_(kept)
+
+
+def snapshot(module: nn.Module) -> Callable[[], bool]:
+    """What tells whether a module still has the very attributes that it has now, in the containers among them, too."""
+    attributes = dict(vars(module))
+    contents = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in _containers(attributes.values())]
+
+    def stands() -> bool:
+        now = vars(module)
+        same = now.keys() == attributes.keys() and all(now[name] is value for name, value in attributes.items())
+        return same and all(_holds(container, held) for container, held in contents)
+
+    return stands
 
 
 def _holds(container: Any, held: dict[Any, Any] | list[Any]) -> bool:

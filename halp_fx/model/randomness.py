@@ -23,13 +23,13 @@ class Stream:
     """The global random states (Python, numpy, PyTorch on CPU and GPUs) as the caller's code has left them."""
 
     def __init__(self) -> None:
-        self._states = _states()
+        self._states = states()
 
     def kept(self) -> tuple[dict[str, torch.Tensor], str]:
         """The caller's states and those that stand now, as `restore` takes them: tensors by name, and text."""
         found: dict[str, torch.Tensor] = {}
         words = {}
-        for name, (python, numpy, cpu, on_gpu) in (("caller", self._states), ("own", _states())):
+        for name, (python, numpy, cpu, on_gpu) in (("caller", self._states), ("own", states())):
             found |= {f"{name}.numpy": torch.from_numpy(numpy[1].astype(np.int64)), f"{name}.torch": cpu.clone()}
             found |= {f"{name}.gpu{i}": state.cpu().clone() for i, state in enumerate(on_gpu)}
             words[name] = [python, [numpy[0], *numpy[2:]]]
@@ -70,21 +70,33 @@ class Stream:
 
         @wraps(function)
         def run(*args: Any) -> Any:
-            own = _states()
+            own = states()
             _restore(self._states)
             try:
                 with torch.enable_grad():
                     return function(*args)
             finally:
-                self._states = _states()
+                self._states = states()
                 _restore(own)
 
         return run
 
 
-def _states() -> States:
+def states() -> States:
+    """The global random states as they are now."""
     on_gpu = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), on_gpu
+
+
+def undrawn(since: States) -> bool:
+    """Whether nothing was drawn from the global random states since."""
+    (python, numpy, cpu, on_gpu), (own, other, now, gpus) = since, states()
+    return (
+        python == own
+        and all(np.array_equal(a, b) for a, b in zip(numpy, other, strict=True))
+        and torch.equal(cpu, now)
+        and all(torch.equal(a, b) for a, b in zip(on_gpu, gpus, strict=False))
+    )
 
 
 def _restore(states: States) -> None:

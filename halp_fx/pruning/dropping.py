@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -12,12 +13,15 @@ import torch
 from torch import nn
 
 from ..coupling.branches import Branch
+from ..coupling.upstream import unaffected
 from ..errors import HalpError, SaliencyError, words_of
 from ..model.preserving import unsynchronised
 from ..rewriting.applying import rewrite
+from ..rewriting.dropping import dropped
 from ..scoring.batchwise import pieces
 from ..scoring.divergence import Apart, Reference, shared_out
 from ..scoring.recalibrating import BATCH_NORMS, norms_of, renew
+from ..scoring.sharing import Form, apart_from
 from ..types import Coupling, Plan
 from .networks import Network
 from .request import Request
@@ -75,6 +79,13 @@ def _losses_on(
     branches: Sequence[Branch],
 ) -> dict[str, float]:
     """The same on these batches, with batch norms re-estimated on others, if there are any."""
+    by_batch = bool(request.recalibrate) and not settled
+    if request.loss is None and not settled:
+        try:
+            whole, told, without = _side_by_side(compared, by_batch, network, request, coupling, branches)
+            return _losses(whole, told, without)
+        except Exception as error:  # Where networks cannot share anything, each is made and run by itself.
+            logger.info("networks without a branch are run one by one: %s", words_of(error))
 
     def apart(*dropped: str) -> Apart:
         plan = Plan({}, dropped)
@@ -84,11 +95,30 @@ def _losses_on(
                 renew(other, settled, loss=request.loss)
         return reference.apart(other)
 
-    by_batch = bool(request.recalibrate) and not settled
     reference = Reference.of(network.model, compared, request.loss, statistics=by_batch)
-    whole, told = apart(), reference.told
-    found = {b.name: apart(b.name).loss(whole, told) for b in branches}
+    return _losses(apart(), reference.told, {b.name: apart(b.name) for b in branches})
+
+
+def _losses(whole: Apart, told: float, without: Mapping[str, Apart]) -> dict[str, float]:
+    found = {name: apart.loss(whole, told) for name, apart in without.items()}
     return {name: loss for name, loss in found.items() if math.isfinite(loss)}
+
+
+def _side_by_side(
+    compared: Sequence[Any],
+    by_batch: bool,
+    network: Network,
+    request: Request,
+    coupling: Coupling,
+    branches: Sequence[Branch],
+) -> tuple[Apart, float, dict[str, Apart]]:
+    """How far the network is from itself, what it tells, and how far it is without each branch. All are one copy that
+    lacks a branch for a while, and what does not depend on that is computed once: half of it, on average."""
+    copy = rewrite(network.model, Plan(), request.examples, coupling=coupling, check=False)
+    same = unaffected(coupling, branches)
+    forms = {b.name: Form(partial(dropped, copy, [b]), same[b.name]) for b in branches}
+    reference, without = apart_from(copy, compared, forms, statistics=by_batch)
+    return reference.to_itself, reference.told, without
 
 
 def by_their_own(model: nn.Module) -> bool:

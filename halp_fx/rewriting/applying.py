@@ -42,8 +42,7 @@ def rewrite(
     small = shrink(model, plan, coupling)
     drop(small, gone)
     lowered(small)
-    coupling = without(coupling, gone)
-    found = verify(small, plan, coupling, example_inputs, defined=True) if check else None
+    found = verify(small, plan, without(coupling, gone), example_inputs, defined=True) if check else None
     if found is not None:
         raise RewriteError(found.message, found.groups, found.place, found.node) from found.cause
     vars(small).pop("halp", None)  # The report of the network that was copied.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from torch import nn
 
@@ -31,6 +32,23 @@ def drop(model: nn.Module, branches: Sequence[Branch]) -> None:
         tensor = getattr(objects[module], own, None)
         if id(tensor) in left:
             raise RewriteError(f"{name} of a dropped branch is also {left[id(tensor)]}")
+
+
+@contextmanager
+def dropped(model: nn.Module, branches: Sequence[Branch]) -> Iterator[None]:
+    """A model without branches for a while: as `drop`, and undone in the end. Modes are the caller's to set."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    names = [row.module for b in branches for row in b.replacements]
+    in_place = [m for name in names for m in modules[name].modules() if getattr(m, "inplace", False) is True]
+    try:
+        drop(model, branches)
+        yield
+    finally:
+        for name in reversed(names):
+            parent, _, own = name.rpartition(".")
+            setattr(modules[parent], own, modules[name])
+        for module in in_place:  # What stays of a replaced module does not write in place.
+            module.inplace = True
 
 
 def _stand_in(module: nn.Module, row: Replacement) -> nn.Module:

@@ -29,6 +29,9 @@ LEAST_LEFT = 1 / 64
 Parts = list[torch.Tensor]
 """The floating-point tensors that one forward puts out."""
 
+Terms = tuple[torch.Tensor, torch.Tensor]
+"""`Apart.sums` and `Apart.bent` of one batch: (K,) of each sample, or (1,) where samples cannot be told apart."""
+
 
 @dataclass(frozen=True, slots=True)
 class Reference:
@@ -68,8 +71,8 @@ class Reference:
         there = [moved(batch, device) for batch in batches]
         if loss is not None:
             return cls(there, (), loss, statistics)
-        with _running(model, statistics):
-            outputs = [_parts(called(model, inputs_of(batch))) for batch in there]
+        with running(model, statistics):
+            outputs = [parts_of(called(model, inputs_of(batch))) for batch in there]
         return cls(there, outputs, None, statistics)
 
     @property
@@ -79,6 +82,11 @@ class Reference:
             return "loss"
         scores = self.outputs and all(_classes(parts) for parts in self.outputs)
         return "divergence" if scores else "squared error"
+
+    @property
+    def to_itself(self) -> Apart:
+        """How far the network is from itself: nothing, sample by sample, where its outputs are numbers."""
+        return self.joined([terms(parts, parts) for parts in self.outputs])
 
     @property
     def samples(self) -> int:
@@ -96,19 +104,24 @@ class Reference:
 
     def apart(self, other: nn.Module) -> Apart:
         """As `distance`, sample by sample."""
-        sums, bent, counts = [], [], []
-        with _running(other, self.statistics):
+        rows = []
+        with running(other, self.statistics):
             for i, batch in enumerate(self.batches):
-                samples = samples_in(batch) or 1
                 if self.loss is not None:
-                    found = total(self.loss(other, batch)).detach().double().reshape(1) * samples
-                    second = found
+                    found = total(self.loss(other, batch)).detach().double().reshape(1) * (samples_in(batch) or 1)
+                    rows.append((found, found))
                 else:
-                    found, second = _apart(self.outputs[i], _parts(called(other, inputs_of(batch))))
-                sums.append(found.cpu())
-                bent.append(second.cpu())
-                counts.append(torch.full((len(found),), samples / len(found), dtype=torch.float64))
-        return Apart(torch.cat(sums), torch.cat(bent), torch.cat(counts))
+                    rows.append(terms(self.outputs[i], parts_of(called(other, inputs_of(batch)))))
+        return self.joined(rows)
+
+    def joined(self, rows: Sequence[Terms]) -> Apart:
+        """How far another network is, of the terms for each batch."""
+        counts = [
+            torch.full((len(found),), (samples_in(batch) or 1) / len(found), dtype=torch.float64)
+            for batch, (found, _) in zip(self.batches, rows, strict=True)
+        ]
+        sums, bent = (torch.cat([term.cpu() for term in own]) for own in zip(*rows, strict=True))
+        return Apart(sums, bent, torch.cat(counts))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -196,15 +209,21 @@ def shared_out(data: Iterable[Any], samples: int) -> tuple[list[Any], list[Any]]
 
 
 @contextmanager
-def _running(model: nn.Module, statistics: bool) -> Iterator[None]:
+def running(model: nn.Module, statistics: bool) -> Iterator[None]:
+    """Without gradients, in eval mode (`to_compare`); the model stays as it is."""
     with preserved(model), torch.no_grad():
-        set_mode(model)
-        if statistics:
-            by_batch(model)
+        to_compare(model, statistics)
         yield
 
 
-def _parts(output: Any) -> Parts:
+def to_compare(model: nn.Module, statistics: bool) -> None:
+    """Eval mode, but for batch norms where these take the statistics of each batch."""
+    set_mode(model)
+    if statistics:
+        by_batch(model)
+
+
+def parts_of(output: Any) -> Parts:
     """The tensors that a forward puts out.
 
     Raises:
@@ -222,9 +241,13 @@ def _classes(parts: Parts) -> bool:
     return len(parts) == 1 and parts[0].ndim == 2 and parts[0].shape[1] > 1
 
 
-def _apart(wanted: Parts, found: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-    """`Apart.sums` and `Apart.bent` of one batch, (K,) of each sample if the first dimension of all parts is the
-    samples', else (1,)."""
+def terms(wanted: Parts, found: Parts) -> Terms:
+    """How far what a network puts out for one batch is from what was wanted: of each sample if the first dimension of
+    all parts is the samples'.
+
+    Raises:
+        SaliencyError: they do not compare.
+    """
     if [t.shape for t in wanted] != [t.shape for t in found]:
         raise SaliencyError(
             f"networks cannot be compared by what they put out: {described(wanted)} and {described(found)} for one "
