@@ -29,7 +29,8 @@ OPTIMAL = 1e-6
 """Relative gap called optimal: what HiGHS and sums of rounded numbers can tell apart."""
 
 AT_ONCE = 2_000
-"""Columns of a MILP that "auto" solves to the end, whatever the gap: some tens of milliseconds."""
+"""Columns of a MILP that "auto" solves to the end, whatever the gap: mostly some tens of milliseconds. Of the five
+steps of a ResNet-50 with branches two took half a second and a second and a half."""
 
 WORTH = 4_000
 """Columns of the largest MILP that "auto" begins. Larger ones spent seconds and did not close their gap."""
