@@ -223,14 +223,18 @@ def _ultralytics(name: str, arguments: dict[str, Any]) -> Any:
     except ImportError as error:
         raise ModelError(missing(f"ultralytics:{name}", "ultralytics", error)) from error
     path = Path(name)
-    if path.suffix not in (".pt", ".yaml", ".yml"):
+    a_file = path.suffix in (".pt", ".yaml", ".yml")
+    if not (a_file and path.is_file()):
+        bare = path.stem if a_file else name
         known = sorted(_sized(p.stem) for p in Path(ROOT, "cfg", "models").rglob("*.yaml"))
         names = [n for family in known for n in family]
-        if name not in names:
-            raise ModelError(f"ultralytics has no model {name!r}{_nearest(name, names)}")
-        name = f"{name}.yaml"
-    elif not path.is_file():
-        raise ModelError(f"there is no file {name}")
+        if path.suffix == ".pt":
+            random = f". ultralytics:{bare} makes it with random weights" if bare in names else ""
+            raise ModelError(f"there is no file {name}, and nothing is downloaded{random}")
+        if bare not in names:
+            missing_ = f"there is no file {name}, and " if a_file else ""
+            raise ModelError(f"{missing_}ultralytics has no model {bare!r}{_nearest(bare, names)}")
+        name = f"{bare}.yaml"
     return _called(f"ultralytics:{name}", lambda **given: YOLO(name, **given).model, arguments)
 
 

@@ -18,12 +18,14 @@ from ..arguments import check_switches, is_number, shown, whole
 from ..errors import HalpError, words_of
 from ..fitting import Column, folded, tabled
 from ..internals import tree_leaves
+from ..model.checks import check_module
 from ..model.inputs import normalize_inputs
 from ..model.preserving import preserved, set_mode
 from ..model.tensors import parameter_count, tensors_in
 from ..types import Inputs
 from .allocator import kept_memory
 from .clocks import check_threads, cpu_threads
+from .disturbance import SCATTER, load_notes
 from .errors import TimingError
 from .fingerprint import kind_of
 from .interleaving import call_clock, interleaved
@@ -73,6 +75,14 @@ class Benchmark:
     threads: int
     waited: float
 
+    @property
+    def busy(self) -> str:
+        """What disturbed the times so that they are not to be trusted; "" if nothing did."""
+        worst = max(self.networks, key=lambda n: n.forward.spread)
+        if worst.forward.spread <= SCATTER:
+            return ""
+        return f"those of {worst.name} scatter by {worst.forward.spread:.0%}"
+
     def summary(self, width: int | None = None) -> str:
         """A table with a line for each network.
 
@@ -96,10 +106,10 @@ class Benchmark:
             rows.append(row)
         where = f"batch {self.batch}, {self.runtime}, {self.device}"
         where += f", {self.threads} thread{'s' * (self.threads != 1)}" if self.device == "cpu" else ""
-        busy = f"\nother programs ran in {self.waited:.0%} of the time" if self.waited > 0.1 else ""
         turns = '; networks ran in turn, and "of first" is the median of the shares over the turns' if several else ""
-        said = f"{where}; medians{turns}{busy}"
-        return folded(f"{tabled(columns, rows, width)}\n\n{said}", width)
+        parts = [tabled(columns, rows, width), f"{where}; medians{turns}"]
+        parts += [f"note: {note}" for note in load_notes(self.busy, self.waited)]
+        return folded("\n\n".join(parts), width)
 
     def __str__(self) -> str:
         return self.summary()
@@ -141,6 +151,8 @@ def benchmark(
     other = next((name for name, model in named.items() if not isinstance(model, nn.Module)), None)
     if other is not None:
         raise TimingError(f"{other!r} is a {type(named[other]).__name__}: pass a network, or networks by name")
+    for model in networks:
+        check_module(model)
     kind_of(runtime)
     check_threads(threads)
     check_switches(TimingError, training=training)

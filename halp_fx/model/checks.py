@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Mapping
 
@@ -52,6 +53,12 @@ def check_module(model: object) -> None:
         ModelError: says what to pass instead.
     """
     if isinstance(model, nn.Module):
+        if _trains_itself(type(model)):
+            inside = ", ".join(f"model.{name}" for name, _ in model.named_children())
+            raise ModelError(
+                f"{type(model).__name__} is a wrapper whose train() starts a training, where that of an nn.Module sets "
+                f"the mode: pass the network inside{f' ({inside})' if inside else ''}"
+            )
         return
     remedy = ": call it, and pass what it makes" if callable(model) else ""
     if isinstance(model, str):
@@ -59,6 +66,19 @@ def check_module(model: object) -> None:
     if isinstance(model, Mapping) and any(isinstance(value, torch.Tensor) for value in model.values()):
         remedy = ": these are weights; make the model, call its load_state_dict with them, and pass the model"
     raise ModelError(f"expected an nn.Module, got {type(model).__name__}{remedy}")
+
+
+def _trains_itself(kind: type[nn.Module]) -> bool:
+    """Whether `train` is something else than the switch of modes that every part of PyTorch takes it for, as in
+    ultralytics' YOLO: called for the mode, it would fetch a data set and train."""
+    try:
+        _, *given = inspect.signature(kind.train).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    first = next(iter(given), None)
+    if first is None or first.kind in (first.KEYWORD_ONLY, first.VAR_KEYWORD):
+        return True
+    return not (first.kind is first.VAR_POSITIONAL or first.default is first.empty or isinstance(first.default, bool))
 
 
 def check_coupling(coupling: object, name: str = "coupling") -> None:

@@ -8,13 +8,11 @@ from types import MappingProxyType
 
 from ..errors import InfeasibleError, few
 from ..latency import MeasuredLatency
+from ..latency.disturbance import load_notes
 from ..solver.solution import BASELINES
 from .budgets import amount
 from .request import Request
 from .yardstick import Yardstick, launch_notes
-
-WAITED = 0.1
-"""Share of the time in which other programs ran, from which on it is said."""
 
 
 def out_of_reach(
@@ -70,25 +68,6 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
     return f"What may help: {', '.join(helps) or 'a larger budget'}.{floor}"
 
 
-def load_notes(busy: str, waited: float) -> tuple[str, ...]:
-    """What is to be said about other programs on the machine.
-
-    Args:
-        busy: what disturbed the measurement that counts; "" if nothing did.
-        waited: share of the time in which other programs ran; 0 where that cannot be told.
-    """
-    cure = "close other programs, give this process cores of its own (taskset), or measure later"
-    if busy:
-        threads = "" if waited else "; with one thread (torch.set_num_threads(1)) the CPU's own time is taken"
-        return (f"the machine was busy, so the times are not to be trusted: {busy}. For better ones: {cure}{threads}",)
-    if waited > WAITED:
-        return (
-            f"the machine was busy: other programs ran in {waited:.0%} of the time. The times are the CPU time of the "
-            f"one thread, which leaves that out; where they seem odd, {cure}",
-        )
-    return ()
-
-
 def verdict(
     deviation: float,
     share: float,
@@ -98,6 +77,8 @@ def verdict(
     request: Request,
     dropped: Sequence[str] = (),
     further: Mapping[str, float] = MappingProxyType({}),
+    wider: float | None = None,
+    busy: bool = False,
 ) -> str:
     """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
 
@@ -107,6 +88,8 @@ def verdict(
         rounds: candidates that were tried, of at most `most_rounds`.
         dropped: branches.
         further: of every other budget, how much is used.
+        wider: share of the dense network's cost that the least of the candidates above the budget takes; None: none is.
+        busy: its times are not to be trusted.
     """
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
@@ -123,6 +106,13 @@ def verdict(
         why = f"the budget of {tightest}, of which {further[tightest]:.1%} are used, has no room for wider layers"
     elif request.solver in BASELINES:
         why = f"solver={request.solver!r} answers as published; 'auto' spends what is left"
+    elif busy:
+        why = f"{rounds} rounds of times that are not to be trusted led no closer"
+    elif yardstick.goals.measured and wider is not None:
+        why = (
+            f"of what was tried the next wider network takes {wider:.1%} of dense, where {yardstick.budget:.1%} are "
+            "allowed. Widths come in steps (round_to, 32 widths at most)"
+        )
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
         if dropped:

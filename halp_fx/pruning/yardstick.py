@@ -17,6 +17,7 @@ from torch import nn
 from ..coupling.branches import Branch, without
 from ..errors import LatencyError, RewriteError
 from ..latency import Calibration, MeasuredLatency, NetworkTiming, PriceList
+from ..latency.disturbance import SCATTER
 from ..solver import CostTable, Shared
 from ..types import Coupling, Inputs, Plan
 from .blocks import in_blocks
@@ -40,10 +41,6 @@ _FAULT_MS = 0.001
 _IDLE = 0.25
 """Share of idle time from which on it is said. ResNet-50 at batch 256 in float16 has none on an H200: its layers add up
 to 103 % of it."""
-
-SCATTER = 0.1
-"""Quartile distance of the dense network's times, relative to their median, beyond which a run is repeated. On a quiet
-machine it is 0.01 to 0.03."""
 
 
 @dataclass(frozen=True, slots=True)

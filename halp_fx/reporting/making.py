@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 from ..errors import few
 from ..latency import MemoryCost
+from ..latency.disturbance import load_notes
 from ..model.images import are_images
 from ..model.tensors import parameter_count
 from ..pruning.networks import Contest
-from ..pruning.outcome import load_notes, verdict
+from ..pruning.outcome import verdict
 from ..pruning.session import MAX_ROUNDS, Session
 from ..scoring.batchwise import has_batch_norms
 from ..scoring.recalibrating import without
@@ -126,7 +127,8 @@ def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) ->
         notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(session.candidates), MAX_ROUNDS, yardstick, request,
-        dropped=best.network.plan.dropped,
+        dropped=best.network.plan.dropped, busy=bool(best.busy),
+        wider=min((c.measured for c in session.candidates if c.measured > yardstick.budget), default=None),
         further={name: reached / limit for name, (_, limit, reached) in extra.items()},
     )  # fmt: skip
     return [*notes, *load_notes(best.busy, yardstick.waited), *([said] if said else [])]

@@ -37,7 +37,23 @@ def test_a_detector_fetches_nothing():
 
 def test_ultralytics():
     pytest.importorskip("ultralytics")
-    assert sum(p.numel() for p in make_model("ultralytics:yolo11n").parameters()) > 1e6
+    for name in ("ultralytics:yolo11n", "ultralytics:yolo11n.yaml"):  # the latter as YOLO() takes it
+        assert sum(p.numel() for p in make_model(name).parameters()) > 1e6
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("yolo11n.pt", "no file yolo11n.pt, and nothing is downloaded. ultralytics:yolo11n makes it with random"),
+        ("best.pt", "no file best.pt, and nothing is downloaded$"),
+        ("mine.yaml", "no file mine.yaml, and ultralytics has no model 'mine'"),
+        ("yolo11m1", "ultralytics has no model 'yolo11m1'; did you mean yolo11m"),
+    ],
+)
+def test_what_ultralytics_does_not_have(name, words):
+    pytest.importorskip("ultralytics")
+    with pytest.raises(ModelError, match=words):
+        make_model(f"ultralytics:{name}")
 
 
 def test_hugging_face(tmp_path):

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import halp_fx
+from halp_fx.latency.benchmarking import Benchmark, NetworkBenchmark
 from halp_fx.latency.errors import LatencyError, TimingError
+from halp_fx.latency.timing import Timing
 
 QUICK = {"min_time_s": 0.0, "max_time_s": 0.02, "repeats": 3}
 
@@ -32,6 +34,24 @@ def test_networks_in_turn():
     assert "narrow" in found.summary()
     assert "batch 4, eager, cpu, 1 thread" in str(found)
     assert not re.search(r"\de[+-]\d", str(found)), "samples a second are whole numbers"
+
+
+@pytest.mark.parametrize(
+    ("spread", "waited", "threads", "said"),
+    [
+        (0.36, 0.0, 2, r"note: .*not to be trusted: those of dense scatter by 36%.*with one thread"),
+        (0.04, 0.62, 1, r"note: the machine was busy: other programs ran in 62% of the time"),
+        (0.04, 0.05, 1, None),
+    ],
+)
+def test_times_that_are_not_to_be_trusted_are_called_so(spread, waited, threads, said):
+    """Several threads: how long other programs ran cannot be told, and what is left to see is the scatter."""
+    rows = [
+        NetworkBenchmark(name, Timing(ms, ms * part, 9), 1.0, 1e3 / ms, None, 1, None)
+        for name, ms, part in (("dense", 31.3, spread), ("small", 2.9, 0.01))
+    ]
+    text = Benchmark(tuple(rows), 1, "eager", "cpu", threads, waited).summary()
+    assert re.search(said, text) if said else "note" not in text
 
 
 def test_a_network_is_left_as_found():

@@ -116,7 +116,19 @@ def test_a_budget_between_two_steps_ends_with_the_closest_network_below(monkeypa
     report = pruned(0.6).halp
     assert report.measured == pytest.approx(5.2)
     assert 2 < len(report.rounds) <= MAX_ROUNDS
-    assert any("undercut by 13.3%" in note for note in report.notes)
+    (said,) = (note for note in report.notes if "undercut by 13.3%" in note)
+    assert "the next wider network takes 65.0% of dense, where 60.0% are allowed" in said
+
+
+def test_a_budget_that_scattered_times_do_not_come_close_to_is_not_blamed_on_widths(monkeypatch):
+    machine = Machine(monkeypatch, overhead=0.0)
+    machine.law = lambda share: min(math.ceil(share / 0.13) * 0.13, 1.0)
+    machine.scatter = 0.4
+    report = pruned(0.6).halp
+    (said,) = (note for note in report.notes if "undercut" in note)
+    assert not report.trusted
+    assert "times that are not to be trusted led no closer" in said
+    assert "round_to" not in said
 
 
 def candidate(total, measured):

@@ -112,6 +112,46 @@ def test_model_is_as_before(fail):
     assert model.calls == 1
 
 
+class Wrapper(nn.Module):
+    """As ultralytics' YOLO: a module whose `train` is a training."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1))
+
+    def forward(self, x):
+        return self.model(x)
+
+    def train(self, trainer=None, **options):
+        raise AssertionError("a training was started")
+
+
+class Switch(Wrapper):
+    def train(self, on=True):
+        return nn.Module.train(self, on)
+
+
+class Passed(Wrapper):
+    def train(self, *args, **kwargs):
+        return nn.Module.train(self, *args, **kwargs)
+
+
+def test_a_wrapper_that_trains_is_refused_before_it_does():
+    x = torch.rand(1, 3, 4, 4)
+    for call in (
+        lambda m: halp_fx.prune(m, 0.5, x, latency="macs"),
+        lambda m: halp_fx.profile(m, x, latency="macs"),
+        lambda m: halp_fx.explain(m, x),
+        lambda m: halp_fx.pareto(m, [0.5], x, latency="macs"),
+        lambda m: halp_fx.Pruner(m, 0.5, x, latency="macs"),
+        lambda m: halp_fx.benchmark(m, x),
+    ):
+        with pytest.raises(ModelError, match=r"Wrapper is a wrapper whose train\(\) .* network inside \(model.model\)"):
+            call(Wrapper())
+    for kind in (Switch, Passed):
+        assert halp_fx.prune(kind(), 0.5, x, latency="macs", progress=False).halp.met
+
+
 def test_input_is_inferred_for_images(caplog):
     caplog.set_level("INFO", logger="halp_fx")
     traced = halp_fx.trace(nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU()))
