@@ -26,7 +26,7 @@ Inputs = Annotated[
         "--input",
         "--shape",
         metavar="SHAPE",
-        help="Shape of the input, its batch first: 1x3x224x224. Once for each input.",
+        help="Shape of the input, its batch first; default: 1x3x224x224. Once for each input.",
     ),
 ]
 Dtype = Annotated[str, typer.Option(metavar="DTYPE", help="float32, bfloat16 or float16.")]

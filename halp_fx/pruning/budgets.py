@@ -24,10 +24,12 @@ _UNITS: dict[str, dict[str, float]] = {
 _NAMED = {f"{p}macs": n for p, n in _UNITS["macs"].items()} | {f"{p}flops": n / 2 for p, n in _UNITS["macs"].items()}
 _UNITS["flops"] = {p: n / 2 for p, n in _UNITS["macs"].items()} | _NAMED
 _UNITS["macs"] |= _NAMED
+_UNITS["params"] |= {f"{p}{word}": n for p, n in _UNITS["params"].items() for word in ("params", "parameters")}
 _SHOWN = 8
 """Units that an error lists: all of a resource but the long names."""
 
-_AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]*)\s*$", re.IGNORECASE)
+# As reports write amounts, too: "1.82 G MACs".
+_AMOUNT = re.compile(r"^\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*(%|[a-zµ]*(?:\s+[a-z]{3,})?)\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
     match = _AMOUNT.match(budget)
     if match is None:
         raise BudgetError(f"budget {budget!r} of {resource} is malformed: write {_forms(resource)}")
-    value, unit = float(match[1]), match[2].lower()
+    value, unit = float(match[1]), "".join(match[2].lower().split())
     if unit == "%":
         return Budget(share=_share(value / 100, budget, resource))
     units = _UNITS.get(resource, {"": 1.0})
@@ -109,12 +111,13 @@ _STEPS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 def amount(value: float, unit: str = "") -> str:
     """ "4.02 ms", "49.0 µs", "1.82 G MACs", "12.3 MB"; without a unit "25.6 M"."""
+    shown_ = float(_three(value))  # 999,999.9 is a million, and not a thousand thousands.
     if unit == "ms":
         if 0 < value < 0.1:
             return f"{_three(value * 1000)} µs"
-        return f"{_three(value)} ms" if value < 1000 else f"{_three(value / 1000)} s"
+        return f"{_three(value)} ms" if shown_ < 1000 else f"{_three(value / 1000)} s"
     for size, prefix in _STEPS:
-        if abs(value) >= size:
+        if abs(shown_) >= size:
             word = f"{prefix}B" if unit == "bytes" else f"{prefix} {unit}"
             return f"{_three(value / size)} {word}".rstrip()
     return f"{value:.4g} {unit}".rstrip()

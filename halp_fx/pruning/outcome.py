@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from ..coupling.residual import find_branches
 from ..errors import InfeasibleError, few
 from ..latency import MeasuredLatency
 from ..latency.disturbance import load_notes
@@ -53,7 +54,7 @@ def _what_helps(yardstick: Yardstick, request: Request) -> str:
     if yardstick.goals.measured or bottom <= yardstick.budget:
         rounded = "8 or less" if request.round_to is None else request.round_to
         helps.append(f"a lower min_keep (now {request.min_keep}) or round_to (now {rounded})")
-    if not request.branches:
+    if not request.branches and find_branches(coupling).removable:
         helps.append("branches=True, which may drop residual branches")
     if isinstance(cost, MeasuredLatency) and cost.runtime == "eager":
         helps.append("another runtime (latency=halp_fx.latency.MeasuredLatency(runtime='inductor'))")

@@ -51,6 +51,7 @@ class Request:
         limits: with the names that their entries mean.
         evenness: weight of even widths beside the values; None: as scores have it.
         even: widths are even, and scores only say which channels stay.
+        guessed: whether no example inputs were given.
         branches, compensate: "auto" where the caller left it open, and it is done; None until that is decided
             (`as_published`).
         on_the_way: samples that networks on the way are compensated with; 0: only the last one is compensated.
@@ -82,6 +83,7 @@ class Request:
     progress: bool = True
     evenness: float | None = None
     even: bool = False
+    guessed: bool = False
 
     @classmethod
     def of(
@@ -107,6 +109,7 @@ class Request:
         return cls(
             goals=goals,
             examples=normalize_examples(model, example_inputs),
+            guessed=example_inputs is None,
             data=rereadable(data),
             ignore=ignored_names(model, ignore),
             limits=named_limits(model, limits or {}),

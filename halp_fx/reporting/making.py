@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import few
 from ..latency import MemoryCost
@@ -109,6 +109,8 @@ def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) ->
     yardstick, best, request = session.yardstick, session.best, session.request
     saliency = best.network.saliency
     notes = [*yardstick.coupling.notes, *yardstick.notes]
+    if request.guessed:
+        notes.append(_of_no_inputs(conditions_of(session).inputs))
     notes += _of_work(yardstick.coupling)
     if saliency is not None and request.blind:
         notes += _of_no_data(session)
@@ -144,6 +146,14 @@ def _of_work(coupling: Coupling) -> list[str]:
         f"({few(modules)}). They are counted, before and after, for what the dense network found in the example "
         "inputs: with other images, or where the pruned network finds more or less, the work is another"
     ]
+
+
+def _of_no_inputs(shapes: Sequence[str]) -> str:
+    """What to say where nobody said what the network is given."""
+    return (
+        f"no example_inputs: costs are those of {', '.join(shapes)}, a guess by the first convolution. Pass an input "
+        "of the size that the network will run on"
+    )
 
 
 def _of_no_data(session: Session) -> list[str]:

@@ -13,7 +13,7 @@ from torch import nn
 import halp_fx
 from halp_fx import BudgetError, Plan
 from halp_fx.latency import MeasuredLatency
-from halp_fx.pruning.budgets import parse_budget
+from halp_fx.pruning.budgets import amount, parse_budget
 from halp_fx.pruning.goals import make_goals
 from halp_fx.pruning.widths import FINE, compose, width_options
 
@@ -31,6 +31,11 @@ from halp_fx.pruning.widths import FINE, compose, width_options
         ("0.5", "latency", 10, 5),
         ("50%", "params", 100, 50),
         ("2MiB", "memory", 1, 2**21),
+        ("1.82 G MACs", "macs", 4e9, 1.82e9),  # as reports write them
+        ("300k macs", "macs", 1e9, 3e5),
+        ("1.5 GFLOPs", "macs", 4e9, 0.75e9),
+        ("4.89 k parameters", "params", 1e6, 4890),
+        ("5M params", "params", 1e9, 5e6),
     ],
 )
 def test_forms(text, resource, dense, expected):
@@ -43,6 +48,8 @@ def test_forms(text, resource, dense, expected):
         ("10fps", "latency", 'is a rate: write the time of one call, "100ms"'),
         ("60pct", "macs", 'write a share of the dense network as "60%"'),
         ("4ms", "macs", r"'ms' is not a unit of macs \(k, m, g, t, .*…\); it is one of latency: .* such as \"1.5G\""),
+        ("5M params", "macs", r"'mparams' is not a unit of macs .* it is one of params"),
+        ("4 ms 2", "latency", "is malformed"),
         ("lots", "params", 'is malformed: .* such as "5M"'),
         ("-5%", "memory", 'is not between 0 and 1, .* such as "20MB"'),
     ],
@@ -201,3 +208,17 @@ def test_of_coarse_widths_small_steps_leave_what_one_step_leaves(tmp_path):
         assert (steps.measured, steps.plan, len(steps.steps)) == (once.measured, once.plan, 4)
     again = report(5, compensate=True, state=tmp_path)
     assert (again.measured, again.plan, len(again.steps)) == (once.measured, once.plan, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "said"),
+    [
+        (999_999.9, "MACs", "1.00 M MACs"),
+        (999.9999e9, "", "1.00 T"),
+        (999_400, "MACs", "999 k MACs"),
+        (999.6, "ms", "1.00 s"),
+        (999.4, "ms", "999 ms"),
+    ],
+)
+def test_what_rounds_up_to_the_next_thousand_is_written_in_it(value, unit, said):
+    assert amount(value, unit) == said

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_prune import Small
 from test_report import Clock, latency
+from torch import nn
 
 import halp_fx
 from halp_fx.latency import Calibration, CallableCost, MacsCost, NetworkTiming
@@ -327,7 +328,7 @@ REFUSALS = [
     Refused(1e-3, "memory", r"takes [\d.]+ kB \(", {}),
     Refused({"macs": 0.5, "params": 1e-3}, "macs", r"params within the budget.*min_keep", {}),
     Refused({"macs": 1e-3, "params": 0.5}, "macs", r"takes .* MACs \(", {}),
-    Refused(1e-3, MacsCost(), r"branches=True", {}),
+    Refused(1e-3, MacsCost(), r"What may help: a larger budget\. Even", {}),
     Refused(1e-3, "macs", r"fewer entries in ignore \(1 groups", {"ignore": ["a"]}),
 ]
 
@@ -340,6 +341,20 @@ def test_what_cannot_be_met_is_refused_with_what_may_help(case):
     assert "What may help" in str(caught.value)
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.minimum, again.plan) == (str(caught.value), caught.value.minimum, caught.value.plan)
+
+
+def test_branches_are_advised_where_there_are_some():
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.fc = nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3, padding=1), nn.Linear(32, 5)
+
+        def forward(self, x):
+            x = self.a(x).relu()
+            return self.fc((x + self.b(x)).mean((2, 3)))
+
+    with pytest.raises(halp_fx.InfeasibleError, match="What may help: branches=True, which"):
+        halp_fx.prune(Residual(), 1e-3, INPUTS, latency="macs", progress=False)
 
 
 def test_a_time_out_of_reach_among_several_budgets_is_refused_by_measurement(monkeypatch):

@@ -202,6 +202,13 @@ def test_bad_input_is_named_and_nothing_is_lost(name):
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
+def test_an_input_that_nobody_gave_is_named():
+    (said,) = [n for n in halp_fx.prune(Small(), 0.5, latency="macs", progress=False).halp.notes if "example" in n]
+    assert "no example_inputs: costs are those of 1x3x224x224 float32, a guess" in said
+    given = halp_fx.prune(Small(), 0.5, torch.rand(1, 3, 8, 8), latency="macs", progress=False)
+    assert not any("example_inputs" in note for note in given.halp.notes)
+
+
 def test_unreachable_budget_names_the_minimum():
     with pytest.raises(halp_fx.InfeasibleError) as caught:
         halp_fx.prune(Small(), 0.001, torch.zeros(1, 3, 8, 8), latency=MacsCost(), progress=False)
