@@ -83,6 +83,20 @@ def command(parts: Sequence[str], indent: int = 0) -> str:
     return f" \\\n{' ' * indent}".join(lines)
 
 
+def call(function: str, arguments: Sequence[str], indent: int = 0) -> str:
+    """A line of Python that can be copied: where the terminal is narrower, each argument has a line of its own.
+
+    Args:
+        function: what is called, and what stands before it. arguments: in Python.
+        indent: columns before its first line, and before those that follow.
+    """
+    line = f"{function}({', '.join(arguments)})"
+    if indent + len(line) <= (terminal_width() or sys.maxsize):
+        return line
+    under = " " * indent
+    return "\n".join([f"{function}(", *(f"{under}  {argument}," for argument in arguments), f"{under})"])
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One column of a table.

@@ -31,7 +31,9 @@ def apply(
     output = Output(as_json)
     writable(out)
     wanted = read_plan(plan)
-    dense, example = ModelSpec(model, inputs or (), settings or (), weights).load()
+    source = ModelSpec(model, inputs or (), settings or (), weights)
+    dense, example = source.load()
+    source.say_untrained(output)
     from ..api import rewrite
     from ..model.tensors import parameter_count
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ..errors import HalpError
 from ..files import why_unreadable
-from ..fitting import command
+from ..fitting import call, command
 from .guarding import as_options
 from .models import parse_settings
 from .output import Output
@@ -42,10 +42,11 @@ def next_steps(source: ModelSpec, folder: Path) -> str:
     given = ", ".join(f"{key}={value!r}" for key, value in parse_settings(source.settings).items())
     dense = f"lambda: {name}({given})" if given else name
     what = f"{name} gives the dense model" if given else f"{name}: the dense model, or a function that gives it"
+    loading = call("small = halp_fx.load", (f'"{folder / CHECKPOINT}"', dense), indent=_LABEL)
     steps = {
         "look at": f"{folder / PAGE}, in a browser",
         "time both": command(["halp-fx", "compare", source.name, str(folder), *again], indent=_LABEL),
-        "fine-tune": f'small = halp_fx.load("{folder / CHECKPOINT}", {dense})\n{under}# {what}',
+        "fine-tune": f"{loading}\n{under}# {what}",
     }
     return "\n".join(f"{name + ':':<{_LABEL}}{step}" for name, step in steps.items())
 

@@ -144,6 +144,9 @@ _OPTIONS = {
     r"pass data (for widths that fit the network)": r"pass --data \1",
     r"\beffort='(\w+)'": r"--effort \1",
     r"pass data, batches of inputs": "pass --data",
+    r"Pass the dense network that was pruned, or a function that makes it": (
+        "Name the model that was pruned, with the same --set"
+    ),
     r"Pass\s+example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
         "Say what it takes with --input, the batch first: 1x3x224x224"
     ),

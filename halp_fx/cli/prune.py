@@ -135,8 +135,9 @@ def prune(
         made = halp_fx.export(small, out / f"model.{kind}", example)
         wrote.append(output.wrote(made.path).name)
         output.say(made)
-    output.say(f"{as_options(str(in_options(report)))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
+    shown = in_options(report)
+    output.say(f"{as_options(str(shown))}\n\nwrote {out}: {', '.join(sorted(wrote))}\n")
     output.say(next_steps(source, out))
-    output.result({name: getattr(report, name) for name in _RESULT} | {"out": str(out)})
+    output.result({name: getattr(shown, name) for name in _RESULT} | {"out": str(out)})
     if not report.met:
         raise typer.Exit(MISSED)

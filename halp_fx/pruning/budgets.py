@@ -73,7 +73,7 @@ def parse_budget(budget: float | str, resource: str = "latency") -> Budget:
         if unit == "":
             return Budget(share=_share(value, budget, resource))
         raise BudgetError(_unknown_unit(budget, value, unit, resource, tuple(filter(None, units))))
-    if unit == "" and value <= 1:
+    if unit == "" and value <= (100 if resource in _UNITS else 1):  # Nobody means fifty parameters by "50".
         return Budget(share=_share(value, budget, resource))
     if not math.isfinite(value) or value <= 0:
         raise BudgetError(f"budget {budget!r} of {resource} must be positive")

@@ -34,7 +34,6 @@ def test_a_list_of_commands_fits_a_narrow_terminal(group, commands):
         (("prune", "resnet81", "--budget", "50%"), 1, "did you mean resnet18"),
         (("prune", *COUNTED, "--budget", "lots"), 1, "budget 'lots'"),
         (("prune", *COUNTED, "--budget", "0.01%"), 3, "that --min-keep and --round-to allow"),
-        (("prune", *COUNTED, "--budget", "0.01%"), 3, "--min-keep and --round-to allow takes"),
         (("prune", *SMALL, "--cost", "joy", "--budget", "50%"), 1, "--cost 'joy' is not known"),
         (("prune", *COUNTED, "--budget", "50%", "--weights", "none.pt"), 1, "there is no file none.pt"),
         (("prune", *COUNTED, "--budget", "50%", "--out", "nets.py"), 1, "nothing can be written to nets.py"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import html
 import re
 from pathlib import Path
@@ -50,6 +51,16 @@ def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
     assert "--effort much is not one of" in pruned("other", "--effort", "much").err
 
 
+@pytest.mark.parametrize("columns", [50, 60, 300])
+def test_how_to_go_on_is_python_however_narrow_the_terminal(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    out = run("prune", *COUNTED, "--budget", "50%", "--set", "classes=2", "--set", "width=24").out
+    (code,) = re.findall(r"^fine-tune: (small = .*?)\n +#", out, re.DOTALL | re.MULTILINE)
+    assert ast.dump(ast.parse(code)) == ast.dump(
+        ast.parse('small = halp_fx.load("pruned/model.safetensors", lambda: make(classes=2, width=24))')
+    )
+
+
 def test_what_a_report_advises_is_said_in_options(run):
     said = run("prune", *COUNTED, "--budget", "50%").out
     assert "report.html says which, and why" in said
@@ -71,6 +82,7 @@ def test_reports_that_a_command_made_name_its_options(run):
 @pytest.mark.parametrize(
     ("said", "words"),
     [
+        ("What may help: branches=True, which may", "What may help: --branches, which may"),
         ("the next steps of the groups (round_to, 32 widths", "the next steps of the groups (--round-to, 32 widths"),
         ("with one thread (torch.set_num_threads(1)) the", "with one thread (--threads 1) the"),
         ("on a GPU; runtime='eager' needs neither", "on a GPU; --runtime eager needs neither"),
@@ -91,6 +103,7 @@ def test_words_of_the_library_in_those_of_the_command_line(said, words):
 def test_prune_in_json(run):
     found = run("prune", *COUNTED, "--budget", "60%", "--json")
     assert found.json["met"] is True
+    assert "pass --data for widths" in " ".join(found.json["notes"])
     assert found.json["measured"] <= found.json["budget"] < found.json["dense"]
     assert "Budget met" in found.err
 

@@ -49,6 +49,20 @@ def test_apply(run, tmp_path):
     assert "error: " in other.err
 
 
+def test_a_folder_of_another_make_asks_for_its_settings(run):
+    run("prune", *COUNTED, "--budget", "50%", "--set", "width=24", "--out", "small")
+    for words in (("compare", *SMALL, "small"), ("export", SMALL[0], "small", "--to", "x.pt2")):
+        found = run(*words)
+        assert found.code == 1
+        assert "Name the model that was pruned, with the same --set" in " ".join(found.err.split())
+
+
+def test_apply_says_that_weights_are_random(run):
+    model = ("squeezenet1_0", "--input", "1x3x64x64", "--set", "num_classes=2")
+    run("prune", *model, "--cost", "macs", "--budget", "80%", "--out", "small")
+    assert "squeezenet1_0 has random weights" in " ".join(run("apply", *model[:1], "small", *model[1:]).out.split())
+
+
 def test_explain(run):
     assert "2 groups may shrink" in run("explain", *SMALL).out
     assert "not coupled" in run("explain", *SMALL, "--between", "0", "7").out

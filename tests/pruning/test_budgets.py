@@ -31,6 +31,8 @@ from halp_fx.pruning.widths import FINE, compose, width_options
         ("0.5", "latency", 10, 5),
         ("50%", "params", 100, 50),
         ("2MiB", "memory", 1, 2**21),
+        ("80", "tiles", 100, 80),  # a cost of the caller's, in whatever unit
+        ("0.8", "tiles", 100, 80),
         ("1.82 G MACs", "macs", 4e9, 1.82e9),  # as reports write them
         ("300k macs", "macs", 1e9, 3e5),
         ("1.5 GFLOPs", "macs", 4e9, 0.75e9),
@@ -49,6 +51,7 @@ def test_forms(text, resource, dense, expected):
         ("60pct", "macs", 'write a share of the dense network as "60%"'),
         ("4ms", "macs", r"'ms' is not a unit of macs \(k, m, g, t, .*…\); it is one of latency: .* such as \"1.5G\""),
         ("5M params", "macs", r"'mparams' is not a unit of macs .* it is one of params"),
+        ("80", "macs", 'did you mean "80%"'),
         ("4 ms 2", "latency", "is malformed"),
         ("lots", "params", 'is malformed: .* such as "5M"'),
         ("-5%", "memory", 'is not between 0 and 1, .* such as "20MB"'),
