@@ -61,6 +61,10 @@ MISTAKES = [
         "scalar tensor, .*not a dict with the keys 'a'",
     ),
     (lambda: prune(data=DATA, loss_fn=lambda o, t: o.sum().item()), "not a float: leave out item"),
+    (
+        lambda: prune(data=DATA, loss=lambda m, b: [{"boxes": torch.rand(2, 4)}]),
+        r"detections; .* in train mode: model.train\(\)\(\*batch\)",
+    ),
     (lambda: prune(data=DATA, loss_fn=lambda o, t: o.sum(1)), r"of shape \(4,\): take the mean of it"),
     (lambda: prune(data=DATA, loss=nn.functional.cross_entropy), "A loss is called with the model and the batch"),
     (lambda: costing(lambda a, b, c: "a"), "the cost function returned 'a' for 0/convolution.*of at least 0"),

@@ -139,6 +139,10 @@ def total(value: Any) -> torch.Tensor:
             remedy = ": take the mean of it over the samples"
         elif isinstance(value, float | int | np.generic):
             remedy = ": leave out item() or float()"
+        elif isinstance(value, list) and value and all(isinstance(v, Mapping) and "boxes" in v for v in value):
+            remedy = (
+                ": these are detections; torchvision's detectors return losses in train mode: model.train()(*batch)"
+            )
         raise SaliencyError(
             f"the loss must be a scalar tensor, or a dict of them to be added up, not {described(value)}{remedy}"
         )
