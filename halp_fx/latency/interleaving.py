@@ -93,15 +93,17 @@ def interleaved(
                 ran[index] += time.thread_time() - cpu
                 spent[index] += time.perf_counter() - start
             turn()
-    first = np.asarray(samples[0])
+    turns = np.asarray(samples)
+    went = (turns != 0).all(axis=0)  # As in `undisturbed`.
+    turns = turns[:, went] if went.any() else turns
     return tuple(
         replace(
             NetworkTiming.of(row),
-            share=float(np.median(np.asarray(row) / first)),
+            share=float(np.median(row / turns[0])),
             faults=float(np.median(missed)),
             waited=max(1 - own / wall, 0.0) if alone and wall > 0 else 0.0,
         )
-        for row, missed, own, wall in zip(samples, faults, ran, spent, strict=True)
+        for row, missed, own, wall in zip(turns, faults, ran, spent, strict=True)
     )
 
 

@@ -67,8 +67,12 @@ class Timing:
 
 
 def undisturbed(samples: Sequence[float]) -> np.ndarray:
-    """The samples that are at most `_DISTURBED` times the fastest decile; all of them if one is NaN."""
+    """The samples that are at most `_DISTURBED` times the fastest decile; all of them if one is NaN.
+
+    A thread's CPU clock stands still now and then on a virtual machine: samples of nothing say nothing, unless all are.
+    """
     values = np.asarray(samples, np.float64)
+    values = values[values != 0] if values.any() else values
     kept = values[values <= _DISTURBED * np.percentile(values, 10)]
     return kept if len(kept) else values
 

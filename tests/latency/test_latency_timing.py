@@ -194,3 +194,24 @@ def test_calibration_rises_and_inverts(points, totals):
     assert c.overhead >= -1e-6
     assert c.budget_for(c.predict(high)) == pytest.approx(high, rel=1e-3)
     assert c.budget_for(1e-9) > 0
+
+
+def test_a_clock_that_stood_still_for_a_sample_says_nothing():
+    assert Timing.of([0.0, 0.0, *[1.0] * 7]).median_ms == 1.0
+    with pytest.raises(TimingError, match=r"gave 0\.0 ms"):
+        Timing.of([0.0] * 9)
+
+
+def test_networks_in_turn_by_a_clock_that_stood_still(monkeypatch):
+    """One turn of nothing made a share of NaN, and of the dense network's time with it."""
+    rows = [[0.0, 3.0], [2.0, 0.0], *[[2.0, 1.0]] * 20]
+
+    def clock(model, *_):
+        own = iter([row[model.out_features - 1] for row in rows])
+        return lambda: next(own)
+
+    monkeypatch.setattr("halp_fx.latency.interleaving._network_clock", clock)
+    networks = [torch.nn.Linear(3, 1), torch.nn.Linear(3, 2)]
+    found = interleaved(networks, torch.rand(1, 3), min_time_s=0, max_time_s=0, repeats=9)
+    assert [timing.median_ms for timing in found] == [2.0, 1.0]
+    assert [timing.share for timing in found] == [1.0, 0.5]
