@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 from torch import fx, nn
 
@@ -148,3 +149,38 @@ def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
     sizes = coupling.traced.tensors
     own = [m for m in group.members if m.slots.size == sizes[m.axis.tensor].shape[m.axis.dim]]
     return min(own, key=lambda m: m.role != "producer").axis if own else None
+
+
+def width_by_axes(
+    group: ChannelGroup, coupling: Coupling, busy: tuple[str, ...] = ()
+) -> tuple[Fraction, dict[Axis, Fraction]] | None:
+    """The width of a group as a number and multiples of lengths of axes, None if these do not tell: the length of an
+    axis of its own, or what is left of one (a layer that makes several parts) without the widths of the others on it.
+
+    Args:
+        busy: groups whose widths are asked for.
+    """
+    own = own_axis(group, coupling)
+    if own is not None:
+        return Fraction(0), {own: Fraction(1, _each(group, own))}
+    if group.frozen is not None:
+        return Fraction(group.size), {}
+    busy = (*busy, group.name)
+    for member in group.members:
+        each, fixed, terms = member.slots.shape[1], Fraction(0), {member.axis: Fraction(1)}
+        others = [(n, g) for g in coupling.groups if g is not group and (n := _each(g, member.axis))]
+        for beside, other in others:
+            width = None if other.name in busy else width_by_axes(other, coupling, busy)
+            if width is None:
+                break
+            fixed -= width[0] * beside
+            for axis, factor in width[1].items():
+                terms[axis] = terms.get(axis, Fraction(0)) - factor * beside
+        else:
+            return fixed / each, {axis: factor / each for axis, factor in terms.items() if factor}
+    return None
+
+
+def _each(group: ChannelGroup, axis: Axis) -> int:
+    """How many slots each channel of a group has on an axis."""
+    return sum(m.slots.shape[1] for m in group.members if m.axis == axis)

@@ -155,7 +155,7 @@ CASES = {
             "wide": nn.Conv2d(8, 16, 1),
             "parts": (10, 2, 2, 2),
         },
-        {"stem": 8, "wide": 2},
+        {"stem": 8, "wide": 10, "wide:1": 2},
     ),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }
