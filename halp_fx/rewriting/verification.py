@@ -335,8 +335,8 @@ def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:
 
 
 def _ends(node: fx.Node) -> bool:
-    """Whether no operator makes anything of a constant but parts of it and other such constants (sizes that are computed
-    as tensors), and nothing is written: what the program takes out of them is among the numbers of other operators."""
+    """Whether no operator makes anything of a constant but parts of it and other such constants (sizes computed as
+    tensors), and nothing is written: what the program takes out of them is among the numbers of other operators."""
     level, seen = [node], {node}
     while level:
         found = level.pop()
