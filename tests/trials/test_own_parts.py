@@ -173,3 +173,18 @@ def test_parts_of_literal_sizes_keep_their_proportions():
     coupling = halp_fx.channel_groups(model, x)
     assert {g.name: g.size for g in coupling.prunable} == {"stem": 16, "inner.wide": 4}
     equals_twin_closely(model, half_plan(coupling), x, coupling)
+
+
+@pytest.mark.parametrize("name", [*CASES])
+@pytest.mark.parametrize("like", [True, False], ids=["like", "afresh"])
+def test_parts_of_one_channel_are_pruned_again(name, like):
+    """An axis of length 1 has no slots any more: what attributes follow counts it all the same."""
+    torch.manual_seed(0)
+    model, x = randomized(Block(CASES[name][0])).eval(), torch.randn(2, 7, 3).double()
+    coupling = halp_fx.channel_groups(model, x)
+    first = next(g.name for g in coupling.prunable if g.name != "stem")
+    once = halp_fx.rewrite(model, {first: [0]}, x, coupling=coupling)
+    again = halp_fx.channel_groups(once, x, like=coupling if like else None)
+    assert "stem" in {g.name for g in again.prunable}
+    for seed in range(2):
+        equals_twin_closely(once, random_plan(again, seed), x, again)
