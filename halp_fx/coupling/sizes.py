@@ -151,36 +151,56 @@ def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
     return min(own, key=lambda m: m.role != "producer").axis if own else None
 
 
-def width_by_axes(
-    group: ChannelGroup, coupling: Coupling, busy: tuple[str, ...] = ()
-) -> tuple[Fraction, dict[Axis, Fraction]] | None:
-    """The width of a group as a number and multiples of lengths of axes, None if these do not tell: the length of an
-    axis of its own, or what is left of one (a layer that makes several parts) without the widths of the others on it.
+Width = tuple[Fraction, dict[Axis, Fraction]]
+"""The width of a group: a number, and multiples of lengths of axes."""
 
-    Args:
-        busy: groups whose widths are asked for.
-    """
-    own = own_axis(group, coupling)
-    if own is not None:
-        return Fraction(0), {own: Fraction(1, _each(group, own))}
-    if group.frozen is not None:
-        return Fraction(group.size), {}
-    busy = (*busy, group.name)
-    for member in group.members:
-        each, fixed, terms = member.slots.shape[1], Fraction(0), {member.axis: Fraction(1)}
-        others = [(n, g) for g in coupling.groups if g is not group and (n := _each(g, member.axis))]
-        for beside, other in others:
-            width = None if other.name in busy else width_by_axes(other, coupling, busy)
-            if width is None:
-                break
-            fixed -= width[0] * beside
-            for axis, factor in width[1].items():
-                terms[axis] = terms.get(axis, Fraction(0)) - factor * beside
-        else:
-            return fixed / each, {axis: factor / each for axis, factor in terms.items() if factor}
+# Of the groups that were last asked for: trials ask often, and mends leave groups as they are.
+_last: tuple[tuple[ChannelGroup, ...], dict[str, Width]] = ((), {})
+
+
+def widths_by_axes(coupling: Coupling) -> dict[str, Width]:
+    """The widths of groups by lengths of axes, without those of which these do not tell: the length of an axis of its
+    own, or what is left of one (a layer that makes several parts) without the widths of the others on it."""
+    global _last
+    groups = coupling.groups
+    if _last[0] is not groups:
+        _last = groups, _widths(groups, coupling)
+    return _last[1]
+
+
+def _widths(groups: tuple[ChannelGroup, ...], coupling: Coupling) -> dict[str, Width]:
+    on_axis: dict[Axis, dict[str, int]] = {}
+    found: dict[str, Width] = {}
+    for group in groups:
+        for member in group.members:
+            row = on_axis.setdefault(member.axis, {})
+            row[group.name] = row.get(group.name, 0) + member.slots.shape[1]
+        own = own_axis(group, coupling)
+        if own is not None:
+            found[group.name] = Fraction(0), {own: Fraction(1, on_axis[own][group.name])}
+        elif group.frozen is not None:
+            found[group.name] = Fraction(group.size), {}
+    left = [group for group in groups if group.name not in found]
+    while left:
+        solved = {g.name: width for g in left if (width := _rest(g, on_axis, found)) is not None}
+        if not solved:
+            break
+        found |= solved
+        left = [group for group in left if group.name not in found]
+    return found
+
+
+def _rest(group: ChannelGroup, on_axis: Mapping[Axis, Mapping[str, int]], known: Mapping[str, Width]) -> Width | None:
+    """What is left of an axis without the widths of the other groups on it, where all of these are known."""
+    for axis in (m.axis for m in group.members):
+        row = on_axis[axis]
+        if any(name not in known for name in row if name != group.name):
+            continue
+        each, fixed, terms = row[group.name], Fraction(0), {axis: Fraction(1)}
+        for name, beside in row.items():
+            if name != group.name:
+                fixed -= known[name][0] * beside
+                for other, factor in known[name][1].items():
+                    terms[other] = terms.get(other, Fraction(0)) - factor * beside
+        return fixed / each, {other: factor / each for other, factor in terms.items() if factor}
     return None
-
-
-def _each(group: ChannelGroup, axis: Axis) -> int:
-    """How many slots each channel of a group has on an axis."""
-    return sum(m.slots.shape[1] for m in group.members if m.axis == axis)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..coupling.sizes import groups_of, width_by_axes
+from ..coupling.sizes import groups_of, widths_by_axes
 from ..tracing.graph import is_view, of, views_of
 from ..tracing.tags import MAX_ELEMENTS
 from ..types import Axis, Coupling, Extent, Mend
@@ -142,10 +142,10 @@ def owners(module: str) -> Iterator[str]:
 
 def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
     """The attribute as `extent * ratio`, in slots of axes; None if a group's width is not told by any."""
-    groups = {g.name: g for g in coupling.groups}
+    widths = widths_by_axes(coupling)
     fixed, terms = extent.fixed * ratio, dict[Axis, Fraction]()
     for group, scale in extent.terms:
-        width = width_by_axes(groups[group], coupling)
+        width = widths.get(group)
         if width is None:
             return None
         fixed += width[0] * scale * ratio
