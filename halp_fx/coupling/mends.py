@@ -17,8 +17,10 @@ def with_mends(coupling: Coupling, decisions: Decisions) -> Coupling:
 
 def resolve(mend: Mend, groups: Sequence[ChannelGroup]) -> AttributeEdit | None:
     """A mended attribute as a function of widths, None if it would not always be a whole number."""
-    fixed, terms = Fraction(mend.fixed), []
-    factors = dict(mend.terms)
+    terms, factors = [], dict(mend.terms)
+    # An axis that was pruned down to a single slot has no label, but it is as long as that.
+    left = factors.keys() - {m.axis for group in groups for m in group.members if m.axis in factors}
+    fixed = Fraction(mend.fixed) + sum(factors[axis] for axis in left)
     for group in groups:
         each = sum(factors[m.axis] * m.slots.shape[1] for m in group.members if m.axis in factors)
         if group.frozen is not None:

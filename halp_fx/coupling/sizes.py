@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 
 from torch import fx, nn
 
@@ -148,3 +149,58 @@ def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
     sizes = coupling.traced.tensors
     own = [m for m in group.members if m.slots.size == sizes[m.axis.tensor].shape[m.axis.dim]]
     return min(own, key=lambda m: m.role != "producer").axis if own else None
+
+
+Width = tuple[Fraction, dict[Axis, Fraction]]
+"""The width of a group: a number, and multiples of lengths of axes."""
+
+# Of the groups that were last asked for: trials ask often, and mends leave groups as they are.
+_last: tuple[tuple[ChannelGroup, ...], dict[str, Width]] = ((), {})
+
+
+def widths_by_axes(coupling: Coupling) -> dict[str, Width]:
+    """The widths of groups by lengths of axes, without those of which these do not tell: the length of an axis of its
+    own, or what is left of one (a layer that makes several parts) without the widths of the others on it."""
+    global _last
+    groups = coupling.groups
+    if _last[0] is not groups:
+        _last = groups, _widths(groups, coupling)
+    return _last[1]
+
+
+def _widths(groups: tuple[ChannelGroup, ...], coupling: Coupling) -> dict[str, Width]:
+    on_axis: dict[Axis, dict[str, int]] = {}
+    found: dict[str, Width] = {}
+    for group in groups:
+        for member in group.members:
+            row = on_axis.setdefault(member.axis, {})
+            row[group.name] = row.get(group.name, 0) + member.slots.shape[1]
+        own = own_axis(group, coupling)
+        if own is not None:
+            found[group.name] = Fraction(0), {own: Fraction(1, on_axis[own][group.name])}
+        elif group.frozen is not None:
+            found[group.name] = Fraction(group.size), {}
+    left = [group for group in groups if group.name not in found]
+    while left:
+        solved = {g.name: width for g in left if (width := _rest(g, on_axis, found)) is not None}
+        if not solved:
+            break
+        found |= solved
+        left = [group for group in left if group.name not in found]
+    return found
+
+
+def _rest(group: ChannelGroup, on_axis: Mapping[Axis, Mapping[str, int]], known: Mapping[str, Width]) -> Width | None:
+    """What is left of an axis without the widths of the other groups on it, where all of these are known."""
+    for axis in (m.axis for m in group.members):
+        row = on_axis[axis]
+        if any(name not in known for name in row if name != group.name):
+            continue
+        each, fixed, terms = row[group.name], Fraction(0), {axis: Fraction(1)}
+        for name, beside in row.items():
+            if name != group.name:
+                fixed -= known[name][0] * beside
+                for other, factor in known[name][1].items():
+                    terms[other] = terms.get(other, Fraction(0)) - factor * beside
+        return fixed / each, {other: factor / each for other, factor in terms.items() if factor}
+    return None

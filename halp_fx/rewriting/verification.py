@@ -335,12 +335,13 @@ def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:
 
 
 def _ends(node: fx.Node) -> bool:
-    """Whether no operator makes anything of a constant but parts of it, and nothing is written: what the program takes
-    out of it is among the numbers of other operators."""
+    """Whether no operator makes anything of a constant but parts of it and other such constants (sizes computed as
+    tensors), and nothing is written: what the program takes out of them is among the numbers of other operators."""
     level, seen = [node], {node}
     while level:
         found = level.pop()
-        if found.op != "call_function" or not (op(found) in _PARTS or is_view(found)):
+        part = op(found) in _PARTS or is_view(found) or found.target is getitem
+        if found.op != "call_function" or not (part or (of(found).fixed and not op(found).endswith("_"))):
             return False
         level += [user for user in found.users if user not in seen]
         seen.update(found.users)

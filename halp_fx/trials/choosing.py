@@ -1,5 +1,5 @@
 """Choices of rules that do not go together: where grouped layers meet that shrink by whole groups and by positions in
-them, few channels are left, and the other choice may leave more.
+them, few channels are left, and the other choice may leave more. So it is where two widths lie along one dimension.
 
 Each rule takes what is finer for its own layer alone (`coupling/rules/convolution.py`). Here the whole network counts.
 """
@@ -18,6 +18,9 @@ from ..types import Coupling, Decisions
 
 OTHER_WAY = {"whole": "positions", "positions": "whole"}
 """Of a grouped layer: groups go, or the same positions of every group."""
+
+_OTHER_SIDE = {"first": "second", "second": "first"}
+"""Of two widths that are laid along one dimension (heads x positions of a flattened gate): which one stays."""
 
 # The argument that says how many groups there are.
 _GROUPS = {"convolution": 8, "_convolution": 8, "native_group_norm": 6}
@@ -49,7 +52,8 @@ def removable(coupling: Coupling, held: Collection[str] = ()) -> float:
 
 
 def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
-    """Other choices to try: for all layers together that are held up, and for those that one group meets."""
+    """Other choices to try: for all layers together that are held up, for those that one group meets, and, where two
+    widths lie along one dimension, at each line of the program."""
     choices = coupling.decisions.choices
     sizes = {g.name: g.size for g in coupling.prunable}
     by_group: dict[str, dict[str, str]] = {}
@@ -60,10 +64,13 @@ def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
                 for name in groups_of(node, view):
                     if sizes[name] < _alone(node, choice):
                         by_group.setdefault(name, {})[spot_of(node)] = choice
+    for place, choice in choices.items():
+        if place.endswith("#parted") and choice in _OTHER_SIDE:
+            by_group.setdefault(place.partition("/")[2], {})[place] = choice
     several = [{k: v for spots in by_group.values() for k, v in spots.items()}] if len(by_group) > 1 else []
     tried: list[dict[str, str]] = []
     for spots in (*several, *sorted(by_group.values(), key=len)[:MAX_GROUPS]):
-        for made, other in OTHER_WAY.items():
+        for made, other in {**OTHER_WAY, **_OTHER_SIDE}.items():
             turn = {spot: other for spot, choice in spots.items() if choice == made}
             if turn and turn not in tried:
                 tried.append(turn)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..coupling.sizes import groups_of, own_axis
+from ..coupling.sizes import groups_of, widths_by_axes
 from ..tracing.graph import is_view, of, views_of
 from ..tracing.tags import MAX_ELEMENTS
-from ..types import Coupling, Extent, Mend
+from ..types import Axis, Coupling, Extent, Mend
 
 EXACT = (Fraction(1),)
 """An attribute that equals a size follows it, most often."""
@@ -141,14 +141,15 @@ def owners(module: str) -> Iterator[str]:
 
 
 def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
-    """The attribute as `extent * ratio`, in slots of axes; None if a group has no axis of its own."""
-    groups = {g.name: g for g in coupling.groups}
-    terms = []
+    """The attribute as `extent * ratio`, in slots of axes; None if a group's width is not told by any."""
+    widths = widths_by_axes(coupling)
+    fixed, terms = extent.fixed * ratio, dict[Axis, Fraction]()
     for group, scale in extent.terms:
-        axis = own_axis(groups[group], coupling)
-        if axis is None:
+        width = widths.get(group)
+        if width is None:
             return None
-        each = next(m.slots.shape[1] for m in groups[group].members if m.axis == axis)
-        terms.append((axis, Fraction(scale, each) * ratio))
-    fixed = extent.fixed * ratio
-    return Mend(owner, name, index, int(fixed), tuple(terms)) if fixed.denominator == 1 else None
+        fixed += width[0] * scale * ratio
+        for axis, each in width[1].items():
+            terms[axis] = terms.get(axis, Fraction(0)) + each * scale * ratio
+    found = tuple((axis, factor) for axis, factor in terms.items() if factor)
+    return Mend(owner, name, index, int(fixed), found) if fixed.denominator == 1 else None

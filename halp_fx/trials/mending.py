@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..coupling.rules.cuts import ONE, OWN, is_cut
 from ..coupling.sizes import groups_followed, groups_given, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
@@ -184,6 +185,10 @@ class _Attribute:
         """Whether an element changes that the operator was given."""
         return not self.indices or not {m.index for m in way.mends}.isdisjoint(self.indices)
 
+    def missed(self, way: Following) -> int:
+        """How many elements that the operator was given do not change."""
+        return len({*self.indices}.difference(m.index for m in way.mends))
+
     def owner(self, module: str) -> str | None:
         """The module that has it, where `module` runs the line; None if that does not lie so deep."""
         above = list(owners(module))
@@ -243,12 +248,15 @@ def _given_moves(
     reached = [found for attribute in attributes if (found := _reaches(model, coupling, nodes, attribute))]
     first: list[Decisions] = []
     later: list[Decisions] = []
+    several = len(reached) > 1 and bool(nodes) and is_cut(nodes[0])
     for k in range(max((len(at.ways) for found in reached for at in found), default=0)):
         joint = [_kth(found, k) for found in reached]
         for one in joint:
             (first if k == 0 and one.exact else later).append(one.move)
         if len(joint) > 1:
             exact = [one.move for one in joint if one.exact]
+            if k == 0 and several:  # Pieces must make up the whole: one alone seldom does.
+                first.insert(0, joined(exact))
             if k == 0 and 1 < len(exact) < len(joint):  # A kernel's size is a quarter of some width, by chance.
                 first.append(joined(exact))
             (later if k else first).append(joined([one.move for one in joint]))
@@ -267,7 +275,9 @@ def _reaches(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], att
         ways = [w for ratios in (EXACT, MULTIPLES) for w in sizes.followed_by(owner, attribute.name, value, ratios)]
         if ways:
             known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute.name))
-            ways.sort(key=lambda way: (not attribute.explains(way), way.rank))
+            # A list that is not that of the pieces is cut again elsewhere, or has other numbers, too.
+            loose = isinstance(value, list | tuple) and is_cut(node) and [*value] != node.args[1]
+            ways.sort(key=lambda way: (not attribute.explains(way), attribute.missed(way) * loose, way.rank))
             found.append(_Reach(known, tuple(ways)))
     return found
 
@@ -358,6 +368,8 @@ def _flip_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) 
         module, _, place = key.partition("/")
         # "0,1": of several pieces these follow a width, and others stay.
         other = "all" if choice[:1].isdigit() else _OTHER.get(choice)
+        if choice.startswith(OWN):
+            other = choice.replace(OWN, ONE)
         if other and any(not s or s == module or module.startswith(f"{s}.") for s in scopes):
             flips.setdefault(place, {})[key] = other
     if "" in scopes and len(flips) > 1:

@@ -19,6 +19,7 @@ from ..types import CONSTANT, Axis, ChannelGroup, Coupling, Decisions, Mismatch
 from .choosing import chosen, removable
 from .literals import literal_decisions
 from .mending import edits, moves
+from .parting import parted
 from .running import Failure, Runner
 
 MAX_TRIALS = 16
@@ -93,8 +94,21 @@ class Search:
             unseen: why nothing may shrink; empty if something may.
         """
         found = self._coupled(decisions)
-        if not decisions.choices:
-            found = chosen(found, self._coupled)
+        if decisions.choices:
+            return self._tried(found, unseen)
+        found = chosen(found, self._coupled)
+        other = parted(found, lambda number: self.runner.given(found, number), self._coupled)
+        if other is found:
+            return self._tried(found, unseen)
+        apart = self._tried(other, unseen)
+        if not (self.reasons or self.gave_up):
+            return apart
+        # What an attribute stands for may hold parts together after all.
+        together = Search(self.runner, self.ignore, self.propagated)._tried(found, unseen)
+        return max(apart, together, key=removable)
+
+    def _tried(self, found: Coupling, unseen: str) -> Coupling:
+        """The coupling with what trials show to be needed."""
         found = self._with_literals(found)
         if unseen:
             found = self._freeze(found, found.prunable, unseen)

@@ -47,6 +47,14 @@ REDUCTIONS = {
     "dist": call(lambda x: x / torch.dist(x, x.cos())),
 }
 
+
+def turned_by_channel(x):
+    """Every channel as an image of its own, turned by a transform of its own."""
+    images = x.flatten(0, 1)[:, None]
+    grid = F.affine_grid(x[:, :, :2, :3].flatten(0, 1), images.shape, align_corners=False)
+    return F.grid_sample(images, grid, align_corners=False).reshape(x.shape)
+
+
 LENGTHS = {
     f"norm, {p}": call(lambda x, p=p: x / (1 + x.norm(p, dim=1, keepdim=True)))
     for p in (0, 0.5, 1, 2, 3, float("inf"), float("-inf"), "fro")
@@ -84,6 +92,13 @@ LENGTHS |= {
     "svd of space": call(lambda x: x / torch.linalg.svdvals(x)[..., :1, None]),
     "inverse of space": call(lambda x: x * torch.linalg.inv(x + 9 * torch.eye(6).to(x))),
     "det": call(lambda x: x * torch.linalg.det(x)[..., None, None]),
+    "triangular solve": call(
+        lambda x: torch.linalg.solve_triangular(x.tril() + 9 * torch.eye(6).to(x), x.cos(), upper=False)
+    ),
+    "cholesky solve": call(lambda x: torch.cholesky_solve(x.cos(), x.tril() + 9 * torch.eye(6).to(x))),
+    "eig": call(lambda x: x * torch.linalg.eig(x)[0].abs()[..., None]),
+    "lu": call(lambda x: x * torch.linalg.lu(x)[2]),
+    "affine grid": call(turned_by_channel),
     "cholesky": rows(lambda x: x + torch.linalg.cholesky(x @ x.mT + 9 * torch.eye(36).to(x)).sum(-1, True)),
 }
 

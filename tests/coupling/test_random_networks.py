@@ -41,6 +41,22 @@ class Heads(nn.Module):
         return self.out(F.scaled_dot_product_attention(*rows).transpose(1, 2).flatten(2))
 
 
+class Parts(nn.Module):
+    """Parts whose sizes attributes have: by a list, the first and the last of one size, or by slices."""
+
+    def __init__(self, inputs, first, second, sliced):
+        super().__init__()
+        self.first, self.sizes, self.sliced = first, [first, second, first], sliced
+        self.wide = nn.Conv2d(inputs, first + second if sliced else 2 * first + second, 1)
+
+    def forward(self, x):
+        x = self.wide(x)
+        if self.sliced:
+            return torch.cat([x[:, self.first :].sin(), x[:, : self.first]], 1)
+        p, q, gate = torch.split(x, self.sizes, 1)
+        return torch.cat([q.cos(), p * gate.sigmoid()], 1)
+
+
 class Tokens(nn.Module):
     """A layer on the pixels as tokens."""
 
@@ -157,6 +173,8 @@ class Drawn(nn.Module):
             layer = Tokens(Heads(c, w))
         elif kind == "levels":
             layer, w = nn.Conv2d(c, 2 * c + 3, 1), c
+        elif kind == "parts":
+            layer, w = Parts(c, w, step.second + 1, bool(step.variant % 2)), w + step.second + 1
         elif kind == "bilinear":
             layer = Tokens(nn.Bilinear(c, c, w))
         elif kind in ("act", "pool", "softmax", "gate", "add", "mul", "minimum", *TABLE):
@@ -210,7 +228,7 @@ class Drawn(nn.Module):
 
 KINDS = [
     *("conv", "conv", "conv", "grouped", "transposed", "batch norm", "group norm", "layer norm", "prelu", "excite"),
-    *("free norm", "attention", "levels", "bilinear", *TABLE),
+    *("free norm", "attention", "levels", "parts", "bilinear", *TABLE),
     *("tokens", "cat", "chunk", "shuffle", "act", "pool", "softmax", "gate", "add", "mul", "minimum"),
 ]
 STEPS = st.builds(

@@ -105,3 +105,25 @@ def test_rows_by_an_attribute_and_columns_by_a_size_are_not_tied():
     model = Net(forward, stem=nn.Conv2d(3, 4, 1), first=Turned(4, 6), second=Turned(6, 10), head=nn.Linear(10, 4))
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     checked(randomized(model).eval(), x, {"stem": 4, "first": 6, "second": 10})
+
+
+class Hypercomplex(nn.Module):
+    """A sum of Kronecker products whose sizes are computed as tensors."""
+
+    def __init__(self, width, n=2):
+        super().__init__()
+        self.rules = nn.Parameter(torch.randn(n, n, n))
+        self.filters = nn.Parameter(torch.randn(n, width // n, width // n, 3))
+
+    def forward(self, x):
+        a, b = self.rules, self.filters
+        size = torch.Size(torch.tensor(a.shape[-2:]) * torch.tensor(b.shape[1:3]))
+        product = a[:, :, None, :, None, None] * b[:, None, :, None, :, :]
+        return F.conv1d(x, product.reshape(len(a), *size, -1).sum(0), padding=1)
+
+
+def test_a_size_that_is_computed_as_a_tensor():
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.head(s.mixed(s.stem(x).relu()).mean(2)), stem=nn.Conv1d(3, 8, 1))
+    model.mixed, model.head = Hypercomplex(8), nn.Linear(8, 4)
+    checked(randomized(model).eval(), torch.randn(2, 3, 6, dtype=torch.float64), {"stem": 4, "mixed": 4})

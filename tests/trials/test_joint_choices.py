@@ -79,3 +79,28 @@ def test_a_choice_that_leaves_channels_stays():
     layers = (grouped(16, 16, 16), grouped(16, 32, 8), grouped(32, 32, 8))
     coupling = halp_fx.channel_groups(network(*layers, width=32), torch.randn(2, 3, 5, 5))
     assert {g.size for g in coupling.prunable} == {8}
+
+
+class BlockGates(nn.Module):
+    """Griffin's gates: a matrix for each block of channels, and a rate for every channel of all blocks."""
+
+    def __init__(self, blocks=4, each=5):
+        super().__init__()
+        self.blocks, self.wide = blocks, nn.Conv2d(16, blocks * each, 1)
+        self.gates = nn.Parameter(torch.randn(blocks, each, each))
+        self.rates = nn.Parameter(torch.rand(blocks * each))
+
+    def forward(self, x):
+        x = self.wide(x).flatten(2).transpose(1, 2)
+        gates = torch.einsum("bnhi,hij->bnhj", x.unflatten(-1, (self.blocks, -1)), self.gates).flatten(2)
+        return (x * torch.exp(-gates.sigmoid() * self.rates)).transpose(1, 2)[..., None]
+
+
+def test_of_two_widths_along_one_dimension_the_one_goes_that_leaves_more():
+    torch.manual_seed(0)
+    model = randomized(network(BlockGates(), width=20)).eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"body.0": 16, "body.2.wide": 4}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)

@@ -102,6 +102,15 @@ def parts_read_later(s, x):
     return torch.cat([s.a(a), s.b(b), s.c(c), own], 1)
 
 
+# Rows that a fixed number of directions have, repeated for every channel.
+def directions(s, x):
+    n, channels = x.shape[:2]
+    both = torch.stack([x.flatten(2), x.flatten(2).flip(-1)], 1)
+    wide = torch.einsum("nkdl,kcd->nkcl", both, s.rows).repeat_interleave(channels, 1).tanh()
+    y = (both.flatten(1, 2)[:, :, None] * wide).sum(2)
+    return y.view(n, 2, channels, *x.shape[2:]).sum(1)
+
+
 def layers(**kinds):
     return lambda: {name: make() for name, make in kinds.items()}
 
@@ -155,7 +164,13 @@ CASES = {
             "wide": nn.Conv2d(8, 16, 1),
             "parts": (10, 2, 2, 2),
         },
-        {"stem": 8, "wide": 2},
+        {"stem": 8, "wide": 10, "wide:1": 2},
+    ),
+    "directions": (
+        directions,
+        8,
+        lambda: {"rows": nn.Parameter(torch.randn(2, 3, 8))},
+        {"stem": 8, "rows:1": 3},
     ),
     "by rows": (by_rows, 7, layers(flat=linear(32, 7)), {"stem": 8, "flat": 7}),
 }

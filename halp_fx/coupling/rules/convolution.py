@@ -84,7 +84,7 @@ def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.T
     computes (rows for every place of every channel) all places of a channel go together; where it has a row for every
     place of every pair of channels (CondConv), the larger side is free, and the other one stays."""
     rows: list[torch.Tensor] = [torch.zeros(weight.shape[d], dtype=torch.int32) for d in (0, 1)]
-    for plane in weight.planes:
+    for plane in _finer_first(weight, call, algebra):
         dims = varying(plane)
         if len(dims) > 1 and dims[0] < 2 and not weight.parameter:
             free = dims[0] if dims[1] > 1 else _larger_side(plane, call, algebra)
@@ -95,6 +95,21 @@ def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.T
         else:
             algebra.pin(plane, f"the kernel of {call.where} keeps its size")
     return rows[0], rows[1]
+
+
+def _finer_first(weight: Value, call: Call, algebra: Algebra) -> list[Plane]:
+    """The planes of a weight; of two that lie along one dimension (blocks, and places in each of them: a Kronecker
+    product) the one with more channels first, and when the network has been pruned it stays that one."""
+    planes = list(weight.planes)
+    for dim in (0, 1):
+        along_it = [i for i, plane in enumerate(planes) if varying(plane) == (dim,)]
+        if len(along_it) == 2:
+            first, second = (len(vector(planes[i], dim).unique()) for i in along_it)
+            default = "first" if first >= second else "second"
+            if algebra.choose(f"{call.place}#side {dim}", default) == "second":
+                i, j = along_it
+                planes[i], planes[j] = planes[j], planes[i]
+    return planes
 
 
 def _larger_side(plane: Plane, call: Call, algebra: Algebra) -> int:

@@ -42,6 +42,10 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
             # An index along one side of a grid: every index must keep the same channels.
             algebra.tie(plane, [dim], call, "index")
             continue
+        own = _own(sizes, call, algebra) if step == 1 else None
+        if own is not None:
+            _couple_pieces(plane, dim, own, call, algebra)
+            continue
         leaders = _strided(call, x.shape[dim], step) if step > 1 else _leaders(sizes, call, algebra)
         if call.op in ("select", "unbind") or leaders is None:
             algebra.pin(plane, f"{call.where} cuts the channels at a constant position")
@@ -70,6 +74,30 @@ _DIM_ARGUMENT = {
     "select": (1, "dim"),
     "unbind": (1, "dim"),
 }
+
+
+_CUTS = {"split_with_sizes", "unsafe_split_with_sizes", "slice"}
+
+ONE, OWN = "one", "own"
+"""Of unequal pieces: all follow one width, or those of each size one of their own ("own 0,0,2": so do the first two
+together, and the third). The second is for who knows that attributes have the sizes (`trials/parting.py`)."""
+
+
+def is_cut(node: fx.Node) -> bool:
+    """Whether a node cuts a dimension at numbers that it is given."""
+    return op(node) in _CUTS
+
+
+def _own(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
+    """For every slot the one that it goes with, where pieces of each size follow a width of their own; else None."""
+    place = f"{call.place}#{len(sizes)} parts"
+    if call.op not in _CUTS or (len(set(sizes)) == 1 and place not in algebra.choices):
+        return None
+    way, _, firsts = algebra.choose(place, f"{ONE} {','.join(str(sizes.index(n)) for n in sizes)}").partition(" ")
+    if way == ONE:
+        return None
+    starts = [0, *accumulate(sizes)]
+    return torch.cat([torch.arange(n) + starts[int(first)] for n, first in zip(sizes, firsts.split(","), strict=True)])
 
 
 def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:

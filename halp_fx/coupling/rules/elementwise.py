@@ -83,7 +83,8 @@ def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[l
     """The planes of each operand, laid into one space, where two of one operand lie along one flattened dimension and
     every label of one meets every label of the other: with slots of both coupled, nothing could go.
 
-    An expanded length (a statistic per group, repeated for all channels of the group) stays, and the slots go. Where
+    An expanded length (a statistic per group, repeated for all channels of the group) stays, and the slots go, unless
+    they are held already (rows of a fixed number of directions, repeated for all channels). Where
     another operand has a slot for every element, as a layer behind `flatten(codes x channels)` has, the fewer stay, or
     those that are held already.
     """
@@ -96,7 +97,7 @@ def parted(sides: Sequence[list[Plane]], call: Call, algebra: Algebra) -> list[l
             if any(r is p or r is q for r in stay) or not dims or not independent(p, q):
                 continue
             first, second = algebra.lasting(p), algebra.lasting(q)
-            if first != second:
+            if first != second and not algebra.pinned(p if first else q):
                 stay.append(q if first else p)
                 algebra.pin(stay[-1], f"expanded to a constant length in {call.where}")
             elif any(dims & set(varying(r)) and not independent(r, p) and not independent(r, q) for r in others):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -137,6 +138,7 @@ def concatenate(call: Call, algebra: Algebra) -> Planes:
     ndim = len(call.shape)
     dim = int(call.arg(1, "dim", 0)) % ndim
     lying = _lying_along(values, dim)
+    values, lying = _whole_heads(values, lying, dim, call, algebra)
     apart = [tuple(p for p in v.planes if not any(p is q for q in own)) for v, own in zip(values, lying, strict=True)]
     across = [Value(v.spec, rest, v.parameter) for v, rest in zip(values, apart, strict=True)]
     planes = list(_couple_across(across, dim, call, algebra))
@@ -154,6 +156,28 @@ def _lying_along(values: Sequence[Value], dim: int) -> list[Planes]:
         own or tuple(p for p in v.planes if v.shape[dim] == 1 and varying(p) in further)
         for v, own in zip(values, found, strict=True)
     ]
+
+
+def _whole_heads(
+    values: list[Value], lying: list[Planes], dim: int, call: Call, algebra: Algebra
+) -> tuple[list[Value], list[Planes]]:
+    """The parts and their planes along `dim`, where some have positions of their own in every head, and others, which
+    are expanded to all heads, the same ones (keys, and a part with the place that all heads share). Whole heads go;
+    or, as the other choice, the same positions of all."""
+    heads = {d for own in lying for p in own for d in varying(p)} - {dim}
+
+    def expanded(value: Value, own: Planes) -> bool:
+        return not any(heads <= set(varying(p)) for p in own) and any(varying(p) == tuple(heads) for p in value.planes)
+
+    if not heads or not any(expanded(v, own) for v, own in zip(values, lying, strict=True)):
+        return values, lying
+    whole = algebra.choose(f"{call.place}#heads", "whole") == "whole"
+    found = []
+    for value, own in zip(values, lying, strict=True):
+        planes = [(p, heads <= set(varying(p)) and any(p is q for q in own)) for p in value.planes]
+        tied = (algebra.tie(p, [dim] if whole else heads, call, "heads") if wide else p for p, wide in planes)
+        found.append(replace(value, planes=tuple(tied)))
+    return found, _lying_along(found, dim)
 
 
 def _joined(values: Sequence[Value], own: Sequence[Planes], dim: int) -> Plane:

@@ -144,6 +144,14 @@ def fourier(call: Call, algebra: Algebra) -> Planes:
     return _carry(x, {int(d) % x.ndim for d in call.args[1]}, call.shape, call, algebra)
 
 
+def affine_grid(call: Call, algebra: Algebra) -> Planes:
+    """`affine_grid_generator(theta, size, align)`: (N, 2, 3) -> (N, H, W, 2), or so in three dimensions. Channels may
+    be laid into N."""
+    kept = (p[:, 0, 0] for p in beside(call.args[0], {1, 2}, call, algebra))
+    return tuple(p.reshape(-1, *(1,) * (len(call.shape) - 1)).expand(call.shape) for p in kept)
+
+
+register_rule(aten.affine_grid_generator)(affine_grid)
 register_rule(aten.constant_pad_nd)(constant_pad)
 register_rule(aten.im2col)(image_to_columns)
 register_rule(aten.col2im)(columns_to_image)
