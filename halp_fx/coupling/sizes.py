@@ -162,10 +162,10 @@ def widths_by_axes(coupling: Coupling) -> dict[str, Width]:
     """The widths of groups by lengths of axes, without those of which these do not tell: the length of an axis of its
     own, or what is left of one (a layer that makes several parts) without the widths of the others on it."""
     global _last
-    groups = coupling.groups
-    if _last[0] is not groups:
-        _last = groups, _widths(groups, coupling)
-    return _last[1]
+    last = _last  # Read once: another thread may ask for another coupling.
+    if last[0] is not coupling.groups:
+        last = _last = coupling.groups, _widths(coupling.groups, coupling)
+    return last[1]
 
 
 def _widths(groups: tuple[ChannelGroup, ...], coupling: Coupling) -> dict[str, Width]:
