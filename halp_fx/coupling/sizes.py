@@ -164,14 +164,14 @@ def widths_by_axes(coupling: Coupling) -> dict[str, Width]:
     global _last
     last = _last  # Read once: another thread may ask for another coupling.
     if last[0] is not coupling.groups:
-        last = _last = coupling.groups, _widths(coupling.groups, coupling)
+        last = _last = coupling.groups, _widths(coupling)
     return last[1]
 
 
-def _widths(groups: tuple[ChannelGroup, ...], coupling: Coupling) -> dict[str, Width]:
+def _widths(coupling: Coupling) -> dict[str, Width]:
     on_axis: dict[Axis, dict[str, int]] = {}
     found: dict[str, Width] = {}
-    for group in groups:
+    for group in coupling.groups:
         for member in group.members:
             row = on_axis.setdefault(member.axis, {})
             row[group.name] = row.get(group.name, 0) + member.slots.shape[1]
@@ -180,7 +180,7 @@ def _widths(groups: tuple[ChannelGroup, ...], coupling: Coupling) -> dict[str, W
             found[group.name] = Fraction(0), {own: Fraction(1, on_axis[own][group.name])}
         elif group.frozen is not None:
             found[group.name] = Fraction(group.size), {}
-    left = [group for group in groups if group.name not in found]
+    left = [group for group in coupling.groups if group.name not in found]
     while left:
         solved = {g.name: width for g in left if (width := _rest(g, on_axis, found)) is not None}
         if not solved:

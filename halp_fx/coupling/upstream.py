@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import fx
 
-from ..tracing.graph import getitem, is_view, of, written
+from ..tracing.graph import getitem, is_view, of, written, written_by
 from ..types import Coupling, ModuleCall, Traced
 from .branches import Branch, Place, forwards
 
@@ -91,7 +91,7 @@ class _Forward:
             bool(made)
             and read <= results
             and not any(written(result, inside) for result in results)
-            and all(self._memory(target) in inside for n in made for target in _written(n))
+            and all(self._memory(target) in inside for n in made for target in written_by(n))
         )
 
     @staticmethod
@@ -99,19 +99,8 @@ class _Forward:
         """What made the memory that a value lies in, as far as operators say."""
         while node.args and isinstance(node.args[0], fx.Node):
             if not (
-                node.target is getitem or is_view(node) or getattr(node.target, "is_view", False) or _written(node)
+                node.target is getitem or is_view(node) or getattr(node.target, "is_view", False) or written_by(node)
             ):
                 break
             node = node.args[0]
         return node
-
-
-def _written(node: fx.Node) -> list[fx.Node]:
-    """The values that an operator writes to in place."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return []
-    rows = zip(schema.arguments, node.args, strict=False)
-    given = [value for argument, value in rows if argument.alias_info and argument.alias_info.is_write]
-    given += [node.kwargs.get(a.name) for a in schema.arguments if a.alias_info and a.alias_info.is_write]
-    return [value for value in given if isinstance(value, fx.Node)]

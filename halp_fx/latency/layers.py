@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from ..internals import OpOverload
-from ..tracing.graph import getitem, name_of, of, op, overload
+from ..tracing.graph import getitem, name_of, of, op, overload, written_by
 from ..types import Coupling, Extent
 from .roles import Roles, find_roles
 from .templates import TensorTemplate, fill, render, templates
@@ -146,7 +146,7 @@ def _layer(node: fx.Node, coupling: Coupling, widths: Mapping[str, int], channel
     target = overload(node)
     results = _result_nodes(node)
     roles = find_roles(list(_tensor_nodes(node)), results, coupling, op(node), node)
-    template = _templates(roles, coupling, widths, _written(node), channels_last)
+    template = _templates(roles, coupling, widths, {*written_by(node)}, channels_last)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), template)  # type: ignore[arg-type]
     args, kwargs = _plain(args), _plain(kwargs)
     key = f"{target.name()}({render(without_widths(target, args))}{', ' if kwargs else ''}{render(kwargs)})"
@@ -227,16 +227,3 @@ def _result_nodes(node: fx.Node) -> tuple[fx.Node, ...]:
     if of(node).spec is not None:
         return (node,)
     return tuple(u for u in node.users if u.target is getitem and of(u).spec is not None)
-
-
-def _written(node: fx.Node) -> set[fx.Node]:
-    """Arguments that the operator writes to."""
-    schema = overload(node)._schema
-    if not schema.is_mutable:
-        return set()
-    found: list[fx.Node] = []
-    for index, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = node.args[index] if index < len(node.args) else node.kwargs.get(argument.name)
-            fx.node.map_arg(value, found.append)
-    return set(found)

@@ -198,7 +198,7 @@ class _Found:
         tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
         return cls(
             attributes,
-            [(c, dict(c) if isinstance(c, dict) else list(c)) for c in (*tables, *_containers(own))],
+            _contents((*tables, *_containers(own))),
             [(tensor, tensor.detach().clone()) for tensor in tensors if not tensor.is_meta],
         )
 
@@ -222,7 +222,7 @@ class _Found:
 def snapshot(module: nn.Module) -> Callable[[], bool]:
     """What tells whether a module still has the very attributes that it has now, in the containers among them, too."""
     attributes = dict(vars(module))
-    contents = [(c, dict(c) if isinstance(c, dict) else list(c)) for c in _containers(attributes.values())]
+    contents = _contents(_containers(attributes.values()))
 
     def stands() -> bool:
         now = vars(module)
@@ -230,6 +230,11 @@ def snapshot(module: nn.Module) -> Callable[[], bool]:
         return same and all(_holds(container, held) for container, held in contents)
 
     return stands
+
+
+def _contents(containers: Iterable[Any]) -> list[tuple[Any, dict[Any, Any] | list[Any]]]:
+    """Containers, and what each holds."""
+    return [(c, dict(c) if isinstance(c, dict) else list(c)) for c in containers]
 
 
 def _holds(container: Any, held: dict[Any, Any] | list[Any]) -> bool:

@@ -144,8 +144,8 @@ def silent_modules(model: nn.Module) -> set[str]:
 
 def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
     """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
-    own = [n for n in graph.nodes if not is_view(n) and of(n).module not in silent and not _idle(n)]
-    own = [n for n in own if not _restates(n)]
+    shown = [n for n in graph.nodes if not (is_view(n) or _idle(n) or _restates(n))]
+    own = [n for n in shown if of(n).module not in silent]
     return [n for n in own if of(n).function != "einsum"] if narrow else own
 
 

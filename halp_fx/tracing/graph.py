@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import torch
@@ -222,6 +223,21 @@ def values_unused(node: fx.Node) -> bool:
 
 def _only_views(node: fx.Node) -> bool:
     return is_view(node) or bool(getattr(node.target, "is_view", False))
+
+
+@cache
+def places_written(target: Any) -> tuple[tuple[int, str], ...]:
+    """Position and name of the arguments that an operator writes to."""
+    arguments = target._schema.arguments if hasattr(target, "_schema") else ()
+    return tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write)
+
+
+def written_by(node: fx.Node) -> list[fx.Node]:
+    """The values that an operator writes to in place."""
+    found: list[fx.Node] = []
+    for index, name in places_written(node.target):
+        fx.node.map_arg(node.args[index] if index < len(node.args) else node.kwargs.get(name), found.append)
+    return found
 
 
 def written(node: fx.Node, aside: set[fx.Node]) -> bool:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import GRAPH_NODE, CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
-from .graph import getitem, keep, of, operator, written_through_alias
+from .graph import getitem, keep, of, operator, places_written, written_through_alias
 from .leaks import MetaWatch, ValueWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
 from .tags import active, with_sizes
@@ -130,7 +129,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         # Arguments are looked up first: an in-place operator returns one of them.
         node_args, node_kwargs = self._lookup(args), self._lookup(kwargs) if kwargs else {}
-        places = _written(func)
+        places = places_written(func)
         written = _tensors_at(places, args, kwargs) if places else []
         for tensor in written:
             name = self._parameters.get(storage_of(tensor))
@@ -349,13 +348,6 @@ class ShieldedRecorder(Recorder):
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return True
-
-
-@cache
-def _written(func: Any) -> tuple[tuple[int, str], ...]:
-    """Position and name of the arguments that an operator writes to."""
-    found = ((i, a.name) for i, a in enumerate(func._schema.arguments) if a.alias_info and a.alias_info.is_write)
-    return tuple(found)
 
 
 def _tensors_at(places: Sequence[tuple[int, str]], args: Any, kwargs: Any) -> list[torch.Tensor]:
