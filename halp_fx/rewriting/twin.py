@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 
 from ..coupling.branches import Place, forwards
+from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
 from ..errors import TraceError
 from ..internals import TorchDispatchMode, tree_flatten, tree_leaves, tree_unflatten
@@ -44,10 +45,12 @@ class _Change:
     Attributes:
         keeps: what stays of each of its tensors; empty for all.
         silent: the argument that counts for nothing, None if none does.
+        number: what its second argument is instead, None if that stays.
     """
 
     keeps: tuple[Keep, ...] = ()
     silent: int | None = None
+    number: float | None = None
 
 
 _Spot = tuple[str, int]
@@ -96,15 +99,20 @@ def _changes(view: Coupling, plan: Plan, dropped: Sequence[Place | None]) -> dic
     """What one forward's twin does otherwise: at operators with a statistic over channels, and at the adds of dropped
     branches."""
     kept = [np.isin(np.arange(g.size), plan[g.name]) if g.name in plan else np.ones(g.size, bool) for g in view.groups]
+    widths = view.widths(plan)
     sides = {place.add: place.side for place in dropped if place is not None}
     changes: dict[_Spot, _Change] = {}
     seen: Counter[str] = Counter()
     for node in view.traced.graph.nodes:
         seen[str(node.target)] += 1
         keeps = tuple(_keep(maps.dims, kept) for maps in view.restricted.get(node.name, ()))
-        if any(keeps) or node.name in sides:
+        count = followed_at(node, view.decisions.choices)
+        number = count.at(view.shapes, widths) if count is not None else None
+        if any(keeps) or node.name in sides or number is not None:
             changes[str(node.target), seen[str(node.target)]] = _Change(
-                keeps if any(keeps) else (), sides.get(node.name)
+                keeps if any(keeps) else (),
+                sides.get(node.name),
+                number,
             )
     return changes
 
@@ -170,6 +178,8 @@ class _Restrict(TorchDispatchMode):
             args[0].mul_(0)
         elif change.silent is not None:
             args = tuple(a * 0 if i == change.silent else a for i, a in enumerate(args))
+        if change.number is not None:
+            args = (args[0], change.number, *args[2:])
         return _over_kept(func, args, kwargs, change.keeps) if change.keeps else run_in_pieces(func, args, kwargs)
 
     def _follow(self, name: str, given: Any) -> None:
@@ -258,6 +268,10 @@ def _widen(small: torch.Tensor, full: torch.Tensor, keep: Keep) -> torch.Tensor:
     result = small
     for dim, indices in keep.items():
         if result.shape[dim] != full.shape[dim]:
+            more = len(indices) - result.shape[dim]
+            if more > 0:  # A window that slid over what was padded at both ends.
+                before = (more + 1) // 2
+                indices = tuple(i - before for i in indices[before : len(indices) - (more - before)])
             shape = list(result.shape)
             shape[dim] = full.shape[dim]
             result = result.new_zeros(shape).index_copy_(dim, index_of(np.array(indices), result), result)

@@ -8,6 +8,7 @@ the coupling.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from ..coupling.counts import followed_at
 from ..coupling.settling import couple
 from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
@@ -190,10 +192,17 @@ class _Forward:
     def _numbers(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
         channels."""
-        whole = self._view.decisions.choices.get(spot_of(old)) == "whole"
-        if _numbers(old, whole) == _numbers(new, whole) and all(map(self._loose.made_from, _other_values(old, new))):
+        choices = self._view.decisions.choices
+        whole, count = choices.get(spot_of(old)) == "whole", followed_at(old, choices)
+        expected = _numbers(old, whole)
+        if count is not None:
+            expected = [count.at(self._view.shapes, self._widths)]
+            same = math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
+        else:
+            same = expected == _numbers(new, whole)
+        if same and all(map(self._loose.made_from, _other_values(old, new))):
             return None
-        now, then = _numbers(new, whole) or "other constants", _numbers(old, whole) or "the same"
+        now, then = _numbers(new, whole) or "other constants", expected or "the same"
         return Mismatch(
             f"after pruning, {where(old)} computes with {now}, not {then}: a value follows a width. {REMEDY}",
             groups_around(old, self._view),

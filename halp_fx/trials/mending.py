@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from ..coupling.counts import COUNTED, choice_at, count_at
 from ..coupling.rules.cuts import ONE, OWN, is_cut
 from ..coupling.sizes import groups_followed, groups_given, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
@@ -56,6 +57,10 @@ def _moves_at(
     model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch, given: Given
 ) -> Iterator[Decisions]:
     attributes = _attributes(nodes, mismatch)
+    if mismatch.by_value:
+        counting = [choice_at(node) for node in nodes if count_at(node) is not None]
+        if counting:
+            yield Decisions(dict.fromkeys(counting, COUNTED))
     if mismatch.by_value and not attributes:
         # The operator computes with a size: at no other width does it compute the same.
         yield from _flip_moves(model, coupling, nodes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ..coupling.algebra import without_pieces
+from ..coupling.counts import COUNTED
 from ..coupling.mends import resolve, with_mends
 from ..coupling.propagation import Propagated, propagate
 from ..coupling.settling import settle
@@ -211,7 +212,7 @@ class Search:
         last = failure.number == self.runner.numbers(tried, self.accepted)[-1]
         found = self.runner.run(tried, failure.number, couplings=last or not (failure.mismatch.node or tried.further))
         passed = found is None or self.runner.position(found) > self.runner.position(failure.mismatch)
-        if move.choices and found is not None and found.by_value:
+        if move.choices and COUNTED not in move.choices.values() and found is not None and found.by_value:
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         self.vain += not passed
         return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)

@@ -265,7 +265,6 @@ UNITS = {
 
 # What cannot shrink, and words of the reason.
 FROZEN = {
-    "LocalResponseNorm": "mixes what lies along",
     "CrossMapLRN2d": "meets a tensor of fixed shape",
     "FractionalMaxPool2d": "no rule for operator",
     "index_fill of channels": "mixes what lies along",

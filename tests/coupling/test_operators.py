@@ -161,7 +161,7 @@ CASES = {
     "instance norm without parameters": Case(lambda: within(nn.InstanceNorm2d(8)), {"a": 8}),
     "rms norm": Case(lambda: tokens(lambda s, x: s.n(x), n=nn.RMSNorm(8)), {"a": 8}),
     "frozen batch norm": Case(lambda: within(torchvision.ops.FrozenBatchNorm2d(8)), {"a": 8}),
-    "local response norm": Case(lambda: within(nn.LocalResponseNorm(3)), {}, {"a": "mixes what lies along"}),
+    "local response norm": Case(lambda: within(nn.LocalResponseNorm(3)), {"a": 8}),
     "prelu": Case(lambda: within(nn.PReLU(8)), {"a": 8}),
     "prelu with one slope": Case(lambda: within(nn.PReLU()), {"a": 8}),
     "embedding": Case(

@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import fx
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, along, compact, simplify, varying
+from ...tracing.graph import of, op
+from ..algebra import Algebra, Call, Plane, Planes, Value, along, compact, simplify, varying, vector
 from .channels import beside, channel_labels
 from .elementwise import join
 from .registry import register_rule
@@ -21,7 +24,50 @@ def spatial(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     x: Value = call.args[0]
     count = re.search(r"([123])d", call.op)
     space = set(range(x.ndim - (int(count.group(1)) if count else 2), x.ndim))
+    if call.op in _AVERAGES:
+        slid = [_slid(plane, call, algebra) for plane in x.planes]
+        rest = tuple(p for p, found in zip(x.planes, slid, strict=True) if found is None)
+        passed = tuple(found for found in slid if found is not None)
+        return [(*passed, *_carry(replace(x, planes=rest), space, call.shape, call, algebra))]
     return [_carry(x, space, spec.shape, call, algebra) if spec else () for spec in call.outputs]
+
+
+_AVERAGES = {"avg_pool1d", "avg_pool2d", "avg_pool3d"}
+
+
+def _slid(plane: Plane, call: Call, algebra: Algebra) -> Plane | None:
+    """The plane of a mean that slides over the channels, as a local response norm has it: each place has the mean of
+    its neighbours, those that stay. None where it does anything else."""
+    dims = varying(plane)
+    edges = _window(call.node, dims[0]) if len(dims) == 1 else None
+    if edges is None or call.node in algebra.restricted:
+        return None
+    before, after = edges
+    labels = vector(plane, dims[0])
+    inner = labels[before : len(labels) - after]
+    if labels[:before].any() or labels[len(labels) - after :].any() or not inner.all():
+        return None
+    algebra.slide_over(call, dims[0])
+    return along(inner, dims[0], call.shape)
+
+
+def _window(node: fx.Node, dim: int) -> tuple[int, int] | None:
+    """Of a mean that slides along a dimension step by step: by how many places that were padded before it that
+    dimension gets shorter at either end, so that it is as long as without them."""
+    if op(node) not in _AVERAGES:
+        return None
+    count = int(op(node)[-2])
+    shapes = [of(n).one.shape for n in (node, node.all_input_nodes[0])]
+    at = dim - (len(shapes[0]) - count)
+    # The kernel, steps, padding, whether the length is rounded up, whether what is padded counts, and a divisor.
+    given: list[Any] = [*node.args[1:]]
+    given += ([], [], [], False, True, None)[len(given) :]
+    size, step, pad = (row[at if len(row) > 1 else 0] if row else 0 for row in given[:3])
+    if at < 0 or size < 2 or step != 1 or not given[4] or given[5] is not None:
+        return None
+    # A window of even length reaches one place further back (`F.local_response_norm`).
+    before, after = size // 2 - pad, (size - 1) // 2 - pad
+    return (before, after) if before >= 0 and after >= 0 and shapes[1][dim] - shapes[0][dim] == before + after else None
 
 
 def _carry(x: Value, space: set[int], shape: tuple[int, ...], call: Call, algebra: Algebra) -> Planes:
@@ -66,6 +112,8 @@ def _whole_heads(plane: Plane, padded: Collection[int], call: Call, algebra: Alg
 def _grow(plane: Plane, dim: int, before: int, after: int, call: Call, algebra: Algebra) -> None:
     """Give what was padded along a dimension slots of its own, in place."""
     count = before if before == after else before + after
+    if any(_window(user, dim) == (before, after) for user in call.node.users):
+        return  # Of zeros at both ends there are as many at any width.
     if min(before, after) < 0 or count < 2 or algebra.choose(f"{call.place}#padded", "follow") != "follow":
         return
     (new,) = algebra.new_planes(call.node.name, [1] * dim + [count], transient=True)

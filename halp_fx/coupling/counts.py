@@ -1,0 +1,130 @@
+"""Numbers that belong to a statistic: `F.normalize(x, dim=1) * g * x.shape[1] ** 0.5` is an RMS norm, and
+`x.sum(1) / x.shape[1]` a mean, written in several operators.
+
+As statistics over channels do (docs/rewriting.md), they run over the channels that stay, and so count these. Whether
+the program computes the number from a size or has it as a constant, a trial shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..tracing.graph import is_view, of, op, spot_of
+from ..types import Extent
+
+COUNTED = "counted"
+"""What may be decided of such a number: it counts what the statistic runs over. Else it is the same at all widths."""
+
+_SHIFTED = {"squeeze", "unsqueeze", "permute", "transpose", "_to_copy"}
+_HELD_UP = {"clamp", "clamp_", "clamp_min", "clamp_min_", "add", "add_"}
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """The number, in terms of the statistic that it belongs to.
+
+    Attributes:
+        source: what the statistic is of. dims: its dimensions that the statistic runs over.
+        power: the number is this power of how many elements these have.
+    """
+
+    source: fx.Node
+    dims: tuple[int, ...]
+    power: float
+
+    def at(self, shapes: Mapping[str, Sequence[Extent]], widths: Mapping[str, int]) -> float:
+        """The number at other widths."""
+        return float(math.prod(shapes[self.source.name][d].at(widths) for d in self.dims) ** self.power)
+
+
+def choice_at(node: fx.Node) -> str:
+    """Under which name is noted what was decided of an operator's number."""
+    return f"{spot_of(node)}#count"
+
+
+def followed_at(node: fx.Node, choices: Mapping[str, str]) -> Count | None:
+    """What the number of an operator counts, if that was decided."""
+    return count_at(node) if choices.get(choice_at(node)) == COUNTED else None
+
+
+def count_at(node: fx.Node) -> Count | None:
+    """What the number that a tensor is multiplied or divided by may count: its length along what a norm runs over that
+    it is divided by (RMS norm), or that it is (root of a mean square), or what it is the sum over (mean)."""
+    if op(node).rstrip("_") not in ("mul", "div") or len(node.args) < 2:
+        return None
+    number = node.args[1]
+    if isinstance(number, bool) or not isinstance(number, int | float) or number <= 0:
+        return None
+    sign = 1 if op(node).startswith("mul") else -1
+    for source, dims, power in _statistics(node.args[0]):
+        found = Count(source, dims, sign * power)
+        length = math.prod(of(source).one.shape[d] for d in dims)
+        if math.isclose(number, length**found.power, rel_tol=1e-9):
+            return found
+    return None
+
+
+def _statistics(value: object) -> list[tuple[fx.Node, tuple[int, ...], float]]:
+    """Statistics that a value is made of by products: of what, over which dimensions, and the power of their number of
+    elements that makes a mean of a sum."""
+    found = []
+    left, seen = [value], set[object]()
+    while left:
+        node = left.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        seen.add(node)
+        name = op(node).rstrip("_")
+        if node.op == "get_attr" and not of(node).constant and len(node.users) == 1:
+            # A gain that was multiplied by the number first: what it then meets.
+            left += _beside(node)
+        elif is_view(node) or name in _SHIFTED:
+            left.append(node.args[0])
+        elif name == "mul":
+            left += node.args
+        elif name == "div":
+            left.append(node.args[0])
+            found += [(s, dims, 0.5) for s, dims in _over(node.args[1], "linalg_vector_norm")]
+        else:
+            found += [(s, dims, -0.5) for s, dims in _over(node, "linalg_vector_norm")]
+            found += [(s, dims, -1.0) for s, dims in _over(node, "sum")]
+    return found
+
+
+def _beside(gain: fx.Node) -> list[object]:
+    """The other factors of the products that a parameter goes into, by itself or times numbers."""
+    factors: list[object] = []
+    node = gain
+    while len(node.users) == 1:
+        (user,) = node.users
+        if op(user).rstrip("_") == "mul":
+            others: list[object] = [a for a in user.args if a is not node]
+            if any(isinstance(a, fx.Node) for a in others):
+                return others
+        elif not (is_view(user) or op(user) in _SHIFTED):
+            break
+        node = user
+    return factors
+
+
+def _over(value: object, statistic: str) -> list[tuple[fx.Node, tuple[int, ...]]]:
+    """Of a norm or a sum, held away from zero: what it is of, and along which dimensions."""
+    node = value
+    while isinstance(node, fx.Node) and (is_view(node) or op(node) in _SHIFTED | _HELD_UP):
+        if op(node) in ("add", "add_") and isinstance(node.args[1], fx.Node):
+            return []
+        node = node.args[0]
+    if not isinstance(node, fx.Node) or op(node) != statistic:
+        return []
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    order, at = (node.args[1] if len(node.args) > 1 else 2, 2) if statistic != "sum" else (2, 1)
+    dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
+    length = len(of(source).one.shape)
+    if order != 2 or not isinstance(dims, list | tuple | None) or not length:
+        return []
+    return [(source, tuple(sorted(int(d) % length for d in dims or range(length))))]

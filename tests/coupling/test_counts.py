@@ -1,0 +1,140 @@
+"""Statistics over channels that are written in several operators, one of which has the number of channels: an RMS norm
+as `F.normalize(x, dim=1) * g * x.shape[1] ** 0.5`, a mean as `x.sum(1) / x.shape[1]`."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from oracle import assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+
+
+class Between(nn.Module):
+    """Something between two layers, with a gain of its own."""
+
+    def __init__(self, function, width=16):
+        super().__init__()
+        self.first, self.second, self.fc = nn.Conv2d(3, width, 3, padding=1), nn.Conv2d(width, 8, 3), nn.Linear(8, 4)
+        self.g = nn.Parameter(torch.ones(width, 1, 1))
+        self.scale = width**0.5
+        self.function = function
+
+    def forward(self, x):
+        return self.fc(self.second(self.function(self, self.first(x))).relu().mean((2, 3)))
+
+
+def length(h, dim=1):
+    return h.pow(2).sum(dim, keepdim=True).sqrt()
+
+
+COUNTED = {
+    "normalised, gain, root": lambda m, h: F.normalize(h, dim=1) * m.g * h.shape[1] ** 0.5,
+    "root, gain": lambda m, h: F.normalize(h, dim=1) * (h.shape[1] ** 0.5) * m.g,
+    "gain times root": lambda m, h: F.normalize(h, dim=1) * (m.g * math.sqrt(h.shape[1])),
+    "normalised first": lambda m, h: m.g * (math.sqrt(len(m.g)) * F.normalize(h, dim=1)),
+    "by the norm": lambda m, h: h / (h.norm(dim=1, keepdim=True) + 1e-6) * m.g * h.size(1) ** 0.5,
+    "root of the mean": lambda m, h: h / (h.norm(dim=1, keepdim=True) * h.shape[1] ** -0.5).clamp(min=1e-6) * m.g,
+    "divided": lambda m, h: h / (torch.linalg.vector_norm(h, dim=1, keepdim=True) / h.shape[1] ** 0.5) * m.g,
+    "channels last": lambda m, h: (F.normalize(h.movedim(1, -1), dim=-1) * h.shape[1] ** 0.5).movedim(-1, 1) * m.g,
+    "times a layer": lambda m, h: F.normalize(h * m.g, dim=1) * h.shape[1] ** 0.5,
+    "all": lambda m, h: F.normalize(h, dim=(1, 2, 3)) * m.g * h[0].numel() ** 0.5,
+    "sum": lambda m, h: h * (h.sum(1, keepdim=True) / h.shape[1]).sigmoid() * m.g,
+    "sum by a share": lambda m, h: h * ((1 / h.shape[1]) * h.sum(1)).sigmoid()[:, None] * m.g,
+    "sum of squares": lambda m, h: h * torch.rsqrt(h.pow(2).sum(1, keepdim=True) / h.shape[1] + 1e-5) * m.g,
+    "sum of all": lambda m, h: h * m.g - h.sum((1, 2, 3), keepdim=True) / h[0].numel(),
+    "in place": lambda m, h: h * m.g * h.sum(1, keepdim=True).div_(h.shape[1]).sigmoid(),
+}
+
+NOT_COUNTED = {
+    "another power": lambda m, h: F.normalize(h, dim=1) * m.g * h.shape[1],
+    "sum by the root": lambda m, h: h * (h.sum(1, keepdim=True) / h.shape[1] ** 0.5).sigmoid(),
+    "no norm": lambda m, h: h * m.g * h.shape[1] ** 0.5,
+    "of another order": lambda m, h: F.normalize(h, p=1, dim=1) * m.g * h.shape[1] ** 0.5,
+    "along positions": lambda m, h: F.normalize(h, dim=2) * m.g * h.shape[1] ** 0.5,
+    "sum along positions": lambda m, h: h * (h.sum(2, keepdim=True) / h.shape[1]).sigmoid(),
+    "sum and more": lambda m, h: h * ((h.sum(1, keepdim=True) + h.amax(1, keepdim=True)) / h.shape[1]).sigmoid(),
+}
+
+
+def couple(function):
+    torch.manual_seed(0)
+    # As many rows as there are channels.
+    model, x = randomized(Between(function)).eval(), torch.randn(2, 3, 16, 8, dtype=torch.float64)
+    return model, x, halp_fx.channel_groups(model, x)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_what_a_statistic_runs_over_is_counted(name):
+    model, x, coupling = couple(COUNTED[name])
+    assert "first" not in coupling.frozen, coupling.frozen
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    plan = half_plan(coupling)
+    small = assert_equals_twin(model, plan, x, coupling)
+    # And once more: what was decided holds for the pruned network.
+    again = halp_fx.channel_groups(small, x, like=coupling)
+    assert "first" not in again.frozen
+    equals_twin_closely(small.eval(), half_plan(again), x, again)
+
+
+@pytest.mark.parametrize("name", NOT_COUNTED)
+def test_other_numbers_freeze(name):
+    _, _, coupling = couple(NOT_COUNTED[name])
+    assert "a constant in the forward repeats its width" in coupling.frozen["first"]
+
+
+def test_a_number_that_does_not_follow_stays():
+    """The root of the dense width as an attribute: so it is in the twin, too."""
+    model, x, coupling = couple(lambda m, h: F.normalize(h, dim=1) * m.g * m.scale)
+    small, twin = equals_twin_closely(model, half_plan(coupling), x, coupling)
+    assert small.scale == twin.scale == 4.0
+
+
+def test_equals_the_norm_of_pytorch():
+    """Pruned alike, it is the network with `nn.RMSNorm` in its place."""
+    model, x, coupling = couple(COUNTED["normalised, gain, root"])
+    norm = nn.RMSNorm(16, eps=0.0).double()
+    norm.weight.data = model.g.data.flatten()
+    other = Between(lambda m, h: m.norm(h.movedim(1, -1)).movedim(-1, 1)).double().eval()
+    other.load_state_dict(model.state_dict())
+    del other.g
+    other.norm = norm
+    plan = half_plan(coupling)
+    small, same = (halp_fx.rewrite(m, plan, x) for m in (model, other))
+    torch.testing.assert_close(small(x), same(x), rtol=1e-9, atol=1e-9)
+
+
+def test_blocks_of_several_widths_and_lines():
+    class Norm(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.g = nn.Parameter(torch.ones(1, width, 1, 1))
+
+        def forward(self, x):
+            return F.normalize(x, dim=1) * self.g * (x.shape[1] ** 0.5)
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            pairs = pairwise((3, 8, 12, 16))
+            self.blocks = nn.Sequential(*(nn.Sequential(nn.Conv2d(i, o, 3), Norm(o), nn.SiLU()) for i, o in pairs))
+            self.fc = nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = self.blocks(x).mean((2, 3))
+            return self.fc(F.normalize(x, dim=-1) * x.shape[-1] ** 0.5)
+
+    torch.manual_seed(0)
+    model, x = randomized(Net()).eval(), torch.randn(2, 3, 12, 12, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"blocks.0.0": 8, "blocks.1.0": 12, "blocks.2.0": 16}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    small = halp_fx.prune(model, 0.5, x, latency="macs", progress=False)
+    assert small.halp.measured <= 0.5 * small.halp.dense
