@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import nn
 
 NAMES = {
     "torch._guards": ("tracing",),
-    "torch._ops": ("OpOverload",),
+    "torch._ops": ("HigherOrderOperator", "OpOverload"),
     "torch._prims_common": ("suggest_memory_format",),
     "torch.nn.modules.batchnorm": ("_NormBase",),
     "torch.nn.modules.conv": ("_ConvNd", "_ConvTransposeNd"),
@@ -34,11 +34,20 @@ MODULE = (
     *("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"),
 )
 STORAGE = ("_cdata",)
-MODE = ("_should_skip_dynamo",)
+MODE = ("_should_skip_dynamo", "supports_higher_order_operators")
 """Attributes of what each is named after."""
 
 WHERE_THERE = ("_cuda_getDriverVersion", "_jit_onnx_log")
 """Of `torch._C`, used if a PyTorch has it."""
+
+_FLEX: dict[str, Any] = {
+    "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG": True,
+    "_validate_device": lambda query, key, value: None,
+}
+"""Of `torch.nn.attention.flex_attention`, if it is loaded: what stands there while a forward is observed."""
+
+_EXCLUDED = torch._C._dispatch_tls_local_exclude_set()
+"""What PyTorch leaves out when it looks for what an operator is to run (autocast), where no operator is running."""
 
 
 def source_name(node: Any) -> str:
@@ -59,6 +68,43 @@ def dynamo_variable(source: str) -> Any:
         return (frame.f_locals if begin[1] == "L" else frame.f_globals).get(begin[2])
     except (AttributeError, TypeError, AssertionError):  # Another Dynamo's, or nothing is being compiled.
         return None
+
+
+def eagerly(func: Any) -> Callable[..., Any] | None:
+    """What an operator that is given functions (`flex_attention`, `torch.cond`) comes to where nothing is compiled, in
+    operators of its own (`py_kernels`), as a function to call within a mode; None for all others."""
+    if not isinstance(func, HigherOrderOperator):
+        return None
+    name = func.name()
+    known = getattr(func, "py_kernels", {}).get(torch._C.DispatchKey.CompositeExplicitAutograd)
+    if known is None:
+        raise NotImplementedError(f"nothing is known of the operator {name}, which runs functions")
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # Within a mode no operator is taken to pieces (`conv2d`) unless it is asked for.
+        with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), _EXCLUDED):
+            return _chosen(*args, **kwargs) if name == "cond" else known(*args, **kwargs)
+
+    return run
+
+
+def _chosen(condition: Any, yes: Callable[..., Any], no: Callable[..., Any], given: Iterable[Any]) -> Any:
+    return (yes if condition else no)(*given)
+
+
+@contextmanager
+def flex_in_pieces() -> Iterator[None]:
+    """With `flex_attention` as it computes eagerly, on any device. It compiles itself where nobody else does, and
+    refuses while a forward is observed, or on tensors without values."""
+    module: Any = sys.modules.get("torch.nn.attention.flex_attention")
+    before = {name: vars(module)[name] for name in _FLEX if name in vars(module)} if module is not None else {}
+    for name in before:
+        setattr(module, name, _FLEX[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 @contextmanager
@@ -111,7 +157,7 @@ _check()
 
 # After the check, so that everything that is missing is named, and not the first of it.
 from torch._guards import tracing
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch._prims_common import suggest_memory_format
 from torch.nn.modules.batchnorm import _NormBase as NormBase
 from torch.nn.modules.conv import _ConvNd as ConvNd
@@ -134,6 +180,8 @@ __all__ = [
     "TorchDispatchMode",
     "disable_current_modes",
     "dynamo_variable",
+    "eagerly",
+    "flex_in_pieces",
     "missing",
     "source_name",
     "suggest_memory_format",

@@ -14,6 +14,7 @@ from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
 # Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
 _MADE = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
+_MADE |= {"empty_strided", "new_empty_strided"}
 # And the zero that forward-mode differentiation has for what does not move.
 FACTORIES = _MADE | {"_efficientzerotensor"}
 

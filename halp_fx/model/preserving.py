@@ -18,6 +18,8 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..internals import flex_in_pieces
+
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 INTERNAL = frozenset(vars(nn.Module()))
 _ORDERED = (list, deque)
@@ -292,7 +294,7 @@ def decomposed() -> Iterator[None]:
         fast_path = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with sdpa_kernel(SDPBackend.MATH):
+            with sdpa_kernel(SDPBackend.MATH), flex_in_pieces():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)

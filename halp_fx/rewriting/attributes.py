@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..internals import ConvNd, ConvTransposeNd, NormBase
+from ..model.holding import has, held, put
 from ..model.preserving import modes_kept
 from ..tracing.graph import of, op
 from ..types import Coupling, Plan
@@ -85,17 +86,17 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
     modules, originals = dict(small.named_modules()), dict(model.named_modules())
     for edit in (*coupling.edits, *coupling.mended):
         module = modules[edit.module]
-        if hasattr(module, edit.attribute):
+        if has(module, edit.attribute):
             size = edit.extent.at(widths) // edit.divisor
-            row = getattr(module, edit.attribute)
+            row = held(module, edit.attribute)
             if edit.index is not None:
                 size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
             elif isinstance(row, int):
                 # A module may run its operator on the channels of a whole batch at once. It may run several times, too,
                 # with an edit for each: so the original's number counts, and not what the last one left.
-                row = getattr(originals[edit.module], edit.attribute)
+                row = held(originals[edit.module], edit.attribute)
                 size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
-            setattr(module, edit.attribute, size)
+            put(modules.values(), module, edit.attribute, size)
     _sync_norms(modules, coupling, widths)
     for new, old in zip(small.modules(), model.modules(), strict=True):
         sync = next((sync for kinds, sync in _SYNC if isinstance(new, kinds)), None)

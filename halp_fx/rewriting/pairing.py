@@ -156,5 +156,6 @@ def _restates(node: fx.Node) -> bool:
 
 
 def _idle(node: fx.Node) -> bool:
-    """Whether an operator makes a tensor of equal elements that nothing reads: no width is known for it."""
-    return op(node) in FACTORIES and all(is_view(n) and not n.users for n in node.users)
+    """Whether an operator makes a tensor of equal elements, or numbers, that nothing reads (those of heads, of an
+    attention whose scores do not depend on them): no width is known for it."""
+    return (op(node) in FACTORIES or op(node) == "arange") and all(is_view(n) and not n.users for n in node.users)

@@ -25,7 +25,7 @@ from ..coupling.branches import Place, forwards
 from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
 from ..errors import TraceError
-from ..internals import TorchDispatchMode, tree_flatten, tree_leaves, tree_unflatten
+from ..internals import TorchDispatchMode, eagerly, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
@@ -159,6 +159,8 @@ def _forward(twin: nn.Module, paths: Sequence[_Path], changed: set[str], *args: 
 class _Restrict(TorchDispatchMode):
     """Runs some operators of the forward over a part of their channels, and adds nothing in others."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, paths: Sequence[_Path], changed: set[str], names: Mapping[int, str]) -> None:
         super().__init__()
         self.paths = list(paths)
@@ -170,6 +172,10 @@ class _Restrict(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        pieces = eagerly(func)
+        if pieces is not None:
+            with self:
+                return pieces(*args, **kwargs)
         self.seen[str(func)] += 1
         if self.several:
             self._follow(str(func), (args, kwargs))

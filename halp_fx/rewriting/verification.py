@@ -288,7 +288,7 @@ class _Forward:
             if old is until or old.target != new.target:
                 return None
             spec = of(new).spec
-            wrong = is_view(old) and spec is not None and spec.shape != self._expected(old)
+            wrong = is_view(old) and old.users and spec is not None and spec.shape != self._expected(old)
             if wrong and self._loose.firm([old]):
                 return old, new
         return None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..internals import TorchDispatchMode, tree_leaves, tree_map
+from ..internals import TorchDispatchMode, eagerly, tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.preserving import (
     Members,
@@ -86,6 +86,8 @@ def _own(value: Any) -> Any:
 class _Listener(TorchDispatchMode):
     """Hears whether an operator is given a tensor that lies in certain memory."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, storages: set[int], watch: MetaWatch | None) -> None:
         super().__init__()
         self.heard = False
@@ -101,6 +103,10 @@ class _Listener(TorchDispatchMode):
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor) and storage_of(value) in self._storages:
                 self.heard = True
+        pieces = eagerly(func)
+        if pieces is not None:
+            with self:
+                return pieces(*args, **kwargs)
         result = meta_shapes.run(func, args, kwargs)
         if self._watch is not None:
             for value in tree_leaves(result):

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from ..errors import ModelError
-from ..internals import TorchDispatchMode, disable_current_modes, tree_leaves
+from ..internals import TorchDispatchMode, disable_current_modes, eagerly, tree_leaves
 from ..model.preserving import Members, meta_twin
 from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
@@ -39,6 +40,8 @@ _ITEM = torch.ops.aten._local_scalar_dense.default
 class Recorder(TorchDispatchMode):
     """Writes operators into an fx graph."""
 
+    supports_higher_order_operators = True
+
     def __init__(self, used: nn.Module, live: Members, watch: MetaWatch | None, run: Run) -> None:
         super().__init__()
         self.graph = fx.Graph()
@@ -59,7 +62,10 @@ class Recorder(TorchDispatchMode):
         self._failed: tuple[BaseException | None, str] = (None, "")
         self._members = Members.of(used)
         self._originals = live.tensors
-        self._device = next((t.device for t in self._originals.values()), torch.device("cpu"))
+        self._device = next((t.device for t in self._originals.values()), torch.device(run.device or "cpu"))
+        if self._device.type == "meta" and run.device:
+            self._device = torch.device(run.device)
+        self.run = replace(run, device=str(self._device))
         self.names = PythonNames(self.whole, self.sized, self.read, None if watch is None else self._device)
         # The forward uses the copy's tensors; code that closes over the caller's model uses those.
         tensors = self._members.tensors
@@ -122,7 +128,11 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # A scripted function calls operators by itself, and what is asked of their tensors here would pass for its own.
         with torch._C.DisableTorchFunction():
-            return self._dispatched(func, args, kwargs or {})
+            pieces = eagerly(func)
+            if pieces is None:
+                return self._dispatched(func, args, kwargs or {})
+        with self:
+            return pieces(*args, **(kwargs or {}))
 
     def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is _EMPTY and self.names.current in _RESERVING:

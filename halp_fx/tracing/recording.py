@@ -150,7 +150,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
         raise TraceError(f"{recorder.missing} depends on values, which a forward on meta tensors does not have")
     tensors = {name: TensorSpec.of(t) for name, t in live.tensors.items()}
     unused = tuple(name for name in live.parameters if name not in recorder.reached)
-    traced = Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, run, tuple(recorder.reads), caches)
+    reads = tuple(recorder.reads)
+    traced = Traced(recorder.graph, tensors, unused, recorder.calls, on_meta, recorder.run, reads, caches)
     return traced, recorder.made
 
 

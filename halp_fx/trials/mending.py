@@ -20,6 +20,7 @@ from torch import fx, nn
 from ..coupling.counts import COUNTED, choice_at, count_at
 from ..coupling.rules.cuts import ONE, OWN, is_cut
 from ..coupling.sizes import groups_followed, groups_given, groups_of, moving, takes_size
+from ..model.holding import has, held
 from ..rewriting.attributes import follows_tensors
 from ..rewriting.literals import is_literal
 from ..tracing.graph import of, op, place_of, views_of
@@ -274,9 +275,9 @@ def _reaches(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], att
     found = []
     for node in nodes:
         owner = attribute.owner(of(node).module)
-        if owner is None or not hasattr(modules.get(owner), attribute.name):
+        if owner is None or not has(modules.get(owner), attribute.name):
             continue
-        sizes, value = Sizes.at(node, coupling, widths), getattr(modules[owner], attribute.name)
+        sizes, value = Sizes.at(node, coupling, widths), held(modules[owner], attribute.name)
         ways = [w for ratios in (EXACT, MULTIPLES) for w in sizes.followed_by(owner, attribute.name, value, ratios)]
         if ways:
             known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute.name))

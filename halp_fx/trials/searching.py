@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from ..coupling.algebra import without_pieces
-from ..coupling.counts import COUNTED
+from ..coupling.counts import COUNTED, count_at
 from ..coupling.mends import resolve, with_mends
 from ..coupling.propagation import Propagated, propagate
 from ..coupling.settling import settle
@@ -212,7 +212,7 @@ class Search:
         last = failure.number == self.runner.numbers(tried, self.accepted)[-1]
         found = self.runner.run(tried, failure.number, couplings=last or not (failure.mismatch.node or tried.further))
         passed = found is None or self.runner.position(found) > self.runner.position(failure.mismatch)
-        if move.choices and COUNTED not in move.choices.values() and found is not None and found.by_value:
+        if COUNTED not in move.choices.values() and move.choices and found is not None and _scales(found, tried):
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         self.vain += not passed
         return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)
@@ -275,3 +275,9 @@ class Search:
         for group in groups:
             self.reasons[own_axis(group, coupling) or group.members[0].axis] = reason
         return self._coupled(coupling.decisions)
+
+
+def _scales(found: Mismatch, coupling: Coupling) -> bool:
+    """Whether a trial fails at a number that follows a width, and belongs to no statistic."""
+    nodes = coupling.views()[found.view].traced.graph.nodes if found.by_value else ()
+    return any(node.name == found.node and count_at(node) is None for node in nodes)

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from ..errors import TraceError
 from ..model.copying import copied, hollowed
+from ..model.holding import path_to, table_of, with_table
 from ..model.inputs import Examples
 from ..model.preserving import INTERNAL
 from ..rewriting.attributes import follows_tensors
@@ -44,11 +45,19 @@ def run_tagged(model: nn.Module, before: Traced, examples: Examples) -> Iterator
 def tagging(model: nn.Module) -> Iterator[None]:
     """Tag the model's whole numbers, for good: it is a trial network. While the context lasts, tensors hand out tagged
     sizes."""
+    shared: dict[int, tuple[Any, Any]] = {}
     for name, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
             continue
         own = vars(module)
         own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in INTERNAL})
+        for key, value in own.items():
+            table = table_of(value) if key not in INTERNAL else None
+            if table is not None and any(_attribute(name, key, v) is not v for v in table.values()):
+                if id(value) not in shared:
+                    found = {k: _attribute(name, path_to(key, value, k), v) for k, v in table.items()}
+                    shared[id(value)] = value, with_table(value, found)
+                own[key] = shared[id(value)][1]
     with sizes_tagged():
         yield
 

@@ -43,12 +43,14 @@ class Run:
         training: in train mode, and on a batch of two at least (BatchNorm refuses one value per channel).
         calls: how many times in a row.
         whole: it ran to its end.
+        device: where the program was told that its tensors are. Trial networks, which have no values, tell it the same.
     """
 
     example: int = 0
     training: bool = False
     calls: int = 1
     whole: bool = True
+    device: str = ""
 
     @property
     def repeatable(self) -> bool:

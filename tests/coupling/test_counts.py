@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from oracle import assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
+from oracle import Net, assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
 from torch import nn
 from torch.nn import functional as F
 
@@ -138,3 +138,32 @@ def test_blocks_of_several_widths_and_lines():
         equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
     small = halp_fx.prune(model, 0.5, x, latency="macs", progress=False)
     assert small.halp.measured <= 0.5 * small.halp.dense
+
+
+GROUPS = {
+    "mean": lambda h: h.mean(2),
+    "largest": lambda h: h.amax(2),
+    "sum": lambda h: h.sum(2),
+    "spread": lambda h: h.std(2),
+    "by number": lambda h: h.sum(2) / h.shape[2],
+    "normed": lambda h: (F.normalize(h, dim=2) * h.cos()).sum(2),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_a_fixed_number_of_groups_each_reduced_to_one_value(name):
+    """Correlations of five groups of channels (GwcNet): the same positions of all groups go."""
+
+    def forward(m, x):
+        h = m.first(x)
+        h = h * h.flip(3)
+        return m.second(GROUPS[name](h.view(len(h), 5, -1, *h.shape[2:]))).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Net(forward, first=nn.Conv2d(3, 20, 3), second=nn.Conv2d(5, 4, 3))
+    model, x = randomized(model).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"first": 4}
+    for seed in range(0 if name == "spread" else 3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    assert_equals_twin(model, half_plan(coupling), x, coupling)

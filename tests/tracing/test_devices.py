@@ -91,3 +91,22 @@ def test_scripted_parts_still_get_values():
     coupling = halp_fx.channel_groups(model, x)
     assert not coupling.traced.on_meta
     assert "scripted" in coupling.frozen["stem"]
+
+
+def told(s, h):
+    """Attention as libraries write it: autocast of the device that a tensor is on, and a mask made there."""
+    with torch.autocast(device_type=h.device.type, enabled=False):
+        b, c, height, width = h.shape
+        h = h.view(b, 2, c // 2, height * width).softmax(2)
+        mask = torch.ones(height * width, device=h.device, dtype=h.dtype)
+        assert mask.device == h.device
+        return (h * mask).view(b, c, height, width)
+
+
+def test_trials_tell_the_same_device():
+    """Their networks have no values: they said "meta", which no autocast knows, and everything was frozen."""
+    model, x = network(told)
+    coupling = halp_fx.channel_groups(model, x)
+    assert coupling.traced.on_meta
+    assert "stem" not in coupling.frozen, coupling.frozen
+    assert_equals_twin(model, half_plan(coupling), x, coupling)

@@ -3,13 +3,17 @@ the sizes of another tensor."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
-from oracle import Net, equals_twin_closely, random_plan, randomized
+from oracle import Net, assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
 from torch import nn
 from torch.nn import functional as F
 
 import halp_fx
+from halp_fx.training.shrinking import shrink
 
 
 def checked(model, x, sizes, frozen=()):
@@ -127,3 +131,84 @@ def test_a_size_that_is_computed_as_a_tensor():
     model = Net(lambda s, x: s.head(s.mixed(s.stem(x).relu()).mean(2)), stem=nn.Conv1d(3, 8, 1))
     model.mixed, model.head = Hypercomplex(8), nn.Linear(8, 4)
     checked(randomized(model).eval(), torch.randn(2, 3, 6, dtype=torch.float64), {"stem": 4, "mixed": 4})
+
+
+@dataclass
+class Config:
+    """What users build networks from, and read in forwards."""
+
+    width: int = 16
+    heads: int = 4
+    part: int = 12
+    names: tuple[str, ...] = ("a", "b")
+
+
+class Frozen(SimpleNamespace):
+    def __setattr__(self, name, value):
+        raise AttributeError(name)
+
+
+class Block(nn.Module):
+    """Attention by the numbers of a configuration; all blocks have the same one."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.qkv, self.out = nn.Linear(config.width, 3 * config.width), nn.Linear(config.width, config.width)
+
+    def forward(self, x):
+        b, n, width = x.shape
+        q, k, v = self.qkv(x).split(self.config.width, -1)
+        heads = (t.view(b, n, self.config.heads, width // self.config.heads).transpose(1, 2) for t in (q, k, v))
+        return x + self.out(F.scaled_dot_product_attention(*heads).transpose(1, 2).reshape(b, n, width))
+
+
+class Configured(nn.Module):
+    def __init__(self, config, sizes):
+        super().__init__()
+        self.given, self.sizes = config, sizes
+        self.patch, self.blocks = nn.Conv2d(3, 16, 4, 4), nn.Sequential(Block(config), Block(config))
+        self.mlp, self.a, self.b = nn.Linear(16, 20), nn.Linear(12, 4), nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.blocks(self.patch(x).flatten(2).transpose(1, 2)).mean(1)
+        a, b = self.mlp(x).relu().split([self.sizes["a"], self.sizes["rest"]], 1)
+        return self.a(a) + self.b(b)
+
+
+@pytest.mark.parametrize("kind", [Config, lambda: SimpleNamespace(**vars(Config())), lambda: Frozen(**vars(Config()))])
+def test_numbers_in_objects_and_dictionaries(kind):
+    """They follow widths as attributes do. The caller's objects, which other networks may have, stay as they are."""
+    torch.manual_seed(0)
+    config, sizes = kind(), {"a": 12, "rest": 8}
+    before = dict(vars(config))
+    model, x = randomized(Configured(config, sizes)).eval(), torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"patch": 4, "mlp": 4}
+    edits = {str(edit) for edit in coupling.mended}
+    assert edits == {"given.width", "given.heads", "sizes['a']", "sizes['rest']"}
+    for seed in range(2):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    small = assert_equals_twin(model, half_plan(coupling), x, coupling)
+    assert small.given.heads == 2
+    assert small.given is small.blocks[0].config is small.blocks[1].config
+    assert (dict(vars(config)), sizes) == (before, {"a": 12, "rest": 8})
+    assert model.given is config is model.blocks[1].config
+
+
+def test_objects_that_a_network_in_training_shares():
+    """The network shrinks in place, the object that it was made from does not."""
+    config, sizes = Config(), {"a": 12, "rest": 8}
+    torch.manual_seed(0)
+    model, x = Configured(config, sizes), torch.randn(2, 3, 16, 16)
+    other = Configured(config, sizes)
+    coupling = halp_fx.channel_groups(model, x)
+    undo = shrink(model, half_plan(coupling), coupling)
+    assert (model.given.heads, model.sizes) == (2, {"a": 6, "rest": 4})
+    assert model.given is model.blocks[0].config
+    assert (config, sizes) == (Config(), {"a": 12, "rest": 8})
+    assert model(x).shape == other(x).shape
+    undo()
+    assert model.given is config is model.blocks[1].config
+    assert model.sizes is sizes
+    assert model(x).shape == other(x).shape

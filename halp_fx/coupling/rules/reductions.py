@@ -35,13 +35,16 @@ def reduction(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
 
 def _over_channels(plane: Plane, dims: set[int], call: Call, algebra: Algebra) -> Plane:
-    """The plane of a reduction over labelled dimensions: what is left of it varies along the other ones."""
+    """The plane of a reduction over labelled dimensions: what is left of it varies along the other ones.
+
+    Of parts that are each reduced to one value (correlations of groups of channels), whole ones go, so that each result
+    stands for the same set of channels; or, as the other choice, the same positions of all.
+    """
     others = set(varying(plane)) - dims
-    if others:
-        # Each result must stand for the same set of channels: one label along what is reduced.
+    if others and algebra.choose(f"{call.place}#reduced", "whole") == "whole":
         return algebra.tie(plane, dims, call, "reduction")
     algebra.restrict(call, dims)
-    return plane
+    return algebra.tie(plane, others, call, "reduction")
 
 
 def along_dimension(call: Call, algebra: Algebra) -> Planes | list[Planes]:
