@@ -25,11 +25,11 @@ from ..coupling.branches import Place, forwards
 from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
 from ..errors import TraceError
-from ..internals import TorchDispatchMode, eagerly, tree_flatten, tree_leaves, tree_unflatten
+from ..internals import TorchDispatchMode, disable_current_modes, eagerly, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
-from ..tracing.calls import run_in_pieces
+from ..tracing.calls import PythonNames, run_in_pieces
 from ..tracing.graph import getitem, of, operator, written_through_alias
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
@@ -152,7 +152,10 @@ def _marks(operators: Iterable[tuple[str, Iterable[str]]], changed: set[str], la
 
 def _forward(twin: nn.Module, paths: Sequence[_Path], changed: set[str], *args: Any, **kwargs: Any) -> Any:
     names = {id(tensor): name for name, tensor in named_tensors(twin)}
-    with torch.no_grad(), decomposed(), _Restrict(paths, changed, names):
+    restrict = _Restrict(paths, changed, names)
+    # What was recorded as one operator (a recurrent layer) must count as one here, too.
+    functions = PythonNames(restrict.whole, lambda args, result, part: result, lambda function, tensor: None, None)
+    with torch.no_grad(), decomposed(), functions, restrict:
         return type(twin).forward(twin, *args, **kwargs)
 
 
@@ -170,15 +173,21 @@ class _Restrict(TorchDispatchMode):
         self.several = len(paths) > 1
         self.passed, self.last = 0, ""
 
+    def whole(self, func: Any, args: Any, result: Any) -> Any:
+        """Run an operator that PyTorch would take to pieces, unless its result is known, and count it as one."""
+        if result is None:
+            with disable_current_modes():
+                result = func(*args)
+        self._counted(func, (args, {}))
+        return result
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         pieces = eagerly(func)
         if pieces is not None:
             with self:
                 return pieces(*args, **kwargs)
-        self.seen[str(func)] += 1
-        if self.several:
-            self._follow(str(func), (args, kwargs))
+        self._counted(func, (args, kwargs))
         change = self._change((str(func), self.seen[str(func)]))
         if change.silent == 0 and func._schema.is_mutable:
             args[0].mul_(0)
@@ -187,6 +196,11 @@ class _Restrict(TorchDispatchMode):
         if change.number is not None:
             args = (args[0], change.number, *args[2:])
         return _over_kept(func, args, kwargs, change.keeps) if change.keeps else run_in_pieces(func, args, kwargs)
+
+    def _counted(self, func: Any, given: Any) -> None:
+        self.seen[str(func)] += 1
+        if self.several:
+            self._follow(str(func), given)
 
     def _follow(self, name: str, given: Any) -> None:
         """Leave the paths that go on in another way."""
