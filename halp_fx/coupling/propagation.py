@@ -16,7 +16,7 @@ from torch import fx
 from ..errors import HalpError
 from ..tracing.graph import getitem, of, op, written_through_alias
 from ..types import TensorSpec, Traced
-from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying
+from .algebra import Algebra, Call, Plane, Planes, Value, compact, varying, vector
 from .computed import mark_sources, spread_roles
 from .groups import Outline
 from .reading import pin_values_read
@@ -138,7 +138,12 @@ def _call(node: fx.Node, values: dict[fx.Node, Any], algebra: Algebra) -> Any:
         return values[node.args[0]][node.args[1]]  # type: ignore[index]
     if op(node) in FACTORIES and sum(of(node).one.shape) <= _MAX_FACTORY:
         spec = _filled(of(node).one)
-        return Value(spec, algebra.new_planes(node.name, spec.shape, transient=True), True, _constant(node))
+        made = algebra.new_planes(node.name, spec.shape, transient=True)
+        if op(node) == "eye" and len(made) == 2 and spec.shape[0] == spec.shape[1]:
+            # Where rows are channels, columns are the same.
+            down, across = (vector(plane, dim) for dim, plane in enumerate(made))
+            algebra.couple(down, across, Call(node, node.args, dict(node.kwargs), (spec,)), "diagonal")
+        return Value(spec, made, True, _constant(node))
     outputs = _output_specs(node)
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
     call = Call(node, tuple(args), dict(kwargs), outputs)

@@ -12,9 +12,10 @@ from ..tracing.graph import of, op, place_of
 from ..tracing.tags import FromAttribute, FromSize, Source
 from ..types import Axis, ChannelGroup, Coupling, Mismatch
 
-# Operators that make a tensor of equal elements: it follows the widths of what it meets, which a trial confirms.
+# Operators that make a tensor of equal elements, or a unit matrix: it follows the widths of what it meets, which a
+# trial confirms.
 _MADE = {"zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty"}
-_MADE |= {"empty_strided", "new_empty_strided"}
+_MADE |= {"empty_strided", "new_empty_strided", "eye"}
 # And the zero that forward-mode differentiation has for what does not move.
 FACTORIES = _MADE | {"_efficientzerotensor"}
 

@@ -167,3 +167,19 @@ def test_a_fixed_number_of_groups_each_reduced_to_one_value(name):
     for seed in range(0 if name == "spread" else 3):
         equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
     assert_equals_twin(model, half_plan(coupling), x, coupling)
+
+
+def test_sizes_of_the_first_filter():
+    """`weight[0].numel()` takes no channel: outputs may go, though inputs, whose number is computed with, may not."""
+
+    def forward(m, x):
+        weight = m.second.weight
+        return m.last(F.conv2d(m.first(x), weight / weight[0].numel() ** 0.5).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 8, 1), "second": nn.Conv2d(8, 12, 1, bias=False), "last": nn.Linear(12, 4)}
+    model, x = randomized(Net(forward, **layers)).eval(), torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"second": 12}
+    assert "a constant in the forward repeats its width" in coupling.frozen["first"]
+    assert_equals_twin(model, half_plan(coupling), x, coupling)

@@ -196,14 +196,14 @@ def _part(node: fx.Node, dim: int) -> int | None:
 
 def shape_alone(node: fx.Node, dim: int) -> bool:
     """Whether a `slice` or `select` along `dim` takes the first or the last element, which there is at any width, and
-    only its shape counts: `ones_like(x[:, :1])`."""
+    only its shape counts: `ones_like(x[:, :1])`, or its sizes alone are read: `weight[0].numel()`."""
     if op(node) == "slice":
         source = node.all_input_nodes[0]
         size = of(source).one.shape[dim] if dim < len(of(source).one.shape) else 0
         taken = _ends(node, size, dim) in ((0, 1), (size - 1, size))
     else:
         taken = op(node) == "select" and node.args[2] in (0, -1)
-    return taken and values_unused(node)
+    return taken and (values_unused(node) or not node.users)
 
 
 def _ends(node: fx.Node, size: int, dim: int) -> tuple[int, ...]:

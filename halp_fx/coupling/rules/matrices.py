@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ..algebra import Algebra, Call, Planes, Value, compact, simplify, varying
+from ..algebra import Algebra, Call, Planes, Value, along, compact, simplify, varying, vector
 from .channels import beside
 from .contraction import product
 from .elementwise import join
@@ -92,12 +92,15 @@ def bilinear(call: Call, algebra: Algebra) -> Planes:
 
 
 def embedded_diagonal(call: Call, algebra: Algebra) -> Planes:
-    """`diag_embed(x, offset, dim1, dim2)`: (*, n) -> (*, n, n), zero off the diagonal."""
+    """`diag_embed(x, offset, dim1, dim2)`: (*, n) -> (*, n, n), zero off the diagonal: rows and columns are what lies
+    along x."""
     x: Value = call.args[0]
     ndim = x.ndim + 1
     dims = sorted(int(d) % ndim for d in (call.arg(2, "dim1", -2), call.arg(3, "dim2", -1)))
-    kept = []
-    for plane in beside(x, {x.ndim - 1}, call, algebra):
+    alone = [p for p in x.planes if varying(p) == (x.ndim - 1,) and not int(call.arg(1, "offset", 0))]
+    kept = [along(vector(p, x.ndim - 1), dim, call.shape) for p in alone for dim in dims]
+    others = replace(x, planes=tuple(p for p in x.planes if all(p is not q for q in alone)))
+    for plane in beside(others, {x.ndim - 1}, call, algebra):
         rest = compact(plane.select(-1, 0))
         for dim in dims:
             rest = rest.unsqueeze(dim)
