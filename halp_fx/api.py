@@ -27,7 +27,7 @@ from .pruning.goals import make_budgets, make_goals
 from .pruning.limits import LimitLike
 from .pruning.published import as_published
 from .pruning.reached import nothing_lost
-from .pruning.request import Effort, Request, Solver
+from .pruning.request import Effort, Judge, Request, Solver
 from .pruning.resuming import Notebook
 from .pruning.walking import walked
 from .reporting.curve import Curve, curve_of
@@ -70,6 +70,7 @@ def prune(
     compensate: bool | None = None,
     optimizer: Optimizers | None = None,
     effort: Effort = "normal",
+    judge: Judge = "trained",
     state: str | PathLike[str] | None = None,
     progress: bool = True,
 ) -> nn.Module:
@@ -132,9 +133,12 @@ def prune(
             is data; not with `recalibrate=False`, and not for a published method.
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
-        effort: "fast" takes fewer, larger steps; "thorough" goes several ways, varies the widths of the best, and
-            returns the network whose outputs are closest to the dense one's on a quarter of the data that is held out
-            (docs/closing.md). It needs data, and takes about six times as long.
+        effort: "fast" takes fewer, larger steps; "thorough" goes several ways and returns the network that a judge
+            prefers (docs/closing.md). It needs data, and takes about ten times as long.
+        judge: with `effort="thorough"`, whose outputs are compared with the dense network's, on a quarter of the data
+            that is held out: "trained", of a copy that was trained for some hundred steps on the rest, without labels,
+            which foretells what fine-tuning will make of a network; "untrained", of the network as it stands, whose
+            widths are then varied, too, for one that is used as it is.
         state: a folder in which scores, times, steps and rounds are kept. The same call goes on from there after an
             interruption, and a call with another budget from the narrowest network that is wider (docs/closing.md).
         progress: show how far it is: bars on a terminal and in a notebook, a line now and then in a log file.
@@ -166,7 +170,7 @@ def prune(
             data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
             round_to=round_to, min_keep=min_keep, limits=limits, branches=branches, steps=steps, solver=solver,
             tolerance=tolerance, train_between=train_between, recalibrate=recalibrate, score_fn=score_fn,
-            max_drop=max_drop, compensate=compensate, effort=effort, progress=progress,
+            max_drop=max_drop, compensate=compensate, effort=effort, judge=judge, progress=progress,
         )  # fmt: skip
         request = as_published(asked, model)
         team = Team.here()

@@ -2,8 +2,10 @@
 
 Values say what a network loses as long as little is gone; at small budgets the best of them loses to even widths here
 and there (docs/benchmarks_accuracy.md), and a solver cannot tell, for it is their optimum. So several ways are gone
-(`variants`), their widths are varied (`varying`), and what comes out is judged by something that none of them
-maximised: the distance of its outputs to those of the dense network, on a quarter of the data that nobody else sees.
+(`variants`), and what comes out is judged by something that none of them maximised: the distance of its outputs to
+those of the dense network, on a quarter of the data that nobody else sees. It is that of a copy which was trained for a
+little while (`rehearsing`), for what a network does before tells little of what fine-tuning makes of it; or, with
+`judge="untrained"`, that of the network as it stands, whose widths are then varied as well (`varying`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from .distributed import Team
 from .judging import Judgement
 from .networks import Contest, Judged, Network
 from .reached import nothing_lost
+from .rehearsing import Rehearsal
 from .request import Request
 from .restoring import compensated
 from .resuming import Notebook
@@ -54,7 +57,7 @@ class _Entry:
 
     @property
     def rank(self) -> tuple[bool, bool, float]:
-        """The smallest is the best: what keeps the budget, then what was trained once more, then what is close."""
+        """The smallest is the best: what keeps the budget, then what could be trained, then what is close."""
         session, judged = self.session, self.judged
         keeps = session.best.keeps(session.yardstick.budget, session.slack)
         return not keeps, judged.tuned is None, judged.distance if judged.tuned is None else judged.tuned
@@ -100,6 +103,8 @@ def _elected(
         found: the ways that were gone to their end go here.
     """
     ways = list(variants(apart))
+    trains = request.train_between is None and request.judge == "trained"
+    rehearsal = Rehearsal.of(model, list(apart.data or ()), request.loss) if trains else None
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
             part = None if notebook is None else notebook.part(name, model, asked)
@@ -114,9 +119,11 @@ def _elected(
             if session.yardstick.met_already:
                 return session
             with nothing_lost(lambda closed=session: None if found else closed):  # type: ignore[misc]
-                found.append(_judged(name, session, reference))
+                found.append(_judged(name, session, reference, rehearsal))
             done()
-        if request.train_between is None:  # What it has learnt on its way a network of other widths has not.
+        # What a network has learnt on its way one of other widths has not; and what is closer as it stands need not be
+        # closer after training.
+        if request.train_between is None and rehearsal is None:
             best = _best(found)
             plan = varied(best.session, list(apart.data or ()))
             try:
@@ -133,7 +140,9 @@ def _elected(
         _made_of_all(session, request)
     helped = not request.compensate and request.train_between is None
     session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples, helped)
-    logger.info("%s is closest to the dense network: %.4g", found[0].judged.name, found[0].judged.distance)
+    first = found[0].judged
+    distance = first.distance if first.tuned is None else first.tuned
+    logger.info("%s is closest to the dense network: %.4g", first.name, distance)
     if request.score_fn is not None:
         session.judgement = Judgement(request.score_fn, None)
         for network, share in ((Network(model, Plan()), 1.0), (session.best.network, session.best.measured)):
@@ -164,15 +173,18 @@ def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return [samples_of(b, 0, i) for b, i, _ in pairs], [samples_of(b, i, n - i) for b, i, n in pairs]
 
 
-def _judged(name: str, session: Session, reference: Reference) -> _Entry:
-    """The way with the distance of its network: re-estimated, and compensated as far as that takes nothing back."""
+def _judged(name: str, session: Session, reference: Reference, rehearsal: Rehearsal | None = None) -> _Entry:
+    """The way with the distance of its network: re-estimated, and compensated as far as that takes nothing back; and of
+    a trained copy."""
     request, small = session.request, session.best.network
     with session.clock("judge"):
         if not request.compensate and request.train_between is None:
             small = Network(copied(small.model), small.plan)
             whole = Network(session.yardstick.model, Plan(), session.yardstick.coupling)
             compensated(small, whole, replace(request, recalibrate=True), session.yardstick)
-        return _Entry(session, Judged(name, session.best.measured, reference.distance(small.model)))
+        trained = None if rehearsal is None else rehearsal.rehearsed(small.model)
+        tuned = None if trained is None else reference.distance(trained)
+        return _Entry(session, Judged(name, session.best.measured, reference.distance(small.model), tuned))
 
 
 def _session_of(plan: Plan, like: Session) -> Session:

@@ -83,7 +83,7 @@ def _losses_on(
     if request.loss is None and not settled:
         try:
             whole, told, without = _side_by_side(compared, by_batch, network, request, coupling, branches)
-            return _losses(whole, told, without)
+            return _losses(whole, math.inf if request.sooner else told, without)
         except Exception as error:  # Where networks cannot share anything, each is made and run by itself.
             logger.info("networks without a branch are run one by one: %s", words_of(error))
 
@@ -96,7 +96,8 @@ def _losses_on(
         return reference.apart(other)
 
     reference = Reference.of(network.model, compared, request.loss, statistics=by_batch)
-    return _losses(apart(), reference.told, {b.name: apart(b.name) for b in branches})
+    told = math.inf if request.sooner else reference.told
+    return _losses(apart(), told, {b.name: apart(b.name) for b in branches})
 
 
 def _losses(whole: Apart, told: float, without: Mapping[str, Apart]) -> dict[str, float]:

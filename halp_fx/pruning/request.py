@@ -34,6 +34,10 @@ Effort = Literal["fast", "normal", "thorough"]
 """How much is tried: larger steps, the default, or several ways and a judge (`contest`)."""
 
 
+Judge = Literal["trained", "untrained"]
+"""What is judged where several ways are gone: copies that were trained for a little while (`rehearsing`), or the
+networks as they stand."""
+
 MIN_KEEP = 0.1
 """The smallest share of a group that stays, unless the caller says otherwise."""
 
@@ -51,6 +55,7 @@ class Request:
         limits: with the names that their entries mean.
         evenness: weight of even widths beside the values; None: as scores have it.
         even: widths are even, and scores only say which channels stay.
+        sooner: branches go sooner: what is lost without one is not held against what is left of the network.
         guessed: whether no example inputs were given.
         branches, compensate: "auto" where the caller left it open, and it is done; None until that is decided
             (`as_published`).
@@ -80,9 +85,11 @@ class Request:
     compensate: bool | Literal["auto"] | None = False
     on_the_way: int = 0
     effort: Effort = "normal"
+    judge: Judge = "trained"
     progress: bool = True
     evenness: float | None = None
     even: bool = False
+    sooner: bool = False
     guessed: bool = False
 
     @classmethod
@@ -134,6 +141,8 @@ class Request:
             raise BudgetError(f"max_drop={self.max_drop!r} must be a number of at least 0, in the unit of score_fn")
         if self.effort not in get_args(Effort):
             raise BudgetError(f"effort={self.effort!r} is not one of {', '.join(get_args(Effort))}")
+        if self.judge not in get_args(Judge):
+            raise BudgetError(f"judge={self.judge!r} is not one of {', '.join(get_args(Judge))}")
         if self.effort == "thorough":
             self._check_thorough()
         if self.compensate and self.data is None and not are_images(self.inputs):

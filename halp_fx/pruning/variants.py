@@ -1,4 +1,5 @@
-"""variants: what was asked for -> the same in other ways: other steps, other weights of even widths, even widths alone.
+"""variants: what was asked for -> the same in other ways: other steps, other weights of even widths, even widths alone,
+branches that stay or go sooner, the data in another order.
 
 Which of them leaves most of a network depends on the network and on the budget (docs/benchmarks_accuracy.md), and no
 figure that the solver sees says which. So they are tried, and what comes out is judged (`contest`).
@@ -27,6 +28,13 @@ def variants(request: Request) -> Iterator[tuple[str, Request]]:
     yield "values alone", replace(once, evenness=0.0)
     if request.branches:
         yield "branches stay", replace(once, branches=False)
+    if request.judge == "trained" and request.train_between is None:
+        if request.branches:
+            yield "branches go sooner", replace(once, sooner=True)
+        # Which channels go is chance in part, and which network comes of that moves its accuracy by two points.
+        batches = list(request.data or ())
+        if len(batches) > 1:
+            yield "batches in another order", replace(once, data=batches[::-1])
     # A value of widths that are even says nothing of a branch: unless the caller insists, all stay.
     even = replace(once, even=True, branches=request.branches is True)
     if request.steps is None or request.steps > 1:

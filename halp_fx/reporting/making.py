@@ -181,8 +181,9 @@ def _won(contest: Contest) -> str:
         "that is used as it is"
     )
     return (
-        f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network on "
-        f"{contest.samples} samples that nobody else has seen{', trained once more' if tuned else ''}: {figures}"
+        f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network"
+        f"{' of a trained copy' if tuned else ''} on "
+        f"{contest.samples} samples that nobody else has seen: {figures}"
         f"{stands if contest.compensated else ''}"
     )
 

@@ -229,7 +229,16 @@ def parts_of(output: Any) -> Parts:
     Raises:
         SaliencyError: there are none.
     """
-    parts = [t.detach() for t in tensors_in(output) if t.is_floating_point()]
+    return [t.detach() for t in numbers_of(output)]
+
+
+def numbers_of(output: Any) -> Parts:
+    """As `parts_of`, with what they were computed from.
+
+    Raises:
+        SaliencyError: there are none.
+    """
+    parts = [t for t in tensors_in(output) if t.is_floating_point()]
     if not parts:
         raise SaliencyError(
             f"networks cannot be compared by what they put out, {described(output)}: pass loss=lambda model, batch: …"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -13,8 +14,9 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import BudgetError, Plan, Report, SaliencyError
-from halp_fx.pruning import contest, varying
+from halp_fx.pruning import contest, dropping, rehearsing, varying
 from halp_fx.pruning.contest import parted
+from halp_fx.pruning.rehearsing import Rehearsal, mixed
 from halp_fx.scoring.divergence import Reference, shared_out
 
 DATA = list(zip(IMAGES.split(4), LABELS.split(4), strict=True))
@@ -33,6 +35,7 @@ def dense():
 @pytest.fixture(autouse=True)
 def _few(monkeypatch):
     monkeypatch.setattr(varying, "EVALUATIONS", 12)
+    monkeypatch.setattr(rehearsing, "STEPS", 12)
 
 
 def pruned(net, budget=0.35, **settings):
@@ -41,7 +44,7 @@ def pruned(net, budget=0.35, **settings):
 
 
 def test_the_closest_network_wins_and_the_table_says_so(dense, tmp_path):
-    small = pruned(dense, effort="thorough", compensate=False)
+    small = pruned(dense, effort="thorough", judge="untrained", compensate=False)
     report = small.halp
     names = [c.name for c in report.contenders]
     assert set(names) >= {"as asked", "larger steps", "more even", "values alone", "even widths"}
@@ -75,7 +78,7 @@ def test_every_way_is_what_prune_makes_of_it(dense, monkeypatch):
         return session
 
     monkeypatch.setattr(contest, "walked", walked)
-    pruned(dense, effort="thorough")
+    pruned(dense, effort="thorough", judge="untrained")
     kept, _ = parted(DATA)
     plans = {(r.effort, r.evenness, r.even, r.importance, bool(r.branches)): s.best.network.plan for r, s in seen}
     assert plans["normal", None, False, None, True] == pruned(dense, data=kept).halp.plan
@@ -86,7 +89,7 @@ def test_every_way_is_what_prune_makes_of_it(dense, monkeypatch):
 
 def test_branches_may_go_and_need_not(dense):
     """What their loss costs after training no value tells, so the judge is asked."""
-    small = pruned(dense, effort="thorough", branches=True, compensate=False)
+    small = pruned(dense, effort="thorough", judge="untrained", branches=True, compensate=False)
     by_name = {c.name: c.distance for c in small.halp.contenders}
     assert by_name["branches stay"] >= small.halp.contenders[0].distance
     kept, held = parted(DATA)
@@ -116,11 +119,14 @@ def test_the_judge_sees_what_nobody_else_does(dense, monkeypatch):
     references = []
     monkeypatch.setattr(contest.Reference, "of", lambda *a: references.append(a[1]) or Reference(a[1], ()))
     monkeypatch.setattr(contest.Reference, "distance", lambda *a: float(len(references)))
+    taught = []
+    monkeypatch.setattr(contest.Rehearsal, "of", lambda *a: taught.append(a[1]) or Rehearsal(a[0], ()))
     pruned(dense, effort="thorough", branches=False)
     held = references[0]
     assert [id(b) for b in held] == [id(DATA[3])]
     assert all(id(b) not in {id(h) for h in held} for request in asked for b in request.data)
     assert sum(len(x) for x, _ in asked[0].data) == 20
+    assert [id(b) for b in taught[0]] == [id(b) for b in asked[0].data]
 
 
 def test_few_batches_are_cut():
@@ -138,7 +144,7 @@ def test_varied_widths_are_closer_on_what_the_search_looked_at(dense, monkeypatc
     monkeypatch.setattr(contest, "walked", lambda *a: sessions.append(inner(*a)) or sessions[-1])
     monkeypatch.setattr(contest, "varied", lambda *_: None)
     monkeypatch.setattr(contest, "_made_of_all", lambda *_: None)
-    budget = pruned(dense, effort="thorough").halp.budget
+    budget = pruned(dense, effort="thorough", judge="untrained").halp.budget
     monkeypatch.setattr(varying, "EVALUATIONS", 30)
     kept, _ = parted(DATA)
     compared, settled = shared_out(kept, varying.SAMPLES)
@@ -162,6 +168,108 @@ def test_varied_widths_are_closer_on_what_the_search_looked_at(dense, monkeypatc
     assert found >= 2
 
 
+def test_the_network_wins_whose_trained_copy_is_closest(dense):
+    """And that can be had again; the caller's random numbers and the dense network are as they were."""
+    before, random = {n: t.clone() for n, t in dense.state_dict().items()}, torch.get_rng_state()
+    small = pruned(dense, effort="thorough")
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(torch.equal(t, before[n]) for n, t in dense.state_dict().items())
+    assert all(p.grad is None for p in small.parameters())
+    contenders = small.halp.contenders
+    names = [c.name for c in contenders]
+    assert set(names) >= {"as asked", "branches stay", "branches go sooner", "batches in another order", "even widths"}
+    assert "widths varied" not in names
+    assert [c.tuned for c in contenders] == sorted(c.tuned for c in contenders)
+    assert [c.distance for c in contenders] != sorted(c.distance for c in contenders)
+    (said,) = (note for note in small.halp.notes if "was taken" in note)
+    assert f"'{names[0]}' was taken, by divergence from the dense network of a trained copy" in said
+    kept, held = parted(DATA)
+    seen = kept[::-1] if names[0] == "batches in another order" else kept
+    again = halp_fx.rewrite(dense, small.halp.plan, IMAGES[:1])
+    halp_fx.compensate(again, dense, seen, small.halp.plan, IMAGES[:1])
+    trained = Rehearsal.of(dense, kept).rehearsed(again)
+    assert Reference.of(dense, held).distance(trained) == pytest.approx(contenders[0].tuned, rel=1e-3)
+
+
+@pytest.mark.parametrize("norms", [True, False])
+@pytest.mark.parametrize("loss", [None, lambda m, batch: F.cross_entropy(m(batch[0]), batch[1])])
+def test_a_rehearsal_brings_a_network_closer(dense, monkeypatch, norms, loss):
+    monkeypatch.setattr(rehearsing, "STEPS", 60)
+    net = copy.deepcopy(dense)
+    if not norms:
+        net.norm = torch.nn.Identity()
+    for parameter in net.parameters():
+        parameter.requires_grad_(False)  # As a caller may have it who only runs networks.
+    small = halp_fx.prune(net, 0.3, IMAGES[:1], latency="macs", progress=False)
+    kept = {n: t.clone() for n, t in small.state_dict().items()}
+    trained = Rehearsal.of(net, DATA, loss).rehearsed(small)
+    judge = Reference.of(net, DATA, loss)
+    # Labels of noise are learnt slowly.
+    assert judge.distance(trained) < (0.8 if loss is None else 1.0) * judge.distance(small)
+    assert all(torch.equal(t, kept[n]) for n, t in small.state_dict().items())
+    assert not any(p.requires_grad for p in (*net.parameters(), *small.parameters()))
+    assert all(m.running_mean.isfinite().all() for m in trained.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_the_dense_network_is_asked_once_what_all_are_taught(dense, monkeypatch):
+    asked = []
+    inner = rehearsing.called
+    monkeypatch.setattr(rehearsing, "called", lambda m, inputs: asked.append(m) or inner(m, inputs))
+    small = halp_fx.rewrite(dense, Plan(), IMAGES[:1])
+    for room, repeats in ((rehearsing.ROOM, 1), (0, 2)):
+        asked.clear()
+        rehearsal = Rehearsal(dense, DATA, room=room)
+        first, second = rehearsal.rehearsed(small), rehearsal.rehearsed(small)
+        assert sum(m is dense for m in asked) == 12 * repeats
+        assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_mixtures_are_of_neighbours():
+    x, y = torch.rand(4, 3, 8, 8), torch.rand(4, 5)
+    a, other = mixed((x, {"y": y, "flag": True}), 0.25)
+    torch.testing.assert_close(a, 0.25 * x + 0.75 * x.roll(1, 0))
+    torch.testing.assert_close(other["y"], 0.25 * y + 0.75 * y.roll(1, 0))
+    assert other["flag"] is True
+    tokens = torch.arange(4)
+    for whole in (x[:1], (x, tokens), {"x": x, "other": y[:3]}):
+        assert mixed(whole, 0.25) is whole
+
+
+def refuses(*_):
+    raise RuntimeError("this operator has no backward")
+
+
+def diverges(wanted, found):
+    return (found[0] * torch.inf,) * 2
+
+
+@pytest.mark.parametrize(("terms", "words"), [(refuses, "has no backward"), (diverges, "is nan in step 0 of 12")])
+def test_what_cannot_be_trained_is_judged_as_it_stands(dense, monkeypatch, caplog, terms, words):
+    monkeypatch.setattr(rehearsing, "terms", terms)
+    report = pruned(dense, effort="thorough").halp
+    assert all(c.tuned is None for c in report.contenders)
+    assert [c.distance for c in report.contenders] == sorted(c.distance for c in report.contenders)
+    assert words in caplog.text
+
+
+def test_branches_go_sooner_where_their_loss_is_not_held_against_what_is_left(dense, monkeypatch):
+    told = {}
+    inner = dropping._losses_on
+
+    def losses(compared, settled, network, request, *rest):
+        found = told.setdefault(request.sooner, [])
+        with monkeypatch.context() as patch:
+            patch.setattr(dropping.Apart, "loss", lambda self, whole, of: found.append(of) or 1.0)
+            return inner(compared, settled, network, request, *rest)
+
+    monkeypatch.setattr(dropping, "_losses_on", losses)
+    pruned(dense, effort="thorough")
+    assert all(of == math.inf for of in told[True])
+    assert all(of < math.inf for of in told[False])
+    assert told[True]
+    assert told[False]
+
+
 def test_with_a_trainer_the_best_few_are_trained_once_more(dense):
     visits = []
 
@@ -174,7 +282,7 @@ def test_with_a_trainer_the_best_few_are_trained_once_more(dense):
     assert "widths varied" not in [c.name for c in contenders]
     assert [c.tuned is not None for c in contenders] == [True] * 3 + [False] * (len(contenders) - 3)
     assert [c.tuned for c in contenders[:3]] == sorted(c.tuned for c in contenders[:3])
-    assert "trained once more" in str(small.halp)
+    assert "trained copy" in str(small.halp)
     # What comes out is not the copy that was trained: that is the caller's to do.
     assert len(visits) == len(contenders) - 1 + 3
 
@@ -215,6 +323,7 @@ def test_an_interrupted_contest_goes_on(dense, tmp_path, monkeypatch):
 
 BAD = {
     "unknown": ({"effort": "much"}, BudgetError, "effort='much' is not one of fast, normal, thorough"),
+    "judge": ({"judge": "me"}, BudgetError, "judge='me' is not one of trained, untrained"),
     "no data": ({"effort": "thorough", "data": None}, SaliencyError, "pass data"),
     "published": ({"effort": "thorough", "solver": "mdp"}, BudgetError, "solver='mdp'"),
     "max_drop": ({"effort": "thorough", "score_fn": len, "max_drop": 1.0}, BudgetError, "max_drop"),
@@ -308,7 +417,7 @@ def test_varied_widths_may_be_wider_than_any_step_left(dense, monkeypatch):
 
     monkeypatch.setattr(contest, "varied", lambda *_: wide)
     monkeypatch.setattr(contest, "_judged", preferring)
-    small = pruned(dense, 0.55, effort="thorough", compensate=True)
+    small = pruned(dense, 0.55, effort="thorough", judge="untrained", compensate=True)
     assert small.halp.plan == wide
     assert small.halp.contenders[0].name == "widths varied"
     (group,) = (g for g in small.halp.groups if g.name == "a")

@@ -12,6 +12,7 @@ from test_state import BATCHES, IMAGES, model, pruned, score_fn, trained
 
 import halp_fx
 from halp_fx import SaliencyError
+from halp_fx.pruning import rehearsing
 from halp_fx.pruning.clock import Clock
 
 SETTINGS = {"train_between": trained, "compensate": True, "score_fn": score_fn}
@@ -133,6 +134,7 @@ def test_while_times_are_measured(monkeypatch):
 
 def test_a_contest_hands_over_the_best_way_so_far(monkeypatch):
     settings = {"effort": "thorough", "steps": 2}
+    monkeypatch.setattr(rehearsing, "STEPS", 4)
     with monkeypatch.context() as patch:
         began = ending(patch, "judge", 0)
         pruned(**settings)

@@ -236,6 +236,7 @@ METHODS: dict[str, Method] = {
     "halp_fx without data": by_halp_fx(with_data=False),
     "halp_fx without data, compensated": by_halp_fx(with_data=False, compensate=True),
     "halp_fx branches stay": by_halp_fx(branches=False),
+    "halp_fx thorough": by_halp_fx(effort="thorough"),
     "halp_fx fisher": by_halp_fx(importance="fisher"),
     "halp_fx taylor": by_halp_fx(importance="taylor"),
     "halp_fx magnitude": by_halp_fx(with_data=False, importance="magnitude"),
