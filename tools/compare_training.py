@@ -45,8 +45,9 @@ def before(task: Task, epochs: int) -> tuple[nn.Module, Found]:
     return training.train(small, task.data, epochs, RATE, task.seed), {}
 
 
-def inside(steps: int, share: float = 1.0, **options: Any) -> Way:
-    """`Pruner` in the first epoch of all, or a share of it."""
+def inside(steps: int, share: float = 1.0, measured: bool = False, **options: Any) -> Way:
+    """`Pruner` in the first epoch of all, or a share of it; `measured`: its branches are valued by the images that
+    `prune` has."""
 
     def run(task: Task, epochs: int) -> tuple[nn.Module, Found]:
         pruners = []
@@ -54,7 +55,8 @@ def inside(steps: int, share: float = 1.0, **options: Any) -> Way:
         def prepare(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[], object]:
             pruner = halp_fx.Pruner(
                 model, task.budget, EXAMPLE, optimizer=optimizer, latency="macs", steps=steps,
-                interval=max(1, int(share * _batches(task)) // steps), **options,
+                interval=max(1, int(share * _batches(task)) // steps), data=task.calibration if measured else None,
+                **options,
             )  # fmt: skip
             pruners.append(pruner)
             return pruner.step
@@ -106,6 +108,8 @@ WAYS: dict[str, Way] = {
     "Pruner": inside(12),
     # The final widths then have 91 % of four epochs, not 79; the first cuts are decided by fewer batches.
     "Pruner, sooner": inside(12, share=0.4),
+    "Pruner, branches": inside(12, branches=True),
+    "Pruner, branches measured": inside(12, branches=True, measured=True),
     "Pruner, halp": inside(30, solver="halp"),
     "epoch, then cut": after(penalised=False),
     "penalty, then cut": after(penalised=True),

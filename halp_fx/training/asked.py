@@ -10,6 +10,7 @@ import numpy as np
 
 from ..arguments import MOST_STEPS, check_switches, whole
 from ..errors import BudgetError, TrainingError
+from ..scoring.callables import Importance, check_importance
 
 Mode = Literal["shrink", "mask"]
 
@@ -39,6 +40,34 @@ def check_asked(asked: Mapping[str, Any], optimizers: bool) -> None:
         raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")
     if asked["solver"] == "mdp":
         raise TrainingError("solver='mdp' takes one step with scores of its own: use prune, then train what it returns")
+
+
+def importance_of(importance: Importance | None, solver: str) -> Importance:
+    """What channels are valued by, where the caller left it open, too.
+
+    Raises:
+        SaliencyError: it is none.
+    """
+    check_importance(importance)
+    if importance is None or importance == "auto":
+        return "taylor" if solver == "halp" else "fisher"
+    return importance
+
+
+def check_data_asked(data: object, branches: bool, importance: object) -> None:
+    """Raises TrainingError where there is data that nothing would be made of."""
+    if data is None:
+        return
+    if not branches:
+        raise TrainingError(
+            "data is what branches are valued by, and none may go: pass branches=True, or leave data out (channels "
+            "are valued by the gradients of the training)"
+        )
+    if importance != "fisher":
+        raise TrainingError(
+            f"data tells what is lost without a branch in the unit of importance='fisher', not of {importance!r}: "
+            "leave one of them out"
+        )
 
 
 def in_words(asked: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,12 +36,12 @@ from ..reporting.making import report_on
 from ..reporting.report import Report
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
-from ..scoring.callables import Importance, check_importance
+from ..scoring.callables import Importance
 from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
 from ..types.plain import from_plain, to_plain
-from .asked import Mode, check_asked, in_words
+from .asked import Mode, check_asked, check_data_asked, importance_of, in_words
 from .averages import averages_checked
 from .checkpoint import Identity
 from .gathering import KEPT, Gathered, rows_that_tell
@@ -50,7 +51,7 @@ from .optimizer import Optimizers, check_bound, innermost
 from .schedule import Schedule, ways_of
 from .shrinking import shrink
 from .stepping import Stepped
-from .valuing import saliency_of
+from .valuing import LostWithout, saliency_of
 from .wrapping import Rewrapped, check_free
 
 logger = logging.getLogger("halp_fx")
@@ -97,6 +98,7 @@ class Pruner:
         round_to: int | None = None,
         min_keep: float | int = 0.1,
         branches: bool = False,
+        data: Iterable[Any] | None = None,
         solver: Solver = "auto",
         tolerance: float = 0.02,
     ) -> None:
@@ -116,6 +118,8 @@ class Pruner:
             regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
             importance: "fisher" (None; at the grain of batches), "taylor" (the published mean of
                 absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
+            data: batches, as for `prune`, by which branches are valued: what the network loses without each is measured
+                (in the first process). With branches=True and importance="fisher" alone.
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
@@ -124,17 +128,17 @@ class Pruner:
         """
         check_model(model)
         check_finite(model)
-        check_importance(importance)
-        if importance is None or importance == "auto":
-            importance = "taylor" if solver == "halp" else "fisher"
+        importance = importance_of(importance, solver)
         names = ignored_names(model, ignore)
         asked = in_words({
             "budget": repr(budget), "latency": latency, "steps": steps, "interval": interval, "mode": mode,
             "regrow": regrow, "schedule": schedule, "importance": importance, "solver": solver, "round_to": round_to,
-            "min_keep": min_keep, "branches": branches, "ignore": names,
+            "min_keep": min_keep, "branches": "measured" if branches and data is not None else branches,
+            "ignore": names,
         })  # fmt: skip
         self._optimizers = check_bound(optimizer if optimizer is not None else (), model)
         check_asked(asked, bool(self._optimizers))
+        check_data_asked(data, branches, importance)
         self.model = model
         self.plan = Plan()
         self.decisions = self.skipped = self._calls = self._fresh = 0
@@ -149,21 +153,29 @@ class Pruner:
             round_to=round_to, min_keep=min_keep, branches=branches, steps=steps, solver=solver, tolerance=tolerance,
             progress=False,
         )  # fmt: skip
+        self._without = None if data is None else LostWithout.of(request, data)
+        self._start(request, schedule, asked)
+        self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
+        self._gathered, self._stepped = self._gather(), Stepped()
+
+    def _start(self, request: Request, schedule: Schedule, asked: Mapping[str, Any]) -> None:
+        """See that all processes were asked for the same; trace and time the dense network in the first of them, and
+        see that the budget is within reach."""
         team = Team.here()
-        team.check(model, ", ".join(f"{key}={value}" for key, value in asked.items()))
-        self._identity = Identity.of(model, asked, team.size)
-        with preserved(model):
+        team.check(self.model, ", ".join(f"{key}={value}" for key, value in asked.items()))
+        self._identity = Identity.of(self.model, asked, team.size)
+        with preserved(self.model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
-            self._lead = Lead.start(team, lambda: Session.start(copied(model), request))
+            self._lead = Lead.start(team, lambda: Session.start(copied(self.model), request))
             self._lead.ask(Session.check_possible)
             self._ways = self._lead.ask(lambda s: ways_of(schedule, self._steps, min(s.yardstick.budget, 1.0)))
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
             session = self._lead.session
-            self._dense = session.yardstick.coupling if session else channel_groups(model, self._examples, names)
-        self._here, self._ancestry = self._dense, ancestry(model, self._examples)
-        self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
-        self._gathered, self._stepped = self._gather(), Stepped()
+            self._dense = (
+                session.yardstick.coupling if session else channel_groups(self.model, self._examples, request.ignore)
+            )
+        self._here, self._ancestry = self._dense, ancestry(self.model, self._examples)
 
     def step(self, scale: float = 1.0) -> bool:
         """Take in the gradients that are there; every `interval` calls, prune.
@@ -318,10 +330,15 @@ class Pruner:
         network = self.model
         if self._masks is not None and now:
             network = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
+        known = session.network.saliency
         session.network = Network(network, now, self._here if self._masks is None else None)
+        left = self._left()
 
         def scorer(model: nn.Module, coupling: Coupling) -> Saliency:
-            return saliency_of(own, self._importance, model, coupling)
+            found = saliency_of(own, self._importance, model, coupling)
+            if self._without is None or not left:
+                return found
+            return replace(found, dropping=self._without(session.network, self._here, left, known))
 
         if last:
             session.candidates = []
@@ -360,9 +377,12 @@ class Pruner:
         return report_on(session)
 
     def _gather(self) -> Gathered:
-        left = tuple(name for name in self._removable if name not in self.plan.dropped)
         most = max(self._interval, KEPT)
-        return Gathered.of(self.model, self._here, left, readers=self._regrow, most=most)
+        return Gathered.of(self.model, self._here, self._left(), readers=self._regrow, most=most)
+
+    def _left(self) -> tuple[str, ...]:
+        """Branches that may go yet."""
+        return tuple(name for name in self._removable if name not in self.plan.dropped)
 
     def _still(self) -> None:
         if self._masks is not None:

@@ -1,15 +1,23 @@
-"""valuing: rows gathered in training -> saliency."""
+"""valuing: rows gathered in training -> saliency; batches -> what a network in training loses without its branches."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..coupling.residual import find_branches
+from ..errors import SaliencyError, TrainingError, words_of
+from ..model.preserving import unsynchronised
+from ..pruning.dropping import shares_lost
+from ..pruning.networks import Network
+from ..pruning.request import Request, rereadable
 from ..scoring.callables import Importance
 from ..scoring.saliency import EVENNESS, Saliency, heard, score
-from ..types import Coupling
+from ..types import Coupling, Plan
 
 
 def saliency_of(
@@ -34,3 +42,60 @@ def saliency_of(
     # products of different channels say little (docs/training_details.md).
     scores = {name: (own.double().square().mean(0) / 2).numpy() for name, own in known.items()}
     return heard(Saliency(scores, "fisher", count, evenness=EVENNESS), model, coupling)
+
+
+@dataclass(frozen=True, slots=True)
+class LostWithout:
+    """What is lost without each branch, measured on data, as `prune` has it (`pruning.dropping`).
+
+    Rows of a training are of mean losses over batches of a size that nobody tells (accumulated, averaged over
+    processes), so they are in no unit that this could be compared with. But it is a share of what all groups are worth,
+    so these are valued once more by the same data, and the share is taken over.
+
+    Attributes:
+        request: with the data.
+    """
+
+    request: Request
+
+    @classmethod
+    def of(cls, request: Request, data: Iterable[Any]) -> LostWithout:
+        """By a pruner's own request, which has no data.
+
+        Raises:
+            SaliencyError: the data cannot be read.
+        """
+        return cls(replace(request, data=rereadable(data), importance="batches", recalibrate=True))
+
+    def __call__(
+        self, network: Network, coupling: Coupling, names: Sequence[str], known: Saliency | None
+    ) -> dict[str, float]:
+        """Measured in the dense network, and again after branches went.
+
+        Args:
+            network: as it stands, in whichever mode; it stays as it is.
+            coupling: its own.
+            names: of the branches that may go.
+            known: what was said before the last step.
+
+        Returns:
+            By branch, shares of what all groups are worth.
+
+        Raises:
+            TrainingError: the data does not fit, or what the network puts out for it does not compare.
+        """
+        measured = known.dropping if known is not None else {}
+        gone = tuple(name for name in measured if name in network.plan.dropped)
+        if measured and not gone:
+            return {name: measured[name] for name in names if name in measured}
+        before = replace(network, saliency=known if measured else None, step=Plan({}, gone))
+        request, branches = self.request, find_branches(coupling).among(names)
+        try:
+            with unsynchronised(network.model):
+                own = score(*(network.model, coupling, request.data, None, request.importance), batches=request.batches)
+                return shares_lost(before, request, coupling, branches, own.whole)
+        except SaliencyError as error:
+            raise TrainingError(
+                f"the data given to Pruner cannot tell what is lost without a branch: {words_of(error)}. Leave data "
+                "out (branches are then valued by the channels that they add), or branches=True"
+            ) from error
