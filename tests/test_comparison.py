@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+
+import compare_training
 import pytest
 import torch
-from comparing import tables, tasks
+from comparing import data, networks, tables, tasks
+from comparing.methods import Task
 
 
 def row(method, tuned=None, network="residual", draw=0, macs=0.1, **more):
@@ -64,3 +68,26 @@ def test_a_task_is_what_its_network_can_be_trained_for(name):
     }.get(name, lambda t: t + 1e-4)
     worse = network.eval()(inputs)
     assert kind.metric(perfect(targets), targets) > kind.metric(worse.detach(), targets)
+
+
+def test_ways_to_train_are_compared_once_each(monkeypatch, tmp_path, capsys):
+    taken = []
+    monkeypatch.setattr(compare_training.data, "make", lambda *_: None)
+    monkeypatch.setattr(compare_training, "dense", lambda *_: None)
+    monkeypatch.setattr(compare_training, "row", lambda task, way, _: taken.append(way) or {"tuned": 0.5 + task.budget})
+    given = ["compare_training.py", "--folder", str(tmp_path), "--networks", "residual", "--budgets", "0.2", "--seeds"]
+    for seeds in (["0"], ["0", "1"]):
+        monkeypatch.setattr(sys, "argv", [*given, *seeds, "--ways", "Pruner", "prune"])
+        compare_training.main()
+    assert taken == ["Pruner", "prune"] * 2
+    assert "| Pruner | 70.0 / 70.0" in capsys.readouterr().out
+
+
+def test_a_way_inside_training_ends_at_its_budget():
+    draw = torch.Generator().manual_seed(0)
+    some = torch.randn(256, 3, 32, 32, generator=draw), torch.arange(256) % 4
+    model = networks.residual(4)
+    small, _ = compare_training.inside(2, measured=True, branches=True)(
+        Task(model, data.Data("made", 4, some, some), 0.5, seed=0), 1
+    )
+    assert small.halp.met

@@ -136,10 +136,10 @@ def main() -> None:
     for seed, name, network, budget in cells:
         made = data.make(name, given.folder, *given.images)
         for way in given.ways:
-            if tables.there(rows, name, network, budget, way, seed):
+            key = {"data": name, "network": network, "budget": budget, "method": way, "seed": seed}
+            if tables.key(key) in set(map(tables.key, tables.read(rows))):
                 continue
             model = dense(given.folder, made, network, 0, given.epochs)
-            key = {"data": name, "network": network, "budget": budget, "method": way, "seed": seed}
             line = key | row(Task(model, made, budget, seed), way, given.tuning)
             with rows.open("a") as file:
                 file.write(json.dumps(line) + "\n")
