@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +12,8 @@ import numpy as np
 from ..arguments import MOST_STEPS, check_switches, whole
 from ..errors import BudgetError, TrainingError
 from ..scoring.callables import Importance, check_importance
+
+logger = logging.getLogger("halp_fx")
 
 Mode = Literal["shrink", "mask"]
 
@@ -37,7 +40,9 @@ def check_asked(asked: Mapping[str, Any], optimizers: bool) -> None:
     if mode == "mask" and not optimizers:
         raise TrainingError("mode='mask' needs the optimizer: masks are held around its steps")
     if mode == "mask" and asked["branches"]:
-        raise TrainingError("mode='mask' holds channels at zero, not branches: use mode='shrink' with branches=True")
+        raise TrainingError(
+            "mode='mask' holds channels at zero, not branches: leave branches and data out, or use mode='shrink'"
+        )
     if asked["solver"] == "mdp":
         raise TrainingError("solver='mdp' takes one step with scores of its own: use prune, then train what it returns")
 
@@ -54,14 +59,19 @@ def importance_of(importance: Importance | None, solver: str) -> Importance:
     return importance
 
 
-def check_data_asked(data: object, branches: bool, importance: object) -> None:
-    """Raises TrainingError where there is data that nothing would be made of."""
+def check_data_asked(data: object, branches: object, importance: object) -> None:
+    """Raises TrainingError where there is data that nothing would be made of; says what is risked without."""
     if data is None:
+        if branches:
+            logger.warning(
+                "branches=True without data: a branch is valued by the gradients of what it adds, which says little (a "
+                "small transformer lost all of its attention so). Pass data=batches, and what is lost is measured"
+            )
         return
     if not branches:
         raise TrainingError(
-            "data is what branches are valued by, and none may go: pass branches=True, or leave data out (channels "
-            "are valued by the gradients of the training)"
+            "data is what branches are valued by, and none may go: leave branches=False out, or data (channels are "
+            "valued by the gradients of the training)"
         )
     if importance != "fisher":
         raise TrainingError(

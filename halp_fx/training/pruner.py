@@ -97,7 +97,7 @@ class Pruner:
         ignore: Ignored | Iterable[Ignored] = (),
         round_to: int | None = None,
         min_keep: float | int = 0.1,
-        branches: bool = False,
+        branches: bool | None = None,
         data: Iterable[Any] | None = None,
         solver: Solver = "auto",
         tolerance: float = 0.02,
@@ -106,8 +106,8 @@ class Pruner:
         network as it runs there, wherever `step` and `finish` are called.
 
         Args:
-            model, budget, example_inputs, latency, ignore, round_to, min_keep, branches, solver, tolerance: as for
-                `prune`. The model is the bare one; `wrap` it for several processes.
+            model, budget, example_inputs, latency, ignore, round_to, min_keep, solver, tolerance: as for `prune`.
+                The model is the bare one; `wrap` it for several processes.
             optimizer: of the model, or several that share it; their states are cut with the parameters. None if there
                 is no state (plain SGD), or it will be made later.
             averages: moving averages of the model, as for `rebind`.
@@ -118,8 +118,9 @@ class Pruner:
             regrow: masks are straight-through, and every step chooses among all channels again (SMCP); with "mask".
             importance: "fisher" (None; at the grain of batches), "taylor" (the published mean of
                 absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
+            branches: whether residual branches may go whole; None: with data. With "shrink".
             data: batches, as for `prune`, by which branches are valued: what the network loses without each is measured
-                (in the first process). With branches=True and importance="fisher" alone.
+                (in the first process). With importance="fisher" alone.
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
@@ -129,6 +130,7 @@ class Pruner:
         check_model(model)
         check_finite(model)
         importance = importance_of(importance, solver)
+        branches = data is not None if branches is None else branches
         names = ignored_names(model, ignore)
         asked = in_words({
             "budget": repr(budget), "latency": latency, "steps": steps, "interval": interval, "mode": mode,

@@ -120,7 +120,7 @@ def test_data_is_looked_at_first_and_after_branches_went_alone():
 def test_a_resumed_run_is_the_run_that_went_on():
     model, optimizer = made(idle=(2, 4))
     dense = copy.deepcopy(model)
-    given = {"branches": True, "data": DATA} | CALL
+    given = {"data": DATA} | CALL
     pruner = halp_fx.Pruner(model, 0.1, X, optimizer=optimizer, **given)
     data = batches(12)
     train(model, optimizer, pruner, data[:8])
@@ -140,7 +140,7 @@ def test_a_resumed_run_is_the_run_that_went_on():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"branches": False}, "pass branches=True, or leave data out"),
+        ({"branches": False}, "leave branches=False out, or data"),
         ({"importance": "magnitude"}, "importance='fisher', not of 'magnitude'"),
         ({"solver": "halp"}, "not of 'taylor'"),
     ],
@@ -160,3 +160,12 @@ def test_data_that_does_not_fit_is_an_error_with_nothing_changed():
         train(model, optimizer, pruner, batches(3))
     assert shapes == [p.shape for p in model.parameters()]
     assert not pruner.plan
+
+
+def test_what_is_risked_without_data_is_said(caplog):
+    model, optimizer = made()
+    for given, said in (({"branches": True}, True), ({"data": DATA}, False), ({}, False)):
+        caplog.clear()
+        pruner = halp_fx.Pruner(model, 0.3, X, optimizer=optimizer, **CALL, **given)
+        assert ("Pass data=batches" in caplog.text) == said
+        assert bool(pruner._removable) == bool(given)
