@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..arguments import an
 from ..errors import HalpError, ModelError
 from ..extras import missing
-from .weights import load_weights
+from .weights import load_folder, load_weights, weights_in
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +35,7 @@ class ModelSpec:
         name: as `options.MODEL_FORMS`.
         shapes: of the inputs; empty: one image batch as `SHAPE` says.
         settings: arguments of the factory, "NAME=VALUE".
-        weights: a file of weights.
+        weights: a file of weights; None: those of the folder in hf:FOLDER, if it has any.
     """
 
     name: str
@@ -50,8 +50,15 @@ class ModelSpec:
         """Say so where a library makes it with random weights, and no file has others."""
         kind, colon, rest = self.name.partition(":")
         made_here = not colon or (kind in _FAMILIES and not rest.endswith(".pt"))
-        if self.weights is None and made_here:
+        if self.weights is None and self._folder() is None and made_here:
             output.say(f"{self.name} has random weights: name a file of trained ones with --weights")
+
+    def _folder(self) -> Path | None:
+        """In hf:FOLDER one that has the weights, too, unless --weights names others."""
+        kind, _, rest = self.name.partition(":")
+        own = weights_in(Path(rest)) if kind == "hf" else None
+        mine = own is not None and (self.weights is None or self.weights.resolve() == own.resolve())
+        return Path(rest) if mine else None
 
     def load(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         """The model in eval mode, and random inputs for it.
@@ -64,7 +71,9 @@ class ModelSpec:
         kind, device = _dtype(self.dtype), _device(self.device)
         sizes = [parse_shape(shape) for shape in self.shapes or (SHAPE,)]
         model = make_model(self.name, parse_settings(self.settings))
-        if self.weights is not None:
+        if (folder := self._folder()) is not None:
+            model = load_folder(model, folder)
+        elif self.weights is not None:
             load_weights(model, self.weights)
         model = model.eval().to(device, kind)
         inputs = tuple(torch.rand(size, device=device).to(kind) for size in sizes)

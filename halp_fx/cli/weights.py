@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ModelError, few
 
@@ -20,6 +21,60 @@ _BEFORE = ("module.", "_orig_mod.", "model.")
 """What DDP, `torch.compile` and Lightning put before every name."""
 
 _SHOWN = 5
+
+_IN_FOLDERS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""What `save_pretrained` writes beside config.json, in the order in which transformers looks for it."""
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The file of weights in a folder of `save_pretrained`; None where there is only a configuration."""
+    return next((folder / name for name in _IN_FOLDERS if (folder / name).is_file()), None)
+
+
+def load_folder(model: Any, folder: Path) -> nn.Module:
+    """A model of transformers like this one, with the weights of a folder that `save_pretrained` wrote.
+
+    Read by transformers, which knows what an older version of it called them. Every tensor of the model must be there.
+
+    Raises:
+        ModelError: the weights cannot be read, or do not fit.
+    """
+    try:
+        with _transformers_quiet():
+            loaded, found = type(model).from_pretrained(
+                str(folder),
+                config=model.config,
+                local_files_only=True,
+                ignore_mismatched_sizes=True,  # They are in `found`, and named below.
+                output_loading_info=True,
+            )
+    except Exception as error:  # Whatever transformers and safetensors raise for a damaged file.
+        raise ModelError(f"the weights in {folder} cannot be read: {_first_line(error)}") from error
+    shapes = [f"{k} is {'x'.join(map(str, was))}, the model's is {'x'.join(map(str, is_))}"
+              for k, was, is_ in sorted(found["mismatched_keys"])]  # fmt: skip
+    wrong = [*_listed("missing", sorted(found["missing_keys"])), *_listed("of another shape", shapes)]
+    if wrong:
+        raise ModelError(
+            f"the weights in {folder} do not fit this {type(model).__name__}: {'; '.join(wrong)}. Leave out the --set "
+            "that changes the network, or name a function that makes it with weights: file.py:function"
+        )
+    return cast("nn.Module", loaded)
+
+
+@contextmanager
+def _transformers_quiet() -> Iterator[None]:
+    """Without its tables and bars: what is wrong is said in one line."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -64,6 +66,49 @@ def test_hugging_face(tmp_path):
     assert type(make_model("hf:saved")).__name__ == "ResNetModel"
     with pytest.raises(ModelError, match=r"did you mean resnet"):
         make_model("hf:resnett")
+
+
+def _saved_vit(**settings):
+    """A small ViT that `save_pretrained` wrote to the folder vit, whose files rename tensors."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**sizes, image_size=16, patch_size=8, num_labels=3, **settings)
+    model = transformers.ViTForImageClassification(config).eval()
+    model.save_pretrained("vit")
+    return model
+
+
+@pytest.mark.parametrize("weights", [None, "vit/model.safetensors"])
+def test_a_folder_of_hugging_face_brings_its_weights(weights):
+    saved = _saved_vit()
+    said = []
+    spec = ModelSpec("hf:vit", ["1x3x16x16"], weights=weights and Path(weights))
+    model, inputs = spec.load()
+    spec.say_untrained(SimpleNamespace(say=said.append))
+    assert not said
+    with torch.no_grad():
+        assert torch.equal(model(*inputs).logits, saved(*inputs).logits)
+
+
+def test_a_folder_of_hugging_face_without_weights_says_so():
+    _saved_vit()
+    Path("vit/model.safetensors").unlink()
+    said = []
+    spec = ModelSpec("hf:vit", ["1x3x16x16"])
+    spec.load()
+    spec.say_untrained(SimpleNamespace(say=said.append))
+    assert "random weights" in said[0]
+
+
+def test_weights_of_a_folder_that_do_not_fit():
+    _saved_vit()
+    with pytest.raises(ModelError, match=r"weights in vit .*classifier.bias is 3, the model's is 7.* Leave out the --"):
+        ModelSpec("hf:vit", settings=["num_labels=7"]).load()
+    with pytest.raises(ModelError, match=r"missing .*layers\.1\."):
+        ModelSpec("hf:vit", settings=["num_hidden_layers=2"]).load()
+    Path("vit/model.safetensors").write_bytes(b"no")
+    with pytest.raises(ModelError, match="weights in vit cannot be read"):
+        ModelSpec("hf:vit").load()
 
 
 @pytest.mark.parametrize("name", ["nets.py:make", "nets:make", "nets.py:network"])
