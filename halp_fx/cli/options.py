@@ -66,6 +66,22 @@ Ignore = Annotated[
     list[str] | None,
     typer.Option("--ignore", metavar="NAME", help='What stays as it is, e.g. "layer1.*". May be repeated.'),
 ]
+RoundTo = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Widths are multiples of this; default: 8 or less.")
+]
+MinKeep = Annotated[
+    float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Least share of a layer's channels that is kept.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, metavar="N", help="Remove in N steps; default: by the budget.")]
+Tolerance = Annotated[
+    float,
+    typer.Option(min=0.0, metavar="SHARE", help="How far beside the budget is close enough, as a share of it."),
+]
+Compensate = Annotated[bool | None, typer.Option(help="Layers make up for what they lost; default: with --data.")]
+Effort = Annotated[
+    str,
+    typer.Option(metavar="EFFORT", help="fast, normal, or thorough: several ways, the best is taken (needs --data)."),
+]
 State = Annotated[
     Path | None, typer.Option("--state", metavar="DIR", help="Keep the search there; after an interruption it goes on.")
 ]

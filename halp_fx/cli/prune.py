@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from . import options
 from .guarding import MISSED, OUT_OF_REACH, as_options, guarded, search_goes_on
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from ..reporting.report import Report
+    from .output import Output
 
 _RESULT = ("met", "unit", "dense", "budget", "predicted", "measured", "parameters", "notes")
 """Of the report, in what --json prints."""
@@ -50,30 +56,13 @@ def prune(
     dtype: options.Dtype = "float32",
     channels_last: options.ChannelsLast = False,
     ignore: options.Ignore = None,
-    round_to: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Widths are multiples of this; default: 8 or less.")
-    ] = None,
-    min_keep: Annotated[
-        float, typer.Option(min=0.0, max=1.0, metavar="SHARE", help="Least share of a layer's channels that is kept.")
-    ] = 0.1,
+    round_to: options.RoundTo = None,
+    min_keep: options.MinKeep = 0.1,
     branches: options.Branches = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Remove in N steps; default: by the budget.")
-    ] = None,
-    tolerance: Annotated[
-        float,
-        typer.Option(min=0.0, metavar="SHARE", help="How far beside the budget is close enough, as a share of it."),
-    ] = 0.02,
-    compensate: Annotated[
-        bool | None,
-        typer.Option(help="Layers make up for what they lost; default: with --data."),
-    ] = None,
-    effort: Annotated[
-        str,
-        typer.Option(
-            metavar="EFFORT", help="fast, normal, or thorough: several ways, the best is taken (needs --data)."
-        ),
-    ] = "normal",
+    steps: options.Steps = None,
+    tolerance: options.Tolerance = 0.02,
+    compensate: options.Compensate = None,
+    effort: options.Effort = "normal",
     state: options.State = None,
     exports: Annotated[
         list[str] | None,
@@ -90,7 +79,7 @@ def prune(
     """
     from .costs import budget_of, cost_of
     from .data import data_for
-    from .folders import CHECKPOINT, PAGE, PLAN, REPORT, in_options, kinds_of, leave, leave_report, next_steps
+    from .folders import in_options, kinds_of, next_steps
     from .models import ModelSpec, import_function
     from .output import Output, writable
 
@@ -128,9 +117,7 @@ def prune(
         progress=not quiet,
     )
     report = halp_fx.reporting.report.report_of(small)
-    leave(small, report.plan, out, output)
-    leave_report(report, out, output)
-    wrote = [PLAN, CHECKPOINT, REPORT, PAGE]
+    wrote = _leave(small, report, out, output)
     for kind in kinds:
         made = halp_fx.export(small, out / f"model.{kind}", example)
         wrote.append(output.wrote(made.path).name)
@@ -141,3 +128,12 @@ def prune(
     output.result({name: getattr(shown, name) for name in _RESULT} | {"out": str(out)})
     if not report.met:
         raise typer.Exit(MISSED)
+
+
+def _leave(small: nn.Module, report: Report, out: Path, output: Output) -> list[str]:
+    """The network, its plan and its report in a folder; returns the names of the files."""
+    from .folders import CHECKPOINT, PAGE, PLAN, REPORT, leave, leave_report
+
+    leave(small, report.plan, out, output)
+    leave_report(report, out, output)
+    return [PLAN, CHECKPOINT, REPORT, PAGE]

@@ -139,20 +139,8 @@ def benchmark(
     Raises:
         LatencyError: no networks, a runtime that is not known or cannot run them, or no output to differentiate.
     """
-    if not isinstance(models, nn.Module | Mapping):
-        raise TimingError(
-            f"models is a {type(models).__name__}: pass a network, or networks by name, "
-            '{"dense": model, "small": small}'
-        )
-    named = {type(models).__name__: models} if isinstance(models, nn.Module) else dict(models)
-    if not named:
-        raise TimingError("there are no networks to time")
+    named = _named(models)
     networks = list(named.values())
-    other = next((name for name, model in named.items() if not isinstance(model, nn.Module)), None)
-    if other is not None:
-        raise TimingError(f"{other!r} is a {type(named[other]).__name__}: pass a network, or networks by name")
-    for model in networks:
-        check_module(model)
     kind_of(runtime)
     check_threads(threads)
     check_switches(TimingError, training=training)
@@ -190,6 +178,29 @@ def benchmark(
         threads=threads or torch.get_num_threads(),
         waited=max(t.waited for t in times),
     )
+
+
+def _named(models: nn.Module | Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """The networks by name.
+
+    Raises:
+        LatencyError: there are none, or something else is among them.
+        ModelError: one is wrapped.
+    """
+    if not isinstance(models, nn.Module | Mapping):
+        raise TimingError(
+            f"models is a {type(models).__name__}: pass a network, or networks by name, "
+            '{"dense": model, "small": small}'
+        )
+    named = {type(models).__name__: models} if isinstance(models, nn.Module) else dict(models)
+    if not named:
+        raise TimingError("there are no networks to time")
+    other = next((name for name, model in named.items() if not isinstance(model, nn.Module)), None)
+    if other is not None:
+        raise TimingError(f"{other!r} is a {type(named[other]).__name__}: pass a network, or networks by name")
+    for model in named.values():
+        check_module(model)
+    return named
 
 
 def _try(name: str, model: nn.Module, inputs: Inputs) -> None:

@@ -86,22 +86,7 @@ def solve_exact(
     if columns(model) > MAX_COLUMNS:
         return upper, True
     program, first = _formulate(model)
-    rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
-    equalities = scipy.sparse.csr_array(
-        scipy.sparse.coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns))
-    )
-    right = np.concatenate(program.right)
-    objective = np.concatenate(program.objective)
-    constraints = [scipy.optimize.LinearConstraint(equalities, right, right)]
-    if len(model.limit):
-        budget = scipy.sparse.csr_array(np.concatenate(program.budget, axis=1))
-        constraints.append(scipy.optimize.LinearConstraint(budget, -np.inf, model.limit))
-    if np.isfinite(incumbent.value):
-        # Prunes what cannot beat the incumbent; slack because HiGHS treats rows with a tolerance of its own.
-        slack = 1e-6 * max(1.0, abs(incumbent.value))
-        constraints.append(
-            scipy.optimize.LinearConstraint(scipy.sparse.csr_array(objective[None]), -np.inf, slack - incumbent.value)
-        )
+    constraints, objective = _constraints(program, model, incumbent)
     integrality = np.zeros(program.columns)
     integrality[: first[free]] = 1
     # HiGHS takes its gap relative to the value.
@@ -137,6 +122,30 @@ def solve_exact(
         forbid = scipy.sparse.coo_array((np.ones(free), (np.zeros(free, int), binaries)), shape=(1, program.columns))
         constraints.append(scipy.optimize.LinearConstraint(scipy.sparse.csr_array(forbid), -np.inf, free - 1))
         upper = max(upper, incumbent.value)
+
+
+def _constraints(
+    program: _Program, model: Model, incumbent: Incumbent
+) -> tuple[list[scipy.optimize.LinearConstraint], Floats]:
+    """What a choice has to hold: one option each, the budgets, and to be no worse than the incumbent; and the
+    values of the columns, negative, whose sum is minimised."""
+    rows = [np.concatenate(part) for part in zip(*program.rows, strict=True)]
+    equalities = scipy.sparse.csr_array(
+        scipy.sparse.coo_array((rows[2], (rows[0], rows[1])), shape=(program.row_count, program.columns))
+    )
+    right = np.concatenate(program.right)
+    objective = np.concatenate(program.objective)
+    constraints = [scipy.optimize.LinearConstraint(equalities, right, right)]
+    if len(model.limit):
+        budget = scipy.sparse.csr_array(np.concatenate(program.budget, axis=1))
+        constraints.append(scipy.optimize.LinearConstraint(budget, -np.inf, model.limit))
+    if np.isfinite(incumbent.value):
+        # Prunes what cannot beat the incumbent; slack because HiGHS treats rows with a tolerance of its own.
+        slack = 1e-6 * max(1.0, abs(incumbent.value))
+        constraints.append(
+            scipy.optimize.LinearConstraint(scipy.sparse.csr_array(objective[None]), -np.inf, slack - incumbent.value)
+        )
+    return constraints, objective
 
 
 def _formulate(model: Model) -> tuple[_Program, Ints]:
