@@ -66,17 +66,7 @@ def report_on(session: Session) -> Report:
         saliency=saliency.kind if saliency is not None else "not scored",
         tolerance=session.slack,
         parameters=(parameter_count(yardstick.model), parameter_count(best.network.model)),
-        rounds=tuple(
-            Round(
-                predicted=c.predicted * dense,
-                measured=c.measured * dense,
-                uncalibrated=c.total,
-                saliency_kept=_kept(saliency, c.choice.solution.widths),
-                gap=c.choice.solution.gap,
-                smallest=c.smallest,
-            )
-            for c in session.candidates
-        ),
+        rounds=_rounds(session),
         layers=layers,
         scatter=best.scatter,
         busy=best.busy,
@@ -97,6 +87,22 @@ def report_on(session: Session) -> Report:
             Contender(j.name, j.measured * dense, j.distance, j.tuned) for j in (contest.judged if contest else ())
         ),
         judged_by=contest.said if contest else "",
+    )
+
+
+def _rounds(session: Session) -> tuple[Round, ...]:
+    """What was tried, in the order of trying."""
+    dense, saliency = session.yardstick.dense, session.best.network.saliency
+    return tuple(
+        Round(
+            predicted=c.predicted * dense,
+            measured=c.measured * dense,
+            uncalibrated=c.total,
+            saliency_kept=_kept(saliency, c.choice.solution.widths),
+            gap=c.choice.solution.gap,
+            smallest=c.smallest,
+        )
+        for c in session.candidates
     )
 
 
