@@ -29,7 +29,7 @@ PLAN, CHECKPOINT = "plan.json", "model.safetensors"
 REPORT, PAGE = "report.json", "report.html"
 KINDS = ("onnx", "pt2")
 _LABEL = 11
-_WRITES = "there is no {}: `halp-fx prune … --out DIR` writes one"
+_WRITES = "there is no {}: `halp-fx prune … --out DIR` writes one{}"
 
 
 def next_steps(source: ModelSpec, folder: Path) -> str:
@@ -107,7 +107,7 @@ def checkpoint_in(place: Path) -> Path:
     """
     path = place / CHECKPOINT if place.is_dir() else place
     if not path.exists():
-        raise HalpError(_WRITES.format(path))
+        raise HalpError(_WRITES.format(path, _one_of(place, CHECKPOINT)))
     return path
 
 
@@ -148,10 +148,23 @@ def _read(parse: Callable[[str], T], place: Path, name: str = "") -> T:
     """What is in a file, or in the file of that name in a folder; errors name it."""
     path = place / name if place.is_dir() else place
     try:
-        return parse(path.read_text(encoding="utf-8"))
+        return parse(_object(path.read_text(encoding="utf-8")))
     except HalpError as error:
         raise HalpError(f"{path}: {error}") from error
     except FileNotFoundError as error:
-        raise HalpError(_WRITES.format(path) if name else why_unreadable(path, error)) from None
+        raise HalpError(_WRITES.format(path, _one_of(place, name)) if name else why_unreadable(path, error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise HalpError(why_unreadable(path, error)) from None
+
+
+def _object(text: str) -> str:
+    """The text, if it can be JSON of ours; what parsers say of other text is for Python, where a path may be meant."""
+    if not text.lstrip().startswith("{"):
+        raise HalpError("this is not JSON, as halp-fx writes it")
+    return text
+
+
+def _one_of(place: Path, name: str) -> str:
+    """Which folders of a sweep's have such a file, where the sweep's own was named."""
+    found = sorted(str(path.parent) for path in place.glob(f"*/{name}"))
+    return f"; or name one of {', '.join(found)}" if found else ""

@@ -140,6 +140,10 @@ _OPTIONS = {
     r"\bround_to\b": "--round-to",
     r"\bin ignore\b": "of --ignore",
     r"\(latency=\)": "(--cost)",
+    r"\bthreads=(\S+) must be": r"--threads \1 must be",
+    r"A graph that another tool captured [^:]*: make the plan on what it is applied to": (
+        "Name the model that was pruned, with the same --set and --input"
+    ),
     r"summary\(\) and the page say which": "report.html says which",
     r"pass data (for widths that fit the network)": r"pass --data \1",
     r"\beffort='(\w+)'": r"--effort \1",

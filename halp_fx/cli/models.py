@@ -61,7 +61,7 @@ class ModelSpec:
         return Path(rest) if mine else None
 
     def load(self) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-        """The model in eval mode, and random inputs for it.
+        """The model in eval mode, its random weights the same at every call, and random inputs for it.
 
         Raises:
             ModelError: no such model, weights that do not fit, a malformed shape, dtype or device.

@@ -132,8 +132,8 @@ def measure(
     output.say(f"{path or 'not saved'}: {len(table)} points of {len(table.entries)} layers of {asked.network}")
     if path is not None:
         output.say(
-            "To prune by it where the model is, with the --input, --dtype and --channels-last that the request was "
-            "made with:"
+            "To prune by it where the model is, with the --set, --input, --dtype and --channels-last that the request "
+            "was made with:"
         )
         output.say(command(["halp-fx", "prune", asked.network, "--table", path.name, "--budget", "60%"]))
     if left:

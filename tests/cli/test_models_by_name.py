@@ -33,6 +33,18 @@ def test_libraries():
     assert make_model("timm:resnet10t", {"num_classes": 5}).get_classifier().out_features == 5
 
 
+def test_random_weights_are_the_same_at_every_call():
+    """A search that is kept goes on with them; whoever draws numbers meanwhile is not disturbed."""
+    before = torch.get_rng_state()
+    one = ModelSpec("nets.py:make", ("1x3x8x8",)).load()[0]
+    torch.rand(7)
+    two = ModelSpec("nets.py:make", ("1x3x8x8",)).load()[0]
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    torch.set_rng_state(before)
+    make_model("nets.py:make")
+    assert not torch.equal(one[0].weight, make_model("nets.py:make")[0].weight)
+
+
 def test_a_detector_fetches_nothing():
     assert type(make_model("torchvision:ssdlite320_mobilenet_v3_large")).__name__ == "SSD"
 

@@ -55,12 +55,37 @@ def test_a_folder_of_another_make_asks_for_its_settings(run):
         found = run(*words)
         assert found.code == 1
         assert "Name the model that was pruned, with the same --set" in " ".join(found.err.split())
+    found = run("apply", *SMALL, "small")
+    assert found.code == 1
+    assert "Name the model that was pruned, with the same --set and --input" in " ".join(found.err.split())
+    assert "Dynamo" not in found.err
+    assert "--threads 9999 must be" in run("bench", *SMALL, "--threads", "9999").err
 
 
 def test_apply_says_that_weights_are_random(run):
     model = ("squeezenet1_0", "--input", "1x3x64x64", "--set", "num_classes=2")
     run("prune", *model, "--cost", "macs", "--budget", "80%", "--out", "small")
     assert "squeezenet1_0 has random weights" in " ".join(run("apply", *model[:1], "small", *model[1:]).out.split())
+
+
+def test_the_folder_of_a_sweep_is_not_one_of_its_networks(run):
+    """Its own folder has no report: those that have are named."""
+    run("sweep", *COUNTED, "--budgets", "80%,50%", "--out", "curve")
+    for words in (("report", "curve"), ("apply", SMALL[0], "curve"), ("compare", *SMALL, "curve")):
+        found = run(*words)
+        assert found.code == 1
+        assert "or name one of curve/50, curve/80" in " ".join(found.err.split())
+
+
+@pytest.mark.parametrize("text", ["import torch\nmodel = 1\n", "hello", "[1]"])
+@pytest.mark.parametrize("words", [("report", "a.txt"), ("apply", SMALL[0], "a.txt"), ("solve", "a.txt")])
+def test_a_file_of_another_kind_is_told_without_python(run, words, text):
+    """What the library says to who passed a path in place of a text is not said of a file that was read."""
+    Path("a.txt").write_text(text)
+    found = run(*words)
+    assert found.code == 1
+    assert "a.txt: this is not JSON" in found.err
+    assert "pathlib" not in found.err
 
 
 def test_explain(run):

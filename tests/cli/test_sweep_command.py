@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 
-import torch
 from command_line import COUNTED
 
 import halp_fx
@@ -37,7 +36,6 @@ def test_networks_without_weights_are_said_to_be(run):
 
 def test_a_sweep_goes_on_where_it_was(run, monkeypatch):
     def swept(budgets):
-        torch.manual_seed(0)  # Without --weights they are random.
         return run("sweep", *COUNTED, "--out", "curve", "--state", "search", "--budgets", budgets, "--json")
 
     whole = swept("80%,50%").json["rows"]
