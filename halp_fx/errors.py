@@ -150,7 +150,9 @@ class TrainingError(HalpError):
 
 def instead_of_path(given: object) -> str:
     """How to pass the text of a file, where a path was passed in its place; "" if it was something else."""
-    a_line = isinstance(given, str) and given and "\n" not in given  # Of several lines it is text.
-    if isinstance(given, os.PathLike) or (a_line and not given.lstrip().startswith(("{", "["))):
+    if isinstance(given, os.PathLike) or (
+        # Of several lines it is a text.
+        isinstance(given, str) and given and "\n" not in given and not given.lstrip().startswith(("{", "["))
+    ):
         return f". To read a file, pass its text: pathlib.Path({os.fspath(given)!r:.80}).read_text()"
     return ""
