@@ -70,7 +70,9 @@ class ModelSpec:
 
         kind, device = _dtype(self.dtype), _device(self.device)
         sizes = [parse_shape(shape) for shape in self.shapes or (SHAPE,)]
-        model = make_model(self.name, parse_settings(self.settings))
+        with torch.random.fork_rng(devices=[]):  # The same at every call: a kept search (--state) goes on with them.
+            torch.default_generator.manual_seed(0)
+            model = make_model(self.name, parse_settings(self.settings))
         if (folder := self._folder()) is not None:
             model = load_folder(model, folder)
         elif self.weights is not None:
