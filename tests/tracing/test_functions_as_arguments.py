@@ -60,6 +60,12 @@ def test_flex_attention(bias):
     assert "_validate_device" in flex._validate_device.__qualname__
 
 
+OLDER = pytest.mark.xfail(
+    tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14),
+    reason="such operators compile themselves within a mode there, so the zeroed twin cannot run them",
+)
+
+
 def network(function, **layers):
     torch.manual_seed(0)
 
@@ -81,6 +87,7 @@ def test_branches_by_values():
     assert "which the example inputs do not reach" in coupling.frozen["a"]
 
 
+@OLDER
 def test_both_branches():
     def either(m, x):
         return m.c(torch.cond(x.mean() > 0, m.a, m.b, (x,)))
@@ -97,6 +104,7 @@ def test_both_branches():
             torch.testing.assert_close(small(y), twin(y), rtol=1e-9, atol=1e-9)
 
 
+@OLDER
 def test_loops():
     def steps(m, x):
         def body(i, y):
