@@ -18,7 +18,7 @@ from .guarding import guarded
     )
 )
 def bench(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=options.MODEL_FORMS)],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help=options.MODEL_FORMS)],
     inputs: options.Inputs = None,
     settings: options.Settings = None,
     runtime: options.Runtime = "eager",

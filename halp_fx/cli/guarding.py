@@ -152,7 +152,7 @@ _OPTIONS = {
         "Name the model that was pruned, with the same --set"
     ),
     r"Pass\s+example_inputs with which model\(\*example_inputs\) runs[^.\n]*": (
-        "Say what it takes with --input, the batch first: 1x3x224x224"
+        "Say what it takes with --input, the batch first, such as 1x3x224x224"
     ),
 }
 """How the library calls what commands have options for."""

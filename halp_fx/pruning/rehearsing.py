@@ -23,7 +23,7 @@ from torch import nn
 from ..errors import SaliencyError, words_of
 from ..internals import tree_leaves, tree_map
 from ..model.copying import copied
-from ..model.preserving import random_kept, unsynchronised
+from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..scoring.batchwise import pieces
 from ..scoring.divergence import Parts, numbers_of, parts_of, running, terms, to_compare
 from ..scoring.losses import Loss, called, inputs_of, moved, total
@@ -88,7 +88,8 @@ class Rehearsal:
         to_compare(network, True)
         numbers = [p for p in network.parameters() if p.is_floating_point()]
         if not any(p.requires_grad for p in numbers):
-            network.requires_grad_()
+            for parameter in numbers:
+                parameter.requires_grad_()
         parameters = [p for p in numbers if p.requires_grad]
         optimizer = _optimizer(network, parameters)
         steps = min(STEPS, PASSES * len(self.lessons))
@@ -105,7 +106,8 @@ class Rehearsal:
             optimizer.step()
         if norms_of(network):
             renew(network, self.lessons, len(self.lessons), self.loss)
-        return network.eval()
+        set_mode(network)
+        return network
 
     def _loss(self, network: nn.Module, step: int, lesson: Any, share: float) -> torch.Tensor:
         if self.loss is not None:
@@ -129,13 +131,13 @@ class Rehearsal:
 def mixed(inputs: Any, share: float) -> Any:
     """Each sample mixed with its neighbour, in all numbers of the inputs that samples have; inputs whose samples cannot
     be counted, or that are not only numbers (indices of tokens), as they are."""
-    count = samples_in(inputs) or 0
+    samples = samples_in(inputs) or 0
     leaves = [t for t in tree_leaves(inputs) if isinstance(t, torch.Tensor)]
-    if count < 2 or not all(t.is_floating_point() for t in leaves):
+    if samples < 2 or not all(t.is_floating_point() for t in leaves):
         return inputs
 
     def one(value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.ndim and len(value) == count:
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == samples:
             return torch.lerp(value.roll(1, 0), value, share)
         return value
 
