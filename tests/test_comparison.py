@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import compare_training
@@ -9,6 +10,15 @@ import pytest
 import torch
 from comparing import data, networks, tables, tasks
 from comparing.methods import Task
+
+
+@pytest.fixture(autouse=True)
+def _quiet_no_longer():
+    """Tools want to hear of errors alone, and other tests of more."""
+    logger = logging.getLogger("halp_fx")
+    level = logger.level
+    yield
+    logger.setLevel(level)
 
 
 def row(method, tuned=None, network="residual", draw=0, macs=0.1, **more):

@@ -42,7 +42,7 @@ def test_a_list_of_commands_fits_a_narrow_terminal(group, commands):
         (("prune", *COUNTED, "--budget", "latency=4ms"), 1, "as the cost (--cost) is macs"),
         (("prune", *COUNTED, "--budget", "50%", "--effort", "thorough"), 1, "--effort thorough judges networks by"),
         (("sweep", *COUNTED, "--budgets", ","), 1, "names none: write them with commas between"),
-        (("report", "nets.py"), 1, "nets.py: this is not a report in JSON"),
+        (("report", "nets.py"), 1, "nets.py: this is not JSON"),
         (("apply", *SMALL, "nets.py"), 1, "nets.py: "),
         (("explain", "nets.py"), 1, "nets.py:make"),
         (("explain", "yolo11n.pt"), 1, "did you mean ultralytics:yolo11n.pt?"),

@@ -92,7 +92,7 @@ def test_every_command_of_tables_has_json(command):
         (("bench", SMALL[0], "--input", "1x1x8x8"), 1, "the forward of 'nets.py:make' fails on the example inputs: "),
         (("bench", SMALL[0], "--input", "1x1x8x8"), 1, "Say what it takes with --input"),
         (("solve", "nowhere.json"), 1, "there is no file nowhere.json"),
-        (("solve", "nets.py"), 1, "nets.py: not a JSON problem"),
+        (("solve", "nets.py"), 1, "nets.py: this is not JSON"),
         (("solve", "."), 1, ". is a folder: name a file in it"),
         (("prune", *COUNTED, "--budget", "50%", "--weights", "."), 1, ". is a folder: name the file of weights in it"),
         (("prune", *COUNTED, "--budget", "50%", "--weights", "nets.py"), 1, "nets.py is no file of torch.save"),

@@ -222,7 +222,8 @@ class Drawing(Plain):
 
 
 def losses(model, data, coupling, branches, **options):
-    request = SimpleNamespace(loss=None, recalibrate=True, examples=data[0][:2], data=data, batches=8, **options)
+    asked = {"loss": None, "recalibrate": True, "sooner": False} | options
+    request = SimpleNamespace(examples=data[0][:2], data=data, batches=8, **asked)
     return dropping._losses_without(Network(model, Plan(), coupling), request, coupling, branches)
 
 

@@ -68,7 +68,7 @@ def test_the_summary_says_what_there_is_to_say():
         assert "params: dense 25.6 M, budget 46.2 k, reached 600" in text
         assert "memory: dense 2.00 MB, budget 1.00 MB, reached 900 kB" in text
         assert "branches dropped: rest (1 of 2 that may be)" in text
-        assert "once more" in text
+        assert "trained copy" in text
         assert text.index("steps") < text.index("even widths")
         assert text.endswith("note: mind this")
     assert (
@@ -83,7 +83,7 @@ def test_the_summary_says_what_there_is_to_say():
     ):
         assert words in whole
     untuned = replace(report, contenders=tuple(replace(c, tuned=None) for c in contenders)).summary()
-    assert "once more" not in untuned
+    assert "trained copy" not in untuned
 
 
 def test_names_that_look_like_numbers_stay_as_they_are():
