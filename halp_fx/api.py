@@ -134,7 +134,7 @@ def prune(
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways and returns the network that a judge
-            prefers (docs/closing.md). It needs data, and takes about ten times as long.
+            prefers (docs/closing.md). It needs data, and takes seven to sixteen times as long.
         judge: with `effort="thorough"`, whose outputs are compared with the dense network's, on a quarter of the data
             that is held out: "trained", of a copy that was trained for some hundred steps on the rest, without labels,
             which foretells what fine-tuning will make of a network; "untrained", of the network as it stands, whose
