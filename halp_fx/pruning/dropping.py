@@ -82,8 +82,7 @@ def _losses_on(
     by_batch = bool(request.recalibrate) and not settled
     if request.loss is None and not settled:
         try:
-            whole, told, without = _side_by_side(compared, by_batch, network, request, coupling, branches)
-            return _losses(whole, math.inf if request.sooner else told, without)
+            return _losses(request, *_side_by_side(compared, by_batch, network, request, coupling, branches))
         except Exception as error:  # Where networks cannot share anything, each is made and run by itself.
             logger.info("networks without a branch are run one by one: %s", words_of(error))
 
@@ -96,12 +95,12 @@ def _losses_on(
         return reference.apart(other)
 
     reference = Reference.of(network.model, compared, request.loss, statistics=by_batch)
-    told = math.inf if request.sooner else reference.told
-    return _losses(apart(), told, {b.name: apart(b.name) for b in branches})
+    return _losses(request, apart(), reference.told, {b.name: apart(b.name) for b in branches})
 
 
-def _losses(whole: Apart, told: float, without: Mapping[str, Apart]) -> dict[str, float]:
-    found = {name: apart.loss(whole, told) for name, apart in without.items()}
+def _losses(request: Request, whole: Apart, told: float, without: Mapping[str, Apart]) -> dict[str, float]:
+    held_against = math.inf if request.sooner else told
+    found = {name: apart.loss(whole, held_against) for name, apart in without.items()}
     return {name: loss for name, loss in found.items() if math.isfinite(loss)}
 
 

@@ -113,19 +113,18 @@ class Rehearsal:
         if self.loss is not None:
             return total(self.loss(network, lesson))
         inputs = mixed(inputs_of(lesson), share)
-        if step not in self.answers:
-            with running(self.model, False):
-                answer = parts_of(called(self.model, inputs))
-            self._keep(step, answer)
-        else:
-            answer = self.answers[step]
+        answer = self.answers.get(step) or self._asked(step, inputs)
         return terms(answer, numbers_of(called(network, inputs)))[0].mean()
 
-    def _keep(self, step: int, answer: Parts) -> None:
+    def _asked(self, step: int, inputs: Any) -> Parts:
+        """What the dense network puts out; it is kept while there is room."""
+        with running(self.model, False):
+            answer = parts_of(called(self.model, inputs))
         size = sum(part.nbytes for part in answer)
         if size <= self.room:
             self.answers[step] = answer
             self.room -= size
+        return answer
 
 
 def mixed(inputs: Any, share: float) -> Any:
