@@ -1,11 +1,10 @@
 """rehearsing: a network that meets a budget -> a copy that was trained for a little while to do what the dense network
-does, which foretells what fine-tuning will make of it.
+does, which foretells better what fine-tuning will make of it than the network as it stands.
 
-At a tenth of the cost nothing that can be measured of a network as it stands does: neither its accuracy, nor its
-distance from the dense network, nor what one epoch of ordinary training makes of it (docs/benchmarks_accuracy.md, "What
-the judge knows"). What it comes to in some hundred steps does, where these teach it more than the few samples at hand:
-the dense network can be asked about any input, so it is asked about mixtures of two (mixup, arXiv 1710.09412; a patient
-teacher of consistent views, arXiv 2106.05237). No labels are needed.
+At a twentieth of the cost by much, at a tenth by little (docs/benchmarks_accuracy.md, "What the judge knows"). It takes
+some hundred steps: fewer, or an epoch of ordinary training, tell less. They have to teach more than the few samples at
+hand: the dense network can be asked about any input, so it is asked about mixtures of two (mixup, arXiv 1710.09412; a
+patient teacher of consistent views, arXiv 2106.05237). No labels are needed.
 """
 
 from __future__ import annotations
