@@ -137,8 +137,8 @@ def prune(
             prefers (docs/closing.md). It needs data, and takes seven to sixteen times as long.
         judge: with `effort="thorough"`, whose outputs are compared with the dense network's, on a quarter of the data
             that is held out: "trained", of a copy that was trained for some hundred steps on the rest, without labels,
-            which foretells better what fine-tuning makes of a small one; "untrained", of the network as it stands, whose
-            widths are then varied, too, for one that is used as it is.
+            which foretells better what fine-tuning makes of a small one; "untrained", of the network as it stands,
+            whose widths are then varied, too, for one that is used as it is.
         state: a folder in which scores, times, steps and rounds are kept. The same call goes on from there after an
             interruption, and a call with another budget from the narrowest network that is wider (docs/closing.md).
         progress: show how far it is: bars on a terminal and in a notebook, a line now and then in a log file.

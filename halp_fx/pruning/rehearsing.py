@@ -33,7 +33,8 @@ logger = logging.getLogger("halp_fx")
 
 STEPS, PASSES = 450, 48
 """Steps of a rehearsal, and how often it sees the same samples at most. With a third of the steps, ranks of eight
-networks agreed with those after fine-tuning by 0.1 to 0.9 instead of 0.9 to 1.0 (docs/benchmarks_accuracy.md)."""
+networks agreed with those after fine-tuning by 0.1 to 0.9 instead of 0.9 to 1.0, in the pools that this was chosen on
+(docs/benchmarks_accuracy.md)."""
 
 RATE, ADAPTIVE_RATE = 0.05, 1.5e-3
 """Of SGD with Nesterov momentum, and of AdamW where there are no batch norms: SGD hardly trains such networks."""
