@@ -4,8 +4,8 @@ Values say what a network loses as long as little is gone; at small budgets the 
 and there (docs/benchmarks_accuracy.md), and a solver cannot tell, for it is their optimum. So several ways are gone
 (`variants`), and what comes out is judged by something that none of them maximised: the distance of its outputs to
 those of the dense network, on a quarter of the data that nobody else sees. It is that of a copy which was trained for a
-little while (`rehearsing`), for what a network does before tells little of what fine-tuning makes of it; or, with
-`judge="untrained"`, that of the network as it stands, whose widths are then varied as well (`varying`).
+little while (`rehearsing`), which foretells better what fine-tuning makes of a network; or, with `judge="untrained"`,
+that of the network as it stands, whose widths are then varied as well (`varying`).
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class _Entry:
         """The smallest is the best: what keeps the budget, then what could be trained, then what is close."""
         session, judged = self.session, self.judged
         keeps = session.best.keeps(session.yardstick.budget, session.slack)
-        return not keeps, judged.tuned is None, judged.distance if judged.tuned is None else judged.tuned
+        return not keeps, judged.tuned is None, judged.last
 
 
 def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook | None = None) -> Session:
@@ -103,8 +103,7 @@ def _elected(
         found: the ways that were gone to their end go here.
     """
     ways = list(variants(apart))
-    trains = request.train_between is None and request.judge == "trained"
-    rehearsal = Rehearsal.of(model, list(apart.data or ()), request.loss) if trains else None
+    rehearsal = Rehearsal.of(model, list(apart.data or ()), request.loss) if request.rehearses else None
     with work("ways", len(ways) + 1, "ways") as done:
         for name, asked in ways:
             part = None if notebook is None else notebook.part(name, model, asked)
@@ -140,9 +139,7 @@ def _elected(
         _made_of_all(session, request)
     helped = not request.compensate and request.train_between is None
     session.contest = Contest(tuple(c.judged for c in found), reference.kind, reference.samples, helped)
-    first = found[0].judged
-    distance = first.distance if first.tuned is None else first.tuned
-    logger.info("%s is closest to the dense network: %.4g", first.name, distance)
+    logger.info("%s is closest to the dense network: %.4g", found[0].judged.name, found[0].judged.last)
     if request.score_fn is not None:
         session.judgement = Judgement(request.score_fn, None)
         for network, share in ((Network(model, Plan()), 1.0), (session.best.network, session.best.measured)):

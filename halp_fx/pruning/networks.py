@@ -99,6 +99,11 @@ class Judged:
     distance: float
     tuned: float | None = None
 
+    @property
+    def last(self) -> float:
+        """What was measured last: of the trained network, if there is one."""
+        return self.distance if self.tuned is None else self.tuned
+
 
 @dataclass(frozen=True, slots=True)
 class Contest:

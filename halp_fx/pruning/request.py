@@ -168,6 +168,11 @@ class Request:
         return self.data is None and self.importance in (None, "auto")
 
     @property
+    def rehearses(self) -> bool:
+        """Whether networks are judged by trained copies that no `train_between` trains."""
+        return self.judge == "trained" and self.train_between is None
+
+    @property
     def inputs(self) -> Inputs:
         """Arguments of the forward that is timed."""
         return self.examples[0]

@@ -28,7 +28,7 @@ def variants(request: Request) -> Iterator[tuple[str, Request]]:
     yield "values alone", replace(once, evenness=0.0)
     if request.branches:
         yield "branches stay", replace(once, branches=False)
-    if request.judge == "trained" and request.train_between is None:
+    if request.rehearses:
         if request.branches:
             yield "branches go sooner", replace(once, sooner=True)
         # Which channels go is chance in part, and which network comes of that moves its accuracy by two points.
