@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .latency.allocator import keep_memory
     from .latency.benchmarking import Benchmark, benchmark
     from .passes import PruneChannels
+    from .pruning.healing import Healing, heal
     from .reporting.curve import Curve
     from .reporting.explaining import dependency_graph, explain
     from .reporting.profiling import Profile, profile
@@ -72,6 +73,7 @@ _HOMES = {
     "latency": ("CallableCost", "MacsCost", "MeasuredLatency", "MemoryCost", "ParamsCost", "RooflineCost"),
     "latency.allocator": ("keep_memory",),
     "latency.benchmarking": ("Benchmark", "benchmark"),
+    "pruning.healing": ("Healing", "heal"),
     "reporting.curve": ("Curve",),
     "reporting.explaining": ("dependency_graph", "explain"),
     "reporting.profiling": ("Profile", "profile"),
@@ -122,6 +124,7 @@ __all__ = [
     "Export",
     "ExportError",
     "HalpError",
+    "Healing",
     "InfeasibleError",
     "LatencyError",
     "MacsCost",
@@ -158,6 +161,7 @@ __all__ = [
     "explain",
     "export",
     "find_branches",
+    "heal",
     "keep_memory",
     "load",
     "pareto",

@@ -68,6 +68,7 @@ def prune(
     score_fn: Callable[[nn.Module], float] | None = None,
     max_drop: float | None = None,
     compensate: bool | None = None,
+    heal: bool | int = False,
     optimizer: Optimizers | None = None,
     effort: Effort = "normal",
     judge: Judge = "trained",
@@ -131,6 +132,8 @@ def prune(
             (`halp_fx.compensate`): at the end, before each `train_between`, and, without batch norms, after every step.
             Without data, at the end, with images that are drawn where the forward is given images. None: where there
             is data; not with `recalibrate=False`, and not for a published method.
+        heal: at the end, train the network for a thousand steps, or for so many, to do what the dense network does
+            (`halp_fx.heal`): without labels, on the data alone, where nobody will fine-tune it, or not at once.
         optimizer: of the model, or several; it gets the result's parameters, and its state is cut as they were
             (`rebind`).
         effort: "fast" takes fewer, larger steps; "thorough" goes several ways and returns the network that a judge
@@ -170,11 +173,11 @@ def prune(
             data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
             round_to=round_to, min_keep=min_keep, limits=limits, branches=branches, steps=steps, solver=solver,
             tolerance=tolerance, train_between=train_between, recalibrate=recalibrate, score_fn=score_fn,
-            max_drop=max_drop, compensate=compensate, effort=effort, judge=judge, progress=progress,
+            max_drop=max_drop, compensate=compensate, heal=heal, effort=effort, judge=judge, progress=progress,
         )  # fmt: skip
         request = as_published(asked, model)
         team = Team.here()
-        way = f"compensate={compensate}, {'a' if train_between else 'no'} train_between"
+        way = f"compensate={compensate}, heal={heal}, {'a' if train_between else 'no'} train_between"
         if state is not None and team.size > 1:
             raise StateError("state= is for one process: leave it out where torch.distributed is initialised")
         team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
@@ -182,7 +185,7 @@ def prune(
             with team.leading():
                 notebook = None if state is None else Notebook.open(path_of(state), model, request, stream)
                 small = _pruned(model, request, team, notebook)
-            team.tell("done", report_of(small).plan, changed(small, request), report_of(small))
+            team.tell("done", report_of(small).plan, changed(small, request, bool(request.heal)), report_of(small))
         else:
             small = follow(team, model, request)
     as_modes_of(small, model)
@@ -375,6 +378,8 @@ def _pruned(model: nn.Module, request: Request, team: Team, notebook: Notebook |
         with preserved(model):
             go = contested if request.effort == "thorough" else walked
             session = go(model, request, team, notebook)
+            with nothing_lost(lambda: session):
+                session.heal()
         small = session.best.network.model
         with nothing_lost(lambda: session):
             small.halp = report_on(session)  # type: ignore[assignment]

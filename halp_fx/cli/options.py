@@ -78,6 +78,10 @@ Tolerance = Annotated[
     typer.Option(min=0.0, metavar="SHARE", help="How far beside the budget is close enough, as a share of it."),
 ]
 Compensate = Annotated[bool | None, typer.Option(help="Layers make up for what they lost; default: with --data.")]
+Heal = Annotated[
+    bool,
+    typer.Option("--heal", help="Then train it without labels, by the dense network (1,000 steps); needs --data."),
+]
 Effort = Annotated[
     str,
     typer.Option(metavar="EFFORT", help="fast, normal, or thorough: several ways, the best is taken (needs --data)."),

@@ -62,6 +62,7 @@ def prune(
     steps: options.Steps = None,
     tolerance: options.Tolerance = 0.02,
     compensate: options.Compensate = None,
+    heal: options.Heal = False,
     effort: options.Effort = "normal",
     state: options.State = None,
     exports: Annotated[
@@ -75,7 +76,7 @@ def prune(
 
     Leaves a folder: model.safetensors (`halp_fx.load` reads it), plan.json (which channels stay), report.html,
     report.json, and what --export asks for. With --data, channels go where your images lose least by it;
-    without, all layers become about equally narrow. Then fine-tune: this command does not train.
+    without, all layers become about equally narrow. Then fine-tune: this command does not train, but for --heal.
     """
     from .costs import budget_of, cost_of
     from .data import data_for
@@ -105,6 +106,7 @@ def prune(
         data=batches,
         loss_fn=import_function(loss) if loss else None,
         compensate=compensate,
+        heal=heal,
         latency=price,
         ignore=ignore or (),
         round_to=round_to,

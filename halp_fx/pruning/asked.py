@@ -25,8 +25,8 @@ from ..progress import length_of
 from ..scoring.losses import described as batch_described
 from .request import Request
 
-_OWN = ("goals", "examples", "data", "ignore", "progress")
-"""Fields of a `Request` that are compared in another way, or do not matter."""
+_OWN = ("goals", "examples", "data", "heal", "ignore", "progress")
+"""Fields of a `Request` that are compared in another way, or do not matter: a network is healed after what is kept."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,13 +38,21 @@ class Judgement:
     sound: Network | None = None
     stopped: str = ""
 
+    def hears(self, network: Network, share: float) -> None:
+        """Ask for the score of a network of this share of the dense cost.
+
+        Raises:
+            SaliencyError: the score is no number.
+        """
+        self.scores.append(Scored(share, scored_by(self.score_fn, network.model, share)))
+
     def holds(self, network: Network, share: float) -> bool:
         """Whether a network of this share of the dense cost lost no more of its score than it may.
 
         Raises:
             SaliencyError: the score is no number.
         """
-        self.scores.append(Scored(share, scored_by(self.score_fn, network.model, share)))
+        self.hears(network, share)
         dense, now, most = self.scores[0].score, self.scores[-1].score, self.max_drop
         if most is not None and now < dense - most:
             self.stopped = (

@@ -84,6 +84,7 @@ class Request:
     max_drop: float | None = None
     compensate: bool | Literal["auto"] | None = False
     on_the_way: int = 0
+    heal: bool | int = False
     effort: Effort = "normal"
     judge: Judge = "trained"
     progress: bool = True
@@ -145,6 +146,7 @@ class Request:
             raise BudgetError(f"judge={self.judge!r} is not one of {', '.join(get_args(Judge))}")
         if self.effort == "thorough":
             self._check_thorough()
+        self._check_heal()
         if self.compensate and self.data is None and not are_images(self.inputs):
             raise SaliencyError(
                 "compensate=True needs data, unless what the forward is given are images: pass data, batches of inputs "
@@ -161,6 +163,18 @@ class Request:
             raise BudgetError(f"effort='thorough' tries several ways, and solver={self.solver!r} is one: leave one out")
         if self.max_drop is not None:
             raise BudgetError("max_drop stops a way, and effort='thorough' tries several: leave one of them out")
+
+    def _check_heal(self) -> None:
+        """Raises BudgetError or SaliencyError where a network cannot be trained to do what the dense one does."""
+        if not (isinstance(self.heal, bool) or is_whole(self.heal)):
+            raise BudgetError(f"heal={self.heal!r} must be True, False, or a number of steps")
+        if self.heal and self.data is None:
+            raise SaliencyError("heal trains the network on data: pass data, batches of inputs (labels are not needed)")
+        if self.heal and self.train_between is not None:
+            raise BudgetError(
+                "heal trains the network to do what the dense one does, which takes back what train_between taught: "
+                "leave one of them out"
+            )
 
     @property
     def blind(self) -> bool:

@@ -33,6 +33,7 @@ from .closing import sums_beside
 from .cutting import Cutter
 from .distributed import Team, changed
 from .goals import EXACT
+from .healing import STEPS, Healing, healed
 from .judging import Judgement
 from .limits import check_limits, limited
 from .networks import Candidate, Choice, Contest, Network, Stop, best_of, with_plan
@@ -70,6 +71,7 @@ class Session:
         judgement: what the caller's `score_fn` said, if there is one.
         clock: seconds per stage.
         compensation: the last one, if it was asked for.
+        healing: what training the best network brought (`heal`), if it was asked for.
         trail: where the steps so far left the network.
         planned: candidates are plans alone, and their networks not made: for one step to a counted cost.
         passed_by: networks that are closed in on are compensated when they are asked for (`Frontier.network`), unless
@@ -86,6 +88,7 @@ class Session:
     judgement: Judgement | None = None
     clock: Clock = field(default_factory=Clock)
     compensation: Compensation | None = None
+    healing: Healing | None = None
     trail: list[Stop] = field(default_factory=list)
     planned: bool = False
     passed_by: bool = False
@@ -242,6 +245,17 @@ class Session:
         if not self.passed_by or self.request.on_the_way:
             self._compensate(self.best.network, self.network)
         self.settle(self.best.network)
+
+    def heal(self) -> None:
+        """Train the best network for a while to do what the dense one does, if that was asked for."""
+        request, best = self.request, self.best
+        if request.heal and request.data is not None and best.network.plan:
+            steps = STEPS if request.heal is True else request.heal
+            with self.clock("heal"):
+                self.healing = healed(best.network.model, self.yardstick.model, request.data, steps, request.loss)
+            if self.judgement is not None and self.healing.taken:
+                with self.clock("score_fn"):
+                    self.judgement.hears(best.network, best.measured)
 
     def _all_there_is(self) -> Candidate:
         """The candidate of a network of which nothing more can go. Above the budget it is the smallest one."""

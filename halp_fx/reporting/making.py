@@ -124,6 +124,8 @@ def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) ->
         notes.append(_silence(saliency))
     if session.compensation is not None:
         notes += session.compensation.notes
+    if session.healing is not None:
+        notes.append(str(session.healing))
     if session.contest is not None:
         notes.append(_won(session.contest))
         notes += [left_out(session.contest.lost)] if session.contest.lost else []

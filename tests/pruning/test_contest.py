@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import BudgetError, Plan, Report, SaliencyError
-from halp_fx.pruning import contest, dropping, rehearsing, varying
+from halp_fx.pruning import contest, dropping, rehearsing, teaching, varying
 from halp_fx.pruning.contest import parted
 from halp_fx.pruning.rehearsing import Rehearsal
 from halp_fx.scoring.divergence import Reference, shared_out
@@ -200,7 +200,7 @@ def diverges(wanted, found):
 
 @pytest.mark.parametrize(("terms", "words"), [(refuses, "has no backward"), (diverges, "is nan in step 0 of 12")])
 def test_what_cannot_be_trained_is_judged_as_it_stands(dense, monkeypatch, caplog, terms, words):
-    monkeypatch.setattr(rehearsing, "terms", terms)
+    monkeypatch.setattr(teaching, "terms", terms)
     report = pruned(dense, effort="thorough").halp
     assert all(c.tuned is None for c in report.contenders)
     assert [c.distance for c in report.contenders] == sorted(c.distance for c in report.contenders)

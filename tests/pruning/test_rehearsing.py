@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import Plan
-from halp_fx.pruning import rehearsing
-from halp_fx.pruning.rehearsing import Rehearsal, mixed
+from halp_fx.pruning import rehearsing, teaching
+from halp_fx.pruning.rehearsing import Rehearsal
+from halp_fx.pruning.teaching import ROOM, Teacher, mixed
 from halp_fx.scoring.divergence import Reference
 
 
@@ -55,12 +56,12 @@ def test_a_rehearsal_brings_a_network_closer(dense, monkeypatch, norms, loss):
 
 def test_the_dense_network_is_asked_once_what_all_are_taught(dense, monkeypatch):
     asked = []
-    inner = rehearsing.called
-    monkeypatch.setattr(rehearsing, "called", lambda m, inputs: asked.append(m) or inner(m, inputs))
+    inner = teaching.called
+    monkeypatch.setattr(teaching, "called", lambda m, inputs: asked.append(m) or inner(m, inputs))
     small = halp_fx.rewrite(dense, Plan(), IMAGES[:1])
-    for room, repeats in ((rehearsing.ROOM, 1), (0, 2)):
+    for room, repeats in ((ROOM, 1), (0, 2)):
         asked.clear()
-        rehearsal = Rehearsal(dense, DATA, room=room)
+        rehearsal = Rehearsal(Teacher(dense, room=room), DATA)
         first, second = rehearsal.rehearsed(small), rehearsal.rehearsed(small)
         assert sum(m is dense for m in asked) == 12 * repeats
         assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

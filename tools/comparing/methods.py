@@ -230,12 +230,26 @@ def _by_torch_pruning(tp: object, task: Task, ratio: float, isomorphic: bool) ->
     return model
 
 
+def healed(method: Method) -> Method:
+    """What a method makes, healed on the images that a method may look at, without their labels."""
+
+    def heal(task: Task) -> nn.Module:
+        small = method(task)
+        images = [x for x, _ in task.calibration]
+        halp_fx.recalibrate(small, images)
+        halp_fx.heal(small, task.model, images, progress=False)
+        return small
+
+    return heal
+
+
 METHODS: dict[str, Method] = {
     "halp_fx": by_halp_fx(),
     "halp_fx not compensated": by_halp_fx(compensate=False),
     "halp_fx without data": by_halp_fx(with_data=False),
     "halp_fx without data, compensated": by_halp_fx(with_data=False, compensate=True),
     "halp_fx branches stay": by_halp_fx(branches=False),
+    "halp_fx healed": by_halp_fx(heal=True),
     "halp_fx thorough": by_halp_fx(effort="thorough"),
     "halp_fx fisher": by_halp_fx(importance="fisher"),
     "halp_fx taylor": by_halp_fx(importance="taylor"),
@@ -245,6 +259,8 @@ METHODS: dict[str, Method] = {
     "Torch-Pruning": torch_pruning(isomorphic=False),
     "Torch-Pruning isomorphic": torch_pruning(isomorphic=True),
     "uniform": uniform,
+    "uniform healed": healed(uniform),
+    "Torch-Pruning healed": healed(torch_pruning(isomorphic=False)),
     "random best of 50": random_widths,
 }
 

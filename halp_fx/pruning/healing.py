@@ -1,0 +1,180 @@
+"""healing: a network that was cut -> the same one, trained for a while to do what the dense one does (`teaching`), if
+that brings it closer on samples that it was not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..arguments import check_switches, whole
+from ..errors import SaliencyError
+from ..model.checks import check_module
+from ..model.copying import copied
+from ..model.preserving import named_tensors, random_kept, set_mode, unsynchronised
+from ..model.tensors import overwrite
+from ..progress import counted, shown
+from ..scoring.divergence import Reference
+from ..scoring.losses import Loss, check_loss
+from ..scoring.recalibrating import norms_of, renew
+from ..scoring.sampled import samples_in, samples_of
+from .request import rereadable
+from .teaching import Teacher, in_random_order, lessons_of
+
+STEPS = 1000
+"""Of about 64 samples each."""
+
+RATE = 0.02
+"""Lower than a rehearsal's: with 0.05 a network of half of the MACs lost a point (docs/benchmarks_accuracy.md)."""
+
+COMPARED = 64
+"""Samples that are held out, or more: whole batches are. At most a quarter of what is there."""
+
+NORMS = 64
+"""Batches that batch norms are re-estimated on, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """What `halp_fx.heal` did.
+
+    Attributes:
+        steps: that were taken, of about 64 samples each.
+        kind: what says how far two networks are apart: "divergence" (Kullback-Leibler, of class scores), "squared
+            error" (half of it, relative to the mean square of the outputs), or "loss" (the caller's).
+        samples: that were held out, which both figures are of.
+        before, after: how far the network was from the dense one, and is when trained.
+    """
+
+    steps: int
+    kind: str
+    samples: int
+    before: float
+    after: float
+
+    @property
+    def taken(self) -> bool:
+        """Whether the network is the trained one: where that is no closer, it stays as it was."""
+        return self.after < self.before
+
+    def __str__(self) -> str:
+        figures = f"{self.kind} {self.before:.4g} before, {self.after:.4g} after, on {self.samples} samples held out"
+        if self.taken:
+            return f"healed in {self.steps} steps: {figures}"
+        return (
+            f"not healed: {self.steps} steps did not bring it closer to the dense network ({figures}); it is as it was"
+        )
+
+
+def heal(
+    small: nn.Module,
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    steps: int = STEPS,
+    loss: Loss | None = None,
+    progress: bool = True,
+) -> Healing:
+    """Train a pruned network for a while to do what the dense one does, in place: without labels and without a recipe.
+
+    The dense network is asked about mixtures of two samples each, so that a few samples do not end up known by heart,
+    and the narrow one is trained to answer alike (docs/healing.md). It is the trained network only if that is closer to
+    the dense one on samples held out; else it stays as it was. Batch norms are re-estimated; modes, gradients and
+    random states are given back. Where labels and a recipe are at hand, fine-tuning with them is better.
+
+    Args:
+        small: the pruned network. Parameters that need no gradient stay, unless none of them does.
+        model: the network that it was made of; it is not changed.
+        data: batches as for `recalibrate`: a list of them, read in a random order again and again, or a loader, whose
+            batches are read once a pass. The first are held out, 64 samples or more; of few samples a quarter.
+        steps: of about 64 samples each.
+        loss: (model, batch) -> scalars, for batches of another kind: it calls the model, in eval mode but for batch
+            norms, and is then what is made small.
+        progress: as for `prune`.
+
+    Raises:
+        ModelError: one of the networks cannot be copied.
+        SaliencyError: too little data, outputs that do not compare, or a training that is not finite; `small` is as it
+            was.
+    """
+    check_module(small)
+    check_module(model)
+    check_switches(SaliencyError, progress=progress)
+    batches = rereadable(data)
+    if batches is None:
+        raise SaliencyError("a network cannot be healed without data: pass batches, such as a DataLoader")
+    check_loss(batches, None, loss)
+    steps = whole("steps", steps, SaliencyError)
+    with torch.inference_mode(False), shown(progress):
+        return healed(small, model, batches, steps, loss)
+
+
+def healed(small: nn.Module, model: nn.Module, data: Iterable[Any], steps: int, loss: Loss | None = None) -> Healing:
+    """As `heal`, of arguments that are checked."""
+    with random_kept(), torch.enable_grad():
+        taught, held = held_apart(data)
+        reference = Reference.of(model, held, loss)
+        before, copy = reference.distance(small), copied(small)
+        with unsynchronised(copy):
+            lessons = counted(islice(_endless(taught), steps), "heal", "steps", steps)
+            taken = Teacher(model, loss, RATE, moving=True).teach(copy, lessons, steps)
+            if norms_of(copy):
+                renew(copy, taught, NORMS, loss)
+            set_mode(copy)
+        found = Healing(taken, reference.kind, reference.samples, before, reference.distance(copy))
+    if found.taken:
+        overwrite(small, dict(named_tensors(copy)))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Without:
+    """Batches without the first ones, as often as they are read."""
+
+    data: Iterable[Any]
+    first: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(iter(self.data), self.first, None)
+
+
+def held_apart(data: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:
+    """Batches to teach, and those to compare on: the first ones, or, of few, a quarter of the samples of each. A loader
+    that shuffles has others in front each time.
+
+    Raises:
+        SaliencyError: there is too little to hold some out.
+    """
+    source = iter(data)
+    seen = list(islice(source, 1))
+    held = -(-COMPARED // max(1, (samples_in(seen[0]) or 1) if seen else 1))
+    seen += islice(source, 4 * held - 1)
+    if len(seen) == 4 * held:
+        return data[held:] if isinstance(data, Sequence) else _Without(data, held), seen[:held]
+    if len(seen) >= 4:
+        return seen[len(seen) // 4 :], seen[: len(seen) // 4]
+    counts = [samples_in(batch) or 0 for batch in seen]
+    if not seen or min(counts) < 4:
+        raise SaliencyError(
+            f"heal holds a quarter of the data out to compare on, and there are {len(seen)} batches of {counts} "
+            "samples: pass 4 batches or more"
+        )
+    parts = [(batch, n // 4, n) for batch, n in zip(seen, counts, strict=True)]
+    return [samples_of(b, k, n - k) for b, k, n in parts], [samples_of(b, 0, k) for b, k, _ in parts]
+
+
+def _endless(data: Iterable[Any]) -> Iterator[Any]:
+    """Lessons again and again: of a list in another order each time, of a loader in its own."""
+    if isinstance(data, Sequence):
+        yield from in_random_order([lesson for batch in data for lesson in lessons_of(batch)])
+    while True:
+        read = 0
+        for batch in data:
+            yield from lessons_of(batch)
+            read += 1
+        if not read:
+            return
