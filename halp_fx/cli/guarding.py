@@ -122,7 +122,7 @@ def guarded(*codes: int, examples: tuple[str, ...] = ()) -> Callable[[Command], 
 
 _OPTIONS = {
     r"\(latency=halp_fx\.latency\.MeasuredLatency\(runtime='(\w+)'\)\)": r"(--runtime \1)",
-    r"\b(branches|compensate)=True\b": r"--\1",
+    r"\b(branches|compensate|heal)=True\b": r"--\1",
     r"\bsteps=(\d+)": r"--steps \1",
     r"\(steps\)": "(--steps)",
     r"\bruntime='(\w+)'": r"--runtime \1",

@@ -169,10 +169,12 @@ class Request:
         if not (isinstance(self.heal, bool) or is_whole(self.heal)):
             raise BudgetError(f"heal={self.heal!r} must be True, False, or a number of steps")
         if self.heal and self.data is None:
-            raise SaliencyError("heal trains the network on data: pass data, batches of inputs (labels are not needed)")
+            raise SaliencyError(
+                "heal=True trains the network on data: pass data, batches of inputs (labels are not needed)"
+            )
         if self.heal and self.train_between is not None:
             raise BudgetError(
-                "heal trains the network to do what the dense one does, which takes back what train_between taught: "
+                "heal=True trains the network to do what the dense one does, which takes back what train_between taught: "
                 "leave one of them out"
             )
 

@@ -51,6 +51,17 @@ def test_a_search_is_kept_and_efforts_are_named(run, tmp_path, monkeypatch):
     assert "--effort much is not one of" in pruned("other", "--effort", "much").err
 
 
+def test_the_network_is_healed(run, monkeypatch):
+    monkeypatch.setattr("halp_fx.pruning.session.STEPS", 3)
+    asked = ("prune", *COUNTED, "--budget", "50%", "--heal", "--json")
+    found = run(*asked, "--data", "nets.py:batches")
+    assert found.code == 0
+    assert any("healed" in note and "3 steps" in note for note in found.json["notes"])
+    bare = run(*asked)
+    assert bare.code == 1
+    assert "--heal trains the network on data: pass --data" in " ".join(bare.err.split())
+
+
 @pytest.mark.parametrize("columns", [50, 60, 300])
 def test_how_to_go_on_is_python_however_narrow_the_terminal(run, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))

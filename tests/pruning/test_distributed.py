@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import MacsCost
+from halp_fx.pruning import healing
 from halp_fx.pruning.distributed import Team
 
 X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,10 @@ def work(rank, folder):
     for way, train in (("compensated", {}), ("untrained", {"train_between": None})):
         small = pruned(rank, seen, compensate=True, **train)
         result[way] = {n: t.clone() for n, t in small.state_dict().items()}
+    healing.Healing.taken = property(lambda self: True)  # So near, an untrained network comes no nearer.
+    small = pruned(rank, seen, heal=20, train_between=None)
+    result["healed"] = {n: t.clone() for n, t in small.state_dict().items()}
+    result["healed"]["notes"] = str(small.halp.notes)
     coupling = halp_fx.channel_groups(network(), X[:1])
     result["kept"] = halp_fx.score(network(), coupling, shard(rank), F.cross_entropy).scores
     result["errors"] = []
@@ -107,6 +112,15 @@ def test_compensated_weights_reach_all_processes(results, way):
         assert torch.equal(value, second[name]), name
     plain = results[0]["parameters"]
     assert not torch.equal(first["3.weight"], plain[4])
+
+
+def test_healed_weights_reach_all_processes(results):
+    """Each would train them on its own shard."""
+    first, second = (result["healed"] for result in results)
+    assert "healed in 20 steps" in first.pop("notes")
+    assert "healed in 20 steps" in second.pop("notes")
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert not torch.equal(first["3.weight"], results[0]["parameters"][4])
 
 
 def test_errors_reach_all_processes(results):

@@ -285,7 +285,7 @@ def test_what_ends_the_healing_hands_over_what_was_pruned(dense, monkeypatch):
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        ({"data": None, "heal": True}, SaliencyError, "heal trains the network on data"),
+        ({"data": None, "heal": True}, SaliencyError, "heal=True trains the network on data"),
         ({"heal": True, "train_between": trained}, BudgetError, "leave one of them out"),
         ({"heal": "long"}, BudgetError, "heal='long' must be True, False, or a number of steps"),
         ({"heal": 0.5}, BudgetError, "heal=0.5"),
