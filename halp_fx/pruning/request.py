@@ -174,8 +174,8 @@ class Request:
             )
         if self.heal and self.train_between is not None:
             raise BudgetError(
-                "heal=True trains the network to do what the dense one does, which takes back what train_between taught: "
-                "leave one of them out"
+                "heal=True trains the network to do what the dense one does, which takes back what train_between "
+                "taught: leave one of them out"
             )
 
     @property
