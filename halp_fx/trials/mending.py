@@ -27,7 +27,7 @@ from ..tracing.graph import of, op, place_of, views_of
 from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
 from .choosing import OTHER_WAY
-from .following import EXACT, MULTIPLES, Following, Sizes, owners, source_of
+from .following import EXACT, MULTIPLES, Following, Sizes, Widths, owners, source_of
 from .tagging import Given
 from .tying import asked, in_turn, near
 
@@ -160,7 +160,7 @@ def edits(model: nn.Module, coupling: Coupling, mismatch: Mismatch, given: Given
 
 def followed(model: nn.Module, coupling: Coupling, node: fx.Node, given: Iterable[FromAttribute]) -> Decisions:
     """What elements of attributes most likely follow that an operator was given: the size that each equals there."""
-    sizes = Sizes.at(node, coupling, coupling.widths())
+    sizes = Sizes.at(node, Widths(coupling))
     if op(node) == "slice" and isinstance(node.args[1], int):
         sizes = replace(sizes, extents=[coupling.shapes[n.name][node.args[1]] for n in (node, source_of(node))])
     rows: dict[tuple[str, str], set[int | None]] = {}
@@ -271,13 +271,13 @@ def _given_moves(
 
 def _reaches(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], attribute: _Attribute) -> list[_Reach]:
     """The attribute at every operator where it may follow something."""
-    modules, widths = dict(model.named_modules()), coupling.widths()
+    modules, widths = dict(model.named_modules()), Widths(coupling)
     found = []
     for node in nodes:
         owner = attribute.owner(of(node).module)
         if owner is None or not has(modules.get(owner), attribute.name):
             continue
-        sizes, value = Sizes.at(node, coupling, widths), held(modules[owner], attribute.name)
+        sizes, value = Sizes.at(node, widths), held(modules[owner], attribute.name)
         ways = [w for ratios in (EXACT, MULTIPLES) for w in sizes.followed_by(owner, attribute.name, value, ratios)]
         if ways:
             known = tuple(m for m in coupling.decisions.mends if (m.module, m.attribute) == (owner, attribute.name))
@@ -331,10 +331,10 @@ def _attribute_moves(
 ) -> list[Decisions]:
     """One move for every attribute (by name and class of its module) that equals a size at these operators: those of
     the nearest module first, and those last that would have to stand for several widths."""
-    modules, widths = dict(model.named_modules()), coupling.widths()
+    modules, widths = dict(model.named_modules()), Widths(coupling)
     found: dict[tuple[Any, ...], Decisions] = {}
     for node in nodes:
-        sizes = Sizes.at(node, coupling, widths)
+        sizes = Sizes.at(node, widths)
         for distance, owner in enumerate(owners(of(node).module)):
             if owner not in modules or follows_tensors(modules[owner]):
                 continue
