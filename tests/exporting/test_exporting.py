@@ -22,7 +22,7 @@ from halp_fx import Export, ExportError, Plan, Report
 from halp_fx.exporting.examples import Batches, deviation
 from halp_fx.exporting.files import onnx_entries, pt2_entries
 from halp_fx.exporting.ways import ways
-from halp_fx.latency import NetworkTiming
+from halp_fx.latency.interleaving import NetworkTiming
 from halp_fx.rewriting.descent import origin_of
 
 X = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -17,7 +17,8 @@ from torch import nn
 
 import halp_fx
 from halp_fx import BudgetError, InfeasibleError, MacsCost, ModelError
-from halp_fx.latency import CallableCost, PriceList
+from halp_fx.latency import CallableCost
+from halp_fx.latency.pricing import PriceList
 from halp_fx.pruning.evenness import _common_share
 
 X = torch.rand(2, 3, 8, 8)
