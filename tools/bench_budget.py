@@ -41,8 +41,9 @@ from torchvision.models import get_model
 from torchvision.models.detection import ssdlite320_mobilenet_v3_large
 
 import halp_fx
-from halp_fx.latency import Fingerprint, MeasuredLatency, interleaved
+from halp_fx.latency import Fingerprint, MeasuredLatency
 from halp_fx.latency.fingerprint import RUNTIMES
+from halp_fx.latency.interleaving import interleaved
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "densenet121", "googlenet", "convnext_tiny", "ssdlite320")
 BUDGETS = (0.8, 0.6, 0.4)

@@ -16,7 +16,8 @@ import torch
 import torchvision
 
 import halp_fx
-from halp_fx.latency import Cost, MacsCost, MeasuredLatency, PriceList
+from halp_fx.latency import Cost, MacsCost, MeasuredLatency
+from halp_fx.latency.pricing import PriceList
 from halp_fx.pruning.widths import build_problem, width_options
 from halp_fx.scoring.values import WidthValues
 from halp_fx.solver import WidthProblem

@@ -21,7 +21,7 @@ from ..errors import HalpError
 from ..extras import missing
 from ..files import write_text
 from ..fitting import FILE, Column, tabled
-from ..latency import interleaved
+from ..latency.interleaving import interleaved
 from ..model.tensors import parameter_count
 from ..progress import counted, shown
 from ..reporting.report import report_of

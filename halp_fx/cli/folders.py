@@ -123,13 +123,19 @@ def read_plan(place: Path) -> Plan:
 
 
 def read_report(place: Path) -> Report:
-    """A report from a file, or from a folder that has one.
+    """A report from a file, from a folder that has one, or from a network that was saved with its own.
 
     Raises:
         HalpError: there is none.
     """
     from ..reporting.report import Report
 
+    if place.suffix == Path(CHECKPOINT).suffix and place.is_file():
+        from ..saving import checkpoint
+
+        if (found := checkpoint.read(place).report) is None:
+            raise HalpError(f"{place} has no report: the network was saved without (small.halp)")
+        return found
     return _read(Report.from_json, place, REPORT)
 
 

@@ -72,10 +72,11 @@ class ModelSpec:
         sizes = [parse_shape(shape) for shape in self.shapes or (SHAPE,)]
         with torch.random.fork_rng(devices=[]):  # The same at every call: a kept search (--state) goes on with them.
             torch.default_generator.manual_seed(0)
-            model = make_model(self.name, parse_settings(self.settings))
-        if (folder := self._folder()) is not None:
-            model = load_folder(model, folder)
-        elif self.weights is not None:
+            if (folder := self._folder()) is not None:
+                model = _saved(folder, parse_settings(self.settings))
+            else:
+                model = make_model(self.name, parse_settings(self.settings))
+        if self.weights is not None and folder is None:
             load_weights(model, self.weights)
         model = model.eval().to(device, kind)
         inputs = tuple(torch.rand(size, device=device).to(kind) for size in sizes)
@@ -256,6 +257,17 @@ def _sized(stem: str) -> list[str]:
 
 
 def _huggingface(name: str, arguments: dict[str, Any]) -> Any:
+    kind, config = _configured(name, arguments)
+    return _called(f"hf:{name}", getattr(kind, "from_config", kind), {"config": config})
+
+
+def _saved(folder: Path, arguments: dict[str, Any]) -> nn.Module:
+    """The model of a folder that `save_pretrained` wrote, with the weights in it."""
+    return load_folder(*_configured(str(folder), arguments), folder)
+
+
+def _configured(name: str, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    """The class of transformers, or its choice of one, and the configuration that a name or a folder means."""
     try:
         import transformers
     except ImportError as error:
@@ -275,12 +287,8 @@ def _huggingface(name: str, arguments: dict[str, Any]) -> Any:
         config = _called(f"hf:{name}", transformers.CONFIG_MAPPING[name], arguments)
     names = getattr(config, "architectures", None) or ()
     own = next((getattr(transformers, n) for n in names if hasattr(transformers, n)), None)
-    if own is not None:
-        return _called(f"hf:{name}", own, {"config": config})
-    try:
-        return transformers.AutoModelForImageClassification.from_config(config)
-    except ValueError:  # No classifier of images.
-        return _called(f"hf:{name}", transformers.AutoModel.from_config, {"config": config})
+    classifies = type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    return own or (transformers.AutoModelForImageClassification if classifies else transformers.AutoModel), config
 
 
 def _called(name: str, make: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:

@@ -13,7 +13,10 @@ from .guarding import as_options, guarded
 
 @guarded(examples=("report pruned", "report pruned/report.json --html page.html", "report pruned --plots pictures"))
 def report(
-    place: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of `prune`, or its report.json.")],
+    place: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="A folder of `prune`, its report.json, or a network of `halp_fx.save`."),
+    ],
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write it as a page, too.")] = None,
     plots: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder for pictures (needs matplotlib).")] = None,
     as_json: options.Json = False,

@@ -18,19 +18,6 @@ if TYPE_CHECKING:
     from ..reporting.report import Report
     from .output import Output
 
-_COLUMNS = (
-    "budget",
-    "met",
-    "unit",
-    "dense",
-    "allowed",
-    "predicted",
-    "measured",
-    "by",
-    "of_dense",
-    "parameters",
-)
-
 
 @guarded(
     OUT_OF_REACH,
@@ -130,11 +117,19 @@ def _leave_points(curve: Curve, out: Path, output: Output) -> list[dict[str, Any
 
 
 def _row(budget: str, report: Report) -> dict[str, Any]:
-    values = (
-        *(budget, report.met, report.unit, report.dense, report.budget, report.predicted, report.measured),
-        *(_taken(report), report.measured / report.dense, report.parameters[1]),
-    )
-    return dict(zip(_COLUMNS, values, strict=True))
+    return {
+        "budget": budget,
+        "met": report.met,
+        "trusted": report.trusted,
+        "unit": report.unit,
+        "dense": report.dense,
+        "allowed": report.budget,
+        "predicted": report.predicted,
+        "measured": report.measured,
+        "by": _taken(report),
+        "of_dense": report.measured / report.dense,
+        "parameters": report.parameters[1],
+    }
 
 
 def _taken(report: Report) -> str:
@@ -144,7 +139,7 @@ def _taken(report: Report) -> str:
 
 def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, _COLUMNS)
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
 

@@ -31,8 +31,8 @@ def weights_in(folder: Path) -> Path | None:
     return next((folder / name for name in _IN_FOLDERS if (folder / name).is_file()), None)
 
 
-def load_folder(model: Any, folder: Path) -> nn.Module:
-    """A model of transformers like this one, with the weights of a folder that `save_pretrained` wrote.
+def load_folder(kind: Any, config: Any, folder: Path) -> nn.Module:
+    """A model of a class of transformers, with the weights of a folder that `save_pretrained` wrote.
 
     Read by transformers, which knows what an older version of it called them. Every tensor of the model must be there.
 
@@ -41,9 +41,9 @@ def load_folder(model: Any, folder: Path) -> nn.Module:
     """
     try:
         with _transformers_quiet():
-            loaded, found = type(model).from_pretrained(
+            loaded, found = kind.from_pretrained(
                 str(folder),
-                config=model.config,
+                config=config,
                 local_files_only=True,
                 ignore_mismatched_sizes=True,  # They are in `found`, and named below.
                 output_loading_info=True,
@@ -55,7 +55,7 @@ def load_folder(model: Any, folder: Path) -> nn.Module:
     wrong = [*_listed("missing", sorted(found["missing_keys"])), *_listed("of another shape", shapes)]
     if wrong:
         raise ModelError(
-            f"the weights in {folder} do not fit this {type(model).__name__}: {'; '.join(wrong)}. Leave out the --set "
+            f"the weights in {folder} do not fit this {type(loaded).__name__}: {'; '.join(wrong)}. Leave out the --set "
             "that changes the network, or name a function that makes it with weights: file.py:function"
         )
     return cast("nn.Module", loaded)

@@ -156,21 +156,10 @@ def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:
 Width = tuple[Fraction, dict[Axis, Fraction]]
 """The width of a group: a number, and multiples of lengths of axes."""
 
-# Of the groups that were last asked for: trials ask often, and mends leave groups as they are.
-_last: tuple[tuple[ChannelGroup, ...], dict[str, Width]] = ((), {})
-
 
 def widths_by_axes(coupling: Coupling) -> dict[str, Width]:
     """The widths of groups by lengths of axes, without those of which these do not tell: the length of an axis of its
     own, or what is left of one (a layer that makes several parts) without the widths of the others on it."""
-    global _last
-    last = _last  # Read once: another thread may ask for another coupling.
-    if last[0] is not coupling.groups:
-        last = _last = coupling.groups, _widths(coupling)
-    return last[1]
-
-
-def _widths(coupling: Coupling) -> dict[str, Width]:
     on_axis: dict[Axis, dict[str, int]] = {}
     found: dict[str, Width] = {}
     for group in coupling.groups:

@@ -144,10 +144,3 @@ def onnx_entries(path: str | Path) -> dict[str, str]:
 def write_pt2(program: Any, path: Path, entries: Mapping[str, str]) -> None:
     """Save an `ExportedProgram`, with entries in its archive under `halp_fx.json`."""
     torch.export.save(program, path, extra_files={_PT2_ENTRY: json.dumps(dict(entries))})
-
-
-def pt2_entries(path: str | Path) -> dict[str, str]:
-    """What `write_pt2` put into a file beside the program; nothing where another wrote it."""
-    found = {_PT2_ENTRY: ""}
-    torch.export.load(path, extra_files=found)
-    return json.loads(found[_PT2_ENTRY]) if found[_PT2_ENTRY] else {}

@@ -1,23 +1,19 @@
 """Costs of a network as functions of its widths: counted from shapes, or measured layer by layer on this machine."""
 
-from .calibration import Calibration
 from .costs import CallableCost, Cost, MacsCost, ParamsCost, RooflineCost
 from .elsewhere import TableLatency, measure_request
 from .errors import CorruptTableError, ForeignTableError, TableFileError, TableVersionError, TimingError
 from .files import read_table, write_table
 from .fingerprint import Fingerprint
-from .interleaving import NetworkTiming, interleaved
-from .layers import Layer, layers
+from .layers import Layer
 from .measured import MeasuredLatency
 from .memory import MemoryCost
-from .pricing import PriceList, price
+from .pricing import price
 from .request import TableRequest, read_request, write_request
-from .store import cache_directory
 from .table import LatencyTable
 from .timing import Timing
 
 __all__ = [
-    "Calibration",
     "CallableCost",
     "CorruptTableError",
     "Cost",
@@ -28,9 +24,7 @@ __all__ = [
     "MacsCost",
     "MeasuredLatency",
     "MemoryCost",
-    "NetworkTiming",
     "ParamsCost",
-    "PriceList",
     "RooflineCost",
     "TableFileError",
     "TableLatency",
@@ -38,9 +32,6 @@ __all__ = [
     "TableVersionError",
     "Timing",
     "TimingError",
-    "cache_directory",
-    "interleaved",
-    "layers",
     "measure_request",
     "price",
     "read_request",

@@ -64,11 +64,6 @@ class Calibration:
         """
         return self._first()[1]
 
-    @property
-    def overhead(self) -> float:
-        """End-to-end cost that remains when the layers' sum goes to 0."""
-        return self.predict(0.0)
-
     def predict(self, total: float) -> float:
         """End-to-end cost of a network whose layers sum up to `total`."""
         xs, ys = self._curve()

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..latency import PriceList
+from ..latency.pricing import PriceList
 from ..scoring.values import WidthValues
 from ..solver import CostTable, WidthGroup, WidthProblem
 from ..solver.problem import TOLERANCE

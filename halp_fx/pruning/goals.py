@@ -11,10 +11,11 @@ from torch import nn
 
 from ..errors import BudgetError
 from ..files import path_of
-from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, NetworkTiming, ParamsCost
+from ..latency import Cost, MacsCost, MeasuredLatency, MemoryCost, ParamsCost
 from ..latency.allocator import untouched
 from ..latency.elsewhere import of_other_device
 from ..latency.fingerprint import RUNTIMES
+from ..latency.interleaving import NetworkTiming
 from ..latency.prediction import LayerError
 from ..solver import CostTable
 from ..types import Coupling, Inputs

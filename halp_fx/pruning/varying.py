@@ -45,63 +45,84 @@ def varied(session: Session, data: Sequence[Any]) -> Plan | None:
         session: closed; its best network is where the search begins.
         data: batches; the first are compared on, the next ones are compensated with.
     """
-    yardstick, request = session.yardstick, session.request
-    model, coupling, best = yardstick.model, yardstick.coupling, session.best.network
-    compared, settled = shared_out(data, SAMPLES)
-    reference = Reference.of(model, compared, request.loss)
-    order, now = _orders(session), coupling.widths(best.plan)
-    left, tables, _ = yardstick.left(best.plan)
-    options = options_of(left, Plan(), request)
-    free = [name for name in options if len(options[name]) > 1 and name not in yardstick.held and name in order]
-    budgets, whole = yardstick.limits(), Network(model, Plan(), coupling)
-    settling = replace(request, data=settled, recalibrate=True)
-
-    def plan_of(widths: Mapping[str, int]) -> Plan:
-        kept = {n: tuple(sorted(order[n][: widths[n]])) for n in free}
-        return Plan({**best.plan.kept, **kept}, best.plan.dropped)
-
-    def distance(plan: Plan) -> float:
-        small = Network(rewrite(model, plan, request.examples, coupling=coupling, check=False), plan)
-        try:
-            compensated(small, whole, settling, yardstick, SAMPLES)
-            return reference.distance(small.model)
-        except HalpError:  # A forward that does not run at these widths, which no trial had.
-            return math.inf
-
-    def nearest(wanted: np.ndarray) -> dict[str, int]:
-        groups = {}
-        for name, widths in options.items():
-            fixed = name not in free
-            own = np.array([now[name]] if fixed else sorted({*widths, now[name]}))
-            off = np.zeros(1) if fixed else np.log(own / now[name]) - wanted[free.index(name)]
-            # What is wider than it should be is worth a little more: what is left of the budget is spent evenly.
-            groups[name] = WidthGroup(own, -(np.minimum(off, 0) ** 2) - 1e-3 * np.exp(-np.maximum(off, 0)))
-        problem = WidthProblem("varied", groups, tuple(tables), budgets)
-        try:
-            return dict(solve(problem, "lagrangian", work_limit=5.0).widths)
-        except InfeasibleError:  # What was measured since says that the budget is smaller than what was found for it.
-            return now
-
+    beside = _Beside(session, data)
+    count = len(beside.free)
     draw = np.random.default_rng(0)
-    at, spread = np.zeros(len(free)), SPREAD
-    known = {tuple(now[n] for n in free)}
-    first = closest = distance(plan_of(now))
-    found: Mapping[str, int] = now
+    at, spread = np.zeros(count), SPREAD
+    known = {beside.key(beside.now)}
+    first = closest = beside.distance(beside.now)
+    found: Mapping[str, int] = beside.now
     with session.clock("vary widths"), work("vary widths", EVALUATIONS, "networks") as done:
-        for _ in range(EVALUATIONS if free else 0):
-            moved = draw.random(len(free)) < SHARE
-            moved[draw.integers(len(free))] = True
-            wanted = at + moved * draw.normal(0, spread, len(free))
-            widths = nearest(wanted)
-            key = tuple(widths[n] for n in free)
-            off = closest if key in known else distance(plan_of(widths))
-            known.add(key)
+        for _ in range(EVALUATIONS if count else 0):
+            moved = draw.random(count) < SHARE
+            moved[draw.integers(count)] = True
+            wanted = at + moved * draw.normal(0, spread, count)
+            widths = beside.nearest(wanted)
+            off = closest if beside.key(widths) in known else beside.distance(widths)
+            known.add(beside.key(widths))
             if off < closest:
                 at, closest, found = wanted, off, widths
             else:
                 spread = max(spread * 0.97, SPREAD / 4)
             done()
-    return plan_of(found) if closest < first else None
+    return beside.plan(found) if closest < first else None
+
+
+class _Beside:
+    """Networks of other widths than the one that a session closed in on.
+
+    Attributes:
+        now: the widths of that one.
+        free: the groups whose widths may be others.
+    """
+
+    def __init__(self, session: Session, data: Sequence[Any]) -> None:
+        yardstick, request, best = session.yardstick, session.request, session.best.network
+        self._yardstick, self._request, self._best = yardstick, request, best.plan
+        compared, settled = shared_out(data, SAMPLES)
+        self._reference = Reference.of(yardstick.model, compared, request.loss)
+        self._settling = replace(request, data=settled, recalibrate=True)
+        self._whole = Network(yardstick.model, Plan(), yardstick.coupling)
+        left, self._tables, _ = yardstick.left(best.plan)
+        self._options = options_of(left, Plan(), request)
+        self._order = _orders(session)
+        self.now = yardstick.coupling.widths(best.plan)
+        may = (name for name, widths in self._options.items() if len(widths) > 1)
+        self.free = [name for name in may if name not in yardstick.held and name in self._order]
+
+    def key(self, widths: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple(widths[n] for n in self.free)
+
+    def plan(self, widths: Mapping[str, int]) -> Plan:
+        kept = {n: tuple(sorted(self._order[n][: widths[n]])) for n in self.free}
+        return Plan({**self._best.kept, **kept}, self._best.dropped)
+
+    def distance(self, widths: Mapping[str, int]) -> float:
+        """Of the network of these widths, compensated, from the dense one."""
+        plan, yardstick = self.plan(widths), self._yardstick
+        model = rewrite(yardstick.model, plan, self._request.examples, coupling=yardstick.coupling, check=False)
+        small = Network(model, plan)
+        try:
+            compensated(small, self._whole, self._settling, yardstick, SAMPLES)
+            return self._reference.distance(small.model)
+        except HalpError:  # A forward that does not run at these widths, which no trial had.
+            return math.inf
+
+    def nearest(self, wanted: np.ndarray) -> Mapping[str, int]:
+        """The widths within the budget that are closest to what is wanted: for each free group the logarithm of how
+        much wider than now it should be."""
+        groups = {}
+        for name, widths in self._options.items():
+            now, fixed = self.now[name], name not in self.free
+            own = np.array([now] if fixed else sorted({*widths, now}))
+            off = np.zeros(1) if fixed else np.log(own / now) - wanted[self.free.index(name)]
+            # What is wider than it should be is worth a little more: what is left of the budget is spent evenly.
+            groups[name] = WidthGroup(own, -(np.minimum(off, 0) ** 2) - 1e-3 * np.exp(-np.maximum(off, 0)))
+        problem = WidthProblem("varied", groups, tuple(self._tables), self._yardstick.limits())
+        try:
+            return dict(solve(problem, "lagrangian", work_limit=5.0).widths)
+        except InfeasibleError:  # What was measured since says that the budget is smaller than what was found for it.
+            return self.now
 
 
 def _orders(session: Session) -> dict[str, list[int]]:

@@ -12,7 +12,7 @@ import numpy as np
 from ..arguments import is_count, is_share, is_whole
 from ..coupling.branches import Branch
 from ..errors import BudgetError
-from ..latency import PriceList
+from ..latency.pricing import PriceList
 from ..scoring.values import WidthValues
 from ..solver import Branch as BranchChoice
 from ..solver import CostTable, WidthGroup, WidthProblem

@@ -16,8 +16,11 @@ from torch import nn
 
 from ..coupling.branches import Branch, without
 from ..errors import LatencyError, RewriteError
-from ..latency import Calibration, MeasuredLatency, NetworkTiming, PriceList
+from ..latency import MeasuredLatency
+from ..latency.calibration import Calibration
 from ..latency.disturbance import SCATTER
+from ..latency.interleaving import NetworkTiming
+from ..latency.pricing import PriceList
 from ..solver import CostTable, Shared
 from ..types import Coupling, Inputs, Plan
 from .blocks import in_blocks

@@ -33,12 +33,14 @@ class Point:
 
     Attributes:
         asked: the budget, as the caller wrote it.
-        budget, predicted, measured, dense: in the unit of the cost, as in a `Report`.
+        budget, predicted, measured, dense: in the unit of the cost, as in a `Report`; the dense network as it was timed
+            beside this point.
         plan: kept channels of the dense network.
         parameters: how many are left.
         gap: certified: no choice of widths within the budget is worth more than this, relative (`Solution.gap`).
         tolerance: relative deviation from the budget that was asked for; for a counted cost, rounding.
         score: what the caller's `score_fn` said; None without.
+        busy: as in a `Report`.
     """
 
     asked: str
@@ -51,6 +53,7 @@ class Point:
     gap: float
     tolerance: float
     score: float | None = None
+    busy: str = ""
 
     @property
     def share(self) -> float:
@@ -61,6 +64,11 @@ class Point:
     def met(self) -> bool:
         """As `Report.met`."""
         return self.measured <= self.budget * (1 + self.tolerance) and self.measured <= self.dense
+
+    @property
+    def trusted(self) -> bool:
+        """As `Report.trusted`."""
+        return not self.busy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,14 +101,14 @@ class Curve:
         Raises:
             BudgetError: malformed, or below every point.
         """
-        limit = parse_budget(budget, self._resource).limit(self.dense)
+        asked = parse_budget(budget, self._resource)
         for point in self.points:
-            if point.measured <= limit * (1 + point.tolerance):
+            if point.measured <= asked.limit(point.dense) * (1 + point.tolerance):
                 return point
-        least = self.points[-1].measured
+        least = self.points[-1]
         raise BudgetError(
-            f"a budget of {amount(limit, self.unit)} is below every point of the curve; the smallest takes "
-            f"{amount(least, self.unit)} ({least / self.dense:.1%} of dense). Ask pareto for this budget"
+            f"a budget of {amount(asked.limit(self.dense), self.unit)} is below every point of the curve; the smallest "
+            f"takes {amount(least.measured, self.unit)} ({least.share:.1%} of dense). Ask pareto for this budget"
         )
 
     def network(self, budget: Point | float | str) -> nn.Module:
@@ -120,7 +128,7 @@ class Curve:
         rows = []
         for p in self.points:
             row: dict[str, Any] = {"asked": p.asked, "budget": p.budget, "predicted": p.predicted}
-            row |= {"measured": p.measured, "share": p.share, "met": p.met, "gap": p.gap}
+            row |= {"measured": p.measured, "share": p.share, "met": p.met, "trusted": p.trusted, "gap": p.gap}
             row |= {"parameters": p.parameters} | ({"score": p.score} if p.score is not None else {})
             rows.append(row)
         return rows
@@ -150,6 +158,7 @@ class Curve:
         parts = [tabled(columns, table)]
         parts.append(f"dense: {amount(self.dense, self.unit)}" + (f", score {self.dense_score:.4g}" if scored else ""))
         parts += [f"times are by {self.by}: no network was timed"] if self.by else []
+        parts += [f"{p.asked}: times that are not to be trusted: {p.busy}" for p in self.points if not p.trusted]
         parts += [f"{budget}: {why}" for budget, why in self.refused.items()]
         return folded("\n\n".join(parts))
 
@@ -167,9 +176,9 @@ class Curve:
         """
         figure = new_figure(figsize=(9 if self.dense_score is not None else 5, 4), layout="constrained")
         axes = figure.subplots(1, 2 if self.dense_score is not None else 1, squeeze=False)[0]
-        budgets = [p.budget / self.dense for p in self.points]
+        budgets = [p.budget / p.dense for p in self.points]
         axes[0].plot(budgets, budgets, color=DENSE, label="budget")
-        axes[0].plot(budgets, [p.predicted / self.dense for p in self.points], "x", color=COLORS[1], label="predicted")
+        axes[0].plot(budgets, [p.predicted / p.dense for p in self.points], "x", color=COLORS[1], label="predicted")
         axes[0].plot(budgets, [p.share for p in self.points], "o-", color=PRUNED, markersize=3, label=self._taken)
         of = f"of the dense network's {amount(self.dense, self.unit)}"
         axes[0].set(xlabel=f"budget, {of}", ylabel=f"cost, {of}", title="What the budgets give")
@@ -179,7 +188,8 @@ class Curve:
             axes[1].plot(
                 [p.share for p in self.points], [p.score for p in self.points], "o-", color=PRUNED, markersize=3
             )
-            axes[1].axhline(self.dense_score, color=DENSE, linestyle="--", linewidth=0.8)
+            axes[1].axhline(self.dense_score, color=DENSE, linestyle="--", linewidth=0.8, label="dense")
+            axes[1].legend(fontsize=8)
             axes[1].set(xlabel=f"cost, {of}", ylabel="score", title="What is left of the score")
             shares_on(axes[1].xaxis)
         return save(figure, path_of(path))
@@ -270,6 +280,7 @@ def _point(asked: str, session: Session, score: float | None) -> Point:
         gap=best.choice.solution.gap,
         tolerance=session.slack,
         score=score,
+        busy=best.busy,
     )
 
 

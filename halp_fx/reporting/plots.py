@@ -158,6 +158,7 @@ def staircases(report: Report) -> Figure:
         _amounts(axes.yaxis, report.unit)
     for axes in list(grid.flat)[len(groups) :]:
         axes.axis("off")
+    figure.suptitle("Cost of a group's layers at its widths, all other groups as chosen (dot: its own)", fontsize=10)
     return _tidy(figure)
 
 

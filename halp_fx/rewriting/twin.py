@@ -25,7 +25,7 @@ from ..coupling.branches import Place, forwards
 from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
 from ..errors import TraceError
-from ..internals import TorchDispatchMode, disable_current_modes, eagerly, tree_flatten, tree_leaves, tree_unflatten
+from ..internals import OperatorMode, disable_current_modes, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
@@ -159,10 +159,8 @@ def _forward(twin: nn.Module, paths: Sequence[_Path], changed: set[str], *args: 
         return type(twin).forward(twin, *args, **kwargs)
 
 
-class _Restrict(TorchDispatchMode):
+class _Restrict(OperatorMode):
     """Runs some operators of the forward over a part of their channels, and adds nothing in others."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, paths: Sequence[_Path], changed: set[str], names: Mapping[int, str]) -> None:
         super().__init__()
@@ -181,12 +179,7 @@ class _Restrict(TorchDispatchMode):
         self._counted(func, (args, {}))
         return result
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        pieces = eagerly(func)
-        if pieces is not None:
-            with self:
-                return pieces(*args, **kwargs)
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         self._counted(func, (args, kwargs))
         change = self._change((str(func), self.seen[str(func)]))
         if change.silent == 0 and func._schema.is_mutable:

@@ -16,12 +16,6 @@ from .model import TIE, Factor, Model, Sum
 from .problem import WidthProblem
 from .tables import CostTable, Floats, Ints, Term
 
-
-def compile_problem(problem: WidthProblem) -> Model:
-    """The numeric form of a problem. Resources without a budget do not enter it."""
-    return Layout.of(problem).model(problem)
-
-
 _NOTHING = 1e-200
 """Amounts of a budget up to here are none: what a cost is of them is not finite."""
 
@@ -40,7 +34,7 @@ class Shared:
     elimination: Elimination | None = None
 
     def compiled(self, problem: WidthProblem) -> Model:
-        """As `compile_problem`."""
+        """The numeric form of a problem. Resources without a budget do not enter it."""
         if self.layout is None or not self.layout.serves(problem):
             self.layout, self.elimination = Layout.of(problem), None
         return self.layout.model(problem)

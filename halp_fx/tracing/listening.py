@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..internals import TorchDispatchMode, eagerly, tree_leaves, tree_map
+from ..internals import OperatorMode, tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.preserving import (
     Members,
@@ -83,10 +83,8 @@ def _own(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, torch.Tensor) else value
 
 
-class _Listener(TorchDispatchMode):
+class _Listener(OperatorMode):
     """Hears whether an operator is given a tensor that lies in certain memory."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, storages: set[int], watch: MetaWatch | None) -> None:
         super().__init__()
@@ -94,19 +92,10 @@ class _Listener(TorchDispatchMode):
         self._storages = storages
         self._watch = watch
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # See `Recorder`.
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         for value in tree_leaves((args, kwargs)):
             if isinstance(value, torch.Tensor) and storage_of(value) in self._storages:
                 self.heard = True
-        pieces = eagerly(func)
-        if pieces is not None:
-            with self:
-                return pieces(*args, **kwargs)
         result = meta_shapes.run(func, args, kwargs)
         if self._watch is not None:
             for value in tree_leaves(result):

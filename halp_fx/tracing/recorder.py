@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import ModelError
-from ..internals import TorchDispatchMode, disable_current_modes, eagerly, tree_leaves
+from ..internals import OperatorMode, disable_current_modes, tree_leaves
 from ..model.preserving import Members, meta_twin
 from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
@@ -37,10 +37,8 @@ _RESERVING = ("batch_norm", "instance_norm")
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(OperatorMode):
     """Writes operators into an fx graph."""
-
-    supports_higher_order_operators = True
 
     def __init__(self, used: nn.Module, live: Members, watch: MetaWatch | None, run: Run) -> None:
         super().__init__()
@@ -80,10 +78,6 @@ class Recorder(TorchDispatchMode):
         self._sizes_read: dict[int, frozenset[int]] = {}
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # Else PyTorch imports its compiler, which takes seconds, to switch it off around each operator.
 
     def follow_modules(self) -> None:
         """Know from now on which module of the copy is running. The model's own hooks run between these."""
@@ -125,16 +119,7 @@ class Recorder(TorchDispatchMode):
         self._remember(seen, node)
         return seen
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # A scripted function calls operators by itself, and what is asked of their tensors here would pass for its own.
-        with torch._C.DisableTorchFunction():
-            pieces = eagerly(func)
-            if pieces is None:
-                return self._dispatched(func, args, kwargs or {})
-        with self:
-            return pieces(*args, **(kwargs or {}))
-
-    def _dispatched(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def operator(self, func: Any, args: Any, kwargs: Any) -> Any:
         if func is _EMPTY and self.names.current in _RESERVING:
             return func(*args, **kwargs)
         # Arguments are looked up first: an in-place operator returns one of them.
@@ -348,16 +333,6 @@ class Recorder(TorchDispatchMode):
         if spec is None:
             spec = self._specs[key] = TensorSpec(tuple(value.shape), *key[1:])
         return spec
-
-
-class ShieldedRecorder(Recorder):
-    """For a process that has the compiler: within a compiled part of a forward it would compile the recorder."""
-
-    __torch_dispatch__ = Recorder.__torch_dispatch__
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return True
 
 
 def _tensors_at(places: Sequence[tuple[int, str]], args: Any, kwargs: Any) -> list[torch.Tensor]:

@@ -7,7 +7,6 @@ from constants alone (index tables) has its value in either case.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -35,7 +34,7 @@ from ..model.preserving import (
 from ..types import Run, TensorSpec, Traced
 from .leaks import MetaWatch, ValueWatch, emptied
 from .opaque import closed
-from .recorder import Recorder, ShieldedRecorder
+from .recorder import Recorder
 
 SEED = 0
 """Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
@@ -121,7 +120,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
     live = Members.of(model)
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
-    recorder = (ShieldedRecorder if "torch._dynamo" in sys.modules else Recorder)(used, live, watch, run)
+    recorder = Recorder(used, live, watch, run)
     with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
         set_mode(used, run.training)
         lost = _without_devices(used) if on_meta else set()

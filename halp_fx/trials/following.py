@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from itertools import product
 from typing import Any
 
 import torch
 from torch import fx
 
-from ..coupling.sizes import groups_of, widths_by_axes
+from ..coupling.sizes import Width, groups_of, widths_by_axes
 from ..tracing.graph import is_view, of, views_of
 from ..tracing.tags import MAX_ELEMENTS
 from ..types import Axis, Coupling, Extent, Mend
@@ -45,21 +46,34 @@ class Following:
         return not self.exact, self.misplaced, self.position
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """The sizes that an operator deals with, the likeliest to be repeated by an attribute first.
-
-    Attributes:
-        widths: of the coupling's groups, as they are.
-    """
+@dataclass(frozen=True)
+class Widths:
+    """The widths of a coupling's groups, found once for all operators that are looked at."""
 
     coupling: Coupling
-    widths: Mapping[str, int]
+
+    @cached_property
+    def now(self) -> Mapping[str, int]:
+        """As they are."""
+        return self.coupling.widths()
+
+    @cached_property
+    def by_axes(self) -> Mapping[str, Width]:
+        """By the lengths of axes."""
+        return widths_by_axes(self.coupling)
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """The sizes that an operator deals with, the likeliest to be repeated by an attribute first."""
+
+    widths: Widths
     extents: Sequence[Extent]
 
     @classmethod
-    def at(cls, node: fx.Node, coupling: Coupling, widths: Mapping[str, int]) -> Sizes:
+    def at(cls, node: fx.Node, widths: Widths) -> Sizes:
         """Sizes of its result (or of its pieces), of views of it, and of what leads to it."""
+        coupling = widths.coupling
         pieces = _pieces(node, coupling)
         if pieces:
             whole = coupling.shapes[source_of(node).name]
@@ -74,7 +88,7 @@ class Sizes:
             above = [source for n in above if is_view(n) for source in n.all_input_nodes]
         # Heads, for one, where batch and heads are one dimension.
         found += [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
-        return cls(coupling, widths, found)
+        return cls(widths, found)
 
     def followed_by(self, owner: str, name: str, value: Any, ratios: Sequence[Fraction]) -> list[Following]:
         """The ways in which an attribute of a module may follow these sizes times one of the ratios: for a number, one
@@ -109,10 +123,10 @@ class Sizes:
             return found
         for position, ratio in product(positions, ratios):
             extent = self.extents[position]
-            may_shrink = any(self.widths[group] > 1 for group, _ in extent.terms)
-            if may_shrink and extent.at(self.widths) * ratio == number:
-                mend = _mend(owner, name, index, extent, ratio, self.coupling)
-                if mend is not None and mend not in self.coupling.decisions.mends:
+            may_shrink = any(self.widths.now[group] > 1 for group, _ in extent.terms)
+            if may_shrink and extent.at(self.widths.now) * ratio == number:
+                mend = _mend(owner, name, index, extent, ratio, self.widths.by_axes)
+                if mend is not None and mend not in self.widths.coupling.decisions.mends:
                     found.setdefault(mend, position)
         return found
 
@@ -140,9 +154,10 @@ def owners(module: str) -> Iterator[str]:
     yield ""
 
 
-def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, coupling: Coupling) -> Mend | None:
+def _mend(
+    owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, widths: Mapping[str, Width]
+) -> Mend | None:
     """The attribute as `extent * ratio`, in slots of axes; None if a group's width is not told by any."""
-    widths = widths_by_axes(coupling)
     fixed, terms = extent.fixed * ratio, dict[Axis, Fraction]()
     for group, scale in extent.terms:
         width = widths.get(group)

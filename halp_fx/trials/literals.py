@@ -14,7 +14,7 @@ from ..coupling.sizes import takes_size
 from ..rewriting.literals import has_literals, is_literal
 from ..tracing.graph import of
 from ..types import Coupling, Decisions
-from .mending import followed, joined
+from .attributes import followed, joined
 from .tagging import run_tagged
 
 # Functions that are given sizes to compare them with those of their tensors.

@@ -152,6 +152,13 @@ def test_nothing_is_wider_than_the_terminal(run, monkeypatch, columns):
         assert [line for line in lines if len(line) > columns and " " in line.strip()] == [], words
 
 
+def test_a_saved_network_has_its_report(run):
+    assert run("prune", *COUNTED, "--budget", "60%", "--out", "small").code == 0
+    again = run("report", "small/model.safetensors")
+    assert again.code == 0
+    assert again.out == run("report", "small").out
+
+
 def test_with_json_standard_output_has_the_object_alone(run):
     """Also where a model's file prints."""
     Path("loud.py").write_text(

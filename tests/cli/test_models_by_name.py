@@ -102,6 +102,28 @@ def test_a_folder_of_hugging_face_brings_its_weights(weights):
         assert torch.equal(model(*inputs).logits, saved(*inputs).logits)
 
 
+def test_a_folder_of_hugging_face_is_made_once(monkeypatch):
+    kind = type(_saved_vit())
+    made, init = [], kind.__init__
+
+    def counted(self, *args, **kwargs):
+        made.append(self)
+        init(self, *args, **kwargs)
+
+    monkeypatch.setattr(kind, "__init__", counted)
+    ModelSpec("hf:vit", ["1x3x16x16"]).load()
+    assert len(made) == 1
+
+
+def test_a_folder_whose_class_is_not_named():
+    saved = _saved_vit()
+    saved.config.architectures = None
+    saved.config.save_pretrained("vit")
+    model = ModelSpec("hf:vit", ["1x3x16x16"]).load()[0]
+    assert type(model) is type(saved)
+    assert torch.equal(model.classifier.weight, saved.classifier.weight)
+
+
 def test_a_folder_of_hugging_face_without_weights_says_so():
     _saved_vit()
     Path("vit/model.safetensors").unlink()

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from halp_fx.latency import Fingerprint, allocator, interleaved
+from halp_fx.latency import Fingerprint, allocator
+from halp_fx.latency.interleaving import interleaved
 
 needs_glibc = pytest.mark.skipif(not allocator.can_keep(), reason="another malloc, or limits set from outside")
 EFFORT = {"min_time_s": 0, "repeats": 5, "precision": 1.0}
@@ -40,7 +41,7 @@ KEPT, USUAL = [*allocator._KEPT.items()], [*allocator._USUAL.items(), "trim"]
 FAULTS = """
 import torch
 from test_allocator import EFFORT, Wide
-from halp_fx.latency import interleaved
+from halp_fx.latency.interleaving import interleaved
 
 torch.set_num_threads(1)
 # The last takes more than any hole that the one before may have left in the heap.

@@ -13,7 +13,8 @@ from torch import nn
 
 import halp_fx
 from halp_fx.errors import LatencyError
-from halp_fx.latency import deployed, interleaved
+from halp_fx.latency import deployed
+from halp_fx.latency.interleaving import interleaved
 from halp_fx.latency.runtimes import network_call
 
 BRIEF = {"min_time_s": 0.0, "max_time_s": 0.01, "repeats": 3}

@@ -25,13 +25,13 @@ from halp_fx.latency import (
     TableRequest,
     TableVersionError,
     fingerprint,
-    layers,
     measure_request,
     read_request,
     read_table,
     write_request,
     write_table,
 )
+from halp_fx.latency.layers import layers
 from halp_fx.pruning.goals import cost_called
 from halp_fx.pruning.widths import width_options
 

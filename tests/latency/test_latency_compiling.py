@@ -11,7 +11,8 @@ from counting import Counting
 from torch import nn
 
 from halp_fx.errors import LatencyError
-from halp_fx.latency import compiling, interleaved, runtimes
+from halp_fx.latency import compiling, runtimes
+from halp_fx.latency.interleaving import interleaved
 from halp_fx.trials.trials import channel_groups
 
 X = torch.rand(2, 3)

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from halp_fx.errors import LatencyError
-from halp_fx.latency import Calibration, Timing, TimingError, interleaved
+from halp_fx.latency import Timing, TimingError
+from halp_fx.latency.calibration import Calibration
+from halp_fx.latency.interleaving import interleaved
 from halp_fx.latency.timing import Effort, time_call, time_graph, undisturbed
 
 

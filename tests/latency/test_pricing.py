@@ -12,7 +12,8 @@ from test_solver_property import KINDS, random_problem
 import halp_fx
 from halp_fx import MacsCost, Plan, WidthProblem
 from halp_fx.errors import ProblemError
-from halp_fx.latency import PriceList, price
+from halp_fx.latency import price
+from halp_fx.latency.pricing import PriceList
 from halp_fx.pruning.widths import build_problem, width_options
 from halp_fx.scoring.values import WidthValues
 from halp_fx.solver import CostTable, Term, WidthGroup

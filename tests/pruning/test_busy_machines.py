@@ -10,7 +10,7 @@ from test_prune import Small
 from test_report import Clock, latency
 
 import halp_fx
-from halp_fx.latency import NetworkTiming
+from halp_fx.latency.interleaving import NetworkTiming
 
 
 @pytest.mark.parametrize(

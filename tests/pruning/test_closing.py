@@ -16,7 +16,9 @@ from test_report import Clock, latency
 from torch import nn
 
 import halp_fx
-from halp_fx.latency import Calibration, CallableCost, MacsCost, NetworkTiming
+from halp_fx.latency import CallableCost, MacsCost
+from halp_fx.latency.calibration import Calibration
+from halp_fx.latency.interleaving import NetworkTiming
 from halp_fx.pruning.closing import sums_beside
 from halp_fx.pruning.goals import make_goals
 from halp_fx.pruning.networks import Candidate

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +18,8 @@ from torch import nn
 
 import halp_fx
 from halp_fx import BudgetError, InfeasibleError, MacsCost, ModelError
-from halp_fx.latency import CallableCost, PriceList
+from halp_fx.latency import CallableCost
+from halp_fx.latency.pricing import PriceList
 from halp_fx.pruning.evenness import _common_share
 
 X = torch.rand(2, 3, 8, 8)
@@ -240,3 +242,18 @@ def test_the_common_share_is_the_largest_that_fits():
         found = _common_share(groups, PriceList.of(problem), problem.budgets)
         assert found == 0 or fits(found)
         assert not any(fits(share) for share in np.linspace(found + 1 / 256, 1, 40)) or found > 1 - 1 / 256
+
+
+def test_points_are_held_against_the_dense_network_that_was_timed_beside_them():
+    """On a busy machine its time differs from one budget to the next."""
+    curve = curve_of(["80%", "50%"])
+    slow = replace(curve.points[0], budget=8.8, predicted=8.8, measured=8.8, dense=11.0, busy="other programs ran")
+    fast = replace(curve.points[1], budget=5.0, predicted=5.0, measured=5.0, dense=10.0)
+    curve = replace(curve, unit="ms", dense=10.0, points=(slow, fast), _resource="latency")
+    assert curve.at("80%") is slow
+    assert curve.at("79%") is fast
+    with pytest.raises(BudgetError, match=r"4.00 ms .* takes 5.00 ms \(50.0% of dense\)"):
+        curve.at(0.4)
+    assert "80%: times that are not to be trusted: other programs ran" in str(curve)
+    assert "50%: times" not in str(curve)
+    assert [row["trusted"] for row in curve.rows()] == [False, True]

@@ -249,7 +249,7 @@ class Stairs:
 @pytest.mark.parametrize("solver", ["halp", "mdp"])
 def test_blocks_are_as_large_as_the_steps_of_a_measured_staircase(monkeypatch, solver):
     def interleaved(models, inputs, **_):
-        from halp_fx.latency import NetworkTiming
+        from halp_fx.latency.interleaving import NetworkTiming
 
         counts = [sum(p.numel() for p in m.parameters()) for m in models]
         return tuple(NetworkTiming(10.0 * n / counts[0], 1e-3, 9, share=n / counts[0]) for n in counts)

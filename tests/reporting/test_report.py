@@ -13,7 +13,8 @@ from torch import nn
 
 import halp_fx
 from halp_fx import HalpError, MacsCost
-from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, NetworkTiming, Timing
+from halp_fx.latency import Fingerprint, LatencyTable, MeasuredLatency, Timing
+from halp_fx.latency.interleaving import NetworkTiming
 from halp_fx.latency.prediction import LayerError
 
 

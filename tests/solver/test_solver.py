@@ -17,7 +17,7 @@ from halp_fx.errors import HalpError, InfeasibleError, ProblemError
 from halp_fx.solver import CostTable, Term, WidthGroup, WidthProblem, restrict, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.halp import greedy_knapsack
-from halp_fx.solver.layout import compile_problem
+from halp_fx.solver.layout import Shared
 
 STORED = sorted((Path(__file__).parents[1] / "data" / "solver_problems").glob("*.json"))
 NAN = float("nan")
@@ -280,7 +280,7 @@ def test_more_work_finds_no_worse():
 
 def test_every_option_s_max_marginal_against_brute_force():
     """On the concat problem, whose elimination goes through sums."""
-    model = compile_problem(WidthProblem.from_json(STORED[0]))
+    model = Shared().compiled(WidthProblem.from_json(STORED[0]))
     prices = model.flat_value - 20.0 * model.flat_cost[0]
     sizes = model.sizes[:4]
     marginals = Elimination(model).max_marginals(prices)

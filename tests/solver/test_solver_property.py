@@ -15,7 +15,7 @@ from halp_fx.errors import InfeasibleError
 from halp_fx.solver import Branch, CostTable, Solution, Term, WidthGroup, WidthProblem, restrict, solve
 from halp_fx.solver.elimination import Elimination
 from halp_fx.solver.lagrangian import bound_and_search
-from halp_fx.solver.layout import Shared, compile_problem
+from halp_fx.solver.layout import Shared
 from halp_fx.solver.local import Incumbent, Neighbourhood
 from halp_fx.solver.model import TIE
 from halp_fx.solver.work import Work
@@ -271,7 +271,7 @@ def test_relaxed_elimination_still_bounds(kind):
     def check(seed, cap):
         problem = random_problem(kind, seed, 5, whole=False)
         best = optimum(problem)
-        model = compile_problem(problem)
+        model = Shared().compiled(problem)
         relaxed.append(not Elimination(model, cap).exact)
         incumbent = Incumbent(model, Work(np.inf))
         found = bound_and_search(model, incumbent, len(problem.groups) + len(problem.branches), 0.0, cap)
@@ -315,7 +315,7 @@ def test_moves_cost_what_the_states_that_they_lead_to_cost(kind):
     @given(st.integers(0, 2**32 - 1), st.integers(1, 6))
     def check(seed, groups):
         problem = random_problem(kind, seed, groups, whole=False)
-        model = compile_problem(problem)
+        model = Shared().compiled(problem)
         free, rng = len(problem.groups) + len(problem.branches), np.random.default_rng(seed)
         worth = [np.flatnonzero(rng.random(size) < 0.7) for size in model.sizes[:free]]
         moves, incumbent = Neighbourhood(model, free, worth), Incumbent(model, Work(1.0))

@@ -91,3 +91,32 @@ def test_the_collector_is_as_before_after_an_error():
         halp_fx.channel_groups(nn.Conv2d(3, 8, 3), torch.randn(1, 4, 8, 8))
     assert not gc.get_freeze_count()
     assert gc.isenabled()
+
+
+class PartCompiled(nn.Module):
+    """A forward that calls a function of the user's which is compiled."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.b = nn.Conv2d(3, 8, 3), nn.GroupNorm(1, 8), nn.Conv2d(8, 4, 3)
+        self.twice = torch.compile(lambda x: torch.relu(x) * 2, backend="eager")
+
+    def forward(self, x):
+        return self.b(self.twice(self.norm(self.a(x)))).mean((2, 3))
+
+
+LOOKS = {
+    "recorded": lambda model, x: halp_fx.trace(model, x),
+    "listened to": lambda model, x: reaches(model, (x,), {}, 2, ["b.weight"], True),
+    "as a twin": lambda model, x: halp_fx.zero(model, {"a": [0, 1]}, x)(x),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_what_looks_at_a_forward_is_not_compiled_with_its_parts(look):
+    counted = pytest.importorskip("torch._dynamo.utils").counters
+    model, x = PartCompiled().eval(), torch.randn(1, 3, 8, 8)
+    counted.clear()
+    with torch.no_grad():
+        LOOKS[look](model, x)
+    assert not counted["frames"]

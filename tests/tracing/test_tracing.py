@@ -189,6 +189,7 @@ def test_tracing_does_not_import_the_compiler():
         "import sys, torch, halp_fx\n"
         "net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Conv2d(8, 4, 1))\n"
         "small = halp_fx.rewrite(net, {'0': [1, 2]}, torch.randn(1, 3, 8, 8))\n"
+        "halp_fx.zero(net.eval(), {'0': [1, 2]}, torch.randn(1, 3, 8, 8))(torch.randn(1, 3, 8, 8))\n"
         "print(small[0].out_channels, 'torch._dynamo' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

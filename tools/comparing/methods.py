@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 import halp_fx
-from halp_fx.latency import MeasuredLatency, interleaved
+from halp_fx.latency import MeasuredLatency
 from halp_fx.latency.costs import LayerCost, macs
+from halp_fx.latency.interleaving import interleaved
 from halp_fx.latency.layers import Layer
 
 from .data import SIDE, Data

@@ -12,7 +12,8 @@ from torchvision import models
 from torchvision.models.detection import ssd300_vgg16
 
 import halp_fx
-from halp_fx.latency import MeasuredLatency, interleaved
+from halp_fx.latency import MeasuredLatency
+from halp_fx.latency.interleaving import interleaved
 
 from .setting import Row, Setting
 

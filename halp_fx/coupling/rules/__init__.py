@@ -6,7 +6,7 @@ labels of its results. An operator without a rule freezes whatever reaches it.
 """
 
 from ..algebra import Algebra, Call
-from . import cuts, matrices, quantization, scattering
+from . import cuts, matrices, quantization, scattering  # noqa: F401 - They register rules, and have no names for others.
 from .contraction import contraction
 from .convolution import convolution
 from .elementwise import like, pointwise
@@ -25,17 +25,13 @@ __all__ = [
     "batch_norm",
     "contraction",
     "convolution",
-    "cuts",
     "embedding",
     "find_rule",
     "like",
-    "matrices",
     "pointwise",
-    "quantization",
     "recurrent",
     "reduction",
     "register_rule",
-    "scattering",
     "shape_only",
     "spatial",
 ]
