@@ -250,7 +250,7 @@ class Session:
         """Train the best network for a while to do what the dense one does, if that was asked for."""
         request, best = self.request, self.best
         if request.heal and request.data is not None and best.network.plan:
-            steps = STEPS if request.heal is True else request.heal
+            steps = STEPS if request.heal is True else int(request.heal)
             with self.clock("heal"):
                 self.healing = healed(best.network.model, self.yardstick.model, request.data, steps, request.loss)
             if self.judgement is not None and self.healing.taken:

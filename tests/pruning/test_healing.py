@@ -254,7 +254,7 @@ def test_prune_heals_at_the_end(dense):
 
 def test_the_winner_of_several_ways_is_healed(dense):
     plain = cut(dense, effort="thorough", judge="untrained")
-    small = cut(dense, effort="thorough", judge="untrained", heal=40)
+    small = cut(dense, effort="thorough", judge="untrained", heal=40.0)
     assert small.halp.contenders == plain.halp.contenders
     assert not same(small, values(plain))
 
