@@ -85,7 +85,8 @@ def _read(app: Any, what: str, name: str, thing: object, options: Any, lines: li
         if not in_code:
             parts[::2] = [re.sub(r"(?<![\w\\])([*|])(?=\S)", r"\\\1", part) for part in parts[::2]]
         read.append("`".join(parts))
-    lines[:] = read
+    # Of a property napoleon takes what stands before a colon in the first line for its type: that is an empty comment.
+    lines[:] = ["..", "", *read] if what in ("attribute", "property") else read
 
 
 def _alias(app: Any, what: str, name: str, thing: object, options: Any, signature: str, returns: str) -> Any:

@@ -49,7 +49,7 @@ def channel_scores(
         grads: their gradients; None for a gradient that is missing (its parameter then counts as zero), or
             for all when the variant does not need them.
         variant: a name in `VARIANTS`. Channels without any element score 0.
-        out: (num_channels,), float32 or float64: the step's scores are *added* to it in place. A step with a
+        out: (num_channels,), float32 or float64: the step's scores are added to it in place. A step with a
             NaN spoils the channels it reaches, so a loop that must skip such steps scores into a fresh tensor
             first.
 

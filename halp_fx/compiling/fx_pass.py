@@ -136,7 +136,7 @@ def check_options(target: Any, options: Mapping[str, Any]) -> None:
                 f"PruneChannels has no option {name!r}" + (f": {hint}" if hint else ", nor does halp_fx.prune")
             )
         if isinstance(target, Plan) and name != "ignore":
-            raise BudgetError(f"a plan is applied as it is: option {name!r} is for a budget")
+            raise BudgetError(f"a plan is applied as it is: option {name!r} is for a budget: leave it out")
 
 
 def pruned(graph: fx.GraphModule, target: Any, examples: Any, options: Mapping[str, Any]) -> tuple[nn.Module, Plan]:

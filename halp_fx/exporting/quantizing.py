@@ -15,7 +15,7 @@ from ..files import path_of, replacing, why_unreadable
 from ..internals import tree_leaves
 from ..latency.interleaving import interleaved
 from ..model.tensors import dtype_name
-from ..scoring.losses import check_data, described
+from ..scoring.losses import NO_BATCHES, check_data, described
 from ..types import Inputs
 from .examples import deviation, names_of, tensors
 from .files import OnnxNetwork, label_onnx, needed, onnx_entries
@@ -62,7 +62,7 @@ def quantize(source: str | Path, path: str | Path, data: Iterable[Any]) -> Expor
     check_data(data)
     batches = [_inputs(batch) for batch in data]
     if not batches:
-        raise ExportError("data has no batches: the ranges of activations are read off them")
+        raise ExportError(f"the ranges of activations cannot be read off the data: {NO_BATCHES}")
     if not source.is_file():
         raise ExportError(f"{source} could not be quantised: {why_unreadable(source, FileNotFoundError())}")
     broken = [i for i, (args, kwargs) in enumerate(batches) if not _finite(*args, *kwargs.values())]

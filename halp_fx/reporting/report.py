@@ -97,7 +97,7 @@ class Report:
         dense, budget, predicted, measured: end-to-end cost in `unit`. For a deterministic cost, measured is the
             cost of the network that came out.
         uncalibrated: the sum of its layers, which is what the prediction was before any calibration.
-        plan: kept channels of the *original* network per group.
+        plan: kept channels of the original network per group.
         groups: every group that could shrink.
         frozen: group name -> why it could not.
         saliency: "taylor", "magnitude", "custom", or "not scored" where the dense network meets the budget as it is.

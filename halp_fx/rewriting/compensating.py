@@ -26,7 +26,7 @@ from ..model.naming import by_group
 from ..model.preserving import preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
 from ..scoring.joining import joined
-from ..scoring.losses import Loss, called, check_data, described, moved
+from ..scoring.losses import NO_BATCHES, Loss, called, check_data, described, moved
 from ..scoring.recalibrating import finite, kept_statistics, measuring, norms_of, put_back
 from ..scoring.regression import Fit, fitted
 from ..scoring.sampled import samples_in
@@ -236,7 +236,7 @@ def _runner(
         else:
             inputs, count = moved(next(iter(data)), device), 1
     except StopIteration as error:
-        raise SaliencyError("layers cannot be compensated: data has no batches") from error
+        raise SaliencyError(f"layers cannot be compensated: {NO_BATCHES}") from error
 
     def run(network: nn.Module) -> list[torch.Tensor]:
         outputs: list[Any] = []

@@ -63,7 +63,7 @@ def removed_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
         if len(kept) == group.size:
             continue
         if group.frozen is not None:
-            raise PlanError(f"group {name!r} may not shrink: {group.frozen}")
+            raise PlanError(f"group {name!r} may not shrink: {group.frozen}. Leave it out of the plan")
         stays = np.zeros(group.size, dtype=bool)
         stays[list(kept)] = True
         gone = np.flatnonzero(~stays)

@@ -31,6 +31,10 @@ _CALLED = (
     "and the batch"
 )
 
+NO_BATCHES = (
+    "data has no batches: pass a DataLoader or a list of batches that is not empty (a generator can be read once only)"
+)
+
 
 def check_data(data: Any) -> None:
     """Refuse what is no batches though it can be read like them.

@@ -20,7 +20,7 @@ from ..internals import NormBase
 from ..model.checks import check_module
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
-from .losses import Loss, called, check_data, inputs_of, moved
+from .losses import NO_BATCHES, Loss, called, check_data, inputs_of, moved
 from .sampled import batches_called
 
 logger = logging.getLogger("halp_fx")
@@ -99,7 +99,7 @@ def renew(model: nn.Module, data: Iterable[Any], batches: int = 50, loss: Loss |
             ) from error
     if not used:
         put_back(norms, before)
-        raise SaliencyError("batch norms cannot be re-estimated: data has no batches")
+        raise SaliencyError(f"batch norms cannot be re-estimated: {NO_BATCHES}")
     if len(lost) == used:
         put_back(norms, before)
         raise SaliencyError(

@@ -204,7 +204,9 @@ def scored(
         if kind == "magnitude":
             return heard(Saliency(magnitudes(Weights.of(model, coupling), groups), kind), model, coupling)
         if data is None:
-            raise SaliencyError(f"importance={kind!r} needs data")
+            raise SaliencyError(
+                f"importance={kind!r} needs data: pass batches, or importance='magnitude', which needs none"
+            )
         if kind == "batches":
             rows, data = batch_rows(model, coupling, data, Sampled(loss_fn, loss), batches)
             if rows is not None:

@@ -18,7 +18,7 @@ from torch import nn
 from ..errors import SaliencyError, few
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
-from .losses import Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
+from .losses import NO_BATCHES, Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
 
 
 @dataclass(slots=True)
@@ -140,7 +140,7 @@ def batches_called(numbers: Sequence[int]) -> str:
 def none_counted(skipped: int) -> SaliencyError:
     """The error where no batch had finite gradients."""
     if not skipped:
-        return SaliencyError("data has no batches: pass a DataLoader or a list of batches that is not empty")
+        return SaliencyError(NO_BATCHES)
     return SaliencyError(
         f"all {skipped} batches had a loss or gradients that are not finite: check the inputs, the loss, and whether "
         "the training diverged"

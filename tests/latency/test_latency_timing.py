@@ -136,7 +136,7 @@ def test_calibration_by_the_dense_network_alone():
     assert c.measured_dense == 130
     assert c.predict(100) == pytest.approx(130)
     # A third of the 30 ms that the sum leaves out stays.
-    assert c.overhead == pytest.approx(10)
+    assert c.predict(0.0) == pytest.approx(10)
     assert c.predict(50) == pytest.approx(70)
     assert c.budget_for(70) == pytest.approx(50)
 
@@ -144,7 +144,7 @@ def test_calibration_by_the_dense_network_alone():
 @pytest.mark.parametrize("measured", [100, 80], ids=["counted", "sum too high"])
 def test_calibration_without_overhead_is_a_ratio(measured):
     c = Calibration().with_point(100, measured)
-    assert c.overhead == pytest.approx(0)
+    assert c.predict(0.0) == pytest.approx(0)
     assert c.predict(30) == pytest.approx(0.3 * measured)
 
 
@@ -153,7 +153,7 @@ def test_calibration_finds_the_published_line():
     c = Calibration()
     for r in (1.0, 0.6, 0.3):
         c = c.with_point(220.2 * r, 32.4 + 220.2 * r)
-    assert c.overhead == pytest.approx(32.4)
+    assert c.predict(0.0) == pytest.approx(32.4)
     assert c.budget_for(32.4 + 22.02) == pytest.approx(22.02)
     assert c.predict(0.45 * 220.2) == pytest.approx(32.4 + 0.45 * 220.2)
 
@@ -193,7 +193,7 @@ def test_calibration_rises_and_inverts(points, totals):
     c = Calibration(tuple(points))
     low, high = sorted(totals)
     assert c.predict(low) <= c.predict(high) * (1 + 1e-9)
-    assert c.overhead >= -1e-6
+    assert c.predict(0.0) >= -1e-6
     assert c.budget_for(c.predict(high)) == pytest.approx(high, rel=1e-3)
     assert c.budget_for(1e-9) > 0
 
