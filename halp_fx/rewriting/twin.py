@@ -25,12 +25,13 @@ from ..coupling.branches import Place, forwards
 from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
 from ..errors import TraceError
-from ..internals import OperatorMode, disable_current_modes, tree_flatten, tree_leaves, tree_unflatten
+from ..internals import disable_current_modes, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
 from ..model.naming import by_group
 from ..model.preserving import decomposed, named_tensors
 from ..tracing.calls import PythonNames, run_in_pieces
 from ..tracing.graph import getitem, of, operator, written_through_alias
+from ..tracing.handing import OperatorMode
 from ..types import Coupling, Plan
 from .slicing import index_of, removed_slots
 

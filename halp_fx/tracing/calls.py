@@ -22,7 +22,6 @@ from torch import fx, nn
 from torch.nn.functional import batch_norm, one_hot
 from torch.overrides import TorchFunctionMode
 
-from .. import internals
 from ..internals import tree_leaves
 from ..types import FailedCall, ModuleCall
 from .tags import Source, active, sources_of
@@ -31,10 +30,9 @@ Known = fx.Node | tuple[fx.Node, int] | None
 """A node; a node with several results and which of them; or nothing."""
 
 _TORCH_DIR = torch.__path__[0] + "/"
-# This room's own files, and that of the mode: they never are the code that called into torch. `forward.py` is, for what
-# PyTorch's own modules do when nobody else's code is in between.
-_OWN_FILES = frozenset(map(str, (internals.__file__, *Path(__file__).parent.glob("*.py"))))
-_OWN_FILES -= {str(Path(__file__).with_name("forward.py"))}
+# This room's own files: they never are the code that called into torch. `forward.py` is, for what PyTorch's own modules
+# do when nobody else's code is in between.
+_OWN_FILES = frozenset(map(str, Path(__file__).parent.glob("*.py"))) - {str(Path(__file__).with_name("forward.py"))}
 # Frames between an operator's caller and the modes that see it.
 _BETWEEN = (
     *("torch/overrides.py", "torch/_tensor.py", "torch/utils/_python_dispatch.py", "torch/_ops.py"),

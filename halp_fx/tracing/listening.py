@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..internals import OperatorMode, tree_leaves, tree_map
+from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.preserving import (
     Members,
@@ -28,6 +28,7 @@ from ..model.preserving import (
     uncollected,
 )
 from . import meta_shapes
+from .handing import OperatorMode
 from .leaks import MetaWatch
 from .memory import storage_of
 from .opaque import closed

@@ -14,7 +14,7 @@ import torch
 from torch import fx, nn
 
 from ..errors import ModelError
-from ..internals import OperatorMode, disable_current_modes, tree_leaves
+from ..internals import disable_current_modes, tree_leaves
 from ..model.preserving import Members, meta_twin
 from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
@@ -22,6 +22,7 @@ from . import meta_shapes
 from .calls import GRAPH_NODE, CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
 from .graph import getitem, keep, of, operator, places_written, written_through_alias
+from .handing import OperatorMode
 from .leaks import MetaWatch, ValueWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
 from .tags import active, with_sizes
