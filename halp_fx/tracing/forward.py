@@ -21,7 +21,7 @@ from ..internals import tree_map
 from ..model.checks import check_model
 from ..model.inputs import normalize_examples
 from ..types import Inputs, Run, Traced
-from .graph import of
+from .graph import first_counted, of, where
 from .listening import reaches
 from .matching import alike
 from .modes import differs_in_training
@@ -108,15 +108,25 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
             called = run_again(model, examples, Run(calls=_CALLS))
             if not _repeats(called, first):
                 found = replace(found, further=(*found.further, called))
-    reads = [read for t in (first, *found.further) for read in t.reads]
-    if found.unused() and reads:
+    decides = _decides(first, *found.further) if found.unused() else ""
+    if decides:
         reason = (
             f"it may meet {_some(found.unused())}, which the example inputs do not reach: the forward decides by "
-            f"values ({reads[0].where}). Pass example_inputs=[...], a list of examples that take every "
+            f"values ({decides}). Pass example_inputs=[...], a list of examples that take every "
             "branch; what none can reach must go"
         )
         return replace(found, unseen=reason)
     return found
+
+
+def _decides(*traces: Traced) -> str:
+    """What a forward may decide by which its shapes do not tell: a value that it reads, or how many it found. Empty
+    if there is nothing."""
+    read = next((read.where for t in traces for read in t.reads), "")
+    if read:
+        return read
+    found = next(filter(None, (first_counted(t.graph) for t in traces)), None)
+    return "" if found is None else f"by how much {where(found)} finds"
 
 
 def _repeats(several: Traced, traced: Traced) -> bool:

@@ -13,6 +13,7 @@ from torch import fx, nn
 
 from ..internals import OpOverload
 from ..types import RECORD, Record
+from .calls import GRAPH_NODE
 from .tags import FromSize, Source
 
 # How many boxes it keeps depends on them, though it has no tag that says so.
@@ -186,6 +187,18 @@ def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
         ):
             found.add(node)
     return found
+
+
+def first_counted(graph: fx.Graph) -> fx.Node | None:
+    """The first operator that finds more or less of something, by values, where the program may go by how much that is:
+    it asks for the size, or goes through it one by one. Nothing in code that nobody wrote decides."""
+    sized = sized_by_values(graph)
+    for node in graph.nodes:
+        if node not in sized or of(node).source.startswith(GRAPH_NODE):
+            continue
+        if of(node).sizes_read or any(of(user).results for user in node.users):
+            return next((n for n in ancestors([node]) if makes_a_size_of_values(n)), node)
+    return None
 
 
 def makes_a_size_of_values(node: fx.Node) -> bool:

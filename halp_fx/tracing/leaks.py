@@ -9,7 +9,8 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import deque
-from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import lru_cache
 from types import CellType, FrameType
 from typing import Any
@@ -64,15 +65,42 @@ class ValueWatch:
         return any(ref() is not None for ref in self._seen)
 
 
-def emptied(tensors: list[torch.Tensor]) -> list[str]:
-    """Take tensors out of what holds them: entries of containers go, attributes and variables become None.
+@dataclass(slots=True)
+class Emptied:
+    """What tensors were taken out of: entries of containers are gone, attributes and variables are None.
 
-    Returns:
-        Holders that could not be emptied, in words.
+    Attributes:
+        stuck: holders that could not be emptied, in words.
+        names: attributes and variables, each with its owner: a namespace, a class or another object.
     """
+
+    stuck: list[str] = field(default_factory=list)
+    names: list[tuple[Any, str]] = field(default_factory=list)
+
+    def forget_names(self) -> None:
+        """Delete them, for code that asks whether they are there (`hasattr`)."""
+        for owner, name in self.names:
+            with suppress(AttributeError, KeyError, TypeError):
+                if isinstance(owner, dict):
+                    del owner[name]
+                else:
+                    delattr(owner, name)
+
+    def restore_names(self) -> None:
+        """None again, for code that expects them to be there."""
+        for owner, name in self.names:
+            with suppress(AttributeError, TypeError):
+                if isinstance(owner, dict):
+                    owner[name] = None
+                else:
+                    setattr(owner, name, None)
+
+
+def emptied(tensors: list[torch.Tensor]) -> Emptied:
+    """Take tensors out of what holds them."""
     left: list[Any] = list(tensors)
     seen: set[int] = {id(t) for t in left}
-    stuck: list[str] = []
+    found = Emptied()
     with within_reach():
         while left:
             value = left.pop()
@@ -83,12 +111,12 @@ def emptied(tensors: list[torch.Tensor]) -> list[str]:
                     if id(holder) not in seen:
                         seen.add(id(holder))
                         left.append(holder)
-                elif not _take_out(value, holder):
-                    stuck.append(f"{_words(holder)} holds a tensor of shape {tuple(getattr(value, 'shape', ()))}")
-    return stuck
+                elif not _take_out(value, holder, found.names):
+                    found.stuck.append(f"{_words(holder)} holds a tensor of shape {tuple(getattr(value, 'shape', ()))}")
+    return found
 
 
-def _take_out(value: Any, holder: Any) -> bool:
+def _take_out(value: Any, holder: Any, names: list[tuple[Any, str]]) -> bool:
     """Whether it could be done."""
     if isinstance(holder, dict):
         keys = [k for k, v in holder.items() if v is value]
@@ -96,8 +124,10 @@ def _take_out(value: Any, holder: Any) -> bool:
         for key in keys:
             if owner is not None:
                 setattr(owner, key, None)  # The table of a class may not be written to directly.
+                names.append((owner, key))
             elif variables:
                 holder[key] = None
+                names.append((holder, key))
             else:
                 del holder[key]
         return True
@@ -115,7 +145,7 @@ def _take_out(value: Any, holder: Any) -> bool:
     if isinstance(holder, CellType):
         holder.cell_contents = None
         return True
-    return _take_out_of_attributes(value, holder)
+    return _take_out_of_attributes(value, holder, names)
 
 
 def _owner(table: dict[Any, Any], keys: list[Any], value: Any) -> tuple[type | None, bool]:
@@ -131,12 +161,13 @@ def _owner(table: dict[Any, Any], keys: list[Any], value: Any) -> tuple[type | N
     return None, False
 
 
-def _take_out_of_attributes(value: Any, holder: Any) -> bool:
-    names: Iterable[str] = [*getattr(holder, "__dict__", ()), *_slots(type(holder))]
+def _take_out_of_attributes(value: Any, holder: Any, names: list[tuple[Any, str]]) -> bool:
+    own = [*getattr(holder, "__dict__", ()), *_slots(type(holder))]
     done = False
-    for name in [n for n in names if getattr(holder, n, None) is value]:
+    for name in [n for n in own if getattr(holder, n, None) is value]:
         try:
             setattr(holder, name, None)
+            names.append((holder, name))
             done = True
         except (AttributeError, TypeError):
             continue

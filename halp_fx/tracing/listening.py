@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from typing import Any
 
 import torch
@@ -47,8 +48,8 @@ def reaches(
         on_meta: run it on meta tensors.
     """
     live, watch = Members.of(model), MetaWatch()
-    failed, heard = _listened(model, args, kwargs, live, calls, names, watch if on_meta else None)
-    return empty_caches(watch) or failed or heard
+    failed, heard = copy_context().run(_listened, model, args, kwargs, live, calls, names, watch if on_meta else None)
+    return empty_caches(watch) is not None or failed or heard
 
 
 def _listened(

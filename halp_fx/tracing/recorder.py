@@ -142,6 +142,10 @@ class Recorder(OperatorMode):
         if func.namespace == "prim" or not _has_tensor(result):
             if written:
                 raise ModelError(f"{self._where(str(func), caller())} writes to tensors without returning them")
+            if result == [] and node_args and isinstance(node_args[0], fx.Node):
+                # It goes through the rows of what has none.
+                record = of(node_args[0])
+                record.sizes_read = record.sizes_read.union(range(args[0].dim()))
             return result
         node = self._add(func, node_args, node_kwargs, result)
         for tensor in written:

@@ -8,7 +8,8 @@ from constants alone (index tables) has its value in either case.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ from ..model.preserving import (
     unsynchronised,
 )
 from ..types import Run, TensorSpec, Traced
-from .leaks import MetaWatch, ValueWatch, emptied
+from .leaks import Emptied, MetaWatch, ValueWatch, emptied
 from .opaque import closed
 from .recorder import Recorder
 
@@ -64,24 +65,22 @@ def record(
 
 
 def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: bool, really: bool) -> Traced:
-    # Autocast leaves meta tensors as they are.
+    # Autocast leaves meta tensors as they are. Those that a forward keeps in context variables go with the context.
     if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
         watch, traced = MetaWatch(), None
         try:
-            traced = _record_filled(model, args, kwargs, run, watch)
+            traced = copy_context().run(_record_filled, model, args, kwargs, run, watch)
         except (TraceError, NotImplementedError, RuntimeError) as error:
             forget_frames(error)
             if meta_only:
                 empty_caches(watch)
                 raise
-        if not empty_caches(watch):
+        left = empty_caches(watch)
+        if left is None:
             if traced is not None:
                 return traced
         else:
-            # What a forward caches outside of its model has to have values, and later forwards will find it there,
-            # also where they fail.
-            with suppress(TraceError):
-                _record(model, args, kwargs, run, None)
+            _fill(left, model, args, kwargs, run)
     return _record_filled(model, args, kwargs, run, None)
 
 
@@ -92,20 +91,35 @@ def _record_filled(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: Me
     return _record(model, args, kwargs, run, watch)[0] if made.any_kept() else traced
 
 
-def empty_caches(watch: MetaWatch) -> bool:
-    """Whether the forward left meta tensors somewhere; they are gone now.
+def _fill(left: Emptied, model: nn.Module, args: Any, kwargs: Any, run: Run) -> None:
+    """What a forward caches outside of its model has to have values, and later forwards will find it there, also where
+    they fail. Names that were not there before must not be, where the forward asks for that."""
+    try:
+        _record(model, args, kwargs, run, None)
+    except TraceError:
+        if not left.names:
+            return
+        left.forget_names()
+        try:
+            _record(model, args, kwargs, run, None)
+        except TraceError:
+            left.restore_names()
+
+
+def empty_caches(watch: MetaWatch) -> Emptied | None:
+    """What the forward left meta tensors in; they are gone now. None if there are none.
 
     Raises:
         ModelError: names what holds one that cannot be removed.
     """
     alive = watch.alive()
-    stuck = emptied(alive) if alive else []
-    if stuck:
+    found = emptied(alive) if alive else None
+    if found is not None and found.stuck:
         raise ModelError(
-            f"the forward keeps a tensor outside of its model: {stuck[0]}. It was run on tensors without values, and "
-            "this one could not be removed: keep it in an attribute of a module, or in a dictionary or list"
+            f"the forward keeps a tensor outside of its model: {found.stuck[0]}. It was run on tensors without values, "
+            "and this one could not be removed: keep it in an attribute of a module, or in a dictionary or list"
         )
-    return bool(alive)
+    return found
 
 
 def forget_frames(error: BaseException | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 
 from ..types import Coupling, Plan
 
@@ -34,10 +35,17 @@ def by_turns(coupling: Coupling) -> Plan:
 
 
 def drawn(coupling: Coupling) -> Plan:
-    """Other widths, drawn at random: a number that equals a width by coincidence would have to do so again."""
+    """Other widths, drawn at random: a number that equals a width by coincidence would have to do so again. Of groups
+    that `shares` leaves in the same proportion, no two are here again, as far as there are widths enough: otherwise
+    they would seem to follow each other."""
     draw = random.Random(0)
     kept = {}
-    for group in coupling.prunable:
-        width = draw.randint(max(1, group.size // 4), max(1, group.size - 1))
+    taken = [Counter[float]() for _ in _SHARES]
+    for i, group in enumerate(coupling.prunable):
+        so_far = taken[i % len(_SHARES)]
+        widths = range(max(1, group.size // 4), max(1, group.size - 1) + 1)
+        rarest = min(so_far[w / group.size] for w in widths)
+        width = draw.choice([w for w in widths if so_far[w / group.size] == rarest])
+        so_far[width / group.size] += 1
         kept[group.name] = tuple(sorted(draw.sample(range(group.size), width)))
     return Plan(kept)

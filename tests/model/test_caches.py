@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import types
 
@@ -202,9 +203,63 @@ def test_entries_go_and_names_stay():
     tensor = torch.empty(2, device="meta")
     table, row, whole = {"x": tensor, "y": 1}, [tensor, 2], {"z": (tensor, 3)}
     variables = types.SimpleNamespace(value=tensor)
-    assert emptied([tensor]) == []
+    found = emptied([tensor])
+    assert not found.stuck
     assert (table, row, whole) == ({"y": 1}, [2], {})
     assert variables.value is None
+    found.forget_names()
+    assert not hasattr(variables, "value")
+    found.restore_names()
+    assert variables.value is None
+
+
+def by_function(x):
+    if not hasattr(by_function, "grid"):
+        by_function.grid = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    return by_function.grid
+
+
+def by_name(x):
+    if "SEEN" not in globals():
+        globals()["SEEN"] = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    return globals()["SEEN"]
+
+
+def by_object(x):
+    if not hasattr(OBJECT, "grid"):
+        OBJECT.grid = torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    return OBJECT.grid
+
+
+def by_context(x):
+    if VARIABLE.get() is None:
+        VARIABLE.set(torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device))
+    return VARIABLE.get()
+
+
+OBJECT = types.SimpleNamespace()
+VARIABLE = contextvars.ContextVar("VARIABLE", default=None)
+
+
+class Asking(Chain):
+    """A grid is made unless its name is there."""
+
+    def __init__(self, kept):
+        super().__init__()
+        self.kept = kept
+
+    def between(self, x):
+        return self.b(x * self.kept(x))
+
+
+@pytest.mark.parametrize("kept", [by_function, by_name, by_object, by_context])
+def test_names_that_were_not_there(kept):
+    model, inputs = randomized(Asking(kept)), image()
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, inputs)
+    assert model(inputs).isfinite().all()
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert not kept(inputs).is_meta
 
 
 class Rotating(nn.Module):

@@ -87,3 +87,27 @@ def test_pooling_by_the_function(heads):
     assert {g.name: g.size for g in coupling.prunable} == {"stem": heads, "out": 6}, coupling.frozen
     for seed in range(2):
         equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_transformer_of_encoder_and_decoder(batch_first):
+    """Each attention has its embedding for heads, the first of the decoder, too: what it reads equals it in size."""
+
+    def forward(s, x):
+        tokens, query = s.inner(s.stem(x).relu()).flatten(2).mT, s.query[None].repeat(len(x), 1, 1)
+        if not batch_first:
+            tokens, query = tokens.transpose(0, 1), query.transpose(0, 1)
+        return s.head(s.transformer(tokens, query))
+
+    torch.manual_seed(0)
+    model = Net(
+        forward, stem=nn.Conv2d(3, 32, 4, 4), inner=nn.Conv2d(32, 32, 1), query=nn.Parameter(torch.randn(7, 32)),
+        transformer=nn.Transformer(32, 4, 2, 2, 64, batch_first=batch_first), head=nn.Linear(32, 5),
+    )  # fmt: skip
+    model, x = randomized(model).eval(), torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    four = [g for g in coupling.prunable if g.size == 4]
+    assert [g.name for g in four] == ["inner"], coupling.frozen
+    _, twin = equals_twin_closely(model, random_plan(coupling, 1), x, coupling)
+    assert relative_error(twin(x), model(x)) > 1e-3
+    assert halp_fx.prune(model, 0.4, x, latency="macs", progress=False).halp.met
