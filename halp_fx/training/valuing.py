@@ -101,6 +101,6 @@ class LostWithout:
                 return shares_lost(before, request, coupling, branches, own.whole)
         except SaliencyError as error:
             raise TrainingError(
-                f"the data given to Pruner cannot tell what is lost without a branch: {words_of(error)}. Leave data "
-                "out (branches are then valued by the channels that they add), or branches=True"
+                f"the data given to Pruner cannot tell what is lost without a branch: {words_of(error)}. Or leave "
+                "data out: branches then stay (with branches=True they are valued by the gradients of what they add)"
             ) from error
