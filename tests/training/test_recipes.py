@@ -232,6 +232,7 @@ def test_the_small_detector_may_be_wider():
     for one, other in zip(narrow.backbone.stages, wide.backbone.stages, strict=True):
         assert other.conv2.out_channels == 2 * one.conv2.out_channels
     assert wide.backbone.out_channels == 2 * narrow.backbone.out_channels
+    assert wide.topk_candidates == 100  # As many boxes are suppressed, however sure a network is.
     for wider, name in ((2, detectors.SSD512), (0, detectors.SMALL)):
         with pytest.raises(DataError, match=f"--wider {wider} must be 1 or more, and is for --network fcos_small"):
             detectors.make(name, 9, 64, None, wider)
