@@ -58,8 +58,9 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     unit = found[0]["unit"]
     axes.set_xlabel(f"{'measured latency' if unit == 'ms' else unit}, % of the dense detector")
     axes.set_ylabel("mean average precision, %")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.set_xlim(0, 105)
+    axes.set_ylim(0, 100)
+    axes.legend(loc="lower right")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 
