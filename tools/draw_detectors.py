@@ -55,10 +55,12 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
     for key, words in (("map_50", "overlap 0.5"), ("map", "overlaps 0.5 to 0.95")):
         axes.plot([x for x, _ in points], [100 * told[key] for _, told in points], "o-", label=words)
-    axes.set_xlabel(f"{found[0]['unit']}, % of the dense detector")
+    unit = found[0]["unit"]
+    axes.set_xlabel(f"{'measured latency' if unit == 'ms' else unit}, % of the dense detector")
     axes.set_ylabel("mean average precision, %")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+    axes.set_xlim(0, 105)
+    axes.set_ylim(0, 100)
+    axes.legend(loc="lower right")
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
     pyplot.close(figure)
 

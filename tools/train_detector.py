@@ -1,6 +1,7 @@
 """Prune a detector while it is trained: on scenes that are drawn on the machine, on Pascal VOC, or on COCO.
 
     python tools/train_detector.py  # a small FCOS on drawn scenes, half of the MACs: minutes of one core
+    python tools/train_detector.py --wider 2 --timed 16 --cost latency  # half of the time that 16 images take
     python tools/train_detector.py --data /data/voc --network ssd300_vgg16 --side 300 --backbone DEFAULT
     torchrun --nproc-per-node 8 tools/train_detector.py --data /data/voc --recipe smcp --budget 50%
 
@@ -57,12 +58,16 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="scenes", help="scenes, or the folder that has VOCdevkit, or annotations")
     parser.add_argument("--recipe", default="own", choices=["own", "smcp"], help="what the other options default to")
     parser.add_argument("--network", help=f"{detectors.SMALL}, {detectors.SSD512}, or a detector of torchvision")
+    parser.add_argument("--wider", type=int, default=1, help=f"{detectors.SMALL}: times its widths")
     parser.add_argument("--weights", help="of the dense detector: a file")
     parser.add_argument("--backbone", help="torchvision's weights of the backbone: DEFAULT, or none")
     parser.add_argument("--side", type=int, help="pixels that images are scaled to")
     parser.add_argument("--folder", type=Path, default=Path("run_detector"), help="checkpoints and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", help="what the budget is of: latency (measured), macs, …; of scenes: macs")
+    parser.add_argument(
+        "--timed", type=int, default=1, help="images in the forward that the cost is of; of few, boxes take much"
+    )
     parser.add_argument("--dense-epochs", type=int)
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--batch", type=int, help="images a step in each process")
@@ -74,7 +79,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, nargs=2, help="drawn to train and to test on")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="of a process on a CPU")
+    parser.add_argument("--threads", type=int, help="of a process on a CPU; the time is of as many")
     given = parser.parse_args(arguments)
     small = given.network == detectors.SMALL or (given.network is None and given.data == "scenes")
     for name, value in (SMCP if given.recipe == "smcp" else SMALL if small else OWN).items():
@@ -89,7 +94,9 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def made(given: argparse.Namespace, classes: int) -> nn.Module:
     torch.manual_seed(given.seed)
-    model = detectors.make(given.network, classes + 1, given.side, None if given.weights else given.backbone)
+    model = detectors.make(
+        given.network, classes + 1, given.side, None if given.weights else given.backbone, given.wider
+    )
     if given.weights:
         checkpoints.load_weights(model, Path(given.weights))
     return model
@@ -172,7 +179,7 @@ def stairs(share: float, step: float) -> float:
 
 
 def pruner_of(given: argparse.Namespace, training: Training, job: Job) -> halp_fx.Pruner:
-    example = ([torch.rand(3, given.side, given.side, device=job.device)],)
+    example = (training.data.examples(given.timed, job.device),)
     common: dict[str, Any] = {"optimizer": training.optimizer, "latency": given.cost}
     if given.recipe == "own":
         return halp_fx.Pruner(

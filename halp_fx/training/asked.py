@@ -12,6 +12,7 @@ import numpy as np
 from ..arguments import MOST_STEPS, check_switches, whole
 from ..errors import BudgetError, TrainingError
 from ..scoring.callables import Importance, check_importance
+from ..scoring.losses import Loss, LossFn, check_loss
 
 logger = logging.getLogger("halp_fx")
 
@@ -59,8 +60,16 @@ def importance_of(importance: Importance | None, solver: str) -> Importance:
     return importance
 
 
-def check_data_asked(data: object, branches: object, importance: object) -> None:
-    """Raises TrainingError where there is data that nothing would be made of; says what is risked without."""
+def check_data_asked(
+    data: object, branches: object, importance: object, loss_fn: LossFn | None, loss: Loss | None
+) -> None:
+    """See that data and a loss go with what was asked for; say what is risked without.
+
+    Raises:
+        SaliencyError: a loss without data, two of them, or one that is none.
+        TrainingError: there is data that nothing would be made of.
+    """
+    check_loss(data, loss_fn, loss)
     if data is None:
         if branches:
             logger.warning(

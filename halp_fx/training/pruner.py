@@ -37,6 +37,7 @@ from ..reporting.report import Report
 from ..rewriting.applying import rewrite
 from ..rewriting.descent import ancestry, descend
 from ..scoring.callables import Importance
+from ..scoring.losses import Loss, LossFn
 from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
@@ -99,6 +100,8 @@ class Pruner:
         min_keep: float | int = 0.1,
         branches: bool | None = None,
         data: Iterable[Any] | None = None,
+        loss_fn: LossFn | None = None,
+        loss: Loss | None = None,
         solver: Solver = "auto",
         tolerance: float = 0.02,
     ) -> None:
@@ -119,11 +122,13 @@ class Pruner:
             importance: "fisher" (None; at the grain of batches), "taylor" (the published mean of
                 absolute values; None with solver="halp"), "magnitude", or a callable as for `prune`.
             branches: whether residual branches may go whole; None: with data. With "shrink".
-            data: batches, as for `prune`, by which branches are valued: what the network loses without each is measured
-                (in the first process). With importance="fisher" alone.
+            data, loss_fn, loss: batches, as for `prune`, by which branches are valued: what the network loses without
+                each is measured (in the first process). With importance="fisher" alone. Like there, classifiers need no
+                loss, and batches of another kind than (input, target) need `loss`.
 
         Raises:
             BudgetError, ModelError: as for `prune`; steps, interval or schedule out of range.
+            SaliencyError: data, a loss or an importance that is none; a loss without data.
             InfeasibleError: no network within reach meets the budget; `minimum` is what the smallest one takes.
             TrainingError: the optimizer or an average is not of this model, or what was asked for does not go together.
         """
@@ -140,7 +145,7 @@ class Pruner:
         })  # fmt: skip
         self._optimizers = check_bound(optimizer if optimizer is not None else (), model)
         check_asked(asked, bool(self._optimizers))
-        check_data_asked(data, branches, importance)
+        check_data_asked(data, branches, importance, loss_fn, loss)
         self.model = model
         self.plan = Plan()
         self.decisions = self.skipped = self._calls = self._fresh = 0
@@ -155,7 +160,7 @@ class Pruner:
             round_to=round_to, min_keep=min_keep, branches=branches, steps=steps, solver=solver, tolerance=tolerance,
             progress=False,
         )  # fmt: skip
-        self._without = None if data is None else LostWithout.of(request, data)
+        self._without = None if data is None else LostWithout.of(request, data, loss_fn, loss)
         self._start(request, schedule, asked)
         self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
         self._gathered, self._stepped = self._gather(), Stepped()

@@ -16,6 +16,7 @@ from ..pruning.dropping import shares_lost
 from ..pruning.networks import Network
 from ..pruning.request import Request, rereadable
 from ..scoring.callables import Importance
+from ..scoring.losses import Loss, LossFn
 from ..scoring.saliency import EVENNESS, Saliency, heard, score
 from ..types import Coupling, Plan
 
@@ -59,13 +60,16 @@ class LostWithout:
     request: Request
 
     @classmethod
-    def of(cls, request: Request, data: Iterable[Any]) -> LostWithout:
-        """By a pruner's own request, which has no data.
+    def of(
+        cls, request: Request, data: Iterable[Any], loss_fn: LossFn | None = None, loss: Loss | None = None
+    ) -> LostWithout:
+        """By a pruner's own request, which has no data, and the data and the loss that it was given.
 
         Raises:
             SaliencyError: the data cannot be read.
         """
-        return cls(replace(request, data=rereadable(data), importance="batches", recalibrate=True))
+        known = rereadable(data)
+        return cls(replace(request, data=known, loss_fn=loss_fn, loss=loss, importance="batches", recalibrate=True))
 
     def __call__(
         self, network: Network, coupling: Coupling, names: Sequence[str], known: Saliency | None
@@ -92,10 +96,11 @@ class LostWithout:
         request, branches = self.request, find_branches(coupling).among(names)
         try:
             with unsynchronised(network.model):
-                own = score(*(network.model, coupling, request.data, None, request.importance), batches=request.batches)
+                asked = (request.data, request.loss_fn, request.importance)
+                own = score(network.model, coupling, *asked, loss=request.loss, batches=request.batches)
                 return shares_lost(before, request, coupling, branches, own.whole)
         except SaliencyError as error:
             raise TrainingError(
-                f"the data given to Pruner cannot tell what is lost without a branch: {words_of(error)}. Leave data "
-                "out (branches are then valued by the channels that they add), or branches=True"
+                f"the data given to Pruner cannot tell what is lost without a branch: {words_of(error)}. Or leave "
+                "data out: branches then stay (with branches=True they are valued by the gradients of what they add)"
             ) from error

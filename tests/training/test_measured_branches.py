@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from comparing.networks import residual
+from torch import nn
 from torch.nn import functional as F
 
 import halp_fx
@@ -75,6 +77,88 @@ def test_shares_are_those_of_prune_whatever_gradients_are_multiplied_by():
         assert dropping(pruner) == pytest.approx(dict(wanted.network.saliency.dropping))
         found.append(pruner.plan)
     assert found[0] == found[1]
+
+
+def as_dicts(data):
+    return [{"picture": x, "kind": y} for x, y in data]
+
+
+def as_shares(data):
+    """With targets that are no categories, so that none are drawn in their place."""
+    return [(x, F.one_hot(y, 5).float()) for x, y in data]
+
+
+def of_dicts(model, batch):
+    """A detector's: the network in training mode, and several losses."""
+    found = model.train()(batch["picture"])
+    return {"one": F.cross_entropy(found, batch["kind"]), "two": 0.1 * found.square().mean()}
+
+
+@pytest.mark.parametrize(
+    "given", [{"data": as_dicts(DATA), "loss": of_dicts}, {"data": as_shares(DATA), "loss_fn": F.mse_loss}]
+)
+def test_a_loss_is_what_it_is_for_prune(given):
+    """Its batches may be of any kind; the network that is being trained stays as it is."""
+    model, _ = made()
+    before = copy.deepcopy(model.state_dict())
+    request = Request(
+        goals=make_goals(0.3, "macs"), examples=normalize_examples(model, X), branches="auto", recalibrate=True,
+        progress=False, **given,
+    )  # fmt: skip
+    wanted = Session.start(copy.deepcopy(model), request)
+    wanted.score()
+    pruner = halp_fx.Pruner(model, 0.3, X, **CALL, **given)
+    network = replace(pruner._lead.session.network, model=model)
+    found = pruner._without(network, pruner._here, pruner._removable, None)
+    assert sorted(found) == sorted(pruner._removable)
+    assert found == pytest.approx(dict(wanted.network.saliency.dropping))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    plain = halp_fx.Pruner(model, 0.3, X, data=DATA, **CALL)
+    network = replace(plain._lead.session.network, model=model)
+    assert found != pytest.approx(plain._without(network, plain._here, plain._removable, None))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"loss": of_dicts}, "loss without data: pass data"),
+        ({"loss_fn": F.mse_loss}, "loss_fn without data: pass data"),
+        ({"data": DATA, "loss": of_dicts, "loss_fn": F.mse_loss}, "both loss_fn .* and loss .* were passed"),
+        ({"data": DATA, "loss": 0.5}, "loss is a float, not a function"),
+        ({"data": DATA, "loss": nn.MSELoss}, "loss is the class MSELoss, not a function"),
+    ],
+)
+def test_a_loss_that_is_none_is_refused_in_the_words_of_prune(given, says):
+    model, _ = made()
+    said = []
+    for call in (lambda: halp_fx.Pruner(model, 0.3, X, **CALL, **given), lambda: prune_of(model, given)):
+        with pytest.raises(halp_fx.SaliencyError, match=says) as refused:
+            call()
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
+def prune_of(model, given):
+    return halp_fx.prune(model, 0.3, X, latency="macs", progress=False, **given)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"data": as_dicts(DATA)}, "pass loss=lambda model, batch"),
+        ({"data": as_dicts(DATA), "loss": lambda model, batch: model(batch[0])}, "the loss of batch 0 of data failed"),
+        ({"data": as_dicts(DATA), "loss": lambda model, batch: model(batch["picture"])}, "must be a scalar tensor"),
+    ],
+)
+def test_a_loss_that_does_not_fit_is_an_error_with_nothing_changed(given, says):
+    model, optimizer = made()
+    shapes = [p.shape for p in model.parameters()]
+    pruner = halp_fx.Pruner(model, 0.3, X, optimizer=optimizer, **CALL, **given)
+    with pytest.raises(halp_fx.TrainingError, match="cannot tell what is lost without a branch") as refused:
+        train(model, optimizer, pruner, batches(3))
+    assert re.search(says, str(refused.value))
+    assert shapes == [p.shape for p in model.parameters()]
+    assert not pruner.plan
 
 
 def test_what_is_measured_leaves_the_network_in_training_as_it_is():

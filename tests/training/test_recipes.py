@@ -227,6 +227,34 @@ def test_the_small_detector_has_one_map_and_no_backbone_of_torchvision():
         detectors.make(detectors.SMALL, 9, 100, "DEFAULT")
 
 
+def test_the_small_detector_may_be_wider():
+    narrow, wide = (detectors.make(detectors.SMALL, 9, 64, None, wider) for wider in (1, 2))
+    for one, other in zip(narrow.backbone.stages, wide.backbone.stages, strict=True):
+        assert other.conv2.out_channels == 2 * one.conv2.out_channels
+    assert wide.backbone.out_channels == 2 * narrow.backbone.out_channels
+    assert wide.topk_candidates == 100  # As many boxes are suppressed, however sure a network is.
+    for wider, name in ((2, detectors.SSD512), (0, detectors.SMALL)):
+        with pytest.raises(DataError, match=f"--wider {wider} must be 1 or more, and is for --network fcos_small"):
+            detectors.make(name, 9, 64, None, wider)
+
+
+def test_the_cost_is_of_as_many_images_as_asked_for(tmp_path, monkeypatch):
+    """Scenes, and not noise: boxes are found in them."""
+    asked = []
+    monkeypatch.setattr(halp_fx, "Pruner", lambda model, budget, example, **options: asked.append(example))
+    given = train_detector.options(["--timed", "3", "--side", "64"])
+    data = boxes.load("scenes", tmp_path, 2, 64, ALONE, 0, 0, (2, 4), augment=False)
+    training = train_detector.Training(given, data, ALONE, train_detector.made(given, len(data.classes)), 1)
+    train_detector.pruner_of(given, training, ALONE)
+    ((pictures,),) = asked
+    wanted = [picture for batch, _ in data.test() for picture in batch][:3]
+    assert len(pictures) == 3
+    assert all(torch.equal(one, other) for one, other in zip(pictures, wanted, strict=True))
+    for count in (0, 5):
+        with pytest.raises(SystemExit, match=f"--timed {count}: there are 4 images to test on"):
+            data.examples(count, torch.device("cpu"))
+
+
 def test_scenes_are_varied_only_where_that_is_asked(tmp_path):
     drawn = torchvision.datasets.VOCDetection
     for augment in (False, True):

@@ -160,6 +160,17 @@ class Boxes:
     def test(self) -> Iterator[Batch]:
         yield from self._test
 
+    def examples(self, count: int, device: torch.device) -> list[Tensor]:
+        """The first pictures to test on: what boxes take depends on how many are found, so noise would not do.
+
+        Raises:
+            SystemExit: there are not so many.
+        """
+        known = self._test.dataset.dataset
+        if not 1 <= count <= len(known):
+            raise SystemExit(f"--timed {count}: there are {len(known)} images to test on")
+        return [known[number][0].to(device) for number in range(count)]
+
 
 def _collated(rows: list[tuple[Tensor, dict[str, Tensor]]]) -> Batch:
     pictures, targets = zip(*rows, strict=True)

@@ -23,8 +23,12 @@ WIDTHS = (1024, 512, 512, 256, 256, 256, 256)
 ASPECTS = [[2], [2, 3], [2, 3], [2, 3], [2, 3], [2], [2]]
 SCALES = [0.07, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 1.05]
 
+CANDIDATES = 100
+"""Boxes of an image that go into the suppression, of `SMALL`. Where 1,000 may, as is usual, a network that is less sure
+sends twice as many, and boxes take as long as the layers: what is timed is then not what widths do."""
 
-def make(name: str, classes: int, side: int, backbone: str | None) -> nn.Module:
+
+def make(name: str, classes: int, side: int, backbone: str | None, wider: int = 1) -> nn.Module:
     """A detector that takes images as they are scaled.
 
     Args:
@@ -32,16 +36,20 @@ def make(name: str, classes: int, side: int, backbone: str | None) -> nn.Module:
         classes: with the background.
         side: pixels that images come with.
         backbone: the name of torchvision's weights of the backbone ("DEFAULT"); None: random ones.
+        wider: how many times as wide `SMALL` is as it is by default; 1 for others.
 
     Raises:
-        DataError: weights of a backbone for `SMALL`, of which there are none.
+        DataError: weights of a backbone for `SMALL`, of which there are none; another network made wider, or a number
+            below 1.
     """
+    if wider < 1 or (wider != 1 and name != SMALL):
+        raise DataError(f"--wider {wider} must be 1 or more, and is for --network {SMALL} alone, not for {name}")
     if name == SSD512:
         return _ssd512(classes, side, backbone)
     if name == SMALL:
         if backbone is not None:
             raise DataError(f"--network {SMALL} has no backbone of torchvision: --backbone {backbone} is not for it")
-        return _small(classes, side)
+        return _small(classes, side, wider)
     model = torchvision.models.get_model(name, weights=None, weights_backbone=backbone, num_classes=classes)
     # The detector's own scaling leaves scaled images as they are.
     model.transform.min_size, model.transform.max_size = (side,), side
@@ -92,7 +100,7 @@ class SmallResNet(nn.Module):
     One map is enough where things take up to half of the image: farther ones would have next to nothing to find.
     """
 
-    def __init__(self, widths: tuple[int, ...] = (24, 48, 96, 128), out_channels: int = 64) -> None:
+    def __init__(self, widths: tuple[int, ...], out_channels: int) -> None:
         super().__init__()
         self.stem = Conv2dNormActivation(3, 16, stride=2)
         self.stages = nn.ModuleList(
@@ -120,9 +128,9 @@ class SmallResNet(nn.Module):
         return OrderedDict({"0": self.joined(found)})
 
 
-def _small(classes: int, side: int) -> FCOS:
+def _small(classes: int, side: int, wider: int) -> FCOS:
     """Without anchors; heads with group norms, as torchvision's."""
-    network = SmallResNet()
+    network = SmallResNet(tuple(wider * width for width in (24, 48, 96, 128)), 64 * wider)
     head = FCOSHead(network.out_channels, 1, classes, num_convs=2)
     for part in (head.classification_head, head.regression_head):
         for layer in part.conv:
@@ -132,5 +140,5 @@ def _small(classes: int, side: int) -> FCOS:
     nn.init.constant_(head.regression_head.bbox_reg.bias, 2.0)
     return FCOS(
         network, classes, min_size=side, max_size=side, anchor_generator=AnchorGenerator(((8,),), ((1.0,),)), head=head,
-        score_thresh=0.05, nms_thresh=0.5,
+        score_thresh=0.05, nms_thresh=0.5, topk_candidates=CANDIDATES,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from .faults import DataError
 from .processes import Job
 
 OF_DENSE = (
-    *("data", "network", "recipe", "backbone", "images", "side", "seed", "dense_epochs", "batch"),
+    *("data", "network", "wider", "recipe", "backbone", "images", "side", "seed", "dense_epochs", "batch"),
     *("optimizer", "rate", "momentum", "decay", "smoothing", "warmup"),
 )
 """Settings that the dense network depends on."""
