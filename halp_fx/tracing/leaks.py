@@ -7,15 +7,18 @@ on meta tensors, the next forward of the caller would find them there.
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections import deque
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import CellType, FrameType
+from types import CellType, FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..model.preserving import within_reach
 
@@ -23,9 +26,10 @@ _LRU_CACHE = type(lru_cache(lambda: None))
 
 
 class MetaWatch:
-    """Remembers the meta tensors of a recording, without holding them."""
+    """Remembers the meta tensors of a recording, without holding them, and the names around the model before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module) -> None:
+        self.names = Names(model)
         self._seen: list[weakref.ref[torch.Tensor]] = []
 
     def see(self, tensor: torch.Tensor) -> None:
@@ -63,6 +67,43 @@ class ValueWatch:
             return False
         gc.collect()
         return any(ref() is not None for ref in self._seen)
+
+
+class _Missing:
+    """In place of a name that is not there."""
+
+
+_VALUES = (type(None), bool, int, float, complex, str, tuple, torch.Tensor, torch.dtype, torch.device, _Missing)
+"""What code keeps beside a table, to know what it is for."""
+
+
+class Names:
+    """The names in the files that a model's classes, and the functions in these files, are from, and in the classes and
+    objects of all of them, as they are before a recording."""
+
+    def __init__(self, model: nn.Module) -> None:
+        classes = {base for module in model.modules() for base in type(module).__mro__}
+        files = {id(names): names for base in classes if (names := _file_of(base.__module__))}
+        values = [value for names in files.values() for value in list(names.values())]
+        functions = (value for value in values if isinstance(value, FunctionType) and _file_of(value.__module__ or ""))
+        files |= {id(function.__globals__): function.__globals__ for function in functions}
+        owners = (owner for names in files.values() for owner in _owners(names))
+        self._before = [(owner, dict(_names_of(owner))) for owner in owners]
+
+    def put_back(self, left: Emptied) -> None:
+        """Where a tensor was taken out of some, all that changed beside it: the key of a table goes with the table
+        (`if SIZE != n: SIZE, TABLE = n, ...`)."""
+        missing = _Missing()
+        for owner, before in self._before:
+            own = (owner, getattr(owner, "__dict__", None))
+            if not any(known is one for known, _ in left.names for one in own):
+                continue
+            now = _names_of(owner)
+            for name in sorted(now.keys() | before.keys()):
+                was, found = before.get(name, missing), now.get(name, missing)
+                if was is not found and isinstance(was, _VALUES) and isinstance(found, _VALUES):
+                    _put(owner, name, was)
+            left.names = [(o, name) for o, name in left.names if not any(o is known for known in own)]
 
 
 @dataclass(slots=True)
@@ -146,6 +187,41 @@ def _take_out(value: Any, holder: Any, names: list[tuple[Any, str]]) -> bool:
         holder.cell_contents = None
         return True
     return _take_out_of_attributes(value, holder, names)
+
+
+def _file_of(module: str) -> dict[str, Any]:
+    """The names of a module; none of PyTorch's and Python's own."""
+    known = module.partition(".")[0] in ("torch", "builtins", *sys.stdlib_module_names)
+    return {} if known and module != "__main__" else getattr(sys.modules.get(module), "__dict__", {})
+
+
+def _owners(names: dict[str, Any]) -> Iterator[Any]:
+    """The namespace of a file, its classes, and the objects with attributes that it has."""
+    yield names
+    for value in list(names.values()):
+        if isinstance(value, type):
+            if value.__module__ == names.get("__name__"):
+                yield value
+        elif isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, ModuleType | nn.Module):
+            yield value
+
+
+def _names_of(owner: Any) -> Mapping[str, Any]:
+    return owner if isinstance(owner, dict) else vars(owner)
+
+
+def _put(owner: Any, name: str, value: Any) -> None:
+    """Give a name its value back, or take it away."""
+    with suppress(AttributeError, KeyError, TypeError):
+        if isinstance(owner, dict):
+            if isinstance(value, _Missing):
+                del owner[name]
+            else:
+                owner[name] = value
+        elif isinstance(value, _Missing):
+            delattr(owner, name)
+        else:
+            setattr(owner, name, value)
 
 
 def _owner(table: dict[Any, Any], keys: list[Any], value: Any) -> tuple[type | None, bool]:

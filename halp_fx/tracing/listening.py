@@ -47,7 +47,7 @@ def reaches(
     Args:
         on_meta: run it on meta tensors.
     """
-    live, watch = Members.of(model), MetaWatch()
+    live, watch = Members.of(model), MetaWatch(model)
     failed, heard = copy_context().run(_listened, model, args, kwargs, live, calls, names, watch if on_meta else None)
     return empty_caches(watch) is not None or failed or heard
 

@@ -67,7 +67,7 @@ def record(
 def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: bool, really: bool) -> Traced:
     # Autocast leaves meta tensors as they are. Those that a forward keeps in context variables go with the context.
     if meta_only or not (really or any(map(torch.is_autocast_enabled, ("cpu", "cuda")))):
-        watch, traced = MetaWatch(), None
+        watch, traced = MetaWatch(model), None
         try:
             traced = copy_context().run(_record_filled, model, args, kwargs, run, watch)
         except (TraceError, NotImplementedError, RuntimeError) as error:
@@ -119,6 +119,8 @@ def empty_caches(watch: MetaWatch) -> Emptied | None:
             f"the forward keeps a tensor outside of its model: {found.stuck[0]}. It was run on tensors without values, "
             "and this one could not be removed: keep it in an attribute of a module, or in a dictionary or list"
         )
+    if found is not None:
+        watch.names.put_back(found)
     return found
 
 

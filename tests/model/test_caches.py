@@ -262,6 +262,56 @@ def test_names_that_were_not_there(kept):
     assert not kept(inputs).is_meta
 
 
+SIDE, GRID = 0, None
+
+
+class Kept:
+    """A table and what it is for, of a class or of an object."""
+
+    side, grid = 0, None
+
+
+KEPT, OF_SLOTS = Kept(), types.SimpleNamespace(side=0, grid=None)
+
+
+def two_names(x):
+    global SIDE, GRID
+    if x.shape[-1] != SIDE:
+        SIDE, GRID = x.shape[-1], torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+    return GRID
+
+
+def two_attributes(owner):
+    def kept(x):
+        if x.shape[-1] != owner.side:
+            owner.side, owner.grid = x.shape[-1], torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype, device=x.device)
+        return owner.grid
+
+    return kept
+
+
+@pytest.mark.parametrize("ran", ["with others", "with these"])
+@pytest.mark.parametrize(
+    "kept",
+    [two_names, two_attributes(Kept), two_attributes(KEPT), two_attributes(OF_SLOTS)],
+    ids=["global names", "class", "object", "namespace"],
+)
+def test_a_table_and_what_it_is_for(kept, ran):
+    """The one goes with the other: else the next forward of the caller would find a table that is none."""
+    model, inputs = randomized(Asking(kept)), image()
+    kept(torch.zeros(3))  # Of another size.
+    others = kept(torch.zeros(5))
+    if ran == "with these":
+        model(inputs)
+    with unchanged(model):
+        coupling = halp_fx.channel_groups(model, inputs)
+    assert model(inputs).isfinite().all()
+    assert {"a", "b"} & {g.name for g in coupling.prunable}
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    assert not kept(inputs).is_meta
+    assert torch.equal(kept(torch.zeros(5)), others)
+
+
 class Rotating(nn.Module):
     """Attention with a table of positions kept outside of the model."""
 
