@@ -284,7 +284,7 @@ def test_relaxed_elimination_still_bounds(kind):
             assert value <= best + TIE * model.span + 1e-9 * max(1.0, abs(best))
 
     check()
-    assert sum(relaxed) > 30
+    assert sum(relaxed) > 20  # Else next to nothing was tried.
 
 
 @pytest.mark.parametrize("kind", KINDS)

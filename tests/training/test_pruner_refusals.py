@@ -127,6 +127,7 @@ def test_a_copy_that_is_trained_in_place_of_the_model_is_said():
 
 
 def test_a_pruner_that_is_over_or_gone_listens_to_no_optimizer():
+    gc.collect()  # Pruners of other tests.
     hooks = _global_optimizer_post_hooks
     before = len(hooks)
     model = network().train()
