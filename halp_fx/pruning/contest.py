@@ -18,12 +18,12 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import InfeasibleError, ModelError, RewriteError, SaliencyError
+from ..errors import InfeasibleError, ModelError, RewriteError
 from ..model.copying import copied
 from ..progress import work
 from ..rewriting.applying import rewrite
 from ..scoring.divergence import Reference, finite_on
-from ..scoring.sampled import none_counted, samples_in, samples_of
+from ..scoring.sampled import HELD_OUT, divided, none_counted
 from ..types import Plan
 from .distributed import Team
 from .judging import Judgement
@@ -40,9 +40,6 @@ from .varying import varied
 from .walking import walked
 
 logger = logging.getLogger("halp_fx")
-
-HELD_OUT = 4
-"""One batch, or sample, of so many is held out for the judge."""
 
 TUNED = 3
 """Networks that are trained once more before they are judged for good, where there is a `train_between`."""
@@ -160,14 +157,8 @@ def parted(batches: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     if len(batches) >= HELD_OUT:
         held = batches[HELD_OUT - 1 :: HELD_OUT]
         return [b for i, b in enumerate(batches) if i % HELD_OUT < HELD_OUT - 1], list(held)
-    counts = [samples_in(batch) or 0 for batch in batches]
-    if not batches or min(counts) < HELD_OUT:
-        raise SaliencyError(
-            f"effort='thorough' holds a quarter of the data out to judge by, and there are {len(batches)} batches of "
-            f"{counts} samples: pass {HELD_OUT} batches or more"
-        )
-    pairs = [(b, n - n // HELD_OUT, n) for b, n in zip(batches, counts, strict=True)]
-    return [samples_of(b, 0, i) for b, i, _ in pairs], [samples_of(b, i, n - i) for b, i, n in pairs]
+    why = "effort='thorough' holds a quarter of the data out to judge by"
+    return divided(batches, lambda count: count - count // HELD_OUT, why)
 
 
 def _judged(name: str, session: Session, reference: Reference, rehearsal: Rehearsal | None = None) -> _Entry:

@@ -14,14 +14,12 @@ from torch import nn
 from ..arguments import check_switches, whole
 from ..errors import SaliencyError
 from ..model.checks import check_module
-from ..model.copying import copied
-from ..model.preserving import named_tensors, random_kept, set_mode, unsynchronised
+from ..model.preserving import named_tensors, random_kept
 from ..model.tensors import overwrite
 from ..progress import counted, shown
 from ..scoring.divergence import Reference
 from ..scoring.losses import Loss, check_loss
-from ..scoring.recalibrating import norms_of, renew
-from ..scoring.sampled import samples_in, samples_of
+from ..scoring.sampled import HELD_OUT, divided, samples_in
 from .request import rereadable
 from .teaching import Teacher, in_random_order, lessons_of
 
@@ -115,19 +113,15 @@ def heal(
 
 def healed(small: nn.Module, model: nn.Module, data: Iterable[Any], steps: int, loss: Loss | None = None) -> Healing:
     """As `heal`, of arguments that are checked."""
-    with random_kept(), torch.enable_grad():
+    with random_kept():  # A loader that shuffles draws its order.
         taught, held = held_apart(data)
         reference = Reference.of(model, held, loss)
-        before, copy = reference.distance(small), copied(small)
-        with unsynchronised(copy):
-            lessons = counted(islice(_endless(taught), steps), "heal", "steps", steps)
-            taken = Teacher(model, loss, RATE, moving=True).teach(copy, lessons, steps)
-            if norms_of(copy):
-                renew(copy, taught, NORMS, loss)
-            set_mode(copy)
-        found = Healing(taken, reference.kind, reference.samples, before, reference.distance(copy))
+        before = reference.distance(small)
+        lessons = counted(islice(_endless(taught), steps), "heal", "steps", steps)
+        trained, taken = Teacher(model, loss, RATE, moving=True).taught(small, lessons, steps, taught, NORMS)
+        found = Healing(taken, reference.kind, reference.samples, before, reference.distance(trained))
     if found.taken:
-        overwrite(small, dict(named_tensors(copy)))
+        overwrite(small, dict(named_tensors(trained)))
     return found
 
 
@@ -152,19 +146,13 @@ def held_apart(data: Iterable[Any]) -> tuple[Iterable[Any], list[Any]]:
     source = iter(data)
     seen = list(islice(source, 1))
     held = -(-COMPARED // max(1, (samples_in(seen[0]) or 1) if seen else 1))
-    seen += islice(source, 4 * held - 1)
-    if len(seen) == 4 * held:
+    seen += islice(source, HELD_OUT * held - 1)
+    if len(seen) == HELD_OUT * held:
         return data[held:] if isinstance(data, Sequence) else _Without(data, held), seen[:held]
-    if len(seen) >= 4:
-        return seen[len(seen) // 4 :], seen[: len(seen) // 4]
-    counts = [samples_in(batch) or 0 for batch in seen]
-    if not seen or min(counts) < 4:
-        raise SaliencyError(
-            f"heal holds a quarter of the data out to compare on, and there are {len(seen)} batches of {counts} "
-            "samples: pass 4 batches or more"
-        )
-    parts = [(batch, n // 4, n) for batch, n in zip(seen, counts, strict=True)]
-    return [samples_of(b, k, n - k) for b, k, n in parts], [samples_of(b, 0, k) for b, k, _ in parts]
+    if len(seen) >= HELD_OUT:
+        part = len(seen) // HELD_OUT
+        return seen[part:], seen[:part]
+    return divided(seen, lambda count: count // HELD_OUT, "heal holds a quarter of the data out to compare on")[::-1]
 
 
 def _endless(data: Iterable[Any]) -> Iterator[Any]:

@@ -16,10 +16,7 @@ import torch
 from torch import nn
 
 from ..errors import words_of
-from ..model.copying import copied
-from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..scoring.losses import Loss, moved
-from ..scoring.recalibrating import norms_of, renew
 from .teaching import ROOM, Teacher, in_random_order, lessons_of
 
 logger = logging.getLogger("halp_fx")
@@ -51,14 +48,9 @@ class Rehearsal:
     def rehearsed(self, network: nn.Module) -> nn.Module | None:
         """A trained copy, its batch norms re-estimated; None where it cannot be trained, which is logged."""
         try:
-            with random_kept(), torch.inference_mode(False), torch.enable_grad():
-                copy = copied(network)
-                with unsynchronised(copy):
-                    self.teacher.teach(copy, in_random_order(self.lessons), min(STEPS, PASSES * len(self.lessons)))
-                    if norms_of(copy):
-                        renew(copy, self.lessons, len(self.lessons), self.teacher.loss)
-                    set_mode(copy)
-                return copy
+            steps, order = min(STEPS, PASSES * len(self.lessons)), in_random_order(self.lessons)
+            with torch.inference_mode(False):
+                return self.teacher.taught(network, order, steps, self.lessons, len(self.lessons))[0]
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -8,7 +8,7 @@ and of images that are moved about.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -18,10 +18,12 @@ from torch import nn
 
 from ..errors import SaliencyError
 from ..internals import tree_leaves, tree_map
+from ..model.copying import copied
+from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..scoring.batchwise import pieces
 from ..scoring.divergence import Parts, numbers_of, parts_of, running, terms, to_compare
 from ..scoring.losses import Loss, called, inputs_of, moved, total
-from ..scoring.recalibrating import norms_of
+from ..scoring.recalibrating import norms_of, renew
 from ..scoring.sampled import samples_in
 
 RATE, ADAPTIVE_RATE = 0.05, 1.5e-3
@@ -58,19 +60,30 @@ class Teacher:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def teach(self, network: nn.Module, lessons: Iterator[Any], steps: int) -> int:
-        """Train a network, in place and in eval mode, but for its batch norms: those take the statistics of each lesson
-        and keep their own, which have to be re-estimated.
+    def taught(
+        self, network: nn.Module, lessons: Iterator[Any], steps: int, settling: Iterable[Any], batches: int
+    ) -> tuple[nn.Module, int]:
+        """A trained copy of a network, in eval mode, and the steps that were taken. Random states are given back.
 
         Args:
             lessons: as `lessons_of` makes them; fewer than `steps` end it.
-
-        Returns:
-            The steps that were taken.
+            settling, batches: what its batch norms are re-estimated on, and how many of them at most.
 
         Raises:
+            ModelError: the network cannot be copied.
             SaliencyError: what is to be minimised is not finite, or outputs do not compare.
         """
+        with random_kept(), torch.enable_grad():
+            copy = copied(network)
+            with unsynchronised(copy):
+                taken = self._teach(copy, lessons, steps)
+                renew(copy, settling, batches, self.loss)
+                set_mode(copy)
+        return copy, taken
+
+    def _teach(self, network: nn.Module, lessons: Iterator[Any], steps: int) -> int:
+        """Train a network, in place and in eval mode, but for its batch norms: those take the statistics of each lesson
+        and keep their own, which have to be re-estimated. Returns the steps that were taken."""
         # Without dropout, as the dense network answers; batch norms by the batch.
         to_compare(network, True)
         parameters = _trainable(network)
@@ -135,7 +148,7 @@ def moved_about(inputs: Any, draw: torch.Generator) -> Any:
     shares: list[list[float]] = []
 
     def one(value: torch.Tensor, samples: int) -> torch.Tensor:
-        if value.ndim < 4 or not value.is_floating_point():
+        if not value.is_floating_point():
             return value
         if not shares:
             shares.extend(((torch.rand(samples, 2, generator=draw) - 0.5) / 4).tolist())
@@ -143,7 +156,7 @@ def moved_about(inputs: Any, draw: torch.Generator) -> Any:
         by = [tuple(round(part * side) for part, side in zip(share, sides, strict=True)) for share in shares]
         return torch.stack([image.roll(own, (-2, -1)) for image, own in zip(value, by, strict=True)])
 
-    return _of_samples(inputs, 3, one)
+    return _of_samples(inputs, 4, one)
 
 
 def _of_samples(inputs: Any, least: int, change: Callable[[torch.Tensor, int], torch.Tensor]) -> Any:

@@ -8,7 +8,7 @@ is no loss at all, a random direction of the outputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,9 @@ from ..errors import SaliencyError, few
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
 from .losses import NO_BATCHES, Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
+
+HELD_OUT = 4
+"""One batch, or sample, of so many is held out for what compares networks, at most."""
 
 
 @dataclass(slots=True)
@@ -159,3 +162,22 @@ def samples_of(batch: Any, first: int, count: int = 1) -> Any:
     leaves, spec = tree_flatten(batch)
     cut = [t[first : first + count] if isinstance(t, torch.Tensor) and t.ndim else t for t in leaves]
     return tree_unflatten(cut, spec)
+
+
+def divided(batches: Sequence[Any], at: Callable[[int], int], why: str) -> tuple[list[Any], list[Any]]:
+    """The samples of each batch before a place, and those after it.
+
+    Args:
+        at: number of its samples -> the place.
+        why: they are divided, in words.
+
+    Raises:
+        SaliencyError: there are no batches, or too few samples in one to hold a part of them out.
+    """
+    counts = [samples_in(batch) or 0 for batch in batches]
+    if min(counts, default=0) < HELD_OUT:
+        raise SaliencyError(
+            f"{why}, and there are {len(batches)} batches of {counts} samples: pass {HELD_OUT} batches or more"
+        )
+    pairs = [(batch, at(count), count) for batch, count in zip(batches, counts, strict=True)]
+    return [samples_of(b, 0, i) for b, i, _ in pairs], [samples_of(b, i, n - i) for b, i, n in pairs]

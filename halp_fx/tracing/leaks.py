@@ -73,6 +73,8 @@ class _Missing:
     """In place of a name that is not there."""
 
 
+_MISSING = _Missing()
+
 _VALUES = (type(None), bool, int, float, complex, str, tuple, torch.Tensor, torch.dtype, torch.device, _Missing)
 """What code keeps beside a table, to know what it is for."""
 
@@ -93,14 +95,13 @@ class Names:
     def put_back(self, left: Emptied) -> None:
         """Where a tensor was taken out of some, all that changed beside it: the key of a table goes with the table
         (`if SIZE != n: SIZE, TABLE = n, ...`)."""
-        missing = _Missing()
         for owner, before in self._before:
             own = (owner, getattr(owner, "__dict__", None))
             if not any(known is one for known, _ in left.names for one in own):
                 continue
             now = _names_of(owner)
             for name in sorted(now.keys() | before.keys()):
-                was, found = before.get(name, missing), now.get(name, missing)
+                was, found = before.get(name, _MISSING), now.get(name, _MISSING)
                 if was is not found and isinstance(was, _VALUES) and isinstance(found, _VALUES):
                     _put(owner, name, was)
             left.names = [(o, name) for o, name in left.names if not any(o is known for known in own)]
@@ -121,20 +122,12 @@ class Emptied:
     def forget_names(self) -> None:
         """Delete them, for code that asks whether they are there (`hasattr`)."""
         for owner, name in self.names:
-            with suppress(AttributeError, KeyError, TypeError):
-                if isinstance(owner, dict):
-                    del owner[name]
-                else:
-                    delattr(owner, name)
+            _put(owner, name, _MISSING)
 
     def restore_names(self) -> None:
         """None again, for code that expects them to be there."""
         for owner, name in self.names:
-            with suppress(AttributeError, TypeError):
-                if isinstance(owner, dict):
-                    owner[name] = None
-                else:
-                    setattr(owner, name, None)
+            _put(owner, name, None)
 
 
 def emptied(tensors: list[torch.Tensor]) -> Emptied:
@@ -214,11 +207,11 @@ def _put(owner: Any, name: str, value: Any) -> None:
     """Give a name its value back, or take it away."""
     with suppress(AttributeError, KeyError, TypeError):
         if isinstance(owner, dict):
-            if isinstance(value, _Missing):
+            if value is _MISSING:
                 del owner[name]
             else:
                 owner[name] = value
-        elif isinstance(value, _Missing):
+        elif value is _MISSING:
             delattr(owner, name)
         else:
             setattr(owner, name, value)

@@ -276,7 +276,7 @@ def test_what_ends_the_healing_hands_over_what_was_pruned(dense, monkeypatch):
     def ends(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(teaching.Teacher, "teach", ends)
+    monkeypatch.setattr(teaching.Teacher, "taught", ends)
     with pytest.raises(KeyboardInterrupt) as caught:
         cut(dense, heal=True)
     assert same(caught.value.reached.network, values(cut(dense)))
