@@ -124,8 +124,9 @@ def prune(
         recalibrate: re-estimate the statistics of batch norms on the data (`halp_fx.recalibrate`) at the end, and after
             every step where something reads them. Without, and unless `compensate` is asked for, the result equals
             the zeroed twin. None: yes, but not for a published method.
-        score_fn: called with the network after every step, its batch norms re-estimated: accuracy on the caller's data,
-            or any number that is larger for a better network. The report has what it returned (`halp.scores`).
+        score_fn: called with a copy of the network after every step, its batch norms re-estimated: accuracy on the
+            caller's data, or any number that is larger for a better network. The report has what it returned
+            (`halp.scores`).
         max_drop: the most that the score may fall below the dense network's; where a step lets it fall further, the
             network of the step before is returned, with a note.
         compensate: fit the layers whose inputs were cut to what they put out in the dense network

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SaliencyError
+from ..model.copying import copied
 from .networks import Network
 
 
@@ -66,16 +67,18 @@ class Judgement:
 
 
 def scored_by(score_fn: Callable[[nn.Module], float], model: nn.Module, share: float) -> float:
-    """The score, as a plain number.
+    """The score of a copy, as a plain number: what a `score_fn` does to a network (`half()`, fused layers, another
+    device) is done neither to the caller's nor to the one that is pruned further.
 
     Args:
         share: of the dense network's cost; for messages.
 
     Raises:
+        ModelError: the network cannot be copied.
         SaliencyError: it is not a finite number. What `score_fn` itself raises goes through, with a note.
     """
     try:
-        found: Any = score_fn(model)
+        found: Any = score_fn(copied(model))
     except Exception as error:
         error.add_note(f"raised by score_fn, given the network at {share:.1%} of the dense cost")
         raise

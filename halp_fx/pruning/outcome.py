@@ -116,6 +116,8 @@ def verdict(
         )
     elif rounds < most_rounds or not yardstick.goals.measured:
         why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
+        if request.limits:
+            why += ", or limits do not allow them"
         if dropped:
             why += (
                 f", and the dropped branches ({few(dropped)}) would have to be so narrow that more is lost with them "

@@ -151,3 +151,8 @@ def test_a_budget_that_is_met_already_leaves_wider_what_limits_ask_to_be_narrow(
 def test_bad_limits(limits, error, match):
     with pytest.raises(error, match=match):
         widths(limits)
+
+
+def test_a_budget_that_limits_leave_unused_says_so():
+    small = halp_fx.prune(Stages(), 0.95, X[:1], latency=MacsCost(), limits={"*": (0.1, 0.3)}, progress=False)
+    assert "or limits do not allow them" in small.halp.notes[-1]

@@ -77,6 +77,27 @@ def test_the_network_of_the_caller_is_left_alone():
     assert all((model.state_dict()[name] == t).all() for name, t in state.items())
 
 
+def zeroed(model):
+    for parameter in model.parameters():
+        parameter.data.zero_()
+
+
+@pytest.mark.parametrize("change", [lambda m: m.half(), zeroed, lambda m: m.requires_grad_(False)], ids=str)
+def test_what_a_score_does_to_a_network_is_done_to_a_copy(change):
+    def score_fn(net):
+        change(net)
+        return 1.0
+
+    model = network()
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    small = halp_fx.prune(model, 0.4, X[:1], steps=2, score_fn=score_fn, **CALL)
+    for net in (model, small):
+        assert all(p.dtype is torch.float32 and p.requires_grad for p in net.parameters())
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in state.items())
+    plain = halp_fx.prune(model, 0.4, X[:1], steps=2, score_fn=lambda m: 1.0, **CALL)
+    assert all(torch.equal(a, b) for a, b in zip(small.parameters(), plain.parameters(), strict=True))
+
+
 @pytest.mark.parametrize(
     "score",
     [True, np.float32(0.5), torch.tensor(0.5), torch.tensor([0.5])],
