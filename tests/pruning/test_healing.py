@@ -103,6 +103,32 @@ def test_what_comes_no_closer_stays_as_it_was(dense):
     assert "not healed: 4 steps did not bring it closer" in str(found)
 
 
+@pytest.mark.parametrize("norms", [True, False])
+def test_it_ends_where_it_is_closest_between_what_it_was_and_what_it_was_trained_to(dense, monkeypatch, norms):
+    """A training on few samples, at a rate that is too high, goes too far."""
+    net = copy.deepcopy(dense)
+    if not norms:
+        net.norm = nn.Identity()
+    plan = Plan({"b": list(range(5))})
+    start = halp_fx.rewrite(net, plan, IMAGES[:1])
+    halp_fx.compensate(start, net, DATA, plan, IMAGES[:1])
+    monkeypatch.setattr(healing, "RATE", 0.1)
+    small, trained = copy.deepcopy(start), copy.deepcopy(start)
+    found = halp_fx.heal(small, net, DATA[:4], steps=20, progress=False)
+    monkeypatch.setattr(healing, "SHARES", (1.0,))
+    whole = halp_fx.heal(trained, net, DATA[:4], steps=20, progress=False)
+    assert whole.share == 1
+    assert 0 < found.share < 1
+    assert found.after < min(found.before, whole.after)
+    assert f"{found.share:.0%} of what they changed taken" in str(found)
+    if whole.taken:
+        for now, before, after in zip(small.parameters(), start.parameters(), trained.parameters(), strict=True):
+            torch.testing.assert_close(now, torch.lerp(before, after, found.share))
+    taught, held = held_apart(DATA[:4])
+    again = halp_fx.recalibrate(copy.deepcopy(small), taught)
+    assert Reference.of(net, held).distance(again) == pytest.approx(found.after)
+
+
 def test_a_parameter_that_needs_no_gradient_stays(dense, small):
     small.out.weight.requires_grad_(False)
     before = values(small)
