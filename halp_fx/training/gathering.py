@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import is_number, shown
 from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
 from ..errors import TrainingError
@@ -146,6 +147,12 @@ class Gathered:
         row = channel_scores(self.layout, weights, grads, "taylor_signed").float()
         self.rows = [*self.rows[1 - self.most :], row / scale if scale != 1.0 else row]
 
+    def finite(self, fresh: int) -> tuple[torch.Tensor, int]:
+        """The rows that are finite, and how many of the last `fresh` are."""
+        rows = self.stacked()
+        good = torch.isfinite(rows).all(1)
+        return rows[good], int(good[-fresh:].sum()) if fresh else 0
+
     def drop_broken(self) -> int:
         """Take out rows that are not finite; how many."""
         rows = self.stacked()
@@ -166,12 +173,27 @@ class Gathered:
             found[name] = own[:, list(plan[name])] if name in plan else own
         return found
 
-    def follow(self, before: Gathered, plan: Plan) -> None:
+    def follow(self, before: Gathered, plan: Plan) -> Gathered:
         """Take over the rows of the network that `plan` made this one of, where its groups are still the same."""
         rows = before.by_group(before.stacked(), plan)
         own = [rows.get(g.name) for g in self.groups]
         if own and all(r is not None and r.shape[1] == g.size for r, g in zip(own, self.groups, strict=True)):
             self.rows = list(torch.cat([r for r in own if r is not None], 1))
+        return self
+
+
+def scale_of(given: Any) -> float:
+    """What gradients are multiplied by, as a number.
+
+    Raises:
+        TrainingError: it is none above 0.
+    """
+    found = given.item() if isinstance(given, torch.Tensor) and given.numel() == 1 else given
+    if not (is_number(found) and found > 0):
+        raise TrainingError(
+            f"scale={shown(given)} must be a positive number, what the loss was multiplied by: scaler.get_scale()"
+        )
+    return float(found)
 
 
 def rows_that_tell(
@@ -211,6 +233,11 @@ def rows_that_tell(
             "optimizer.zero_grad(), and see that the loss depends on the network"
         )
     if all(standing(own, finite) for own, finite in found):
+        if not any(own[-1].any() for own, _ in found):
+            raise TrainingError(
+                f"every gradient was zero in the last {fresh} batches: the loss does not depend on the network any "
+                "more (all units dead), or is none of what the network puts out"
+            )
         raise TrainingError(
             f"the gradients of the model's layers, and their weights, were the same in the last {fresh} batches: what "
             "the loop trains is another object (a copy.deepcopy of the model?), or the optimizer does not step this "
