@@ -203,7 +203,7 @@ class Pruner:
         if self.done:
             self._still()
             return False
-        self._gathered.check_same(self.model)
+        self._gathered.check_same()
         with self._lifted():
             self._gathered.add(scale_of(scale))
         self._still()
@@ -220,7 +220,7 @@ class Pruner:
         Raises:
             TrainingError, InfeasibleError: as `step`.
         """
-        self._gathered.check_same(self.model)
+        self._gathered.check_same()
         self._lead.ask(lambda _: check_trained(self.model))
         if not self.done:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
