@@ -6,7 +6,8 @@ dimensions, added up by channel), in chunks that stay in cache. `lookup` is bili
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,19 +59,63 @@ def channel_scores(
     layout.check(weights, grads, variant.needs_grad)
     device = weights[layout.scored[0]].device if layout.scored else torch.device("cpu")
     totals = torch.zeros(layout.num_channels + 1, dtype=torch.float64, device=device)
-    for index, targets in _targets(layout, device).items():
-        weight = weights[index]
-        grad = grads[index] if variant.needs_grad and grads is not None else weight
-        if grad is None or weight.numel() == 0:
+    used = grads if variant.needs_grad and grads is not None else weights
+    for vectors, indices in _runs(layout, weights, used):
+        if vectors:
+            totals.index_add_(0, *_of_vectors(layout, device, indices, weights, used, ELEMENTS[variant.element]))
             continue
-        sums = _sums_along(weight, grad, [dim for dim, _ in targets], ELEMENTS[variant.element])
-        for dim, channels in targets:
-            totals.index_add_(0, channels, sums[dim])
+        for index in indices:
+            weight, grad, targets = weights[index], used[index], _targets(layout, device)[index]
+            assert grad is not None  # `_runs` has left those out.
+            sums = _sums_along(weight, grad, [dim for dim, _ in targets], ELEMENTS[variant.element])
+            for dim, channels in targets:
+                totals.index_add_(0, channels, sums[dim])
     scores = FINALS[variant.final](totals[:-1])
     if out is None:
         return scores.float()
     layout.check_out(out, device)
     return out.add_(scores)
+
+
+def _runs(
+    layout: SegmentLayout, weights: Sequence[Tensor], grads: Sequence[Tensor | None]
+) -> Iterator[tuple[bool, list[int]]]:
+    """The scored parameters that have elements and a gradient, in runs: of vectors (of norms, biases), which are scored
+    at once, as hundreds of them take as many small operators each; and of others. In their order, in which sums add
+    up."""
+
+    def kind(index: int) -> tuple[bool, torch.dtype | None]:
+        weight, grad = weights[index], grads[index]
+        if weight.dim() != 1 or grad is None:
+            return False, None
+        return True, _precision(weight, grad)
+
+    scored = (i for i in layout.scored if grads[i] is not None and weights[i].numel())
+    for (vectors, _), indices in groupby(scored, kind):
+        yield vectors, list(indices)
+
+
+def _of_vectors(
+    layout: SegmentLayout, device: torch.device, indices: Sequence[int], weights: Sequence[Tensor],
+    grads: Sequence[Tensor | None], element: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The channels of the elements of vectors, one vector after the other, and what they contribute."""
+    whole = [grad for grad in (grads[i] for i in indices) if grad is not None]
+    compute = _precision(weights[indices[0]], whole[0])
+    values = element(torch.cat([weights[i] for i in indices]).to(compute), torch.cat(whole).to(compute)).double()
+    targets = _targets(layout, device)
+    parts = zip(indices, values.split([len(weights[i]) for i in indices]), strict=True)
+    if all(len(targets[i]) == 1 for i in indices):
+        key = ("channels", device, *indices)
+        if key not in layout.cache:
+            layout.cache[key] = torch.cat([targets[i][0][1] for i in indices])
+        return layout.cache[key], values
+    pairs = [(channels, part) for i, part in parts for _, channels in targets[i]]
+    return torch.cat([channels for channels, _ in pairs]), torch.cat([part for _, part in pairs])
+
+
+def _precision(weight: Tensor, grad: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in (weight.dtype, grad.dtype) else torch.float32
 
 
 def _targets(layout: SegmentLayout, device: torch.device) -> dict[int, list[tuple[int, Tensor]]]:
@@ -94,7 +139,7 @@ def _sums_along(
     weight, grad = weight.permute(order), grad.permute(order)
     places = {dim: order.index(dim) for dim in dims}
     sums = {d: torch.zeros(weight.shape[p], dtype=torch.float64, device=weight.device) for d, p in places.items()}
-    compute = torch.float64 if torch.float64 in (weight.dtype, grad.dtype) else torch.float32
+    compute = _precision(weight, grad)
     rows = weight.shape[0]
     step = max(1, CHUNK * rows // weight.numel())
     for start in range(0, rows, step):

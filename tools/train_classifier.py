@@ -27,6 +27,9 @@ import torch
 import torchvision
 from comparing import networks
 from recipes import checkpoints, images, runs
+from recipes.arguments import made as made_folder
+from recipes.arguments import real, whole
+from recipes.faults import need
 from recipes.processes import Job
 from torch import nn
 
@@ -42,6 +45,11 @@ SMALL = {
     "interval": 6, "batch": 128, "dense_epochs": 16,
 }  # fmt: skip
 """For images that are drawn."""
+RANGES = {
+    "warmup": real(), "rate": real(above=True), "momentum": real(0, 1), "decay": real(),
+    "smoothing": real(0, 1),
+}  # fmt: skip
+"""Of what is no whole number of at least one."""
 
 
 def options(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -51,26 +59,28 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
         "--network", default="residual", help=f"{', '.join(networks.NETWORKS)}, or one of torchvision's"
     )
     parser.add_argument("--weights", help="of the dense network: a file, or a name that torchvision has for it")
-    parser.add_argument("--dense-epochs", type=int, help="to train the dense network first, where it has no weights")
+    parser.add_argument(
+        "--dense-epochs", type=whole(0), help="to train the dense network first, where it has no weights"
+    )
     parser.add_argument("--folder", type=Path, default=Path("run"), help="checkpoints and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
-    parser.add_argument("--timed-batch", type=int, default=1, help="images a call, for the latency")
+    parser.add_argument("--timed-batch", type=whole(1), default=1, help="images a call, for the latency")
     parser.add_argument("--mode", default="shrink", choices=["shrink", "mask"])
     parser.add_argument("--regrow", action="store_true", help="straight-through masks, with --mode mask")
     parser.add_argument("--importance", default=None, choices=["fisher", "taylor", "magnitude"])
     parser.add_argument("--solver", default="auto", help="halp: the published greedy")
     parser.add_argument("--no-distill", action="store_true")
-    parser.add_argument("--temperature", type=float, default=2.0)
-    parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="drawn to train and to test on")
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="of a process on a CPU")
+    parser.add_argument("--temperature", type=real(above=True), default=2.0)
+    parser.add_argument("--images", type=whole(1), nargs=2, default=[9000, 3000], help="drawn to train and to test on")
+    parser.add_argument("--workers", type=whole(0), default=8)
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--threads", type=whole(1), help="of a process on a CPU")
     parser.add_argument("--tensorboard", action="store_true", help="needs the package tensorboard")
     for name, value in PUBLISHED.items():
         if name != "dense_epochs":
             told = f"{value} for folders, {SMALL[name]} for drawn images"
-            parser.add_argument(f"--{name}", type=type(value), help=told)
+            parser.add_argument(f"--{name}", type=RANGES.get(name, whole(1)), help=told)
     given = parser.parse_args(arguments)
     for name, value in (SMALL if given.data in images.drawn.SETS else PUBLISHED).items():
         if getattr(given, name) is None:
@@ -164,10 +174,12 @@ class Training(runs.Run):
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
+    if given.tensorboard:
+        need("tensorboard")
+    made_folder(given.folder, *runs.FILES)
     if given.threads:
         torch.set_num_threads(given.threads)
     job = Job.join()
-    given.folder.mkdir(parents=True, exist_ok=True)
     data = images.load(given.data, given.folder, given.batch, job, given.seed, given.workers, tuple(given.images))
     model = made(given, data.classes)
 

@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from recipes import boxes, checkpoints, detectors, runs
+from recipes.arguments import made as made_folder
+from recipes.arguments import real, whole
 from recipes.faults import need
 from recipes.processes import Job
 from torch import nn
@@ -58,28 +60,28 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="scenes", help="scenes, or the folder that has VOCdevkit, or annotations")
     parser.add_argument("--recipe", default="own", choices=["own", "smcp"], help="what the other options default to")
     parser.add_argument("--network", help=f"{detectors.SMALL}, {detectors.SSD512}, or a detector of torchvision")
-    parser.add_argument("--wider", type=int, default=1, help=f"{detectors.SMALL}: times its widths")
+    parser.add_argument("--wider", type=whole(1), default=1, help=f"{detectors.SMALL}: times its widths")
     parser.add_argument("--weights", help="of the dense detector: a file")
     parser.add_argument("--backbone", help="torchvision's weights of the backbone: DEFAULT, or none")
-    parser.add_argument("--side", type=int, help="pixels that images are scaled to")
+    parser.add_argument("--side", type=whole(1), help="pixels that images are scaled to")
     parser.add_argument("--folder", type=Path, default=Path("run_detector"), help="checkpoints and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", help="what the budget is of: latency (measured), macs, …; of scenes: macs")
     parser.add_argument(
-        "--timed", type=int, default=1, help="images in the forward that the cost is of; of few, boxes take much"
+        "--timed", type=whole(1), default=1, help="images in the forward that the cost is of; of few, boxes take much"
     )
-    parser.add_argument("--dense-epochs", type=int)
-    parser.add_argument("--epochs", type=int)
-    parser.add_argument("--batch", type=int, help="images a step in each process")
+    parser.add_argument("--dense-epochs", type=whole(0))
+    parser.add_argument("--epochs", type=whole(1))
+    parser.add_argument("--batch", type=whole(1), help="images a step in each process")
     parser.add_argument("--optimizer", choices=["sgd", "adamw"])
-    parser.add_argument("--rate", type=float, help="for 128 images a step")
-    parser.add_argument("--decay", type=float)
-    parser.add_argument("--steps", type=int, default=12, help="of pruning; smcp: as its epochs have it")
-    parser.add_argument("--interval", type=int, help="steps of training between two; smcp: for 128 images a step")
-    parser.add_argument("--images", type=int, nargs=2, help="drawn to train and to test on")
-    parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="of a process on a CPU; the time is of as many")
+    parser.add_argument("--rate", type=real(above=True), help="for 128 images a step")
+    parser.add_argument("--decay", type=real())
+    parser.add_argument("--steps", type=whole(1), default=12, help="of pruning; smcp: as its epochs have it")
+    parser.add_argument("--interval", type=whole(0), help="steps of training between two; smcp: for 128 images a step")
+    parser.add_argument("--images", type=whole(1), nargs=2, help="drawn to train and to test on")
+    parser.add_argument("--workers", type=whole(0), default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
+    parser.add_argument("--threads", type=whole(1), help="of a process on a CPU; the time is of as many")
     given = parser.parse_args(arguments)
     small = given.network == detectors.SMALL or (given.network is None and given.data == "scenes")
     for name, value in (SMCP if given.recipe == "smcp" else SMALL if small else OWN).items():
@@ -200,10 +202,10 @@ def pruner_of(given: argparse.Namespace, training: Training, job: Job) -> halp_f
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     given = options(arguments)
     need("torchmetrics", "pycocotools")
+    made_folder(given.folder, *runs.FILES)
     if given.threads:
         torch.set_num_threads(given.threads)
     job = Job.join()
-    given.folder.mkdir(parents=True, exist_ok=True)
     data = boxes.load(
         given.data, given.folder, given.batch, given.side, job, given.seed, given.workers, tuple(given.images),
         augment=given.data != "scenes" or given.network != detectors.SMALL,

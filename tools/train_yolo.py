@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from recipes import checkpoints, runs, scenes
+from recipes.arguments import made as made_folder
+from recipes.arguments import real, whole
 from recipes.faults import need
 from recipes.yolo import offline, pruned_trainer
 
@@ -33,19 +35,19 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", default="scenes", help="scenes, or a data.yaml as ultralytics takes it")
     parser.add_argument("--network", default="yolo11n", help="a detector of ultralytics, by its yaml file")
     parser.add_argument("--weights", help="of the dense network: a .pt file")
-    parser.add_argument("--side", type=int, default=128, help="pixels that images are scaled to")
+    parser.add_argument("--side", type=whole(1), default=128, help="pixels that images are scaled to")
     parser.add_argument("--folder", type=Path, default=Path("run_yolo"), help="runs and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
-    parser.add_argument("--dense-epochs", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=12, help="of pruning")
-    parser.add_argument("--share", type=float, default=0.4, help="of the training, in which the network is pruned")
-    parser.add_argument("--images", type=int, nargs=2, default=[600, 150], help="drawn to train and to test on")
+    parser.add_argument("--dense-epochs", type=whole(0), default=16)
+    parser.add_argument("--epochs", type=whole(1), default=10)
+    parser.add_argument("--batch", type=whole(1), default=16)
+    parser.add_argument("--steps", type=whole(1), default=12, help="of pruning")
+    parser.add_argument("--share", type=real(0, 1), default=0.4, help="of the training, in which the network is pruned")
+    parser.add_argument("--images", type=whole(1), nargs=2, default=[600, 150], help="drawn to train and to test on")
     parser.add_argument("--export", default="onnx", choices=["onnx", "torchscript"])
     parser.add_argument("--device", default=None, help="as for ultralytics: cpu, 0, …")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     return parser.parse_args(arguments)
 
 
@@ -55,8 +57,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     offline()
     from ultralytics import YOLO
 
-    folder = given.folder.resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = made_folder(given.folder.resolve(), "network.safetensors", "result.json")
     data = given.data
     if data == "scenes":
         data = str(scenes.write_yolo(folder / "scenes", *given.images, given.side, given.seed))

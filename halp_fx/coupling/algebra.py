@@ -102,6 +102,8 @@ class Algebra:
     rectangles: list[tuple[Plane, str]] = field(default_factory=list)
     pieces: list[Pieces] = field(default_factory=list)
     roles: dict[int, str] = field(default_factory=dict)
+    # Axes (by index) that any operator marked as a consumer, whichever mark counts.
+    read: set[int] = field(default_factory=set)
     restricted: dict[fx.Node, Restriction] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     notes: dict[str, None] = field(default_factory=dict)
@@ -247,6 +249,8 @@ class Algebra:
         first, last = (bisect_right(self.starts, label) - 1 for label in (labels[0], labels[-1]))
         for axis in (first,) if first == last else np.unique(self.axis_of(labels)).tolist():
             self.roles.setdefault(axis, role)
+            if role == "consumer":
+                self.read.add(axis)
 
     def restrict(self, call: Call, dims: Iterable[int]) -> None:
         """The operator's statistic runs over labelled dimensions `dims` of its first tensor: removing channels is not

@@ -128,7 +128,9 @@ class Partition:
             if axis < 0 or axis in algebra.transient:
                 continue  # Label 0 is no slot.
             own = slots[start:end].reshape(int(sizes[group]), -1)
-            members.setdefault(group, []).append(Member(algebra.axes[axis], own, algebra.roles.get(axis, "other")))
+            role = algebra.roles.get(axis, "other")
+            tied = axis in algebra.read and role != "consumer"
+            members.setdefault(group, []).append(Member(algebra.axes[axis], own, role, tied))
         inexact = np.zeros(len(sizes), dtype=bool)
         for found in algebra.restricted.values():
             for plane in (p for p in found.call.tensors()[0].planes if found.dims & set(varying(p))):

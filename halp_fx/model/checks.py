@@ -106,8 +106,13 @@ def _check_tensor(name: str, tensor: torch.Tensor) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized:
         kind = "quantised" if tensor.is_quantized else f"sparse ({tensor.layout})"
         raise ModelError(f"{name} (shape {shape}) is {kind}: only dense tensors can be pruned")
-    if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+    if not is_plain(tensor):
         raise ModelError(f"{name} (shape {shape}) is a {type(tensor).__name__}, a kind of tensor not known here")
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether operators do on it what they do on any: one of quantised blocks, say, answers them itself."""
+    return type(tensor).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
 
 
 def check_finite(model: nn.Module) -> None:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+import torch
 
 from ..arguments import MOST_STEPS, check_switches, whole
 from ..errors import BudgetError, TrainingError
+from ..internals import tree_leaves
+from ..model.inputs import Examples
 from ..scoring.callables import Importance, check_importance
 from ..scoring.losses import Loss, LossFn, check_loss
 
@@ -87,6 +90,11 @@ def check_data_asked(
             f"data tells what is lost without a branch in the unit of importance='fisher', not of {importance!r}: "
             "leave one of them out"
         )
+
+
+def shapes_of(examples: Examples) -> list[tuple[int, ...]]:
+    """Of all tensors in example inputs."""
+    return [tuple(leaf.shape) for leaf in tree_leaves(list(examples)) if isinstance(leaf, torch.Tensor)]
 
 
 def in_words(asked: Mapping[str, Any]) -> dict[str, Any]:

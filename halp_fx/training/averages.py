@@ -14,14 +14,15 @@ from ..types import Coupling, Plan
 
 
 def averages_checked(averages: Iterable[nn.Module], model: nn.Module) -> list[nn.Module]:
-    """The averaged networks.
+    """The averaged networks, each once.
 
     Raises:
         TrainingError: one is not of this model.
     """
     if isinstance(averages, nn.Module) or not isinstance(averages, Iterable):
         raise TrainingError(f"averages is {a_kind(averages)}: pass a list of moving averages")
-    found = []
+    found: list[nn.Module] = []
+    own = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     wanted = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     for average in averages:
         inner = getattr(average, "module", None)
@@ -36,7 +37,13 @@ def averages_checked(averages: Iterable[nn.Module], model: nn.Module) -> list[nn
                 f"the network in {type(average).__name__} is another than the model: {off} is "
                 f"{shapes.get(off, 'missing')} there and {wanted.get(off, 'missing')} here"
             )
-        found.append(inner)
+        if any(id(tensor) in own for tensor in inner.state_dict(keep_vars=True).values()):
+            raise TrainingError(
+                f"the network in {type(average).__name__} is the model, or shares its tensors, and would be cut twice: "
+                "an average keeps a copy. What is around the model needs not be passed"
+            )
+        if not any(inner is known for known in found):
+            found.append(inner)
     return found
 
 

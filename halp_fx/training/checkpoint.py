@@ -1,4 +1,5 @@
-"""checkpoint: whether a saved state of a Pruner is one of this Pruner; what of saved weights was cut."""
+"""checkpoint: whether a saved state of a Pruner is one of this Pruner; what a session has learned, as plain values and
+back; what of saved weights was cut."""
 
 from __future__ import annotations
 
@@ -9,6 +10,12 @@ from typing import Any
 from torch import nn
 
 from ..errors import TrainingError
+from ..pruning.networks import Network, Stop
+from ..pruning.records import Scoring, saliency_of, saliency_tensors, scoring_of
+from ..pruning.session import Session
+from ..pruning.yardstick import Learned
+from ..types import Plan
+from ..types.plain import from_plain, to_plain
 
 FORMAT = "halp_fx.pruner/2"
 KEYS = ("network", "asked", "processes", "plan", "done", "counts", "rows", "hidden")
@@ -51,15 +58,32 @@ class Identity:
                 f"{self.network.get(off, 'missing')} here. Make the Pruner of the original, dense network, then load"
             )
         for name, value in self.asked.items():
-            if state["asked"].get(name) != value:
-                raise TrainingError(
-                    f"the checkpoint was written with {name}={state['asked'].get(name)}, this Pruner has {name}={value}"
-                )
+            theirs = state["asked"].get(name, value)  # What no version of then wrote down is not compared.
+            if theirs != value:
+                raise TrainingError(f"the checkpoint was written with {name}={theirs}, this Pruner has {name}={value}")
         if state["processes"] != self.processes and not state["done"]:  # Afterwards there is nothing left to decide.
             raise TrainingError(
                 f"the checkpoint was written by {state['processes']} processes, and there are {self.processes}: resume "
                 "with as many, or finish pruning first"
             )
+
+
+def session_state(session: Session) -> dict[str, Any]:
+    """What the first process has learned in the steps that were taken."""
+    state: dict[str, Any] = {"learned": to_plain(session.yardstick.learned), "trail": to_plain(session.trail)}
+    saliency = session.network.saliency
+    if saliency is not None:  # Its report shows the last one.
+        state["scoring"], state["scores"] = to_plain(scoring_of(saliency)), dict(saliency_tensors(saliency))
+    return state
+
+
+def take_up(session: Session, state: Mapping[str, Any], model: nn.Module, plan: Plan) -> None:
+    """Let a session go on from a state, with the network that the plan has led to."""
+    session.yardstick.take(from_plain(Learned, state["learned"]))
+    session.trail = [from_plain(Stop, stop) for stop in state["trail"]]
+    if "scoring" in state:
+        known = saliency_of(from_plain(Scoring, state["scoring"]), state["scores"])
+        session.network = Network(model, plan, saliency=known)
 
 
 def cut_in(state: Mapping[str, Any], here: Mapping[str, tuple[int, ...]]) -> list[str]:

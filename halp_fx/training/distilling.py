@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -34,9 +35,11 @@ def distill(student: torch.Tensor, teacher: torch.Tensor, temperature: float = 2
         )
     if not is_positive(temperature):
         raise TrainingError(f"temperature={shown(temperature)} must be a positive number")
-    wanted = F.log_softmax(teacher.detach().float() / temperature, 1)
-    found = F.log_softmax(student.float() / temperature, 1)
-    return (wanted.exp() * (wanted - found)).sum(1).mean() * temperature**2
+    wanted = F.log_softmax(_precise(teacher.detach()) / temperature, 1)
+    found = F.log_softmax(_precise(student) / temperature, 1)
+    shares = wanted.exp()
+    # A class that the teacher rules out (a logit of -inf) counts for nothing, whatever the student says of it.
+    return (shares * (wanted - found)).masked_fill(shares == 0, 0).sum(1).mean() * temperature**2
 
 
 def distill_features(student: torch.Tensor, teacher: torch.Tensor, kept: Sequence[int] | None = None) -> torch.Tensor:
@@ -57,7 +60,13 @@ def distill_features(student: torch.Tensor, teacher: torch.Tensor, kept: Sequenc
             f"features of the student have shape {tuple(student.shape)}, of the teacher {tuple(wanted.shape)}"
             + ("; pass kept=plan[group] for a group that was pruned" if kept is None else " with the channels kept")
         )
-    return F.mse_loss(student.float(), wanted.float()) / wanted.float().square().mean().clamp_min(1e-12)
+    wanted = _precise(wanted)
+    return F.mse_loss(_precise(student), wanted) / wanted.square().mean().clamp_min(1e-12)
+
+
+def _precise(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, or float64 if it is in that."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _check_tensors(**given: object) -> None:
@@ -69,9 +78,15 @@ def _check_tensors(**given: object) -> None:
 def _channels(kept: Sequence[int], teacher: torch.Tensor) -> list[int]:
     """Channels of the teacher, as indices."""
     try:
-        rows = [operator.index(channel) for channel in kept]
+        chosen = list(kept)
+        rows = [operator.index(channel) for channel in chosen]
     except TypeError as error:
         raise TrainingError(f"kept={shown(kept)} must be the channels that stay, such as plan[group]") from error
+    marks = any(isinstance(c, bool | np.bool_) or getattr(c, "dtype", None) == torch.bool for c in chosen)
+    if marks or not rows or len(set(rows)) < len(rows):
+        raise TrainingError(
+            f"kept={shown(kept)} must be the numbers of the channels that stay, each once, such as plan[group]"
+        )
     size = teacher.shape[1] if teacher.ndim > 1 else 0
     if any(not 0 <= row < size for row in rows):
         raise TrainingError(f"kept={shown(kept)} names channels that the teacher's features do not have: it has {size}")

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..arguments import is_number, shown
 from ..coupling.branches import output_groups
 from ..coupling.residual import find_branches
 from ..errors import TrainingError
@@ -36,6 +37,7 @@ class Gathered:
     """Rows of one network at its present widths.
 
     Attributes:
+        model: whose rows they are.
         groups: whose channels are the columns, one group after the other.
         keys, layout: the tensors that rows are made of, and which of their slots are of which channel.
         parameters: of the model, by name.
@@ -44,6 +46,7 @@ class Gathered:
         rows: float32, of shape (channels,), the last ones.
     """
 
+    model: nn.Module
     groups: tuple[ChannelGroup, ...]
     keys: list[Key]
     layout: SegmentLayout
@@ -51,6 +54,16 @@ class Gathered:
     looks: Mapping[str, Look]
     most: int = KEPT
     rows: list[torch.Tensor] = field(default_factory=list)
+    # Held, so that nothing else gets their place in memory.
+    _modules: list[nn.Module] = field(init=False)
+    _tables: list[Mapping[str, Any]] = field(init=False)
+    _known: list[int] = field(init=False)
+    _looks: list[Look] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._modules = list(self.model.modules())
+        self._tables = [table for module in self._modules for table in (module._parameters, module._modules)]
+        self._known, self._looks = self._ids(), list(self.looks.values())
 
     @classmethod
     def of(
@@ -78,17 +91,19 @@ class Gathered:
             return read or places_of(group, weights, frozenset(), parameters)
 
         keys, layout = weights.layout(groups, chosen)
-        return cls(groups, keys, layout, parameters, {name: _look(p) for name, p in parameters.items()}, most)
+        return cls(model, groups, keys, layout, parameters, {name: _look(p) for name, p in parameters.items()}, most)
 
     @property
     def columns(self) -> dict[str, slice]:
         ends = list(accumulate((g.size for g in self.groups), initial=0))
         return {g.name: slice(ends[i], ends[i + 1]) for i, g in enumerate(self.groups)}
 
-    def check_same(self, model: nn.Module) -> None:
+    def check_same(self) -> None:
         """Raises TrainingError if something else has changed the model since: rows would be of parameters that do
         nothing any more, and a cut would be of places that are others now."""
-        now = dict(model.named_parameters())
+        if self._same():
+            return
+        now = dict(self.model.named_parameters())
         for name in {**self.parameters, **now}:
             known, found = self.parameters.get(name), now.get(name)
             if known is not found:
@@ -109,6 +124,14 @@ class Gathered:
                     f"{name} is {look[1]} on {look[2]} now, and was {before[1]} on {before[2]}{SINCE}, where the "
                     "network was timed: make the Pruner after model.to(...), and call finish before the next"
                 )
+
+    def _same(self) -> bool:
+        """Whether the model's modules and parameters are the same, and these what they were; told in a fraction of the
+        time that names take, as it is asked in every step of training."""
+        return self._ids() == self._known and [_look(p) for p in self.parameters.values()] == self._looks
+
+    def _ids(self) -> list[int]:
+        return [id(value) for table in self._tables for value in table.values()]
 
     @property
     def trained(self) -> bool:
@@ -139,12 +162,16 @@ class Gathered:
     def add(self, scale: float) -> None:
         """Take in the gradients that are there, `scale` times too large."""
         tensors = [self.parameters.get(name) for _, name in self.keys]
-        weights = [
-            torch.empty(s) if t is None else t.detach() for t, s in zip(tensors, self.layout.shapes, strict=True)
-        ]
+        weights = [torch.empty(s) if t is None else t for t, s in zip(tensors, self.layout.shapes, strict=True)]
         grads = [None if t is None else t.grad for t in tensors]
         row = channel_scores(self.layout, weights, grads, "taylor_signed").float()
         self.rows = [*self.rows[1 - self.most :], row / scale if scale != 1.0 else row]
+
+    def finite(self, fresh: int) -> tuple[torch.Tensor, int]:
+        """The rows that are finite, and how many of the last `fresh` are."""
+        rows = self.stacked()
+        good = torch.isfinite(rows).all(1)
+        return rows[good], int(good[-fresh:].sum()) if fresh else 0
 
     def drop_broken(self) -> int:
         """Take out rows that are not finite; how many."""
@@ -166,12 +193,27 @@ class Gathered:
             found[name] = own[:, list(plan[name])] if name in plan else own
         return found
 
-    def follow(self, before: Gathered, plan: Plan) -> None:
+    def follow(self, before: Gathered, plan: Plan) -> Gathered:
         """Take over the rows of the network that `plan` made this one of, where its groups are still the same."""
         rows = before.by_group(before.stacked(), plan)
         own = [rows.get(g.name) for g in self.groups]
         if own and all(r is not None and r.shape[1] == g.size for r, g in zip(own, self.groups, strict=True)):
             self.rows = list(torch.cat([r for r in own if r is not None], 1))
+        return self
+
+
+def scale_of(given: Any) -> float:
+    """What gradients are multiplied by, as a number.
+
+    Raises:
+        TrainingError: it is none above 0.
+    """
+    found = given.item() if isinstance(given, torch.Tensor) and given.numel() == 1 else given
+    if not (is_number(found) and found > 0):
+        raise TrainingError(
+            f"scale={shown(given)} must be a positive number, what the loss was multiplied by: scaler.get_scale()"
+        )
+    return float(found)
 
 
 def rows_that_tell(
@@ -211,6 +253,11 @@ def rows_that_tell(
             "optimizer.zero_grad(), and see that the loss depends on the network"
         )
     if all(standing(own, finite) for own, finite in found):
+        if not any(own[-1].any() for own, _ in found):
+            raise TrainingError(
+                f"every gradient was zero in the last {fresh} batches: the loss does not depend on the network any "
+                "more (all units dead), or is none of what the network puts out"
+            )
         raise TrainingError(
             f"the gradients of the model's layers, and their weights, were the same in the last {fresh} batches: what "
             "the loop trains is another object (a copy.deepcopy of the model?), or the optimizer does not step this "

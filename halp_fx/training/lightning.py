@@ -98,6 +98,13 @@ class PrunerCallback(Callback):
             with _alone(pl_module):
                 self.pruner.finish()
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """From a checkpoint of its last step there is nothing left to train, and Lightning starts no training: what is
+        masked is cut here."""
+        if self.pruner is None and self._stopped:
+            self.on_train_start(trainer, pl_module)
+            self.on_train_end(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """For Lightning's checkpoints. With mode="mask" a run goes on from one (`fit(ckpt_path=…)`); a network that was
         cut does not fit the dense one, into which Lightning loads it."""

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from ..errors import TrainingError
 from ..model.preserving import named_tensors
 from ..rewriting.slicing import index_of, removed_slots
+from ..scoring.evaluated import evaluated
 from ..types import Axis, Coupling, Plan
 from .optimizer import innermost
 
@@ -58,14 +59,15 @@ class Masks:
 
     def set(self, model: nn.Module, coupling: Coupling, plan: Plan) -> None:
         """Mask what a plan removes, and nothing else; soft masks give the others' weights back first."""
-        self.lift()
         tensors = dict(named_tensors(model))
-        slots = _read_slots(coupling, plan) if self.soft else removed_slots(coupling, plan)
-        self.places = [
+        slots = _slots(coupling, plan, self.soft)
+        places = [
             (tensor, axis.dim, index_of(found, tensor))
             for axis, found in slots.items()
             if isinstance(tensor := tensors[axis.tensor], nn.Parameter)
         ]
+        self.lift()
+        self.places = places
         self.still()
         self._hide()
         for average in self.averages:
@@ -153,6 +155,36 @@ def given_closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
 
 
+def check_maskable(model: nn.Module, coupling: Coupling, soft: bool) -> None:
+    """See that weights that are computed of what is masked stay numbers: a norm of zeros that something is divided by
+    leaves none.
+
+    Raises:
+        TrainingError: they do not.
+    """
+    plan = Plan({g.name: tuple(range(1, g.size)) for g in coupling.prunable if g.size > 1})
+    tensors = {name: tensor.detach() for name, tensor in named_tensors(model)}
+    touched = set()
+    for axis, found in _slots(coupling, plan, soft).items():
+        tensors[axis.tensor] = tensors[axis.tensor].index_fill(axis.dim, index_of(found, tensors[axis.tensor]), 0)
+        touched.add(axis.tensor)
+    computed = [weight for weight in coupling.computed if touched & weight.sources]
+    values = evaluated(coupling.traced.graph, (weight.node for weight in computed), tensors)
+    for weight in computed:
+        value = values[weight.node]
+        if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+            raise TrainingError(
+                f"the weight that the forward computes of {' and '.join(sorted(weight.sources))} is not finite where "
+                "channels are zero (a weight norm divides by the norm of each), so it cannot be masked: use "
+                "mode='shrink'" + ("" if soft else ", or regrow=True, which masks only what reads a channel")
+            )
+
+
+def _slots(coupling: Coupling, plan: Plan, soft: bool) -> dict[Axis, np.ndarray]:
+    """By axis, what is masked for a plan."""
+    return _read_slots(coupling, plan) if soft else removed_slots(coupling, plan)
+
+
 def _read_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
     """The slots of removed channels where they are read; where nothing reads a group's channels by a weight, those
     that make them."""
@@ -161,7 +193,7 @@ def _read_slots(coupling: Coupling, plan: Plan) -> dict[Axis, np.ndarray]:
         if group.name not in plan:
             continue
         gone = np.setdiff1d(np.arange(group.size), plan[group.name])
-        readers = [m for m in group.members if m.role == "consumer"] or list(group.members)
+        readers = [m for m in group.members if m.role == "consumer" or m.also_read] or list(group.members)
         for member in readers if len(gone) else ():
             found.setdefault(member.axis, []).append(member.slots.take(gone, axis=0).reshape(-1))
     return {axis: np.sort(np.concatenate(parts)) for axis, parts in found.items()}

@@ -21,7 +21,9 @@ import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
+from ..arguments import a_kind
 from ..errors import TrainingError
+from ..model.checks import is_plain
 from ..model.naming import by_group
 from ..rewriting.inplace import Undo
 from ..rewriting.slicing import cuts_of, sliced
@@ -130,7 +132,8 @@ def innermost(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
     return [optimizer for optimizer in optimizers if not held(optimizer)]
 
 
-def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
+def check_kind(optimizer: Optimizer) -> None:
+    """Raises TrainingError if an optimizer is none that can follow a network."""
     if not isinstance(optimizer, Optimizer):
         raise TrainingError(
             f"optimizer={type(optimizer).__name__} is no torch.optim.Optimizer: pass the one that a wrapper is around"
@@ -145,6 +148,10 @@ def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
             f"{type(optimizer).__name__} takes second derivatives, and notes them on the parameters: prune first, then "
             "build it of the smaller network's parameters"
         )
+
+
+def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
+    check_kind(optimizer)
     own = {id(p): name for name, p in model.named_parameters()}
     for number, group in enumerate(optimizer.param_groups):
         names = group.get("param_names", ())
@@ -154,7 +161,7 @@ def _check_bound(optimizer: Optimizer, model: nn.Module) -> None:
                 raise TrainingError(
                     f"the optimizer's parameter {place} of group {number}{told}, of shape {tuple(parameter.shape)}, is "
                     "not one of the model's: it was built of another network, or before this one was pruned. Build it "
-                    "of model.parameters()"
+                    "of model.parameters(), and another of what else is trained"
                 )
             _check_state(optimizer, own[id(parameter)], parameter, group)
 
@@ -229,11 +236,13 @@ def _check_state(optimizer: Optimizer, name: str, parameter: torch.Tensor, group
             continue
         parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
         if isinstance(value, torch.Tensor):
-            if value.numel() <= 1 or _follows(value, parameter.shape):
+            if value.numel() <= 1 or (_follows(value, parameter.shape) and is_plain(value)):
                 continue
         elif not any(isinstance(part, torch.Tensor) for part in parts):
             continue
-        what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
+        what = f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else a_kind(value)
+        if isinstance(value, torch.Tensor) and not is_plain(value):
+            what = f"{a_kind(value)} of {what}"
         raise TrainingError(
             f"{type(optimizer).__name__} keeps {key!r} ({what}) of {name} (shape {tuple(parameter.shape)}): how that "
             "is to be cut is not known. Prune first, then build the optimizer; or, to go on from a checkpoint, load "

@@ -27,7 +27,7 @@ from ..pruning.goals import make_goals
 from ..pruning.request import Request
 from ..pruning.session import Session
 from ..pruning.walking import walk
-from ..rewriting.slicing import index_of
+from ..rewriting.slicing import index_of, removed_slots
 from ..scoring.losses import Loss, LossFn
 from ..trials.trials import coupling_of
 from ..types import SCORED, Coupling, Plan
@@ -91,6 +91,7 @@ class SparsityPenalty:
             known = _removed(model, request, repr(plan))
         coupling = coupling_of(model, example_inputs, coupling)
         self.plan = by_group(known, coupling)
+        removed_slots(coupling, self.plan)  # Says what of a plan does not fit.
         tensors = dict(named_tensors(model))
         self._places: list[tuple[nn.Parameter, int, torch.Tensor]] = []
         for group in coupling.prunable:
@@ -102,6 +103,7 @@ class SparsityPenalty:
                     self._places.append((tensor, member.axis.dim, index_of(slots, tensor)))
         if not self._places:
             raise TrainingError("no channels are to be removed: there is nothing to penalise")
+        self._shapes = [parameter.shape for parameter, _, _ in self._places]
         self._steps, self._most, self._calls = steps, float(most), 0
 
     @property
@@ -109,7 +111,18 @@ class SparsityPenalty:
         return self._most * min(self._calls / self._steps, 1.0)
 
     def __call__(self) -> torch.Tensor:
-        """The penalty of a training step, to be added to its loss."""
+        """The penalty of a training step, to be added to its loss.
+
+        Raises:
+            TrainingError: the network was cut meanwhile (by a `Pruner`), so that other channels have these places.
+        """
+        for (parameter, _, _), shape in zip(self._places, self._shapes, strict=True):
+            if parameter.shape != shape:
+                raise TrainingError(
+                    f"a parameter that is penalised has shape {tuple(parameter.shape)} now, and had {tuple(shape)}: "
+                    "the network was cut, and its channels have other places. A penalty is for the time before the "
+                    "cut; beside a Pruner pass mode='mask'"
+                )
         strength = self.strength
         self._calls += 1
         squares = [p.index_select(dim, slots).square().sum() for p, dim, slots in self._places]

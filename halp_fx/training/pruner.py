@@ -25,13 +25,10 @@ from ..model.preserving import Casting, preserved
 from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team
 from ..pruning.goals import make_goals
-from ..pruning.networks import Network, Stop
-from ..pruning.records import Scoring, saliency_tensors, scoring_of
-from ..pruning.records import saliency_of as kept_saliency
+from ..pruning.networks import Network
 from ..pruning.request import Request, Solver
 from ..pruning.session import Session
 from ..pruning.widths import remaining
-from ..pruning.yardstick import Learned
 from ..reporting.making import report_on
 from ..reporting.report import Report
 from ..rewriting.applying import rewrite
@@ -41,16 +38,15 @@ from ..scoring.losses import Loss, LossFn
 from ..scoring.saliency import Saliency
 from ..trials.trials import channel_groups
 from ..types import Coupling, Plan
-from ..types.plain import from_plain, to_plain
-from .asked import Mode, check_asked, check_data_asked, importance_of, in_words
+from .asked import Mode, check_asked, check_data_asked, importance_of, in_words, shapes_of
 from .averages import averages_checked
-from .checkpoint import Identity
-from .gathering import KEPT, Gathered, rows_that_tell
+from .checkpoint import Identity, session_state, take_up
+from .gathering import KEPT, Gathered, rows_that_tell, scale_of
 from .leading import Lead
-from .masks import Masks, given_closure
+from .masks import Masks, check_maskable, given_closure
 from .optimizer import Optimizers, check_bound, innermost
 from .schedule import Schedule, ways_of
-from .shrinking import shrink
+from .shrinking import Trained, check_trained
 from .stepping import Stepped
 from .valuing import LostWithout, saliency_of
 from .wrapping import Rewrapped, check_free
@@ -141,7 +137,7 @@ class Pruner:
             "budget": repr(budget), "latency": latency, "steps": steps, "interval": interval, "mode": mode,
             "regrow": regrow, "schedule": schedule, "importance": importance, "solver": solver, "round_to": round_to,
             "min_keep": min_keep, "branches": "measured" if branches and data is not None else branches,
-            "ignore": names,
+            "ignore": names, "tolerance": tolerance,
         })  # fmt: skip
         self._optimizers = check_bound(optimizer if optimizer is not None else (), model)
         check_asked(asked, bool(self._optimizers))
@@ -149,10 +145,9 @@ class Pruner:
         self.model = model
         self.plan = Plan()
         self.decisions = self.skipped = self._calls = self._fresh = 0
-        self._averages = averages_checked(averages, model)
+        averaged = averages_checked(averages, model)
         self._steps, self._interval, self._regrow = int(steps), int(interval), regrow
         self._importance: Importance = importance
-        self._wrapped: list[Rewrapped] = []
         self._examples = normalize_examples(model, example_inputs)
         self._casting = Casting.now()
         request = Request(
@@ -161,28 +156,33 @@ class Pruner:
             progress=False,
         )  # fmt: skip
         self._without = None if data is None else LostWithout.of(request, data, loss_fn, loss)
-        self._start(request, schedule, asked)
-        self._masks = Masks(self._optimizers, self._averages, regrow) if mode == "mask" else None
-        self._gathered, self._stepped = self._gather(), Stepped()
+        asked["example_inputs"] = shapes_of(self._examples)
+        dense = self._start(request, schedule, asked)
+        self._trained = Trained(model, self._examples, dense, self._optimizers, averaged)
+        if mode == "mask":
+            check_maskable(model, dense, regrow)
+        self._masks = Masks(self._optimizers, averaged, regrow) if mode == "mask" else None
+        self._gathered, self._stepped = self._gather(dense, self.plan), Stepped()
 
-    def _start(self, request: Request, schedule: Schedule, asked: Mapping[str, Any]) -> None:
+    def _start(self, request: Request, schedule: Schedule, asked: Mapping[str, Any]) -> Coupling:
         """See that all processes were asked for the same; trace and time the dense network in the first of them, and
-        see that the budget is within reach."""
+        see that the budget is within reach. Returns the network's coupling."""
         team = Team.here()
         team.check(self.model, ", ".join(f"{key}={value}" for key, value in asked.items()))
-        self._identity = Identity.of(self.model, asked, team.size)
         with preserved(self.model):
             # What is timed beside the smaller networks is the dense one: a copy of it.
             self._lead = Lead.start(team, lambda: Session.start(copied(self.model), request))
             self._lead.ask(Session.check_possible)
             self._ways = self._lead.ask(lambda s: ways_of(schedule, self._steps, min(s.yardstick.budget, 1.0)))
+            stops = {"stops": [round(way, 9) for way in self._ways]} if callable(schedule) else {}
+            self._identity = Identity.of(self.model, {**asked, **stops}, team.size)
             self._removable = self._lead.ask(lambda s: tuple(b.name for b in s.branches.removable))
             self.done = self._lead.ask(lambda s: s.yardstick.met_already)
             session = self._lead.session
-            self._dense = (
-                session.yardstick.coupling if session else channel_groups(self.model, self._examples, request.ignore)
-            )
-        self._here, self._ancestry = self._dense, ancestry(self.model, self._examples)
+            self._ancestry = ancestry(self.model, self._examples)
+            if session is not None:
+                return session.yardstick.coupling
+            return channel_groups(self.model, self._examples, request.ignore)
 
     def step(self, scale: float = 1.0) -> bool:
         """Take in the gradients that are there; every `interval` calls, prune.
@@ -203,9 +203,9 @@ class Pruner:
         if self.done:
             self._still()
             return False
-        self._gathered.check_same(self.model)
+        self._gathered.check_same()
         with self._lifted():
-            self._gathered.add(scale)
+            self._gathered.add(scale_of(scale))
         self._still()
         self._calls += 1
         self._fresh += 1
@@ -220,7 +220,8 @@ class Pruner:
         Raises:
             TrainingError, InfeasibleError: as `step`.
         """
-        self._gathered.check_same(self.model)
+        self._gathered.check_same()
+        self._lead.ask(lambda _: check_trained(self.model))
         if not self.done:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
             self._prune(last=True)
@@ -228,12 +229,10 @@ class Pruner:
             if self._masks is not None:
                 self._masks.check(self.model)
                 self._stepped.check(self.model, self._optimizers)
-                self._cut(self.plan, self._dense)
-                self._masks.close()
-                self._masks, self._gathered = None, self._gather()
+                self._unmask(self._masks, self.plan)
             with preserved(self.model):
                 report = self._lead.ask(self._report)
-            self._remember()
+            self._remember(self.plan)
         self._stepped.close()
         self.model.halp = report  # type: ignore[assignment]
         return self.model
@@ -265,23 +264,18 @@ class Pruner:
 
         Build the optimizer of the bare model's parameters, then the pruner, then wrap; train what this returns.
         """
-        self._wrapped.append(Rewrapped(self.model, wrapper))
-        return self._wrapped[-1]
+        self._trained.wrapped.append(Rewrapped(self.model, wrapper))
+        return self._trained.wrapped[-1]
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint needs beside the states of the model and the optimizer. In a job of several processes, that
         of the first process is enough."""
         state = self._identity.to_state() | {"plan": self.plan.to_json(), "done": self.done}
         state["counts"] = (self._calls, self._fresh, self.decisions, self.skipped)
+        state["cut"] = self._masks is None
         state["rows"] = self._gathered.stacked()
         state["hidden"] = [h.clone() for h in self._masks.hidden] if self._masks is not None else []
-        if self._lead.session is not None:
-            state["learned"] = to_plain(self._lead.session.yardstick.learned)
-            state["trail"] = to_plain(self._lead.session.trail)
-            saliency = self._lead.session.network.saliency
-            if saliency is not None:  # Its report shows the last one.
-                state["scoring"], state["scores"] = to_plain(scoring_of(saliency)), dict(saliency_tensors(saliency))
-        return state
+        return state | (session_state(self._lead.session) if self._lead.session is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint, in a pruner that has just been made of the original network.
@@ -297,7 +291,11 @@ class Pruner:
             raise TrainingError("this Pruner has been used: make a new one of the original network, then load")
         plan = Plan.from_json(state["plan"])
         with self._casting.again():
-            self._take(plan)
+            if self._masks is not None and state.get("cut", False):
+                self._unmask(self._masks, plan)
+                self._remember(plan)
+            else:
+                self._take(plan)
         if self._masks is not None:
             places = zip(state["hidden"], self._masks.places, strict=False)
             self._masks.hidden = [hidden.to(parameter.device) for hidden, (parameter, _, _) in places]
@@ -305,26 +303,23 @@ class Pruner:
         self._calls, self._fresh, self.decisions, self.skipped = state["counts"]
         self._gathered.rows = list(state["rows"])
         if self._lead.session is not None and "learned" in state:
-            self._lead.session.yardstick.take(from_plain(Learned, state["learned"]))
-            self._lead.session.trail = [from_plain(Stop, stop) for stop in state["trail"]]
-            if "scoring" in state:
-                known = kept_saliency(from_plain(Scoring, state["scoring"]), state["scores"])
-                self._lead.session.network = Network(self.model, plan, saliency=known)
+            take_up(self._lead.session, state, self.model, plan)
 
     def _prune(self, last: bool) -> bool:
         """One step of pruning; whether other channels are there than before."""
         check_bound(self._optimizers, self.model)  # It keeps something now; masks are cut much later.
         self._stepped.check(self.model, self._optimizers)
         if self._masks is None:
-            check_free(self.model, self._wrapped)
-        broken = self._gathered.drop_broken()
-        self.skipped += broken
-        found = self._lead.gather((self._gathered.stacked(), self._fresh - broken))
+            check_free(self.model, self._trained.wrapped)
+        finite = self._gathered.finite(self._fresh)
+        found = self._lead.gather(finite)
         rows = rows_that_tell(found, self._fresh, self._importance, self._gathered.trained)
         with self._casting.again():
             with self._lifted(), preserved(self.model):
                 plan = self._lead.ask(lambda session: self._decided(session, rows, last))
             changed = plan != self.plan
+            # They count from now on: of a step that failed all are there, finite or not, for the next to see.
+            self.skipped += self._gathered.drop_broken()
             self._take(plan)
         self._lead.agree(self.model, self.plan)
         self.decisions, self.done, self._fresh = self.decisions + 1, last, 0
@@ -332,20 +327,22 @@ class Pruner:
 
     def _decided(self, session: Session, rows: torch.Tensor, last: bool) -> Plan:
         """The plan after this step, in the first process."""
+        check_trained(self.model)
         now = Plan() if self._regrow else self.plan
         own = self._gathered.by_group(rows, now if self._masks is not None else Plan())
         network = self.model
         if self._masks is not None and now:
-            network = rewrite(self.model, now, self._examples, coupling=self._dense, check=False)
+            network = rewrite(self.model, now, self._examples, coupling=self._trained.dense, check=False)
         known = session.network.saliency
-        session.network = Network(network, now, self._here if self._masks is None else None)
-        left = self._left()
+        here = self._trained.here
+        session.network = Network(network, now, here if self._masks is None else None)
+        left = self._left(self.plan)
 
         def scorer(model: nn.Module, coupling: Coupling) -> Saliency:
             found = saliency_of(own, self._importance, model, coupling)
             if self._without is None or not left:
                 return found
-            return replace(found, dropping=self._without(session.network, self._here, left, known))
+            return replace(found, dropping=self._without(session.network, here, left, known))
 
         if last:
             session.candidates = []
@@ -357,39 +354,36 @@ class Pruner:
     def _take(self, plan: Plan) -> None:
         """Mask or cut what a plan removes beyond what is gone."""
         if self._masks is not None:
-            self._masks.set(self.model, self._dense, plan)
+            self._masks.set(self.model, self._trained.dense, plan)
         elif plan != self.plan:
             step, before = remaining(self.plan, plan), self._gathered
-            self._cut(step, self._here)
-            self.plan = plan
-            self._remember()
-            self._gathered = self._gather()
-            self._gathered.follow(before, step)
+            self._gathered = self._trained.cut(step, lambda here: self._gather(here, plan).follow(before, step))
+            self._remember(plan)
         self.plan = plan
 
-    def _cut(self, step: Plan, coupling: Coupling) -> None:
-        shrink(self.model, step, coupling, None, self._optimizers, self._averages)
-        self._here = channel_groups(self.model, self._examples, like=self._dense)
-        for wrapped in self._wrapped:
-            wrapped.renew()
+    def _unmask(self, masks: Masks, plan: Plan) -> None:
+        """Cut what is masked, or would be."""
+        self._gathered = self._trained.cut(plan, lambda here: self._gather(here, plan))
+        masks.close()
+        self._masks, self.plan = None, plan
 
-    def _remember(self) -> None:
+    def _remember(self, plan: Plan) -> None:
         """Let what was cut know where it comes from, so that it can be saved."""
-        for network in (self.model, *self._averages):
-            descend(network, self._ancestry, self.plan)
+        for network in (self.model, *self._trained.averages):
+            descend(network, self._ancestry, plan)
 
     def _report(self, session: Session) -> Report:
         known = session.network.saliency or Saliency({}, str(self._importance))
-        session.candidates = [session.as_it_is(Network(self.model, self.plan, self._here, known))]
+        session.candidates = [session.as_it_is(Network(self.model, self.plan, self._trained.here, known))]
         return report_on(session)
 
-    def _gather(self) -> Gathered:
+    def _gather(self, coupling: Coupling, plan: Plan) -> Gathered:
         most = max(self._interval, KEPT)
-        return Gathered.of(self.model, self._here, self._left(), readers=self._regrow, most=most)
+        return Gathered.of(self.model, coupling, self._left(plan), readers=self._regrow, most=most)
 
-    def _left(self) -> tuple[str, ...]:
+    def _left(self, plan: Plan) -> tuple[str, ...]:
         """Branches that may go yet."""
-        return tuple(name for name in self._removable if name not in self.plan.dropped)
+        return tuple(name for name in self._removable if name not in plan.dropped)
 
     def _still(self) -> None:
         if self._masks is not None:

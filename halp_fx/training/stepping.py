@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import TrainingError
+from .optimizer import check_kind
 
 
 class Stepped:
@@ -50,6 +51,7 @@ class Stepped:
             stepped = (p for group in optimizer.param_groups for p in group["params"] if id(p) in own)
             shaped = next((p for p in stepped if any(map(_shaped, optimizer.state.get(p, {}).values()))), None)
             if shaped is not None:
+                check_kind(optimizer)  # To pass it would not help.
                 raise TrainingError(
                     f"{type(optimizer).__name__} steps {own[id(shaped)]} and keeps a state of its shape, but the "
                     "Pruner was not told of it: that state would not be cut with the parameter. Make it before the "

@@ -26,12 +26,16 @@ class Rewrapped(nn.Module):
         super().__init__()
         self.module = model
         self._wrap = wrap
-        self.renew()
+        self.take(self.anew())
 
-    def renew(self) -> None:
-        """Wrap the model again."""
+    def anew(self) -> nn.Module:
+        """The model in another wrapper, which is not run yet."""
+        return self._wrap(self.module)
+
+    def take(self, wrapper: nn.Module) -> None:
+        """Run the model in a wrapper from now on."""
         # In a list: its parameters are those of `module`, and count once.
-        self._inside = [self._wrap(self.module)]
+        self._inside = [wrapper]
 
     @property
     def wrapper(self) -> nn.Module:

@@ -95,11 +95,13 @@ class Member:
         role: "producer" (a layer's output channels), "consumer" (its input channels), "norm" (the affine
             parameters or statistics of a normalisation), "bias", "scale" (of a producer that the forward computes, such
             as a mask), or "other".
+        also_read: whether one operator makes the channels with it and another reads them with it (tied weights).
     """
 
     axis: Axis
     slots: np.ndarray
     role: str
+    also_read: bool = False
 
 
 SCORED = ("producer", "norm", "bias")

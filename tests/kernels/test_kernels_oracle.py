@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from halp_fx import kernels
 from halp_fx.errors import LatencyError, SaliencyError
-from halp_fx.kernels import VARIANTS, Segment, SegmentLayout, TableStack
+from halp_fx.kernels import VARIANTS, Segment, SegmentLayout, TableStack, naive
 
 ELEMENTS = {
     "taylor": lambda w, g: w * g,
@@ -162,6 +162,37 @@ def test_chunks_of_a_large_parameter_add_up(monkeypatch):
     segments = [Segment(0, 0, np.arange(300)), Segment(0, 1, 300 + np.arange(2001) // 49)]
     layout = SegmentLayout.build([weight], segments, 341)
     assert_scores(kernels.channel_scores(layout, [weight], [grad], "taylor"), layout, [weight], [grad], "taylor")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_vectors_that_are_scored_at_once_are_as_one_by_one(variant):
+    """To the last bit, with matrices between them, of several types, twice for the same channels, some without a
+    gradient or elements."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = [(7,), (5,), (7, 5), (5,), (7,), (7,), (0,), (5,), (12,), (7, 2, 3), (7,)]
+    types = [torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float32]
+    types += [torch.float32] * 4
+    weights = [torch.randn(s, generator=draw).to(t) for s, t in zip(shapes, types, strict=True)]
+    grads = [torch.randn(s, generator=draw).to(t) for s, t in zip(shapes, types, strict=True)]
+    if VARIANTS[variant].needs_grad:
+        grads[7] = None
+    own = {7: np.arange(7), 5: 7 + np.arange(5), 12: np.arange(12), 0: np.arange(0)}
+    segments = [Segment(i, 0, own[shape[0]]) for i, shape in enumerate(shapes)]
+    segments += [Segment(2, 1, own[5]), Segment(4, 0, np.array([3, -1, 3, 3, 0, 0, 11]))]
+    layout = SegmentLayout.build(weights, segments, 13)
+    wanted = torch.zeros(14, dtype=torch.float64)
+    for index, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
+        parts = sorted((s for s in segments if s.tensor == index), key=segments.index)
+        if grad is not None and weight.numel():
+            element = naive.ELEMENTS[VARIANTS[variant].element]
+            sums = naive._sums_along(weight, grad, [s.dim for s in parts], element)
+            for part in parts:
+                wanted.index_add_(0, torch.from_numpy(part.channels % 14), sums[part.dim])
+    wanted = naive.FINALS[VARIANTS[variant].final](wanted[:-1]).float()
+    for _ in range(2):  # The second time from what was kept.
+        assert torch.equal(kernels.channel_scores(layout, weights, grads, variant), wanted)
+    assert wanted[12] == 0
+    assert wanted[:12].all()
 
 
 def test_nothing_scored_gives_zeros():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 import halp_fx
 from halp_fx import Plan, TrainingError
+from halp_fx.training.shrinking import shrink
 
 
 def test_logits_of_the_teacher_are_the_optimum():
@@ -18,13 +19,31 @@ def test_logits_of_the_teacher_are_the_optimum():
     want = F.kl_div(
         F.log_softmax(student / 3, 1), F.log_softmax(teacher / 3, 1), log_target=True, reduction="sum"
     ) / 18 * 9  # fmt: skip
-    torch.testing.assert_close(halp_fx.distill(student, teacher, 3.0).double(), want, rtol=1e-5, atol=0)
-    assert halp_fx.distill(teacher, teacher).abs() < 1e-6
+    torch.testing.assert_close(halp_fx.distill(student, teacher, 3.0), want, rtol=1e-12, atol=0)
+    half = halp_fx.distill(student.bfloat16(), teacher.bfloat16(), 3.0)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.double(), want, rtol=0.05, atol=0)
+    assert halp_fx.distill(teacher, teacher).abs() < 1e-12
     student.requires_grad_()
     teacher.requires_grad_()
     halp_fx.distill(student, teacher).backward()
     assert teacher.grad is None
     assert student.grad.abs().sum() > 0
+
+
+def test_a_class_that_the_teacher_rules_out_counts_for_nothing():
+    """A logit of -inf, as behind a mask: 0 log 0 is 0."""
+    torch.manual_seed(0)
+    student, teacher = torch.randn(6, 5, requires_grad=True), torch.randn(6, 5)
+    teacher[:, 3] = -torch.inf
+    want = F.kl_div(F.log_softmax(student / 2, 1), F.softmax(teacher / 2, 1), reduction="batchmean") * 4
+    torch.testing.assert_close(halp_fx.distill(student, teacher), want)
+    (wanted,) = torch.autograd.grad(want, student)
+    (found,) = torch.autograd.grad(halp_fx.distill(student, teacher), student)
+    torch.testing.assert_close(found, wanted)
+    both = halp_fx.distill(student.index_fill(1, torch.tensor(3), -torch.inf), teacher)
+    rest = [0, 1, 2, 4]
+    torch.testing.assert_close(both, halp_fx.distill(student[:, rest], teacher[:, rest]))
 
 
 def test_features_are_compared_on_the_channels_that_were_kept():
@@ -45,6 +64,16 @@ def test_features_are_compared_on_the_channels_that_were_kept():
         (lambda a, b: halp_fx.distill(a, a, 0.0), "temperature=0.0"),
         (lambda a, b: halp_fx.distill_features(a, b), "pass kept=plan"),
         (lambda a, b: halp_fx.distill_features(a, b, [0]), r"of the teacher \(2, 1\) with the channels kept"),
+        (
+            lambda a, b: halp_fx.distill_features(a, b, [True, False, True, True]),
+            r"must be the numbers of the channels",
+        ),
+        (
+            lambda a, b: halp_fx.distill_features(a, b, torch.tensor([True, False, True, True])),
+            r"kept=tensor.* numbers",
+        ),
+        (lambda a, b: halp_fx.distill_features(a, b, [0, 0, 1]), r"each once"),
+        (lambda a, b: halp_fx.distill_features(a[:, :0], b, []), r"kept=\[\] must be"),
     ],
 )
 def test_what_does_not_fit_is_said(call, message):
@@ -84,6 +113,31 @@ def test_a_penalty_on_nothing_is_refused():
         halp_fx.SparsityPenalty(model, Plan(), X, steps=3)
     with pytest.raises(TrainingError, match="steps=0"):
         halp_fx.SparsityPenalty(model, Plan(), X, steps=0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ({"3.conv1": [99]}, "group '3.conv1' has 8 channels: index 99 is out of range"),
+        ({"8": [0]}, "group '8' may not shrink"),
+        ({"nothing": [0]}, "names 'nothing'"),
+    ],
+)
+def test_a_penalty_on_what_is_not_there_is_refused(plan, message):
+    """An index that there is none of penalised all channels."""
+    with pytest.raises(halp_fx.PlanError, match=message):
+        halp_fx.SparsityPenalty(network(), plan, X, steps=3)
+
+
+def test_a_penalty_on_a_network_that_was_cut_is_refused():
+    """Its channels have other places, which were penalised in their stead."""
+    model = network()
+    penalty = halp_fx.SparsityPenalty(model, {"3.conv1": range(2, 8)}, X, steps=3)
+    penalty()
+    coupling = halp_fx.channel_groups(model, X)
+    shrink(model, Plan({"3.conv1": (0, 1, 2, 3, 4, 7)}), coupling)
+    with pytest.raises(TrainingError, match=r"has shape \(6, 8, 3, 3\) now, and had \(8, .*beside a Pruner pass mode="):
+        penalty()
 
 
 def test_a_penalty_by_a_budget_is_on_what_prune_removes():

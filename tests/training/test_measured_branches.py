@@ -109,13 +109,13 @@ def test_a_loss_is_what_it_is_for_prune(given):
     wanted.score()
     pruner = halp_fx.Pruner(model, 0.3, X, **CALL, **given)
     network = replace(pruner._lead.session.network, model=model)
-    found = pruner._without(network, pruner._here, pruner._removable, None)
+    found = pruner._without(network, pruner._trained.here, pruner._removable, None)
     assert sorted(found) == sorted(pruner._removable)
     assert found == pytest.approx(dict(wanted.network.saliency.dropping))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     plain = halp_fx.Pruner(model, 0.3, X, data=DATA, **CALL)
     network = replace(plain._lead.session.network, model=model)
-    assert found != pytest.approx(plain._without(network, plain._here, plain._removable, None))
+    assert found != pytest.approx(plain._without(network, plain._trained.here, plain._removable, None))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_what_is_measured_leaves_the_network_in_training_as_it_is():
     grads = [None if p.grad is None else p.grad.clone() for p in model.parameters()]
     pruner = halp_fx.Pruner(model, 0.3, X, branches=True, data=DATA, **CALL)
     session = pruner._lead.session
-    found = pruner._without(replace(session.network, model=model), pruner._here, pruner._removable, None)
+    found = pruner._without(replace(session.network, model=model), pruner._trained.here, pruner._removable, None)
     assert sorted(found) == sorted(pruner._removable)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert modes == [m.training for m in model.modules()]

@@ -124,7 +124,7 @@ def test_a_cut_couples_once(monkeypatch):
     model, calls = network().train(), []
     optimizer = sgd(model)
     pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
-    for room in (pruning.standing, training.pruner):
+    for room in (pruning.standing, training.shrinking):
         found = room.channel_groups
         monkeypatch.setattr(
             room, "channel_groups", lambda *args, found=found, **kw: calls.append(0) or found(*args, **kw)
@@ -218,7 +218,7 @@ def test_soft_masks_let_channels_return_and_decay_what_is_hidden():
         optimizer.step()
         torch.testing.assert_close(masks.hidden[place], want)
         assert not reader[:, gone].any()
-    masks.set(model, pruner._dense, Plan())
+    masks.set(model, pruner._trained.dense, Plan())
     torch.testing.assert_close(reader[:, gone], want)
 
 

@@ -19,6 +19,7 @@ from halp_fx import BudgetError, InfeasibleError, TrainingError
 from halp_fx.latency import MacsCost
 
 CASES = ["network", "arguments", "ignored", "processes", "used", "no state", "no mapping", "not whole"]
+CASES += ["tolerance", "examples", "schedule"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -45,6 +46,18 @@ def test_a_checkpoint_of_another_run_is_refused(case):
     elif case == "ignored":
         pruner = halp_fx.Pruner(model, 0.4, X[:1], ignore=["0"], **CALL)
         message = r"with ignore=\(\), this Pruner"
+    elif case == "tolerance":
+        pruner, message = halp_fx.Pruner(model, 0.4, X[:1], tolerance=0.1, **CALL), "with tolerance=0.02, this Pruner"
+    elif case == "examples":
+        pruner = halp_fx.Pruner(model, 0.4, X[:2], **CALL)
+        message = r"with example_inputs=\[\(1, 3, 8, 8\)\], this Pruner has .*\(2, 3"
+    elif case == "schedule":
+        state, pruner = (
+            p if shape == 1 else p.state_dict()
+            for shape in (2, 1)
+            for p in [halp_fx.Pruner(model, 0.4, X[:1], schedule=lambda s, shape=shape: s**shape, **CALL)]
+        )
+        message = r"with stops=\[0\.1.*, this Pruner has stops=\[0\.3"
     elif case == "not whole":
         state.pop("rows")
         message = "the checkpoint is not whole: rows are missing"
@@ -158,6 +171,47 @@ def test_a_loss_that_diverged_is_said():
 def test_a_step_without_gradients_is_said():
     pruner = halp_fx.Pruner(network(), 0.4, X[:1], **CALL)
     with pytest.raises(TrainingError, match=r"call pruner\.step\(\) after loss\.backward"):
+        pruner.step()
+
+
+@pytest.mark.parametrize("scale", [0.0, -1, None, float("nan"), "2", True, torch.ones(2), torch.amp.GradScaler("cpu")])
+def test_a_scale_that_is_none_is_said(scale):
+    model = network().train()
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
+    F.cross_entropy(model(X), torch.arange(4)).backward()
+    with pytest.raises(TrainingError, match=r"scale=.* must be a positive number.*scaler\.get_scale\(\)"):
+        pruner.step(scale)
+    pruner.step(torch.tensor(2.0))
+    assert len(pruner._gathered.rows) == 1
+
+
+def test_gradients_that_came_to_zero_are_said():
+    """Not taken for those of a copy, which stay what they are."""
+    model = network().train()
+    optimizer = torch.optim.SGD(model.parameters(), 0.0)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, **CALL)
+    train(model, optimizer, pruner, batches(4))
+    with torch.no_grad():
+        model[8].weight.zero_()
+    with pytest.raises(TrainingError, match="every gradient was zero in the last 4 batches: the loss does not depend"):
+        train(model, optimizer, pruner, batches(4))
+
+
+def test_lbfgs_that_was_not_passed_is_not_to_be_passed():
+    model = network().train()
+    optimizer = torch.optim.LBFGS(model.parameters(), 0.01, max_iter=2)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], **CALL)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model(X), torch.arange(4))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    for _ in range(3):
+        pruner.step()
+    with pytest.raises(TrainingError, match="LBFGS keeps its state for all parameters at once"):
         pruner.step()
 
 

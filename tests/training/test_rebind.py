@@ -187,7 +187,7 @@ def test_averages_are_cut_alike():
     ema.update_parameters(model)
     want = halp_fx.rewrite(ema.module, plan, X, coupling=coupling)
     small = halp_fx.rewrite(model, plan, X, coupling=coupling)
-    halp_fx.rebind(optimizer, model, small, plan, X, coupling=coupling, averages=[ema])
+    halp_fx.rebind(optimizer, model, small, plan, X, coupling=coupling, averages=[ema, ema])  # Cut once.
     assert error(ema.module, want) == 0
     step(small, optimizer)
     ema.update_parameters(small)
@@ -210,7 +210,22 @@ def held(optimizer):
     }
 
 
-@pytest.mark.parametrize("case", ["stale", "foreign state", "foreign average", "LBFGS", "no optimizer", "other plan"])
+class Coded(torch.Tensor):
+    """Numbers in blocks of few bits, with operators of its own, as of 8-bit optimizers."""
+
+    @staticmethod
+    def __new__(cls, shape):
+        return torch.Tensor._make_wrapper_subclass(cls, shape)
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        raise NotImplementedError(f"{function} of blocks")
+
+
+CANNOT = ["stale", "foreign state", "coded state", "foreign average", "own average", "LBFGS", "no optimizer"]
+
+
+@pytest.mark.parametrize("case", [*CANNOT, "other plan"])
 def test_what_cannot_follow_is_named_and_nothing_changes(case):
     model, optimizer, coupling, plan = trained(OPTIMIZERS["SGD"])
     small, averages, known = halp_fx.rewrite(model, plan, X, coupling=coupling), [], held(optimizer)
@@ -223,6 +238,14 @@ def test_what_cannot_follow_is_named_and_nothing_changes(case):
         parameter = model[3].conv1.weight
         optimizer.state[parameter]["factor"] = torch.eye(8)
         known, message = held(optimizer), r"keeps 'factor' \(shape \(8, 8\)\) of 3.conv1.weight"
+    elif case == "coded state":
+        optimizer.state[model[3].conv1.weight]["momentum_buffer"] = Coded((8, 8, 3, 3))
+        known, message = (
+            held(optimizer),
+            r"keeps 'momentum_buffer' \(a Coded of shape \(8, 8, 3, 3\)\) of 3.conv1.weight",
+        )
+    elif case == "own average":
+        averages, message = [nn.DataParallel(model)], "the network in DataParallel is the model"
     elif case == "foreign average":
         averages, message = [swa_utils.AveragedModel(nn.Linear(2, 2))], "0.weight is missing there"
     elif case == "LBFGS":
@@ -233,8 +256,9 @@ def test_what_cannot_follow_is_named_and_nothing_changes(case):
         small, message = copy.deepcopy(model), "0.weight should have shape"
     with pytest.raises(TrainingError, match=message):
         halp_fx.rebind(optimizer, model, small, plan, X, coupling=coupling, averages=averages)
-    if case in ("foreign state", "foreign average", "other plan"):
+    if case in ("foreign state", "coded state", "foreign average", "own average", "other plan"):
         assert held(optimizer) == known
+    assert model[0].out_channels == 8
 
 
 def test_rewrite_and_prune_take_the_optimizer_along():

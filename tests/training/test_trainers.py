@@ -103,6 +103,24 @@ class TestLightning:
         assert found[0][0] == found[1][0]
         assert all(torch.equal(p, q) for p, q in zip(found[0][1], found[1][1], strict=True))
 
+    def test_a_checkpoint_of_the_last_step_is_cut(self, lightning, tmp_path):
+        """There is nothing left to train, so Lightning starts no training: the dense network was left, masked."""
+        from halp_fx.training.lightning import PrunerCallback
+
+        class Saver(lightning.Callback):
+            def on_train_epoch_end(self, trainer, _):
+                trainer.save_checkpoint(tmp_path / "last.ckpt")
+
+        found = []
+        for path in (None, tmp_path / "last.ckpt"):
+            module = self.module(lightning)
+            callback = PrunerCallback(0.4, X[:1], network="net", mode="mask", **CALL)
+            self.trainer(lightning, tmp_path, callback, Saver()).fit(module, self.loader(), ckpt_path=path)
+            found.append(module.net)
+        assert found[1].halp.met
+        pairs = zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True)
+        assert all(torch.equal(p, q) for p, q in pairs)
+
     def test_a_checkpoint_of_a_network_that_was_cut_is_said(self, lightning, tmp_path):
         from halp_fx.training.lightning import PrunerCallback
 

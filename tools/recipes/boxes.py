@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class Voc(Dataset[tuple[Image.Image, list[Thing]]]):
         self._label = {name: number for number, name in enumerate(classes, 1)}
         try:
             self._own = datasets.VOCDetection(str(root), year=year, image_set=part)
-        except (RuntimeError, FileNotFoundError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise SystemExit(
                 f"{root} should have VOCdevkit/VOC{year} with JPEGImages, Annotations and ImageSets/Main/{part}.txt: "
                 f"{error}"
@@ -66,6 +67,7 @@ class Voc(Dataset[tuple[Image.Image, list[Thing]]]):
                 left, top, right, bottom = (float(thing["bndbox"][k]) for k in ("xmin", "ymin", "xmax", "ymax"))
                 if thing["name"] not in self._label:
                     raise ValueError(f"its {thing['name']!r} is none of the classes {', '.join(self._label)}")
+                _check_box(image, left - 1, top - 1, right, bottom)
                 counts = thing.get("difficult", "0") != "1"
                 things.append(Thing(self._label[thing["name"]], (left - 1, top - 1, right, bottom), counts))
         return image, things
@@ -84,10 +86,10 @@ class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
             raise SystemExit(f"{root} should have annotations/instances_{part}.json and the images in {part}/")
         with reading(told), redirect_stdout(io.StringIO()):  # It tells how long it takes.
             self._own = datasets.CocoDetection(str(root / part), str(told))
-        known = sorted(self._own.coco.cats)
-        if not known:
-            raise DataError(f"{told} has no categories")
-        self.classes = tuple(self._own.coco.cats[number]["name"] for number in known)
+            known = sorted(self._own.coco.cats)
+            if not known or "annotations" not in self._own.coco.dataset:
+                raise DataError(f"{told} has no {'annotations' if known else 'categories'}")
+            self.classes = tuple(self._own.coco.cats[number]["name"] for number in known)
         self._label = {number: label for label, number in enumerate(known, 1)}
 
     def __len__(self) -> int:
@@ -101,9 +103,20 @@ class Coco(Dataset[tuple[Image.Image, list[Thing]]]):
                 left, top, width, height = thing["bbox"]
                 if thing["category_id"] not in self._label:
                     raise ValueError(f"category {thing['category_id']} is not among the categories")
-                if not thing.get("iscrowd") and width > 0 and height > 0:
+                if not thing.get("iscrowd") and width and height:  # Some of COCO have none.
+                    _check_box(image, left, top, left + width, top + height)
                     things.append(Thing(self._label[thing["category_id"]], (left, top, left + width, top + height)))
         return image, things
+
+
+def _check_box(image: Image.Image, left: float, top: float, right: float, bottom: float) -> None:
+    """Raises ValueError for a box in which there is nothing of the image: losses of it are NaN, or refused."""
+    wide, high = min(right, image.width) - max(left, 0), min(bottom, image.height) - max(top, 0)
+    if not (wide > 0 and high > 0 and max(right, bottom) < math.inf):
+        raise ValueError(
+            f"its box from ({left:g}, {top:g}) to ({right:g}, {bottom:g}) has nothing of the image, which has "
+            f"{image.width} x {image.height} pixels"
+        )
 
 
 class Found(Dataset[tuple[Tensor, dict[str, Tensor]]]):

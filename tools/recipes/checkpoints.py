@@ -18,16 +18,24 @@ def write(path: Path, state: Any) -> None:
         torch.save(state, part)
 
 
-def read(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+def read(path: Path, settings: dict[str, Any], *needed: str) -> dict[str, Any] | None:
     """The state of an interrupted run with these settings; None if there is none.
 
+    Args:
+        needed: what it has to have.
+
     Raises:
-        SystemExit: it is of another run; it is left as it is.
+        SystemExit: it is of another run, or no state of one; it is left as it is.
     """
     if not path.exists():
         return None
     state: dict[str, Any] = loaded(path)
-    check(path, state.get("settings", {}), settings)
+    if not isinstance(state, dict) or not isinstance(state.get("settings"), dict):
+        raise SystemExit(f"{path} was not written by a recipe: choose another --folder")
+    check(path, state["settings"], settings)
+    missing = [name for name in needed if name not in state]
+    if missing:
+        raise SystemExit(f"{path} is not whole, it has no {', '.join(missing)}: choose another --folder")
     return state
 
 
@@ -47,7 +55,9 @@ def loaded(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu")
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise SystemExit(f"{path} cannot be read: {error}") from error
+        # PyTorch's words for a file of others are a page on pickles.
+        told = str(error).partition("\n")[0]
+        raise SystemExit(f"{path} cannot be read: {told}") from error
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -11,6 +11,15 @@ from typing import Any
 class DataError(ValueError):
     """A file of a data set is not what it should be. No `SystemExit`, which would end a worker of a loader unheard."""
 
+    def __init__(self, words: str) -> None:
+        # A loader makes it anew, of the traceback in its worker.
+        super().__init__(words.rpartition(f"{type(self).__name__}: ")[2].strip())
+
+
+UNUSABLE = (OSError, SyntaxError, ValueError, KeyError, TypeError, ImportError, AttributeError, AssertionError)
+"""What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise; and an entry
+that is no table, or another kind of file than pycocotools asserts."""
+
 
 @contextmanager
 def reading(what: Any) -> Iterator[None]:
@@ -19,8 +28,18 @@ def reading(what: Any) -> Iterator[None]:
         yield
     except DataError:
         raise
-    # What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise.
-    except (OSError, SyntaxError, ValueError, KeyError, TypeError, ImportError) as error:
+    # What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise; and an
+    # entry that is no table, or another kind of file than pycocotools asserts.
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        KeyError,
+        TypeError,
+        ImportError,
+        AttributeError,
+        AssertionError,
+    ) as error:
         raise DataError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
 
 

@@ -50,7 +50,10 @@ class Drawn:
 
     def __post_init__(self) -> None:
         self.classes, self.side = self.data.classes, drawn.SIDE
-        self.steps = len(self.data.train[0]) // (self.batch * self.job.size)
+        count = len(self.data.train[0])
+        self.steps = count // (self.batch * self.job.size)
+        if not self.steps:
+            raise SystemExit(f"--images {count}: that is less than one batch of {self.batch} in each process")
 
     def epoch(self, number: int) -> Iterator[Batch]:
         # All processes draw the same batches, and each takes its rows.

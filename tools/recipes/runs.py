@@ -20,6 +20,8 @@ from . import checkpoints
 from .faults import DataError
 from .processes import Job
 
+FILES = ("dense.pt", "dense_checkpoint.pt", "checkpoint.pt", "network.pt", "result.json")
+"""That a run leaves in its folder."""
 OF_DENSE = (
     *("data", "network", "wider", "recipe", "backbone", "images", "side", "seed", "dense_epochs", "batch"),
     *("optimizer", "rate", "momentum", "decay", "smoothing", "warmup"),
@@ -98,7 +100,7 @@ def dense(
     if given.weights is not None:
         return
     settings = {k: str(v) for k, v in vars(given).items() if k in OF_DENSE}
-    state = checkpoints.read(path, settings)
+    state = checkpoints.read(path, settings, "weights")
     if state is not None:
         model.load_state_dict(state["weights"])
         return
@@ -126,7 +128,7 @@ def _epochs(
 ) -> Iterator[int]:
     """Those that are left, with a checkpoint after each."""
     settings = settings | {"processes": str(run.job.size)}  # Steps of the schedule, and of an epoch, are of so many.
-    state = checkpoints.read(path, settings)
+    state = checkpoints.read(path, settings, *run.parts, "history", *(["pruner"] if pruner is not None else []))
     if state is not None:
         if pruner is not None:
             pruner.load_state_dict(state["pruner"])
