@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..coupling.counts import followed_at
+from ..coupling.counts import cancels, followed_at
 from ..coupling.settling import couple
 from ..coupling.sizes import groups_around, takes_sizes
 from ..errors import TraceError
@@ -193,11 +193,13 @@ class _Forward:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
         channels."""
         choices = self._view.decisions.choices
+        if cancels(old) and cancels(new):
+            return None
         whole, count = choices.get(spot_of(old)) == "whole", followed_at(old, choices)
         expected = _numbers(old, whole)
         if count is not None:
             expected = [count.at(self._view.shapes, self._widths)]
-            same = math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
+            same = math.isnan(expected[0]) or math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
         else:
             same = expected == _numbers(new, whole)
         if same and all(map(self._loose.made_from, _other_values(old, new))):
@@ -214,8 +216,10 @@ class _Forward:
 
     def _deviation(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
         """A deviation that is one of a single element now, and was none."""
-        left = freedom(new)
-        if left is None or left > 0 or (freedom(old) or 0) <= 0:
+        left, before = freedom(new), freedom(old)
+        if (count := followed_at(old, self._view.decisions.choices)) is not None:
+            left, before = (count.freedom(self._view.shapes, w) for w in (self._widths, self._view.widths()))
+        if left is None or left > 0 or (before or 0) <= 0:
             return None
         return Mismatch(
             f"after pruning, {where(old)} is over a single element, of which "

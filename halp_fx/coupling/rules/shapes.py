@@ -92,7 +92,8 @@ def pixel_shuffle(call: Call, algebra: Algebra) -> Planes:
         if dim in varying(plane):
             rows = compact(plane).unflatten(dim, (-1, each))
             plane = algebra.tie(rows, [dim + 1], call, "pixel shuffle").select(dim + 1, 0)
-        kept.append(algebra.rectangle(compact(plane).expand(call.shape)))
+        # Channels that were repeated, and are one now, vary along none.
+        kept.append(algebra.rectangle(simplify(compact(plane)).expand(call.shape)))
     return tuple(kept)
 
 
