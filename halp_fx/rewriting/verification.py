@@ -18,11 +18,11 @@ from torch import fx, nn
 
 from ..coupling.counts import cancels, followed_at
 from ..coupling.settling import couple
-from ..coupling.sizes import groups_around, takes_sizes
+from ..coupling.sizes import FACTORIES, groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, where
+from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, unread, where
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
 from .deviations import freedom
@@ -186,6 +186,8 @@ class _Forward:
             return self._numbers(old, new)
         if self._loose.follows(old, new, self._view.shapes[old.name], self._expected(old)):
             return None
+        if _made_for_nothing(old) and _made_for_nothing(new):
+            return None
         view = self._first_wrong_view(old)
         return self._other_shape(*(view or (old, new)))
 
@@ -332,6 +334,15 @@ def _numbers(node: fx.Node, whole: bool) -> list[float]:
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:
         return values
     return [a for a in values if isinstance(a, float)]
+
+
+def _made_for_nothing(node: fx.Node) -> bool:
+    """Whether a tensor of equal elements, or one that is made of it alone, is read by nothing: where derivatives run
+    forward, that of a bias that does not move."""
+    origin = node
+    while len(origin.all_input_nodes) == 1:
+        (origin,) = origin.all_input_nodes
+    return op(origin) in FACTORIES and node in unread(node.graph)
 
 
 def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:

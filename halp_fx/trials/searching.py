@@ -273,10 +273,10 @@ class Search:
             if mismatch.place not in self.untied:
                 self.untied.add(mismatch.place)
                 return loose
-            # What it was tied to may go.
-            own = groups_at(mismatch, loose.views()[mismatch.view], given) & {g.name for g in loose.prunable}
-            if own:
-                return self._freeze(loose, [g for g in loose.groups if g.name in own], reason)
+            if mismatch.by_value and given_up:
+                # The number is that of one width: what an attribute seemed to tie to it may go.
+                own = groups_at(mismatch, loose.views()[mismatch.view], given) & {g.name for g in loose.prunable}
+                coupling, groups = (loose, [g for g in loose.groups if g.name in own]) if own else (coupling, groups)
         return self._freeze(coupling, groups, reason)
 
     def _freeze(self, coupling: Coupling, groups: Sequence[ChannelGroup], reason: str) -> Coupling:

@@ -181,3 +181,13 @@ class Single(nn.Module):
 
 def test_a_single_head_does_not_hold_the_embedding():
     assert pruned(image(lambda s, x: s.b(s.a(x)), 16, a=Single(), b=Single(heads=2))) == {"stem": 16, "b.q": 2}
+
+
+def test_derivatives_that_run_forward_through_a_layer():
+    """Of whose bias nothing moves: that is added by an operator of PyTorch's own kind."""
+
+    def slope(s, x):
+        rows = x.mean((2, 3))
+        return sum(torch.func.jvp(lambda r: s.b(s.a(r).tanh()), (rows,), (rows.cos(),)))[:, :, None, None]
+
+    assert pruned(image(slope, 12, a=nn.Linear(16, 8), b=nn.Linear(8, 12))) == {"stem": 16, "a": 8, "b": 12}
