@@ -191,3 +191,34 @@ def test_derivatives_that_run_forward_through_a_layer():
         return sum(torch.func.jvp(lambda r: s.b(s.a(r).tanh()), (rows,), (rows.cos(),)))[:, :, None, None]
 
     assert pruned(image(slope, 12, a=nn.Linear(16, 8), b=nn.Linear(8, 12))) == {"stem": 16, "a": 8, "b": 12}
+
+
+class Routed(nn.Module):
+    """Tokens that a score picks go through a layer and are written back (mixture of depths)."""
+
+    def __init__(self, width=12, written=True):
+        super().__init__()
+        self.written = written
+        self.patch, self.score, self.head = nn.Conv2d(3, width, 2, 2), nn.Linear(width, 1), nn.Linear(width, 4)
+        self.deep = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 20), nn.SiLU(), nn.Linear(20, width))
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        score = self.score(x).squeeze(-1)
+        picked = score >= score.median(1, keepdim=True).values
+        if not self.written:
+            return self.head(x.mean(1) + self.deep(x[picked]).mean(0))
+        out = x.clone()
+        out[picked] = x[picked] + self.deep(x[picked]) * score[picked].sigmoid().unsqueeze(-1)
+        return self.head(out.mean(1))
+
+
+def test_channels_of_tokens_that_values_pick():
+    assert pruned(Routed()) == {"patch": 12, "deep.1": 20}
+    assert pruned(Routed(written=False)) == {"patch": 12, "deep.1": 20}
+
+
+def test_positions_that_values_pick_stay():
+    model = Net(lambda s, x: s.a(x)[x[:, :1].expand(-1, 8, -1, -1) > 0].sum(), a=nn.Conv2d(3, 8, 1))
+    coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 8, 8))
+    assert "picks elements by values that are not known" in coupling.frozen["a"]

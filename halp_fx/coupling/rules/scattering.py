@@ -113,8 +113,7 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
         if not met:
             algebra.pin(mask.planes[0], f"{call.where} picks what cannot be removed")
     if plain is None and any(v.spec.dtype is torch.bool for v in indices):
-        algebra.pin_all((x,), f"{call.where} picks elements by values that are not known")
-        return ()  # Their number is not known either.
+        return _picked(call, algebra)
     if plain is None or any(v.planes and not v.parameter for v in indices):
         indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
         planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
@@ -140,6 +139,25 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
             for plane in (p for p in picked if dim in varying(p)):
                 algebra.couple(plane, own.expand(call.shape), call, "mask")
     return tuple(picked)
+
+
+def _picked(call: Call, algebra: Algebra) -> Planes:
+    """`x[mask]` by values that are not known: how many are picked is not known either. What lies beside the mask's
+    dimensions is carried on."""
+    x: Value = call.args[0]
+    reason = f"{call.where} picks elements by values that are not known"
+    given = [(i, v) for i, v in enumerate(call.args[1]) if v is not None]
+    if len(given) > 1:
+        algebra.pin_all((x,), reason)
+        return ()
+    ((first, mask),) = given
+    last, kept = first + mask.ndim - 1, []
+    for plane in x.planes:
+        if set(range(first, last + 1)) & set(varying(plane)):
+            algebra.pin(plane, reason)
+        else:
+            kept.append(algebra.rectangle(compact(plane).flatten(first, last).expand(call.shape)))
+    return tuple(kept)
 
 
 def _masks(call: Call) -> dict[int, Value]:
