@@ -29,16 +29,22 @@ class Count:
 
     Attributes:
         source: what the statistic is of. dims: its dimensions that the statistic runs over.
-        power: the number is this power of how many elements these have.
+        power: the number is this power of how many elements these have, less `correction` (1 in an unbiased variance).
     """
 
     source: fx.Node
     dims: tuple[int, ...]
     power: float
+    correction: int = 0
+
+    def freedom(self, shapes: Mapping[str, Sequence[Extent]], widths: Mapping[str, int]) -> int:
+        """How many elements there are at other widths, less the correction."""
+        return math.prod(shapes[self.source.name][d].at(widths) for d in self.dims) - self.correction
 
     def at(self, shapes: Mapping[str, Sequence[Extent]], widths: Mapping[str, int]) -> float:
         """The number at other widths."""
-        return float(math.prod(shapes[self.source.name][d].at(widths) for d in self.dims) ** self.power)
+        left = self.freedom(shapes, widths)
+        return float(left**self.power) if left else math.nan
 
 
 def choice_at(node: fx.Node) -> str:
@@ -61,11 +67,47 @@ def count_at(node: fx.Node) -> Count | None:
         return None
     sign = 1 if op(node).startswith("mul") else -1
     for source, dims, power in _statistics(node.args[0]):
-        found = Count(source, dims, sign * power)
         length = math.prod(of(source).one.shape[d] for d in dims)
-        if math.isclose(number, length**found.power, rel_tol=1e-9):
-            return found
+        for correction in (0, 1) if power == -1 and length > 1 else (0,):
+            if math.isclose(number, (length - correction) ** (sign * power), rel_tol=1e-9):
+                return Count(source, dims, sign * power, correction)
     return None
+
+
+def cancels(node: fx.Node) -> bool:
+    """Whether a product with a number has no say in what is computed, but in gradients alone: `y` in
+    `(x - y).detach() + y` with `y = x * number`, by which quantisers that are learnt scale those of their steps."""
+    return op(node) == "mul" and bool(node.users) and all(_cancelled(node, user) for user in node.users)
+
+
+def _cancelled(node: fx.Node, user: fx.Node) -> bool:
+    """Whether a user of the product is such a sum, or what is left of the other factor without it in such sums."""
+    if not _is_rest(user, node):
+        return _is_sum(user, node)
+    held = [n for n in user.users if op(n) == "detach"]
+    return len(held) == len(user.users) == 1 and all(_is_sum(total, node) for total in held[0].users)
+
+
+def _is_sum(total: fx.Node, product: fx.Node) -> bool:
+    if op(total) != "add" or total.kwargs or not all(isinstance(term, fx.Node) for term in total.args):
+        return False
+    first, second = total.all_input_nodes[0], total.all_input_nodes[-1]
+    return any(
+        op(rest) == "detach" and _is_rest(rest.all_input_nodes[0], product) and _equal(again, product)
+        for rest, again in ((first, second), (second, first))
+    )
+
+
+def _is_rest(node: fx.Node, product: fx.Node) -> bool:
+    """Whether a node is the first factor of the product less the product."""
+    if op(node) != "sub" or node.kwargs or len(node.all_input_nodes) != 2:
+        return False
+    whole, part = node.all_input_nodes
+    return whole is product.args[0] is node.args[0] and _equal(part, product)
+
+
+def _equal(node: fx.Node, product: fx.Node) -> bool:
+    return (node.target, node.args) == (product.target, product.args)
 
 
 def _statistics(value: object) -> list[tuple[fx.Node, tuple[int, ...], float]]:

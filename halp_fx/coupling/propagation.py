@@ -238,7 +238,8 @@ def _checked(node: fx.Node, value: Value) -> Value:
 
 
 def _aliased(call: Call, values: dict[fx.Node, Any], algebra: Algebra) -> Planes:
-    """Memory written through another view: fine if the labels there are as before, else nothing is known any more."""
+    """Memory written through another view: fine if the labels there are as before, or can go together with those;
+    else nothing is known any more."""
     old, writer = call.args
     node = call.node.args[1]
     assert isinstance(node, fx.Node)
@@ -247,13 +248,25 @@ def _aliased(call: Call, values: dict[fx.Node, Any], algebra: Algebra) -> Planes
     before = values[node.args[0]] if name.endswith("_") else old  # type: ignore[index]
     left, right = ([p for p in v.planes if varying(p)] for v in (before, writer))
     reason = f"memory is shared between views and written by {name} ({of(node).source})"
-    if all(any(_equal(p, q) for q in left) for p in right):
-        for plane in left:
-            if not any(_equal(plane, q) for q in right):
-                algebra.pin(plane, reason)
-    else:
+    partners = [_partner(p, left) for p in right]
+    if any(partner is None for partner in partners):
         algebra.pin_all((old, writer), reason)
+        return tuple(old.planes)
+    for plane, partner in zip(right, partners, strict=True):
+        if partner is not None and not _equal(plane, partner):
+            algebra.couple(partner, plane, call, "written")
+    for plane in left:
+        if not any(partner is plane or _equal(plane, p) for p, partner in zip(right, partners, strict=True)):
+            algebra.pin(plane, reason)
     return tuple(old.planes)
+
+
+def _partner(plane: Plane, others: Sequence[Plane]) -> Plane | None:
+    """Of the labels that the same elements had before those that are equal; or that lie along the same dimensions, or
+    more of them (heads and their positions, where whole heads are written): all of these go with them."""
+    dims = set(varying(plane))
+    near = [other for other in others if other.shape == plane.shape and dims <= set(varying(other))]
+    return next((other for other in near if _equal(plane, other)), near[0] if near else None)
 
 
 def _equal(a: Plane, b: Plane) -> bool:

@@ -52,6 +52,9 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
         nodes = [n for n in nodes if of(n).function == of(failed).function]
         moved = moving(failed, coupling)
         nodes = [n for n in nodes if moving(n, coupling) == moved]
+        # Nor is one whose numbers follow widths by now the same case as one whose numbers do not.
+        followed = bool(groups_followed(found.sources, coupling))
+        nodes = [n for n in nodes if n is failed or bool(groups_followed(given.get(n.name, ()), coupling)) == followed]
     names: set[str] = set()
     able = {g.name for g in coupling.prunable}
     for node in nodes:

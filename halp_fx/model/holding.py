@@ -1,5 +1,6 @@
-"""Numbers that a module holds in a plain object or a dictionary: `self.config.heads`, `self.sizes["heads"]`. They are
-named by a path, "config.heads" or "sizes['heads']", wherever the name of an attribute may stand.
+"""Numbers that a module holds in lists, named tuples, plain objects and dictionaries, in each other up to a depth:
+`self.config.heads`, `self.sizes["heads"]`, `self.stages[2].width`. They are named by a path, "config.heads",
+"sizes['heads']" or "stages[2].width", wherever the name of an attribute may stand.
 
 Such an object may be shared, by other modules or with the caller: it is never changed. Modules that hold it get a copy.
 """
@@ -7,7 +8,9 @@ Such an object may be shared, by other modules or with the caller: it is never c
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from types import ModuleType
 from typing import Any
@@ -15,12 +18,34 @@ from typing import Any
 import torch
 from torch import nn
 
+from .preserving import INTERNAL
+
 _NO_HOLDERS = (nn.Module, torch.Tensor, type, Enum, ModuleType, int, float, str, list, tuple, set, frozenset)
+_DICTS = (dict, OrderedDict)
+_STEP = re.compile(r"\.([^.\[]+)|\['([^']*)'\]|\[(\d+)\]")
+
+DEPTH = 4
+"""Containers in each other that are looked into."""
+
+MAX_ELEMENTS = 64
+"""Elements of a list or tuple that are looked at."""
+
+
+def row_of(value: Any) -> Sequence[Any] | None:
+    """The elements of a list or tuple, a named one, too, if it is not too long; None of anything else."""
+    kind = type(value)
+    named = isinstance(value, tuple) and hasattr(value, "_fields") and hasattr(kind, "_make")
+    return value if (named or kind in (list, tuple, torch.Size)) and 0 < len(value) <= MAX_ELEMENTS else None
+
+
+def with_row(value: Any, row: Iterable[Any]) -> Any:
+    """A list or tuple of the same kind with these elements."""
+    return type(value)._make(row) if hasattr(value, "_fields") else type(value)(row)
 
 
 def table_of(value: Any) -> dict[str, Any] | None:
     """What a plain object or a dictionary holds, by name; None of anything else."""
-    if type(value) is dict:
+    if type(value) in _DICTS:
         return value if all(isinstance(key, str) for key in value) else None
     if isinstance(value, _NO_HOLDERS) or callable(value) or type(value).__module__.partition(".")[0] == "torch":
         return None
@@ -30,53 +55,91 @@ def table_of(value: Any) -> dict[str, Any] | None:
 
 def with_table(value: Any, table: dict[str, Any]) -> Any:
     """A copy of an object or a dictionary that holds this."""
-    if type(value) is dict:
-        return table
+    if type(value) in _DICTS:
+        return type(value)(table)
     made = copy.copy(value)
     vars(made).clear()
     vars(made).update(table)
     return made
 
 
-def path_to(attribute: str, value: Any, name: str) -> str:
-    """The path of what an attribute's value holds under a name."""
-    return f"{attribute}['{name}']" if type(value) is dict else f"{attribute}.{name}"
+def parts_of(value: Any) -> dict[str, Any]:
+    """What a container holds, by the step that leads there from the path of the container; empty if it is none."""
+    row = row_of(value)
+    if row is not None:
+        return {f"[{i}]": element for i, element in enumerate(row)}
+    form = "['{}']" if isinstance(value, dict) else ".{}"
+    return {form.format(k): v for k, v in (table_of(value) or {}).items() if not set("'[.") & set(k)}
+
+
+def with_parts(value: Any, parts: Mapping[str, Any]) -> Any:
+    """A container of the same kind that holds these in place of what it held there."""
+    row = row_of(value)
+    if row is not None:
+        return with_row(value, [parts.get(f"[{i}]", element) for i, element in enumerate(row)])
+    form = "['{}']" if isinstance(value, dict) else ".{}"
+    return with_table(value, {k: parts.get(form.format(k), v) for k, v in (table_of(value) or {}).items()})
 
 
 def has(module: Any, path: str) -> bool:
     """Whether a module has the attribute, or what the path leads to."""
-    attribute, name = _split(path)
-    if not name:
-        return hasattr(module, attribute)
-    table = table_of(getattr(module, attribute, None))
-    return table is not None and name in table
+    attribute, steps = _split(path)
+    value = getattr(module, attribute, None)
+    for step in steps:
+        parts = parts_of(value)
+        if step not in parts:
+            return False
+        value = parts[step]
+    return hasattr(module, attribute)
 
 
 def held(module: Any, path: str) -> Any:
     """The attribute, or what the path leads to."""
-    attribute, name = _split(path)
+    attribute, steps = _split(path)
     value = getattr(module, attribute)
-    return value if not name else (table_of(value) or {})[name]
+    for step in steps:
+        value = parts_of(value)[step]
+    return value
 
 
 def put(modules: Iterable[nn.Module], module: nn.Module, path: str, value: Any) -> None:
-    """Set an attribute of a module, or what a path leads to: all of `modules` that hold that object get the copy."""
-    attribute, name = _split(path)
-    if not name:
+    """Set an attribute of a module, or what a path leads to: all of `modules` that hold the object or dictionary in
+    which it lies, or one around that, get the copy. Lists and tuples are each module's own."""
+    attribute, steps = _split(path)
+    boxes = [getattr(module, attribute)]
+    for step in steps:
+        boxes.append(parts_of(boxes[-1])[step])
+    shared = max((i for i, box in enumerate(boxes[:-1]) if table_of(box) is not None), default=None)
+    for box, step in zip(reversed(boxes[shared or 0 : -1]), reversed(steps[shared or 0 :]), strict=True):
+        value = with_parts(box, {step: value})
+    if shared is None:
         setattr(module, attribute, value)
         return
-    old = getattr(module, attribute)
-    new = with_table(old, {**(table_of(old) or {}), name: value})
+    replaced = _replacing(boxes[shared], value)
     for other in modules:
-        for key, found in list(vars(other).items()):
-            if found is old:
-                vars(other)[key] = new
+        own = vars(other)
+        for key, old in list(own.items()):
+            if key not in INTERNAL:
+                own[key] = replaced(old, DEPTH)
 
 
-def _split(path: str) -> tuple[str, str]:
-    """The attribute, and the name in what it holds; empty if the path is that of an attribute."""
-    attribute, found, name = path.partition("['")
-    if found:
-        return attribute, name.removesuffix("']")
-    attribute, _, name = path.partition(".")
-    return attribute, name
+def _replacing(old: Any, new: Any) -> Callable[[Any, int], Any]:
+    """What makes of a value the same with `new` in place of `old` in it: itself, if that is not in it."""
+    made = {id(old): (old, new)}
+
+    def replaced(value: Any, depth: int) -> Any:
+        if id(value) in made:
+            return made[id(value)][1]
+        parts = parts_of(value) if depth else {}
+        changed = {step: found for step, part in parts.items() if (found := replaced(part, depth - 1)) is not part}
+        if parts:
+            made[id(value)] = value, with_parts(value, changed) if changed else value
+        return made[id(value)][1] if changed else value
+
+    return replaced
+
+
+def _split(path: str) -> tuple[str, list[str]]:
+    """The attribute, and the steps from there."""
+    steps = [match.group() for match in _STEP.finditer(path)]
+    return path[: len(path) - sum(map(len, steps))], steps

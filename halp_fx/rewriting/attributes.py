@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from ..internals import ConvNd, ConvTransposeNd, NormBase
-from ..model.holding import has, held, put
+from ..model.holding import has, held, put, with_row
 from ..model.preserving import modes_kept
 from ..tracing.graph import of, op
 from ..types import Coupling, Plan
@@ -90,7 +90,7 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
             size = edit.extent.at(widths) // edit.divisor
             row = held(module, edit.attribute)
             if edit.index is not None:
-                size = type(row)([*row[: edit.index], size, *row[edit.index + 1 :]])
+                size = with_row(row, [*row[: edit.index], size, *row[edit.index + 1 :]])
             elif isinstance(row, int):
                 # A module may run its operator on the channels of a whole batch at once. It may run several times, too,
                 # with an edit for each: so the original's number counts, and not what the last one left.

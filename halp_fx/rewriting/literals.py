@@ -16,9 +16,10 @@ from torch import fx, nn
 from torch.fx.node import map_aggregate
 
 from ..model.copying import copied
+from ..model.holding import MAX_ELEMENTS
 from ..model.preserving import named_tensors
 from ..tracing.graph import forget_shapes
-from ..tracing.tags import MAX_ELEMENTS, FromAttribute, Source
+from ..tracing.tags import FromAttribute, Source
 
 PREFIX = "sizes_of_"
 

@@ -82,6 +82,8 @@ def zero(model: nn.Module, plan: Plan | Mapping[str, Any], *, coupling: Coupling
     tensors = dict(named_tensors(twin))
     with torch.no_grad():
         for axis, slots in dead.items():
+            if tensors[axis.tensor].dtype is torch.bool:
+                continue  # A mask: what it picks is zero.
             tensors[axis.tensor].index_fill_(axis.dim, index_of(slots, tensors[axis.tensor]), 0)
     gone = find_branches(coupling).named(plan.dropped) if plan.dropped else ()
     views = forwards(coupling)

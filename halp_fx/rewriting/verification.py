@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from ..coupling.counts import followed_at
+from ..coupling.counts import cancels, followed_at
 from ..coupling.settling import couple
-from ..coupling.sizes import groups_around, takes_sizes
+from ..coupling.sizes import FACTORIES, groups_around, takes_sizes
 from ..errors import TraceError
 from ..model.inputs import normalize_examples
 from ..tracing.forward import run_again
-from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, where
+from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, unread, where
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
 from .deviations import freedom
@@ -186,6 +186,8 @@ class _Forward:
             return self._numbers(old, new)
         if self._loose.follows(old, new, self._view.shapes[old.name], self._expected(old)):
             return None
+        if _made_for_nothing(old) and _made_for_nothing(new):
+            return None
         view = self._first_wrong_view(old)
         return self._other_shape(*(view or (old, new)))
 
@@ -193,11 +195,13 @@ class _Forward:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
         channels."""
         choices = self._view.decisions.choices
+        if cancels(old) and cancels(new):
+            return None
         whole, count = choices.get(spot_of(old)) == "whole", followed_at(old, choices)
         expected = _numbers(old, whole)
         if count is not None:
             expected = [count.at(self._view.shapes, self._widths)]
-            same = math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
+            same = math.isnan(expected[0]) or math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
         else:
             same = expected == _numbers(new, whole)
         if same and all(map(self._loose.made_from, _other_values(old, new))):
@@ -214,8 +218,10 @@ class _Forward:
 
     def _deviation(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
         """A deviation that is one of a single element now, and was none."""
-        left = freedom(new)
-        if left is None or left > 0 or (freedom(old) or 0) <= 0:
+        left, before = freedom(new), freedom(old)
+        if (count := followed_at(old, self._view.decisions.choices)) is not None:
+            left, before = (count.freedom(self._view.shapes, w) for w in (self._widths, self._view.widths()))
+        if left is None or left > 0 or (before or 0) <= 0:
             return None
         return Mismatch(
             f"after pruning, {where(old)} is over a single element, of which "
@@ -328,6 +334,15 @@ def _numbers(node: fx.Node, whole: bool) -> list[float]:
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:
         return values
     return [a for a in values if isinstance(a, float)]
+
+
+def _made_for_nothing(node: fx.Node) -> bool:
+    """Whether a tensor of equal elements, or one that is made of it alone, is read by nothing: where derivatives run
+    forward, that of a bias that does not move."""
+    origin = node
+    while len(origin.all_input_nodes) == 1:
+        (origin,) = origin.all_input_nodes
+    return op(origin) in FACTORIES and node in unread(node.graph)
 
 
 def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:

@@ -15,9 +15,6 @@ from typing import Any
 
 import torch
 
-MAX_ELEMENTS = 16
-"""Elements of a list or tuple that are looked at."""
-
 _on: ContextVar[bool] = ContextVar("tags are handed out", default=False)
 
 

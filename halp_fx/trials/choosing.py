@@ -1,5 +1,6 @@
 """Choices of rules that do not go together: where grouped layers meet that shrink by whole groups and by positions in
-them, few channels are left, and the other choice may leave more. So it is where two widths lie along one dimension.
+them, few channels are left, and the other choice may leave more. So it is where two widths lie along one dimension, and
+where a row for each of several parts is added to them that are read one by one.
 
 Each rule takes what is finer for its own layer alone (`coupling/rules/convolution.py`). Here the whole network counts.
 """
@@ -12,6 +13,7 @@ from dataclasses import replace
 from torch import fx
 
 from ..coupling.algebra import without_pieces
+from ..coupling.rules.channels import PARTS
 from ..coupling.sizes import groups_of
 from ..tracing.graph import of, op, spot_of
 from ..types import Coupling, Decisions
@@ -52,8 +54,8 @@ def removable(coupling: Coupling, held: Collection[str] = ()) -> float:
 
 
 def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
-    """Other choices to try: for all layers together that are held up, for those that one group meets, and, where two
-    widths lie along one dimension, at each line of the program."""
+    """Other choices to try: for all layers together that are held up, for those that one group meets, and at each line
+    of the program where two widths lie along one dimension, or where rows go and nothing else may of what they meet."""
     choices = coupling.decisions.choices
     sizes = {g.name: g.size for g in coupling.prunable}
     by_group: dict[str, dict[str, str]] = {}
@@ -64,6 +66,8 @@ def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
                 for name in groups_of(node, view):
                     if sizes[name] < _alone(node, choice):
                         by_group.setdefault(name, {})[spot_of(node)] = choice
+    for place in _held(coupling):
+        by_group.setdefault(place.partition("/")[2], {})[place] = choices[place]
     for place, choice in choices.items():
         if place.endswith("#parted") and choice in _OTHER_SIDE:
             by_group.setdefault(place.partition("/")[2], {})[place] = choice
@@ -75,6 +79,20 @@ def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
             if turn and turn not in tried:
                 tried.append(turn)
                 yield turn
+
+
+def _held(coupling: Coupling) -> Iterator[str]:
+    """Places at which whole rows were to go, or the same positions of parts in the batch, and nothing can: what reads
+    the rows takes one after the other, and what else the parts meet asks for whole ones."""
+    choices = coupling.decisions.choices
+    places = [p for p in choices if (p.endswith("#sides") and choices[p] == "whole") or p.endswith(PARTS)]
+    moving = {
+        spot_of(node)
+        for view in (coupling.views() if places else ())
+        for node in view.traced.graph.nodes
+        if node.op == "call_function" and groups_of(node, view)
+    }
+    yield from (place for place in places if place.rpartition("#")[0] not in moving)
 
 
 def _alone(node: fx.Node, choice: str) -> int:

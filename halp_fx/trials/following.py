@@ -9,12 +9,11 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
-import torch
 from torch import fx
 
 from ..coupling.sizes import Width, groups_of, widths_by_axes
+from ..model.holding import row_of
 from ..tracing.graph import is_view, of, views_of
-from ..tracing.tags import MAX_ELEMENTS
 from ..types import Axis, Coupling, Extent, Mend
 
 EXACT = (Fraction(1),)
@@ -97,11 +96,12 @@ class Sizes:
         if isinstance(value, int):
             alone = self._matching(owner, name, None, value, everywhere, ratios)
             return [Following((mend,), exact, position=position) for mend, position in alone.items()]
-        if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
+        row = row_of(value)
+        if row is None:
             return []
         anywhere: list[Mend] = []
         placed: list[Mend] = []
-        for i, element in enumerate(value):
+        for i, element in enumerate(row):
             own = self._matching(owner, name, i, element, everywhere[i : i + 1], ratios)
             placed += list(own)[:1]
             anywhere += list(own or self._matching(owner, name, i, element, everywhere, ratios))[:1]

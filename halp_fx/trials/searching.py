@@ -102,11 +102,13 @@ class Search:
         if other is found:
             return self._tried(found, unseen)
         apart = self._tried(other, unseen)
-        if not (self.reasons or self.gave_up):
+        followed = bool(apart.decisions.mends)
+        if followed and not (self.reasons or self.gave_up):
             return apart
-        # What an attribute stands for may hold parts together after all.
+        # What an attribute stands for may hold parts together after all. Where none follows a part, they passed by
+        # chance: `c // self.share`.
         together = Search(self.runner, self.ignore, self.propagated)._tried(found, unseen)
-        return max(apart, together, key=removable)
+        return max(apart, together, key=removable) if followed else together
 
     def _tried(self, found: Coupling, unseen: str) -> Coupling:
         """The coupling with what trials show to be needed."""
@@ -259,15 +261,22 @@ class Search:
         axes = {m.axis for g in groups for m in g.members}
         decisions = coupling.decisions
         ties = tuple(t for t in decisions.ties if not {t.a, t.b} & axes)
+        given_up = [m for m in decisions.mends if {axis for axis, _ in m.terms} & axes]
         by_attribute = names & groups_followed(mismatch.sources, view)
         if by_attribute:
             # An operator whose own widths are fixed was given it.
             attributes = {s.attribute for s in mismatch.sources if isinstance(s, FromAttribute)}
-            self.constant |= {(m.module, m.attribute) for m in decisions.mends if m.attribute in attributes}
-        if (ties != decisions.ties or by_attribute) and mismatch.place not in self.untied:
-            self.untied.add(mismatch.place)
-            mends = tuple(m for m in decisions.mends if not {axis for axis, _ in m.terms} & axes)
-            return self._coupled(replace(decisions, ties=ties, mends=mends))
+            self.constant |= {(m.module, m.attribute) for m in given_up if m.attribute in attributes}
+        if ties != decisions.ties or by_attribute:
+            mends = tuple(m for m in decisions.mends if m not in given_up)
+            loose = self._coupled(replace(decisions, ties=ties, mends=mends))
+            if mismatch.place not in self.untied:
+                self.untied.add(mismatch.place)
+                return loose
+            if mismatch.by_value and given_up:
+                # The number is that of one width: what an attribute seemed to tie to it may go.
+                own = groups_at(mismatch, loose.views()[mismatch.view], given) & {g.name for g in loose.prunable}
+                coupling, groups = (loose, [g for g in loose.groups if g.name in own]) if own else (coupling, groups)
         return self._freeze(coupling, groups, reason)
 
     def _freeze(self, coupling: Coupling, groups: Sequence[ChannelGroup], reason: str) -> Coupling:

@@ -11,13 +11,13 @@ from torch import fx, nn
 
 from ..errors import TraceError
 from ..model.copying import copied, hollowed
-from ..model.holding import path_to, table_of, with_table
+from ..model.holding import DEPTH, parts_of, row_of, with_parts
 from ..model.inputs import Examples
 from ..model.preserving import INTERNAL
 from ..rewriting.attributes import follows_tensors
 from ..tracing.forward import run_again
 from ..tracing.graph import given_to
-from ..tracing.tags import MAX_ELEMENTS, FromAttribute, Source, sizes_tagged, tagged
+from ..tracing.tags import FromAttribute, Source, sizes_tagged, tagged
 from ..types import Traced
 
 Given = Mapping[str, frozenset[Source]]
@@ -50,24 +50,25 @@ def tagging(model: nn.Module) -> Iterator[None]:
         if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
             continue
         own = vars(module)
-        own.update({key: _attribute(name, key, value) for key, value in own.items() if key not in INTERNAL})
-        for key, value in own.items():
-            table = table_of(value) if key not in INTERNAL else None
-            if table is not None and any(_attribute(name, key, v) is not v for v in table.values()):
-                if id(value) not in shared:
-                    found = {k: _attribute(name, path_to(key, value, k), v) for k, v in table.items()}
-                    shared[id(value)] = value, with_table(value, found)
-                own[key] = shared[id(value)][1]
+        own.update({k: _tagged(name, k, v, shared, DEPTH) for k, v in own.items() if k not in INTERNAL})
     with sizes_tagged():
         yield
 
 
-def _attribute(module: str, name: str, value: Any) -> Any:
+def _tagged(module: str, path: str, value: Any, shared: dict[int, tuple[Any, Any]], depth: int) -> Any:
+    """A whole number with the tag that it is what this path leads to; a container with those that it holds. Of objects
+    and dictionaries that several modules hold, all get the one that was made for the first (`shared`)."""
     if type(value) is int:
-        return tagged(value, frozenset((FromAttribute(module, name),)))
-    if type(value) not in (list, tuple, torch.Size) or not 0 < len(value) <= MAX_ELEMENTS:
-        return value
-    if not any(type(v) is int for v in value):
-        return value
-    tags = (frozenset((FromAttribute(module, name, i),)) for i in range(len(value)))
-    return type(value)([tagged(v, t) if type(v) is int else v for v, t in zip(value, tags, strict=True)])
+        return tagged(value, frozenset((FromAttribute(module, path),)))
+    if id(value) in shared:
+        return shared[id(value)][1]
+    row, parts, found = row_of(value), parts_of(value) if depth else {}, dict[str, Any]()
+    for i, (step, part) in enumerate(parts.items()):
+        if row is not None and type(part) is int:
+            found[step] = tagged(part, frozenset((FromAttribute(module, path, i),)))
+        elif (new := _tagged(module, path + step, part, shared, depth - 1)) is not part:
+            found[step] = new
+    made = with_parts(value, found) if found else value
+    if row is None and parts:
+        shared[id(value)] = value, made
+    return made

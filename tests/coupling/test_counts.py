@@ -48,6 +48,8 @@ COUNTED = {
     "sum by a share": lambda m, h: h * ((1 / h.shape[1]) * h.sum(1)).sigmoid()[:, None] * m.g,
     "sum of squares": lambda m, h: h * torch.rsqrt(h.pow(2).sum(1, keepdim=True) / h.shape[1] + 1e-5) * m.g,
     "sum of all": lambda m, h: h * m.g - h.sum((1, 2, 3), keepdim=True) / h[0].numel(),
+    "unbiased variance": lambda m, h: h * m.g / ((h - h.mean(1, True)).square().sum(1, True) / (h.shape[1] - 1)).sqrt(),
+    "by a share of it": lambda m, h: h * m.g * ((h**2).sum(1, True) * (1 / (h.shape[1] - 1)) + 1e-5).rsqrt(),
     "in place": lambda m, h: h * m.g * h.sum(1, keepdim=True).div_(h.shape[1]).sigmoid(),
 }
 
@@ -58,6 +60,7 @@ NOT_COUNTED = {
     "of another order": lambda m, h: F.normalize(h, p=1, dim=1) * m.g * h.shape[1] ** 0.5,
     "along positions": lambda m, h: F.normalize(h, dim=2) * m.g * h.shape[1] ** 0.5,
     "sum along positions": lambda m, h: h * (h.sum(2, keepdim=True) / h.shape[1]).sigmoid(),
+    "less two": lambda m, h: h * m.g * ((h**2).sum(1, True) / (h.shape[1] - 2) + 1e-5).rsqrt(),
     "sum and more": lambda m, h: h * ((h.sum(1, keepdim=True) + h.amax(1, keepdim=True)) / h.shape[1]).sigmoid(),
 }
 
@@ -87,6 +90,62 @@ def test_what_a_statistic_runs_over_is_counted(name):
 def test_other_numbers_freeze(name):
     _, _, coupling = couple(NOT_COUNTED[name])
     assert "a constant in the forward repeats its width" in coupling.frozen["first"]
+
+
+def test_an_unbiased_variance_of_a_single_channel_is_refused():
+    model, x, coupling = couple(COUNTED["unbiased variance"])
+    with pytest.raises(halp_fx.RewriteError, match="is over a single element"):
+        halp_fx.rewrite(model, {"first": [3]}, x, coupling=coupling)
+    small = halp_fx.prune(model, 0.3, x, latency="macs", progress=False)
+    assert small.first.out_channels > 1
+
+
+class Rounded(nn.Module):
+    """A layer whose weight and inputs are rounded in steps that are learnt, whose gradients are scaled by how many
+    numbers there are (LSQ)."""
+
+    def __init__(self, layer, scaled):
+        super().__init__()
+        self.layer, self.scaled = layer, scaled
+        self.step, self.given = (nn.Parameter(torch.tensor(0.1)) for _ in range(2))
+
+    def rounded(self, x, step):
+        step = self.scaled(step, 1 / (7 * x.numel()) ** 0.5)
+        x = (x / step).clamp(-8, 7)
+        return ((x.round() - x).detach() + x) * step
+
+    def forward(self, x):
+        return F.linear(self.rounded(x, self.given), self.rounded(self.layer.weight, self.step), self.layer.bias)
+
+
+def by_name(x, scale):
+    scaled = x * scale
+    return (x - scaled).detach() + scaled
+
+
+SCALED = {
+    "by name": by_name,
+    "at once": lambda x, scale: (x - x * scale).detach() + x * scale,
+    "the other way round": lambda x, scale: x * scale + (x - x * scale).detach(),
+}
+NOT_SCALED = {
+    "another number": lambda x, scale: (x - x * scale).detach() + 2 * x * scale,
+    "read elsewhere": lambda x, scale: by_name(x, scale) + (x * scale).square(),
+    "less of another": lambda x, scale: (x - (x + 1) * scale).detach() + x * scale,
+}
+
+
+@pytest.mark.parametrize("name", [*SCALED, *NOT_SCALED])
+def test_numbers_that_scale_gradients_alone(name):
+    torch.manual_seed(0)
+    function = {**SCALED, **NOT_SCALED}[name]
+    layers = {n: Rounded(nn.Linear(i, o), function) for n, i, o in (("a", 12, 8), ("b", 8, 10), ("c", 10, 4))}
+    model = randomized(Net(lambda s, x: s.c(s.b(s.a(x).relu()).relu()), **layers)).eval()
+    x = torch.randn(3, 12, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == ({"a.layer": 8, "b.layer": 10} if name in SCALED else {})
+    for seed in range(3 if name in SCALED else 0):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
 
 
 def test_a_number_that_does_not_follow_stays():

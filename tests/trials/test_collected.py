@@ -266,7 +266,7 @@ CASES = {
             out=4,
             inner=nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 4)),
         ),
-        {"stem": 8},
+        {"stem": 8, "inner.0": 6, "inner.2": 4},
     ),
     "adjacencies": (
         lambda: image(graph_convolution, out=6, conv=nn.Conv2d(8, 18, 1), edges=nn.Parameter(torch.rand(3, 8, 8))),

@@ -8,6 +8,9 @@ import torch
 
 from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
 
+PARTS = "#parts"
+"""What follows the place of the choice between whole parts in the batch, and the same positions of each."""
+
 
 def channel_labels(
     x: Value, dim: int, call: Call, algebra: Algebra, batch: bool = True
@@ -16,16 +19,20 @@ def channel_labels(
 
     Labels that also vary elsewhere are tied along those dimensions. Planes over the batch are carried on (second
     result: shape -> planes) unless `batch` is False; others are pinned, for the operator mixes what lies along them.
+    Of parts that are laid into the batch (heads, with a layer for all of them) the same positions go, or, as the other
+    choice, whole parts.
     """
     labels = torch.zeros(x.shape[dim], dtype=torch.int32)
     carried = []
     found = False
     for plane in x.planes:
         dims = varying(plane)
-        if dim in dims and not found:
+        parts = batch and dims == (0, dim) and algebra.choose(f"{call.place}{PARTS}", "positions") == "whole"
+        if dim in dims and not found and not parts:
             plane = algebra.tie(plane, [d for d in dims if d != dim], call, "position")
             labels, found = vector(plane, dim), True
-        elif dims == (0,) and dim != 0 and batch:
+        elif parts or (dims == (0,) and dim != 0 and batch):
+            plane = algebra.tie(plane, [dim], call, "part") if parts else plane
             carried.append(vector(plane, 0))
         else:
             algebra.pin(plane, f"{call.where} mixes what lies along this axis")

@@ -133,6 +133,41 @@ def diagonal(call: Call, algebra: Algebra) -> Planes:
     return tuple(algebra.rectangle(simplify(p)) for p in kept)
 
 
+def block_diagonal(call: Call, algebra: Algebra) -> Planes:
+    """`block_diag(blocks)`: each block loses rows and columns of its own. A row of numbers is one of one row."""
+    blocks: list[Value] = call.args[0]
+    kept = []
+    for side in (0, 1):
+        rows = []
+        for block in blocks:
+            dim = side + block.ndim - 2
+            own = [p for p in block.planes if dim >= 0 and varying(p) == (dim,)]
+            size = block.shape[dim] if dim >= 0 else 1
+            rows.append(vector(own[0], dim) if own else torch.zeros(size, dtype=torch.int32))
+        kept.append(along(torch.cat(rows), side, call.shape))
+    for block in blocks:
+        for plane in block.planes:
+            if len(varying(plane)) != 1:
+                algebra.pin(plane, f"{call.where} lays matrices along a diagonal")
+    return tuple(plane for plane in kept if plane.any())
+
+
+def triangle(call: Call, algebra: Algebra) -> Planes:
+    """`tril(x, k)` and `triu(x, k)`: what is kept of the last two dimensions follows their positions. Up to the main
+    diagonal, or up to beside it, it is what it was without a row and the column of the same number."""
+    x: Value = call.args[0]
+    rows, columns = (d % x.ndim for d in (-2, -1))
+    down, across = ([p for p in x.planes if varying(p) == (d,)] for d in (rows, columns))
+    offset = int(call.arg(1, "diagonal", 0)) * (1 if call.op.startswith("triu") else -1)
+    if x.shape[rows] != x.shape[columns] or not (len(down) == len(across) == 1) or offset not in (0, 1):
+        return beside(x, {rows, columns}, call, algebra)
+    algebra.couple(vector(down[0], rows), vector(across[0], columns), call, "diagonal")
+    others = replace(x, planes=tuple(p for p in x.planes if p is not down[0] and p is not across[0]))
+    return (*down, *across, *beside(others, {rows, columns}, call, algebra))
+
+
+register_rule(aten.block_diag)(block_diagonal)
+register_rule(aten.tril, aten.triu)(triangle)
 register_rule(aten._euclidean_dist, aten._cdist_forward)(distances)
 register_rule(aten._pdist_forward)(pairs)
 register_rule(

@@ -10,7 +10,7 @@ import torch
 
 from ...arguments import shown
 from ...internals import OpOverload
-from ...tracing.graph import functional
+from ...tracing.graph import functional, operator
 from ..algebra import Algebra, Call, Planes
 
 _Packet = type(torch.ops.aten.relu)
@@ -75,6 +75,8 @@ def _searched(target: Any) -> Rule | None:
 def _is_pointwise(target: Any, packet: Any) -> bool:
     if torch.Tag.pointwise in getattr(target, "tags", ()):
         return True
+    if getattr(target, "namespace", "") == "prims":  # Which are not tagged; ATen has them by the same names.
+        packet = getattr(torch.ops.aten, operator(target), None)
     if packet is None:
         return False
     return any(torch.Tag.pointwise in getattr(packet, o).tags for o in packet.overloads())

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, along, compact, simplify, varying, vector
 from .channels import beside
 from .elementwise import join
 from .registry import register_rule
@@ -97,16 +97,23 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
     """`index(x, [i, None, j])` and `index_select(x, dim, i)`: the operator runs on the planes if the indices are known.
 
     A labelled dimension may be indexed by constants only if the program computes them from the width; that is tried
-    out later. Where indices are not known, what lies along other dimensions is carried on.
+    out later. A mask of the model's own is cut as what it picks from. Where indices are not known, what lies along
+    other dimensions is carried on.
     """
     x: Value = call.args[0]
     indices = call.tensors()[1:]
-    algebra.pin_all(indices, f"an index of {call.where}")
+    masks = _masks(call)
+    algebra.pin_all((v for v in indices if all(v is not m for m in masks.values())), f"an index of {call.where}")
     plain = _known(call.args[1:])
     planes = x.planes
+    for dim, mask in masks.items():
+        met = [p for p in planes if dim in varying(p)]
+        for plane in met:
+            algebra.couple(plane, along(vector(mask.planes[0], 0), dim, x.shape), call, "mask")
+        if not met:
+            algebra.pin(mask.planes[0], f"{call.where} picks what cannot be removed")
     if plain is None and any(v.spec.dtype is torch.bool for v in indices):
-        algebra.pin_all((x,), f"{call.where} picks elements by values that are not known")
-        return ()  # Their number is not known either.
+        return _picked(call, algebra)
     if plain is None or any(v.planes and not v.parameter for v in indices):
         indexed = {i for i, v in enumerate(call.args[1]) if v is not None} if call.op == "index" else {call.args[1]}
         planes = tuple(p for p in x.planes if not indexed & set(varying(p)))
@@ -118,12 +125,46 @@ def gather_along(call: Call, algebra: Algebra) -> Planes:
     except (IndexError, RuntimeError):  # In a pruned network, where the meta device does not see it.
         algebra.pin_all((x,), f"{call.where} picks elements beyond the end")
         return ()
-    if x.parameter or (x.node is not None and len(x.node.users) == 1):
+    if not masks and (x.parameter or (x.node is not None and len(x.node.users) == 1)):
         # Of a table, other sizes of an image would pick others; and without them the same positions name others.
         for plane, result in zip(planes, results, strict=True):
             labels = compact(plane).reshape(-1).numpy()
             algebra.pin(labels[~np.isin(labels, result.numpy())], f"{call.where} does not pick them")
-    return tuple(algebra.rectangle(simplify(r).expand(call.shape)) for r in results)
+    picked = [algebra.rectangle(simplify(r).expand(call.shape)) for r in results]
+    for dim in masks:
+        # What is picked is no channel as what is left: how many stay of either, no width of both would say.
+        for own in algebra.new_planes(
+            call.node.name, _with((1,) * len(call.shape), dim, call.shape[dim]), transient=True
+        ):
+            for plane in (p for p in picked if dim in varying(p)):
+                algebra.couple(plane, own.expand(call.shape), call, "mask")
+    return tuple(picked)
+
+
+def _picked(call: Call, algebra: Algebra) -> Planes:
+    """`x[mask]` by values that are not known: how many are picked is not known either. What lies beside the mask's
+    dimensions is carried on."""
+    x: Value = call.args[0]
+    reason = f"{call.where} picks elements by values that are not known"
+    given = [(i, v) for i, v in enumerate(call.args[1]) if v is not None]
+    if len(given) > 1:
+        algebra.pin_all((x,), reason)
+        return ()
+    ((first, mask),) = given
+    last, kept = first + mask.ndim - 1, []
+    for plane in x.planes:
+        if set(range(first, last + 1)) & set(varying(plane)):
+            algebra.pin(plane, reason)
+        else:
+            kept.append(algebra.rectangle(compact(plane).flatten(first, last).expand(call.shape)))
+    return tuple(kept)
+
+
+def _masks(call: Call) -> dict[int, Value]:
+    """Which dimensions are indexed by masks of the model's own, with a slot for each element."""
+    given = call.args[1] if call.op == "index" else ()
+    rows = {i: v for i, v in enumerate(given) if v is not None and v.spec.dtype is torch.bool and v.ndim == 1}
+    return {i: v for i, v in rows.items() if v.parameter and v.data is not None and len(v.planes) == 1}
 
 
 def _cut_beside(plane: Plane, call: Call) -> Plane:

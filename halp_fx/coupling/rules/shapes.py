@@ -92,7 +92,8 @@ def pixel_shuffle(call: Call, algebra: Algebra) -> Planes:
         if dim in varying(plane):
             rows = compact(plane).unflatten(dim, (-1, each))
             plane = algebra.tie(rows, [dim + 1], call, "pixel shuffle").select(dim + 1, 0)
-        kept.append(algebra.rectangle(compact(plane).expand(call.shape)))
+        # Channels that were repeated, and are one now, vary along none.
+        kept.append(algebra.rectangle(simplify(compact(plane)).expand(call.shape)))
     return tuple(kept)
 
 
@@ -258,12 +259,6 @@ def gated_half(call: Call, algebra: Algebra) -> Planes:
     return tuple(kept)
 
 
-def triangle(call: Call, algebra: Algebra) -> Planes:
-    """`tril` and `triu`: what is kept of the last two dimensions follows their positions."""
-    x: Value = call.args[0]
-    return beside(x, {x.ndim - 2, x.ndim - 1}, call, algebra)
-
-
 def pair_as_complex(call: Call, algebra: Algebra) -> Planes:
     """`view_as_complex`: (*, 2) -> (*)."""
     x: Value = call.args[0]
@@ -294,7 +289,6 @@ register_rule(aten.pixel_unshuffle)(pixel_unshuffle)
 register_rule(aten.roll)(roll)
 register_rule(aten.channel_shuffle, aten.native_channel_shuffle)(channel_shuffle)
 register_rule(aten.glu)(gated_half)
-register_rule(aten.tril, aten.triu)(triangle)
 register_rule(aten.view_as_complex)(pair_as_complex)
 register_rule(aten.view_as_real)(complex_as_pair)
 register_rule(aten.cat)(concatenate)

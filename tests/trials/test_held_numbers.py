@@ -1,0 +1,124 @@
+"""Widths that a module holds in named tuples, in tuples of tuples, in long lists, and in objects within objects."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pytest
+import torch
+from oracle import equals_twin_closely, half_plan, random_plan, randomized
+from torch import nn
+
+import halp_fx
+from halp_fx.model.holding import MAX_ELEMENTS, held, put
+
+
+class Widths(NamedTuple):
+    first: int = 8
+    second: int = 12
+
+
+@dataclass
+class Stage:
+    width: int
+
+
+@dataclass
+class Encoder:
+    stages: list[Stage] = field(default_factory=lambda: [Stage(8), Stage(12)])
+
+
+@dataclass
+class Config:
+    encoder: Encoder = field(default_factory=Encoder)
+
+
+class Pieces(nn.Module):
+    """The first layer's output is viewed by one number, and the second one's by another."""
+
+    def __init__(self, widths, read):
+        super().__init__()
+        self.widths, self.read = widths, read
+        self.first, self.second, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 1), nn.Linear(12, 4)
+
+    def forward(self, x):
+        a, b = self.read(self.widths)
+        x = self.first(x).view(len(x), a, -1).relu().unflatten(2, x.shape[2:])
+        return self.head(self.second(x).view(len(x), b, -1).mean(2))
+
+
+HELD = {
+    "named tuple": (Widths(), lambda w: (w.first, w.second)),
+    "named tuple, taken apart": (Widths(), lambda w: w),
+    "tuple of tuples": (((3, 8), (8, 12)), lambda w: (w[0][1], w[1][1])),
+    "list of lists": ([[3, 8], [8, 12]], lambda w: (w[0][1], w[1][1])),
+    "long list": ([*range(50, 70), 8, 12], lambda w: (w[-2], w[-1])),
+    "rows in a dictionary": ({"widths": (8, 12)}, lambda w: w["widths"]),
+    "dictionaries in a dictionary": (
+        {"a": {"width": 8}, "b": {"width": 12}},
+        lambda w: (w["a"]["width"], w["b"]["width"]),
+    ),
+    "an ordered dictionary": (OrderedDict(a=8, b=12), lambda w: w.values()),
+    "objects in objects": (Config(), lambda w: (s.width for s in w.encoder.stages)),
+}
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_numbers_in_containers_follow_widths(name):
+    torch.manual_seed(0)
+    widths, read = HELD[name]
+    model, x = randomized(Pieces(copy.deepcopy(widths), read)).eval(), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"first": 8, "second": 12}
+    for plan in (half_plan(coupling), random_plan(coupling, 1), random_plan(coupling, 2)):
+        small, _ = equals_twin_closely(model, plan, x, coupling)
+        assert type(small.widths) is type(widths)
+        assert tuple(read(small.widths)) == tuple(len(plan[name]) for name in ("first", "second"))
+    assert model.widths == widths
+
+
+class Shared(nn.Module):
+    """One module holds the configuration, and another a part of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = Config()
+        self.inner = Pieces(self.config.encoder, lambda e: (s.width for s in e.stages))
+
+    def forward(self, x):
+        return self.inner(x) * self.config.encoder.stages[0].width
+
+
+def test_objects_that_modules_share_stay_shared():
+    torch.manual_seed(0)
+    model, x = Shared().eval(), torch.randn(2, 3, 4, 4)
+    model.inner.head.weight.data *= 2
+    coupling = halp_fx.channel_groups(model, x, ignore=["inner.first"])
+    small = halp_fx.rewrite(model, half_plan(coupling), x, coupling=coupling)
+    assert small.inner.widths is small.config.encoder
+    assert [s.width for s in small.config.encoder.stages] == [8, 6]
+    assert [s.width for s in model.config.encoder.stages] == [8, 12]
+
+
+def test_a_list_that_is_too_long_is_not_looked_at():
+    model, x = Pieces([*range(MAX_ELEMENTS - 1), 8, 12], lambda w: w[-2:]).eval(), torch.randn(2, 3, 5, 7)
+    assert not halp_fx.channel_groups(model, x).prunable
+
+
+def test_what_a_path_leads_to_is_set_in_copies():
+    class Holder(nn.Module):
+        def __init__(self, table):
+            super().__init__()
+            self.table = table
+
+    table = {"rows": ((1, 2), (3, Stage(4)))}
+    one, other = Holder(table), Holder([table, 5])
+    put((one, other), one, "table['rows'][1][0]", 7)
+    assert one.table == {"rows": ((1, 2), (7, Stage(4)))} == other.table[0]
+    assert other.table[0] is one.table
+    put((one, other), one, "table['rows'][1][1].width", 8)
+    assert held(one, "table['rows'][1][1].width") == 8 == held(other, "table[0]['rows'][1][1].width")
+    assert table == {"rows": ((1, 2), (3, Stage(4)))}
