@@ -1,4 +1,4 @@
-"""copied, hollowed, aliased: copies of a model for the engine to work on, so that the caller's own is never touched.
+"""copied, hollowed, aliased, lent: copies of a model to work on, so that the caller's own is never touched.
 
 `copy.deepcopy` alone is not enough: it refuses tensors with a history (features that the last training step left in a
 list), and a hook that closes over its model goes on to write to the original. Both are seen to here.
@@ -132,6 +132,16 @@ def aliased(model: nn.Module, members: Members, own: bool) -> nn.Module:
     """A copy that runs with the values of the model's parameters, in the same memory unless it may write to them
     (`own`). Buffers are its own in any case."""
     return copied(model, {id(p): _alias(p, own) for p in members.parameters.values()})
+
+
+def lent(model: nn.Module) -> nn.Module:
+    """A copy for a function of the caller's, which may do to it what it likes: train it, hook it, write to it. It has
+    the gradients that the model has."""
+    made = copied(model)
+    for old, new in zip(model.parameters(), made.parameters(), strict=True):
+        if old.grad is not None:
+            new.grad = old.grad.detach().clone()
+    return made
 
 
 def _alias(parameter: torch.Tensor, own: bool) -> torch.Tensor:
