@@ -1,4 +1,4 @@
-"""copied, hollowed, aliased: copies of a model for the engine to work on, so that the caller's own is never touched.
+"""copied, hollowed, aliased, lent: copies of a model to work on, so that the caller's own is never touched.
 
 `copy.deepcopy` alone is not enough: it refuses tensors with a history (features that the last training step left in a
 list), and a hook that closes over its model goes on to write to the original. Both are seen to here.
@@ -7,8 +7,9 @@ list), and a hook that closes over its model goes on to write to the original. B
 from __future__ import annotations
 
 import copy
+import copyreg
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import CellType, FunctionType
 from typing import Any
 
@@ -21,6 +22,9 @@ from .preserving import INTERNAL, Members, meta_twin, uncollected
 _TABLES = (OrderedDict, dict)
 _EMPTY = (*_TABLES, set)
 _ATOMIC = (int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device, torch.Size)
+_SHARED = frozenset(_ATOMIC)
+_COMPILED = "_compiled_call_impl"
+"""What `module.compile()` leaves: it runs the original."""
 
 
 def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
@@ -32,30 +36,85 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     Raises:
         ModelError: the model cannot be copied; names the attribute.
     """
-    known = dict(memo or {})
-    for module in model.modules():
+    known, modules = dict(memo or {}), list(model.modules())
+    for module in modules:
         for name, value in vars(module).items():
-            if type(value) in _EMPTY and not value and not getattr(value, "__dict__", None):
-                # A module has a dozen empty tables for hooks, and an empty set: most of the time of a copy went there.
-                known[id(value)] = type(value)()
-            elif name not in INTERNAL:
-                # What a hook computed (the old `weight_norm`) is computed again by the next forward.
+            # What a hook computed (the old `weight_norm`) is computed again by the next forward.
+            if type(value) not in _SHARED and name not in INTERNAL:
                 known.update((id(t), t.detach().clone()) for t in _with_history((value,)) if id(t) not in known)
     try:
         with uncollected():
+            _fill(modules, known)
             made = copy.deepcopy(model, known)
-            _complete(model, made, known)
+            copies = list(made.modules())
+            _complete(modules, copies, known)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:
         raise ModelError(f"the model cannot be copied (copy.deepcopy): {_culprit(model, memo or {})}{error}") from error
-    _rebind(model, made)
+    _rebind(modules, copies)
     return made
 
 
-def _complete(model: nn.Module, made: nn.Module, known: dict[int, Any]) -> None:
+def _fill(modules: Sequence[nn.Module], known: dict[int, Any]) -> None:
+    """Copies of the modules that leave it to `copy.deepcopy` how they are copied: it would look at every number and at
+    a dozen empty tables of each one by one. All are known before the first gets its attributes, and modules get theirs
+    after those within them."""
+    plain = {kind: _is_plain(kind) for kind in {type(module) for module in modules}}
+    own = [m for m in modules if plain[type(m)] and id(m) not in known and "__deepcopy__" not in vars(m)]
+    for module in own:
+        known[id(module)] = type(module).__new__(type(module))
+    for module in modules:
+        if id(module) not in known:
+            empty = (value for value in vars(module).values() if _is_table(value) and not value)
+            known.update((id(value), type(value)()) for value in empty)
+    for module in reversed(own):
+        state = {name: _copy_of(value, known) for name, value in vars(module).items() if name != _COMPILED}
+        known[id(module)].__setstate__(state)
+
+
+def _is_plain(kind: type[nn.Module]) -> bool:
+    """Whether a copy of a module is an empty one of its class that is given copies of its attributes."""
+    same = kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__
+    says = any(hasattr(kind, name) for name in ("__deepcopy__", "__getnewargs__", "__getnewargs_ex__"))
+    own = getattr(kind, "__getstate__", None) is getattr(nn.Module, "__getstate__", None)
+    return same and own and not says and kind not in copyreg.dispatch_table
+
+
+def _is_table(value: Any) -> bool:
+    return type(value) in _EMPTY and not getattr(value, "__dict__", None)
+
+
+def _copy_of(value: Any, known: dict[int, Any]) -> Any:
+    kind = type(value)
+    if kind in _SHARED or (kind is tuple and all(type(entry) in _SHARED for entry in value)):
+        return value
+    made = known.get(id(value))
+    if made is not None:
+        return made
+    if kind is torch.Tensor and _is_bare(value):
+        # Views of one memory stay that: `deepcopy` knows memory, too.
+        memory = copy.deepcopy(value.untyped_storage(), known)
+        made = known[id(value)] = value.new_empty(0)
+        return made.set_(memory, value.storage_offset(), value.shape, value.stride())
+    if kind not in _EMPTY or not _is_table(value) or (value and kind is set):
+        return copy.deepcopy(value, known)
+    made = known[id(value)] = kind()
+    if value:
+        made.update((_copy_of(key, known), _copy_of(entry, known)) for key, entry in value.items())
+    return made
+
+
+def _is_bare(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is numbers in memory and nothing else."""
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_conj() or tensor.is_neg():
+        return False
+    return not tensor.requires_grad and tensor.grad is None and not tensor.is_inference() and not vars(tensor)
+
+
+def _complete(modules: Sequence[nn.Module], copies: Sequence[nn.Module], known: dict[int, Any]) -> None:
     """What the copy of an `fx.GraphModule` lacks: hooks, and attributes that its graph does not read."""
-    for old, new in zip(model.modules(), made.modules(), strict=True):
+    for old, new in zip(modules, copies, strict=True):
         if isinstance(old, fx.GraphModule):
             for name, value in vars(old).items():
                 if name not in vars(new) or "_hooks" in name:
@@ -73,6 +132,16 @@ def aliased(model: nn.Module, members: Members, own: bool) -> nn.Module:
     """A copy that runs with the values of the model's parameters, in the same memory unless it may write to them
     (`own`). Buffers are its own in any case."""
     return copied(model, {id(p): _alias(p, own) for p in members.parameters.values()})
+
+
+def lent(model: nn.Module) -> nn.Module:
+    """A copy for a function of the caller's, which may do to it what it likes: train it, hook it, write to it. It has
+    the gradients that the model has."""
+    made = copied(model)
+    for old, new in zip(model.parameters(), made.parameters(), strict=True):
+        if old.grad is not None:
+            new.grad = old.grad.detach().clone()
+    return made
 
 
 def _alias(parameter: torch.Tensor, own: bool) -> torch.Tensor:
@@ -124,17 +193,18 @@ def _culprit(model: nn.Module, memo: Mapping[int, Any]) -> str:
     return ""
 
 
-def _rebind(model: nn.Module, made: nn.Module) -> None:
+def _rebind(modules: Sequence[nn.Module], copies: Sequence[nn.Module]) -> None:
     """Give the functions that a copy holds its own modules, where they close over those of the original."""
-    pairs = list(zip(model.modules(), made.modules(), strict=True))
+    pairs = list(zip(modules, copies, strict=True))
     twins = {id(old): new for old, new in pairs}
     for old, new in pairs:
         own = vars(new)
-        own.pop("_compiled_call_impl", None)  # Of `module.compile()`: it runs the original.
+        own.pop(_COMPILED, None)
         for name, value in vars(old).items():
-            if isinstance(value, FunctionType) and name in own:
+            kind = type(value)
+            if kind is FunctionType and name in own:
                 own[name] = _rebound(value, twins)
-            elif name in INTERNAL and type(value) in _TABLES and value and name not in ("_parameters", "_buffers"):
+            elif kind in _TABLES and value and name in INTERNAL and name not in ("_parameters", "_buffers"):
                 for key, entry in value.items():
                     if isinstance(entry, FunctionType):
                         own[name][key] = _rebound(entry, twins)

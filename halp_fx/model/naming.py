@@ -16,6 +16,7 @@ from torch import nn
 from ..errors import ModelError, OtherChannelsError, PlanError
 from ..types import ChannelGroup, Coupling, Member
 from ..types.plans import Channels, Plan
+from .tensors import every_tensor
 
 Ignored = str | nn.Module | torch.Tensor
 """A module, a parameter, the name of one or of a group, or a pattern of names such as "layer1.*"."""
@@ -42,9 +43,9 @@ def names_of(model: nn.Module, entry: Ignored, argument: str) -> list[str]:
     Raises:
         ModelError: it is, or matches, nothing in this model.
     """
-    tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
+    modules = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    tensors = [name for name, _, _ in every_tensor(model)]
     owners = {part for name in tensors for part in _around(name)}
-    modules = [name for name, _ in model.named_modules() if name]
     # Modules without tensors have no channels of their own.
     names = _names_of(model, entry, [*modules, *tensors], argument)
     own = [name for name in names if name in owners or name in tensors or name not in modules]
@@ -53,7 +54,18 @@ def names_of(model: nn.Module, entry: Ignored, argument: str) -> list[str]:
             f"{argument}: {names[0]!r} has no parameters or buffers, so it holds no channels: name the layer whose "
             "channels are meant"
         )
-    return own
+    return _by_first_names(model, own)
+
+
+def _by_first_names(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """What several names may stand for by the one that traces know it by, and what modules share with others."""
+    parts = (*model.named_parameters(), *model.named_buffers(), *model.named_modules())
+    first = {id(part): name for name, part in parts}
+    of = {name: first[id(tensor)] for name, tensor, _ in every_tensor(model)}
+    known = of | {name: first[id(module)] for name, module in model.named_modules(remove_duplicate=False)}
+    found = dict.fromkeys(known.get(name, name) for name in names)
+    shared = (o for name in found for t, o in of.items() if t.startswith(f"{name}.") and not o.startswith(f"{name}."))
+    return list(found | dict.fromkeys([*shared]))
 
 
 def _around(name: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..arguments import a_kind, check_called, shown
 from ..errors import SaliencyError
+from ..model.copying import lent
 from ..types import ChannelGroup
 from .values import WidthValues
 
@@ -47,11 +48,15 @@ def check_importance(importance: Importance | None) -> None:
 
 
 def asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[ChannelGroup], Any]:
-    """A callable of one argument (group), or of two (group, model), as a function of the group. Arguments with a
-    default are the callable's own, except one that is called `model`."""
+    """A callable of one argument (group), or of two (group, a copy of the model), as a function of the group. Arguments
+    with a default are the callable's own, except one that is called `model`."""
     if _by_name(importance):
-        return lambda group: importance(group, model=model)
-    return importance if len(_needed(importance)) < 2 else lambda group: importance(group, model)
+        given = lent(model)
+        return lambda group: importance(group, model=given)
+    if len(_needed(importance)) < 2:
+        return importance
+    given = lent(model)
+    return lambda group: importance(group, given)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

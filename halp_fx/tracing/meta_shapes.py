@@ -23,9 +23,26 @@ _META = torch.device("meta")
 _ONE_TENSOR = (
     *("relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "elu", "elu_", "silu", "silu_", "gelu", "sigmoid", "sigmoid_", "tanh", "tanh_"),
+    *(
+        "abs",
+        "ceil",
+        "cos",
+        "erf",
+        "exp",
+        "floor",
+        "log",
+        "neg",
+        "reciprocal",
+        "round",
+        "rsqrt",
+        "sin",
+        "sqrt",
+        "softplus",
+    ),
 )
 _Several = tuple[torch.Tensor, ...] | None
 _PLAIN = (torch.float32, torch.float64)
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 _ARITHMETIC = ("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_")
 
 
@@ -33,7 +50,7 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     """`func(*args, **kwargs)`, of which only shapes, strides and dtypes matter if the first tensor is a meta one."""
     rule = _RULES.get(func)
     if rule is not None:
-        x = args[0][0] if func is _CAT and args[0] else args[0]
+        x = args[0][0] if func in (_CAT, _STACK) and args[0] else args[func is _POWER_OF_NUMBER]
         if isinstance(x, torch.Tensor) and x.is_meta and x.is_floating_point():
             result = rule(*args, **kwargs)
             if result is not None:
@@ -79,7 +96,10 @@ def _ordered(x: torch.Tensor) -> tuple[int, ...] | None:
         return None
     if strides == _contiguous(shape):
         return strides
-    if x.is_contiguous() or 0 in strides or len(set(strides)) < len(strides):
+    if 0 in strides:  # An expanded dimension stays where it is.
+        moving = [step for step in strides if step]
+        return _contiguous(shape) if all(a > b for a, b in pairwise(moving)) else None
+    if x.is_contiguous() or len(set(strides)) < len(strides):
         return None
     found, step = [0] * len(shape), 1
     for dim in sorted(range(len(shape)), key=strides.__getitem__):
@@ -98,6 +118,11 @@ def _scaled(x: torch.Tensor, number: Any, *args: Any, **kwargs: Any) -> torch.Te
     return _like(x) if type(number) in (int, float) else None
 
 
+def _compared(x: torch.Tensor, number: Any) -> torch.Tensor | None:
+    like = _scaled(x, number)
+    return None if like is None else torch.empty_strided(x.shape, like.stride(), dtype=torch.bool, device=_META)
+
+
 def _both(x: torch.Tensor, y: Any, **kwargs: Any) -> torch.Tensor | None:
     if not isinstance(y, torch.Tensor):
         return _scaled(x, y)
@@ -110,11 +135,29 @@ def _both(x: torch.Tensor, y: Any, **kwargs: Any) -> torch.Tensor | None:
         return None
     if _dense(x) and _dense(y):
         return _empty(shape, x.dtype)
-    if x.shape == y.shape and x.dim() != 4 and x.is_contiguous() and y.is_contiguous():
+    if x.shape == y.shape and x.is_contiguous() and y.is_contiguous() and not (_channels_last(x) and _channels_last(y)):
         return _empty(shape, x.dtype)
-    # The first one's strides decide, where no two of them are equal.
-    strides = _ordered(x) if shape == x.shape and len(set(x.stride())) == x.dim() else None
+    # The first one's strides decide, where no two of them are equal and none is 0.
+    strides = _ordered(x) if shape == x.shape and len({*x.stride()} - {0}) == x.dim() else None
     return None if strides is None else _strided(x, strides)
+
+
+def _channels_last(x: torch.Tensor) -> bool:
+    return x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _power_of_number(number: Any, x: torch.Tensor) -> torch.Tensor | None:
+    return _scaled(x, number)
+
+
+def _clamp(x: torch.Tensor, low: Any = None, high: Any = None) -> torch.Tensor | None:
+    return _like(x) if {type(low), type(high)} <= {int, float, type(None)} and low is not high else None
+
+
+def _grid_sampler(x: torch.Tensor, grid: torch.Tensor, *args: Any) -> torch.Tensor | None:
+    fits = grid.is_meta and grid.dim() == x.dim() == 4 and x.dtype == grid.dtype and x.shape[0] == grid.shape[0]
+    whole = fits and grid.shape[3] == 2 and x.numel() > 0
+    return _empty((*x.shape[:2], *grid.shape[1:3]), x.dtype) if whole else None
 
 
 def _broadcast(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...] | None:
@@ -222,9 +265,20 @@ def _cat(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
             return None
         if a.shape[:axis] != b.shape[:axis] or a.shape[axis + 1 :] != b.shape[axis + 1 :]:
             return None
-    if not -first.dim() <= dim < first.dim() or not _dense(first):
+    if not -first.dim() <= dim < first.dim() or first.numel() == 0:
+        return None
+    if all(suggest_memory_format(t) is not torch.contiguous_format for t in tensors):
         return None
     return _empty((*first.shape[:axis], sum(t.shape[axis] for t in tensors), *first.shape[axis + 1 :]), first.dtype)
+
+
+def _stack(tensors: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor | None:
+    first = tensors[0]
+    if any(t.shape != first.shape or not t.is_meta for t in tensors) or not -first.dim() - 1 <= dim <= first.dim():
+        return None
+    if any(suggest_memory_format(t) is not torch.contiguous_format for t in tensors):
+        return None
+    return _cat([t.unsqueeze(dim) for t in tensors], dim % (first.dim() + 1))
 
 
 def _mean(x: torch.Tensor, dims: Any, keepdim: bool = False, *, dtype: Any = None) -> torch.Tensor | None:
@@ -293,12 +347,17 @@ def _recurrent(
     return result.transpose(0, 1) if batch_first else result, *(_empty(s.shape, s.dtype) for s in states)
 
 
-_CAT = aten.cat.default
+_CAT, _STACK, _POWER_OF_NUMBER = aten.cat.default, aten.stack.default, aten.pow.Scalar
 _RULES: dict[Any, Callable[..., Any]] = {
     **{getattr(aten, name).default: _activate_in_place if name[-1] == "_" else _one for name in _ONE_TENSOR},
     **{getattr(aten, name).Tensor: _in_place if name[-1] == "_" else _both for name in _ARITHMETIC},
     **{getattr(aten, name).Scalar: _in_place if name[-1] == "_" else _scaled for name in _ARITHMETIC},
+    **{getattr(aten, name).Scalar: _compared for name in _COMPARISONS},
     aten.clamp_min.default: _scaled,
+    aten.clamp.default: _clamp,
+    aten.pow.Tensor_Scalar: _scaled,
+    _POWER_OF_NUMBER: _power_of_number,
+    aten.grid_sampler_2d.default: _grid_sampler,
     aten.masked_fill.Scalar: _masked_fill,
     aten.native_batch_norm.default: _batch_norm,
     aten.native_layer_norm.default: _layer_norm,
@@ -309,6 +368,7 @@ _RULES: dict[Any, Callable[..., Any]] = {
     aten.bmm.default: _bmm,
     aten.convolution.default: _convolution,
     _CAT: _cat,
+    _STACK: _stack,
     aten.mean.dim: _mean,
     aten.linalg_vector_norm.default: _vector_norm,
     aten.clone.default: _clone,

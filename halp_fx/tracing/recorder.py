@@ -38,6 +38,10 @@ _RESERVING = ("batch_norm", "instance_norm")
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
+class Lacking(BaseException):
+    """An operator needs values that a forward on meta tensors does not have. No error, which the forward may catch."""
+
+
 class Recorder(OperatorMode):
     """Writes operators into an fx graph."""
 
@@ -211,6 +215,8 @@ class Recorder(OperatorMode):
         self._constants.follow(node, result)
         self.made.see(result)
         self.missing = self.missing or self._constants.lacks(node)
+        if self.missing:
+            raise Lacking
         if isinstance(result, torch.Tensor):
             self._remember(result, node)
         else:

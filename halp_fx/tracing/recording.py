@@ -8,7 +8,6 @@ from constants alone (index tables) has its value in either case.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from contextvars import copy_context
 from typing import Any
 
@@ -35,7 +34,7 @@ from ..model.preserving import (
 from ..types import Run, TensorSpec, Traced
 from .leaks import Emptied, MetaWatch, ValueWatch, emptied
 from .opaque import closed
-from .recorder import Recorder
+from .recorder import Lacking, Recorder
 
 SEED = 0
 """Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
@@ -137,7 +136,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
     recorder = Recorder(used, live, watch, run)
-    with uncollected() if on_meta else nullcontext(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
+    with uncollected(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
         set_mode(used, run.training)
         lost = _without_devices(used) if on_meta else set()
         closed(used, recorder.whole)
@@ -149,6 +148,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             recorder.finish(result)
             caches = _caches(used, live, lost)
             del result, inputs
+        except Lacking:
+            pass
         except Exception as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise

@@ -5,9 +5,11 @@ forward takes for constant.
 from __future__ import annotations
 
 import gc
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TypeVar
 
 from torch import nn
 
@@ -15,6 +17,7 @@ from ..model.copying import hollowed
 from ..model.inputs import Examples
 from ..rewriting.slicing import shrink
 from ..rewriting.verification import verify
+from ..tracing.recording import forget_frames
 from ..types import Coupling, Mismatch, Plan, Traced
 from .plans import by_turns, drawn, halves, shares
 from .tagging import Given, given_in, tagging
@@ -27,8 +30,25 @@ that lose one by turns, for in the others they all do, and seem to follow each o
 _PLANS: dict[int, Callable[[Coupling], Plan]] = {_DRAWN: drawn, _HALVES: halves, _ONE_OF_TWO: by_turns}
 """Of the others it is `shares`."""
 
-_COLLECTED_EVERY = 16
+_COLLECTED_EVERY, _WITH_VALUES = 16, 4
 """Trials: graphs are cycles, and networks that freeze place by place need hundreds of trials."""
+
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+_LATEST = 32
+"""Couplings that are remembered: often several take turns, and a search that starts over meets those of its start."""
+
+
+def latest(memory: OrderedDict[_Key, _Value], key: _Key, made: Callable[[], _Value]) -> _Value:
+    """What is remembered under a key, or else is made now; what was not asked for lately is forgotten."""
+    if key not in memory:
+        memory[key] = made()
+    memory.move_to_end(key)
+    while len(memory) > _LATEST:
+        memory.popitem(last=False)
+    return memory[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +66,20 @@ class Failure:
 
 @dataclass(slots=True)
 class _Tried:
-    """A coupling, the plans of its trials, and what came of them."""
+    """A coupling, and what came of its trials: by number, and whether couplings were compared."""
 
     coupling: Coupling
-    plans: dict[int, Plan] = field(default_factory=dict)
-    outcomes: dict[int, Mismatch | None] = field(default_factory=dict)
+    outcomes: dict[tuple[int, bool], Mismatch | None] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, coupling: Coupling, other: _Tried | None) -> _Tried:
-        """Nothing yet, with the plans of another look at the same coupling."""
-        return cls(coupling, other.plans if other is not None and other.coupling is coupling else {})
-
-    def plan(self, number: int) -> Plan:
-        if number not in self.plans:
-            self.plans[number] = _PLANS.get(number, shares)(self.coupling)
-        return self.plans[number]
+    def known(self, number: int, couplings: bool) -> bool:
+        """Whether it is known what comes of a trial. Couplings are compared after all else, so a failure before holds
+        in either case, and so does what passes with them."""
+        other = (number, not couplings)
+        if (number, couplings) not in self.outcomes and other in self.outcomes:
+            found = self.outcomes[other]
+            if found.node if found is not None else not couplings:
+                self.outcomes[number, couplings] = found
+        return (number, couplings) in self.outcomes
 
 
 @dataclass
@@ -78,9 +97,9 @@ class Runner:
     further: Sequence[Traced]
     count: int = 0
     _given: dict[int, Given] = field(default_factory=dict)
-    # The coupling that was asked about last, and the one whose trials were run last: often, two take turns.
-    _planned: _Tried | None = None
-    _ran: _Tried | None = None
+    # By the identities of couplings, and of the groups of couplings, which are held with them.
+    _tried: OrderedDict[int, _Tried] = field(default_factory=OrderedDict)
+    _plans: OrderedDict[int, tuple[Coupling, dict[int, Plan]]] = field(default_factory=OrderedDict)
 
     def first_failure(self, coupling: Coupling, decided: bool) -> Failure | None:
         """The first trial that fails; `decided` as for `numbers`."""
@@ -108,15 +127,14 @@ class Runner:
 
     def run(self, coupling: Coupling, number: int, couplings: bool) -> Mismatch | None:
         """One trial, unless it is known what comes of it; None if it succeeds."""
-        if self._ran is None or self._ran.coupling is not coupling:
-            self._ran = _Tried.of(coupling, self._planned)
-        if number not in self._ran.outcomes:
+        tried = latest(self._tried, id(coupling), lambda: _Tried(coupling))
+        if not tried.known(number, couplings):
             self.count += 1
-            if self.count % _COLLECTED_EVERY == 0:
+            if self.count % (_COLLECTED_EVERY if self.traced.on_meta else _WITH_VALUES) == 0:
                 gc.collect()
-            tried = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
-            self._ran.outcomes[number] = self._verified(self._ran.plan(number), tried, couplings)
-        return self._ran.outcomes[number]
+            run = coupling if number == _EVERY_FORWARD else replace(coupling, further=())
+            tried.outcomes[number, couplings] = self._verified(self._plan(coupling, number), run, couplings)
+        return tried.outcomes[number, couplings]
 
     def given(self, coupling: Coupling, view: int) -> Given:
         """What operators of one of the forwards (`Coupling.views`) are given at full width."""
@@ -130,9 +148,10 @@ class Runner:
         return mismatch.view, order.get(mismatch.node, len(order))
 
     def _plan(self, coupling: Coupling, number: int) -> Plan:
-        if self._planned is None or self._planned.coupling is not coupling:
-            self._planned = _Tried.of(coupling, self._ran)
-        return self._planned.plan(number)
+        _, plans = latest(self._plans, id(coupling.groups), lambda: (coupling, {}))
+        if number not in plans:
+            plans[number] = _PLANS.get(number, shares)(coupling)
+        return plans[number]
 
     def _verified(self, plan: Plan, coupling: Coupling, couplings: bool) -> Mismatch | None:
         """Build the small network and run it with tagged numbers; without values, unless one of the forwards needs
@@ -141,7 +160,10 @@ class Runner:
         small = shrink(self._hollow if on_meta else self.model, plan, coupling)
         with tagging(small):
             found = verify(small, plan, coupling, self.examples, meta_only=self.traced.on_meta, couplings=couplings)
-        if found is None or not found.sources:
+        if found is None:
+            return None
+        forget_frames(found.cause)
+        if not found.sources:
             return found
         # The nodes of the network as it is may have other names than those of the trial's.
         given = self.given(coupling, found.view).get(found.node)

@@ -4,9 +4,11 @@ groups frozen.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
+from typing import Any
 
 from ..coupling.algebra import without_pieces
 from ..coupling.counts import COUNTED, count_at
@@ -21,7 +23,7 @@ from .choosing import chosen, removable
 from .literals import literal_decisions
 from .mending import edits, moves
 from .parting import parted
-from .running import Failure, Runner
+from .running import Failure, Runner, latest
 
 MAX_TRIALS = 16
 """Trials without progress with one model; when they are used up, nothing is mended: what fails is frozen."""
@@ -72,6 +74,7 @@ class Search:
         literals: what literals of graphs follow, as far as one look at the whole network tells.
         untied: places in the program at which ties were given up.
         constant: attributes that follow no width, as an operator has shown.
+        known: couplings, by what was decided and frozen.
     """
 
     runner: Runner
@@ -86,6 +89,7 @@ class Search:
     literals: Decisions = field(default_factory=Decisions)
     untied: set[tuple[str, str]] = field(default_factory=set)
     constant: set[tuple[str, str]] = field(default_factory=set)
+    known: OrderedDict[Any, Coupling] = field(default_factory=OrderedDict)
 
     def coupling(self, decisions: Decisions, unseen: str) -> Coupling:
         """The coupling of the network, such that no trial fails.
@@ -124,6 +128,10 @@ class Search:
         return found
 
     def _coupled(self, decisions: Decisions) -> Coupling:
+        key = (tuple(decisions.choices.items()), decisions.ties, decisions.mends, tuple(self.reasons.items()))
+        return latest(self.known, key, lambda: self._settled(decisions))
+
+    def _settled(self, decisions: Decisions) -> Coupling:
         if self.propagated is None or not self.propagated.follows(decisions.choices):
             self.propagated = propagate(self.runner.traced, self.runner.further, decisions.choices)
         return settle(self.propagated, self.ignore, decisions, self.reasons)
@@ -134,6 +142,8 @@ class Search:
         decided = coupling.decisions
         self.literals = literal_decisions(self.runner.model, coupling, self.runner.examples)
         decisions = self.literals | decided
+        if decisions == decided:
+            return coupling
         return self._coupled(decisions) if decisions.ties != decided.ties else with_mends(coupling, decisions)
 
     def _after(self, coupling: Coupling, failure: Failure) -> Coupling:

@@ -9,7 +9,6 @@ handles are frozen, with that reason (`searching`). Whatever was mended must hol
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from typing import Any
 
 from torch import fx, nn
@@ -57,8 +56,8 @@ def channel_groups(
     decisions = like.decisions if like is not None else Decisions()
     with spared():
         traces = all_traces(model, examples)
-    # As for recording: a full pass of the collector takes longer than a trial.
-    with spared(), uncollected() if traces.first.on_meta else nullcontext():
+    # As for recording: passes of the collector take longer than a trial (`Runner` asks for some).
+    with spared(), uncollected():
         further, known = _without_noise(traces, decisions)
         runner = Runner(model, examples, traces.first, further)
         return Search(runner, names, known).coupling(decisions, traces.unseen)

@@ -238,3 +238,54 @@ def test_a_copy_is_not_compiled():
     made[0].bias.data.zero_()
     assert not made(x).any()
     torch.testing.assert_close(torch.relu(model[0].forward(x)), want)
+
+
+class Odd(nn.Module):
+    """What copies must keep: memory and tables that several hold, references back, and how a class is copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        whole = torch.arange(8.0)
+        self.register_buffer("whole", whole)
+        self.b.register_buffer("part", whole[2:6].view(2, 2))
+        self.b.register_buffer("turned", torch.arange(6.0).view(2, 3).t())
+        self.table = self.b.table = {"layer": self.a, "sizes": [4, (4, [4])], "itself": None}
+        self.table["itself"] = self.table
+        self.empty = self.a.empty = {}
+        self.a.parent = [self]
+        self.a.register_forward_hook(lambda m, args, result: None)
+        self.b.weight = self.a.weight
+
+
+class Counted(nn.Linear):
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.restored = self.weight.shape
+
+
+class Bare(nn.Module):
+    def __getstate__(self):
+        return {k: v for k, v in super().__getstate__().items() if k != "cache"}
+
+
+def test_a_copy_is_that_of_deepcopy():
+    model = Odd()
+    model.counted, model.bare = Counted(2, 3), Bare()
+    model.bare.cache = [1]
+    for made in (copy.deepcopy(model), copied(model)):
+        assert made.whole.untyped_storage()._cdata == made.b.part.untyped_storage()._cdata
+        assert made.whole.untyped_storage()._cdata != model.whole.untyped_storage()._cdata
+        made.b.part.zero_()
+        assert made.whole.tolist() == [0, 1, 0, 0, 0, 0, 6, 7]
+        assert (made.b.turned.stride(), made.b.part.storage_offset()) == ((1, 3), 2)
+        assert made.table is made.b.table is made.table["itself"]
+        assert made.table["layer"] is made.a
+        assert made.table["sizes"][1][1] is not model.table["sizes"][1][1]
+        assert made.empty is made.a.empty is not model.empty
+        assert made.a.parent[0] is made
+        assert made.b.weight is made.a.weight is not model.a.weight
+        assert len(made.a._forward_hooks) == 1
+        assert made.counted.restored == (3, 2)
+        assert not hasattr(made.bare, "cache")
+        assert torch.equal(model.whole, torch.arange(8.0))

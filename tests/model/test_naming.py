@@ -135,3 +135,37 @@ def test_a_layer_speaks_of_its_own_outputs():
     torch.testing.assert_close(small.d.weight, model.d.weight[[2, 3, 6, 7]])
     with pytest.raises(PlanError, match=r"a part of a channel of group 'a'.*\[2 3\]"):
         halp_fx.rewrite(model, {"d": [0, 1, 2]}, IMAGE, coupling=coupling)
+
+
+class Sharing(nn.Module):
+    """One convolution under three names, and a weight under two."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)
+        self.two = self.one
+        self.stage = nn.Sequential(self.one, nn.ReLU(), nn.Conv2d(8, 8, 1))
+        self.tied = nn.Conv2d(8, 8, 1)
+        self.tied.weight = self.stage[2].weight
+
+    def forward(self, x):
+        return self.last(self.tied(self.stage(self.two(self.stem(x).relu())).relu()))
+
+
+@pytest.mark.parametrize("entry", ["two", "two.weight", "tw*", "stage.0", "stage", "s*.0*", lambda m: m.stage])
+def test_what_a_model_has_under_several_names_is_ignored_by_each(entry):
+    model, image = Sharing(), torch.rand(1, 3, 4, 4)
+    ignore = entry(model) if callable(entry) else entry
+    free = {g.name for g in halp_fx.channel_groups(model, image, ignore=ignore).prunable}
+    held = {g.name for g in halp_fx.channel_groups(model, image, ignore="one").prunable}
+    assert "one" not in free
+    if entry in ("two", "two.weight", "tw*", "stage.0"):
+        assert free == held
+
+
+@pytest.mark.parametrize("entry", ["tied", "tied.weight", "stage.2", "stage"])
+def test_tied_weights_are_ignored_by_each_name(entry):
+    model, image = Sharing(), torch.rand(1, 3, 4, 4)
+    groups = halp_fx.channel_groups(model, image, ignore=entry).groups
+    held = {m.axis.tensor for g in groups if g.frozen for m in g.members}
+    assert "stage.2.weight" in held

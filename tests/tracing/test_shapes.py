@@ -21,6 +21,7 @@ LAYOUTS = {
     "channels last": lambda *s: dense(*s).to(memory_format=torch.channels_last) if len(s) == 4 else dense(*s),
     "reversed": lambda *s: dense(*s[::-1]).permute(*range(len(s) - 1, -1, -1)),
     "last two swapped": lambda *s: dense(*s[:-2], *s[:-3:-1]).transpose(-1, -2) if len(s) > 1 else dense(*s),
+    "expanded first": lambda *s: dense(1, *s[1:]).expand(s),
     "part": lambda *s: dense(*s[:-1], s[-1] + 3)[..., : s[-1]],
     "every second": lambda *s: dense(2 * s[0], *s[1:])[::2],
     "expanded": lambda *s: dense(*s[:-1], 1).expand(s),
@@ -32,12 +33,18 @@ SIZED = [s for s in SHAPES if s]
 
 # Each makes the arguments from a first tensor, or returns None for one that does not suit.
 ONE = {
-    **{str(f): (f, lambda x: (x,)) for f in (aten.relu.default, aten.gelu.default, aten.hardtanh.default)},
-    **{str(f): (f, lambda x: (x,)) for f in (aten.relu_.default, aten.silu.default, aten.tanh.default)},
+    **{name: (getattr(aten, name).default, lambda x: (x,)) for name in shapes._ONE_TENSOR},
     **{f"{f} number": (f, lambda x: (x, 2.5)) for f in (aten.mul.Tensor, aten.add_.Tensor, aten.div.Scalar)},
     "mul whole number": (aten.mul.Scalar, lambda x: (x, 2)),
     "mul complex number": (aten.mul.Scalar, lambda x: (x, 2j) if x.dtype.itemsize > 2 else None),
+    **{f"{name} number": (getattr(aten, name).Scalar, lambda x: (x, 0.01)) for name in shapes._COMPARISONS},
     "clamp_min": (aten.clamp_min.default, lambda x: (x, 1e-12)),
+    "clamp": (aten.clamp.default, lambda x: (x, 0, 1.5)),
+    "clamp from above": (aten.clamp.default, lambda x: (x, None, 6)),
+    "square": (aten.pow.Tensor_Scalar, lambda x: (x, 2)),
+    "root": (aten.pow.Tensor_Scalar, lambda x: (x, 0.5)),
+    "power of a number": (aten.pow.Scalar, lambda x: (10000.0, x)),
+    "power of a complex number": (aten.pow.Scalar, lambda x: (2j, x) if x.dtype.itemsize > 2 else None),
     "clone": (aten.clone.default, lambda x: (x,)),
     "_softmax": (aten._softmax.default, lambda x: (x, -1, False)),
     "_safe_softmax": (aten._safe_softmax.default, lambda x: (x, -1)),
@@ -50,6 +57,11 @@ ONE = {
     "roll flat": (aten.roll.default, lambda x: (x, [1])),
     "cat": (aten.cat.default, lambda x: ([x, x, dense(*x.shape, dtype=x.dtype)], -1)),
     "cat dense first": (aten.cat.default, lambda x: ([dense(*x.shape, dtype=x.dtype), x],)),
+    "cat dense last": (aten.cat.default, lambda x: ([x, dense(*x.shape, dtype=x.dtype)], -1)),
+    "cat of one": (aten.cat.default, lambda x: ([x],)),
+    "stack": (aten.stack.default, lambda x: ([x, dense(*x.shape, dtype=x.dtype)], -1)),
+    "stack first": (aten.stack.default, lambda x: ([x, x],)),
+    "stack of two": (aten.stack.default, lambda x: ([x, x[..., :1]], 1)),
     "cat of two dtypes": (aten.cat.default, lambda x: ([x, x.to(torch.float64)], -1)),
 }
 
@@ -103,6 +115,14 @@ def test_of_two_tensors(first, second):
         for func in (aten.add.Tensor, aten.mul_.Tensor, aten.div.Tensor):
             agrees(func, (x, y))
         agrees(aten.masked_fill.Scalar, (x, y.to(torch.bool), 0.0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_samples_of_a_grid(layout):
+    x = LAYOUTS[layout](2, 6, 5, 7)
+    for count, dtype in ((2, x.dtype), (1, x.dtype), (2, torch.int64)):
+        grid = dense(count, 3, 4, 2, dtype=dtype)
+        agrees(aten.grid_sampler_2d.default, (x, grid, 0, 0, False))
 
 
 def same_as_the_kernel(func, args):
@@ -222,7 +242,9 @@ def test_copies_and_views():
     assert view.untyped_storage()._cdata == x.untyped_storage()._cdata
 
 
-@pytest.mark.parametrize("name", [n for n in ONE if n not in ("mean of all", "roll flat", "mul complex number")])
+@pytest.mark.parametrize(
+    "name", [n for n in ONE if n not in ("mean of all", "roll flat") and "complex" not in n and n != "stack of two"]
+)
 def test_a_rule_does_it_for_a_plain_tensor(name):
     func, make = ONE[name]
     args = make(dense(2, 6, 5, 7))

@@ -302,3 +302,27 @@ def test_a_view_that_strides_forbid_is_still_an_error():
 
     with pytest.raises(TraceError, match="view size is not compatible"):
         halp_fx.trace(Wrong(), torch.rand(4, 6))
+
+
+class Picking(nn.Module):
+    """Picks by values, and would go another way if that failed."""
+
+    def __init__(self, caught):
+        super().__init__()
+        self.caught, self.a, self.b, self.other = caught, nn.Linear(4, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.a(x)
+        try:
+            best = x.sum(-1).topk(2).indices
+            picked = x.gather(1, best[..., None].expand(-1, -1, 8))
+        except self.caught:
+            return self.other(x)
+        return self.b(picked)
+
+
+@pytest.mark.parametrize("caught", [RuntimeError, Exception, BaseException])
+def test_what_lacks_values_is_recorded_with_values_whatever_the_forward_catches(caught):
+    traced = halp_fx.trace(Picking(caught), torch.rand(1, 5, 4))
+    assert not traced.on_meta
+    assert set(traced.unused) == {"other.weight", "other.bias"}
