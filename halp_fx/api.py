@@ -182,13 +182,14 @@ def prune(
         if state is not None and team.size > 1:
             raise StateError("state= is for one process: leave it out where torch.distributed is initialised")
         team.check(model, f"budget={budget!r}, steps={steps!r}, {way}")
+        start = team.agreed(model)
         if team.leads:
             with team.leading():
                 notebook = None if state is None else Notebook.open(path_of(state), model, request, stream)
                 small = _pruned(model, request, team, notebook)
             team.tell("done", report_of(small).plan, changed(small, request, bool(request.heal)), report_of(small))
         else:
-            small = follow(team, model, request)
+            small = follow(team, start, request)
     as_modes_of(small, model)
     report = report_of(small)
     if optimizer is not None:

@@ -53,7 +53,7 @@ class Asked:
         options["budgets for"] = ", ".join(cost.resource for cost, _ in request.goals.further) or "one resource"
         options["example_inputs"] = str(described(list(request.examples)))
         options["ignore"] = ", ".join(sorted(request.ignore))
-        tensors = {name: _digest([tensor]) for name, tensor, _ in every_tensor(model)}
+        tensors = {name: digest([tensor]) for name, tensor, _ in every_tensor(model)}
         return cls(type(model).__qualname__, tensors, _data(request.data, request.batches), options)
 
     def check(self, other: Asked, where: str) -> None:
@@ -96,7 +96,7 @@ def _data(data: Iterable[Any] | None, batches: int) -> str:
     if data is None:
         return "none"
     if isinstance(data, list | tuple):
-        return f"{len(data)} batches with checksum {_digest(data[:batches])}"
+        return f"{len(data)} batches with checksum {digest(data[:batches])}"
     count = length_of(data)
     length = "batches" if count is None else f"{count} batches"
     with random_kept():  # A loader that shuffles draws its order now.
@@ -104,7 +104,7 @@ def _data(data: Iterable[Any] | None, batches: int) -> str:
     return f"{length} from a {type(data).__qualname__}, the first {batch_described(first)}"
 
 
-def _digest(values: Any) -> str:
+def digest(values: Any) -> str:
     """Of all tensors, arrays and plain values in some values. Of other objects it is the class: what they hold is not
     known, and where they lie changes from process to process."""
     found = hashlib.sha256()

@@ -18,12 +18,14 @@ import torch.distributed as dist
 from torch import nn
 
 from ..errors import HalpError, ModelError
+from ..model.copying import copied
 from ..model.preserving import named_tensors, preserved
 from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
 from ..types import Plan
+from .asked import digest
 from .request import Request
 from .widths import remaining
 
@@ -71,6 +73,26 @@ class Team:
                 f"the processes of this job prune different networks: process {rank} has {what}, process 0 has "
                 f"{first[0]} {first[2]}. Call prune in all of them, with the same model and arguments"
             )
+
+    def agreed(self, model: nn.Module) -> nn.Module:
+        """The model, or a copy with the tensors of the first process where those of this one are others: a head that
+        each has drawn for itself, which `DistributedDataParallel` would give the values of the first as well."""
+        if self.size == 1:
+            return model
+        buffers = {id(buffer) for buffer in model.buffers()}
+        tensors = dict(named_tensors(model))
+        own = [digest([t for t in tensors.values() if (id(t) in buffers) is kind]) for kind in (False, True)]
+        everyone = self.gather(own)
+        if all(theirs == own for theirs in everyone):
+            return model
+        if self.leads:
+            if any(theirs[0] != own[0] for theirs in everyone):
+                logger.warning("the processes of this job have models with other weights: those of process 0 count")
+            self.tell("weights", {name: tensor.detach().cpu() for name, tensor in tensors.items()})
+            return model
+        made = copied(model)
+        overwrite(made, self.hear()[1])
+        return made
 
     def tell(self, *message: Any) -> None:
         """From the first process to all others."""

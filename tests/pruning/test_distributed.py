@@ -20,8 +20,8 @@ X = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(8) % 4
 
 
-def network():
-    torch.manual_seed(0)
+def network(seed=0):
+    torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
         nn.Flatten(1), nn.Linear(16, 4),
@@ -63,6 +63,12 @@ def work(rank, folder):
     small = pruned(rank, seen, heal=20, train_between=None)
     result["healed"] = {n: t.clone() for n, t in small.state_dict().items()}
     result["healed"]["notes"] = str(small.halp.notes)
+    for way, seed in (("one", 0), ("each", rank)):
+        call = {"data": shard(rank), "latency": MacsCost(), "compensate": False, "progress": False}
+        model = network(seed)
+        small = halp_fx.prune(model, 0.4, X[:1], **call)
+        result[f"drawn by {way}"] = {n: t.clone() for n, t in small.state_dict().items()}
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), network(seed).parameters(), strict=True))
     coupling = halp_fx.channel_groups(network(), X[:1])
     result["kept"] = halp_fx.score(network(), coupling, shard(rank), F.cross_entropy).scores
     result["errors"] = []
@@ -102,6 +108,14 @@ def test_all_processes_go_back_where_the_score_fell(results):
     assert len(first["back"][0]) == first["seen before the drop"][0] > first["seen before the drop"][1]
     for a, b in zip(first["back"], second["back"], strict=True):
         assert torch.equal(a, b)
+
+
+def test_the_weights_of_the_first_process_count(results):
+    """Of a head, say, that each has drawn for itself."""
+    first, second = results
+    wanted = first["drawn by one"]
+    for name, tensor in second["drawn by each"].items():
+        assert torch.equal(tensor, wanted[name]), name
 
 
 @pytest.mark.parametrize("way", ["compensated", "untrained"])
