@@ -37,8 +37,8 @@ COMPARED = 64
 NORMS = 64
 """Batches that batch norms are re-estimated on, at most."""
 
-SHARES = (1.0, 0.8, 0.6, 0.4, 0.2)
-"""Parts of the way from the network as it was to the trained one of which the closest to the dense network is taken."""
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Parts of the way from the network as it was to the trained one at which it may end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Healing:
 
     Attributes:
         steps: that were taken, of about 64 samples each.
-        share: of the way from the network as it was to the trained one, at which the network is that came closest.
+        share: of the way from the network as it was to the trained one that it went.
         kind: what says how far two networks are apart: "divergence" (Kullback-Leibler, of class scores), "squared
             error" (half of it, relative to the mean square of the outputs), or "loss" (the caller's).
         samples: that were held out, which both figures are of.
@@ -125,16 +125,13 @@ def healed(small: nn.Module, model: nn.Module, data: Iterable[Any], steps: int, 
     with random_kept():  # A loader that shuffles draws its order.
         taught, held = held_apart(data)
         reference = Reference.of(model, held, loss)
-        before = reference.distance(small)
         lessons = counted(islice(_endless(taught), steps), "heal", "steps", steps)
         trained, taken = Teacher(model, loss, RATE, moving=True).taught(small, lessons, steps, taught, NORMS)
-        best, best_share, after = trained, 1.0, reference.distance(trained)
-        for share in SHARES[1:]:
-            network = _between(small, trained, share, taught, loss)
-            distance = reference.distance(network)
-            if distance < after:
-                best, best_share, after = network, share, distance
-        found = Healing(taken, best_share, reference.kind, reference.samples, before, after)
+        before = reference.distance(small)
+        distances = {s: reference.distance(_between(small, trained, s, taught, loss)) for s in SHARES}
+        share = min(SHARES, key=distances.__getitem__)
+        best = _between(small, trained, share, taught, loss)
+        found = Healing(taken, share, reference.kind, reference.samples, before, reference.distance(best))
     if found.taken:
         overwrite(small, dict(named_tensors(best)))
     return found
@@ -143,8 +140,10 @@ def healed(small: nn.Module, model: nn.Module, data: Iterable[Any], steps: int, 
 def _between(
     small: nn.Module, trained: nn.Module, share: float, settling: Iterable[Any], loss: Loss | None
 ) -> nn.Module:
-    """A network part of the way from `small` to `trained`, in eval mode, its batch norms re-estimated. What a training
-    on few samples has learnt by heart is taken back by less than what it has learnt for all (arXiv 2109.01903)."""
+    """A network part of the way from `small` to `trained`, in eval mode, its batch norms re-estimated. There more is
+    left of what was known than is missing of what was learnt (arXiv 2109.01903)."""
+    if share == 1:
+        return trained
     network = copied(trained)
     with torch.no_grad(), unsynchronised(network):
         for there, start in zip(network.parameters(), small.parameters(), strict=True):
