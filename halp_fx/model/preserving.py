@@ -289,15 +289,20 @@ def _containers(values: Iterable[Any]) -> list[Any]:
 
 @contextmanager
 def decomposed() -> Iterator[None]:
-    """Attention as matrix products and softmax, for which there are rules, instead of fused operators."""
+    """Attention as matrix products and softmax, for which there are rules, instead of fused operators; and what PyTorch
+    writes out in other operators where algorithms are to be deterministic (bilinear resizing, on meta tensors also
+    that of a network on a CPU) as it is elsewhere."""
     with _process:
         fast_path = torch.backends.mha.get_fastpath_enabled()
+        deterministic = torch.get_deterministic_debug_mode()
         torch.backends.mha.set_fastpath_enabled(False)
+        torch.set_deterministic_debug_mode("default")
         try:
             with sdpa_kernel(SDPBackend.MATH), flex_in_pieces():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fast_path)
+            torch.set_deterministic_debug_mode(deterministic)
 
 
 @contextmanager

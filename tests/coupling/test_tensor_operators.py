@@ -288,3 +288,15 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_tensor_operator(name):
     assert_right(CASES[name])
+
+
+@pytest.mark.parametrize("mode", ["warn", "error"])
+def test_resizing_where_algorithms_are_to_be_deterministic(mode):
+    """PyTorch writes bilinear resizing out in other operators then, but on a CPU."""
+    before = torch.get_deterministic_debug_mode()
+    torch.set_deterministic_debug_mode(mode)
+    try:
+        assert_right(CASES["interpolation"])
+        assert torch.get_deterministic_debug_mode() == {"warn": 1, "error": 2}[mode]
+    finally:
+        torch.set_deterministic_debug_mode(before)
