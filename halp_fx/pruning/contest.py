@@ -75,7 +75,7 @@ def contested(model: nn.Module, request: Request, team: Team, notebook: Notebook
         raise none_counted(len(lost))
     kept, held = parted(batches)
     reference = Reference.of(model, held, request.loss)
-    request, apart = replace(request, data=batches), replace(request, data=kept, score_fn=None)
+    request, apart = replace(request, data=batches), replace(request, data=kept, score_fn=None, heal=False)
     found: list[_Entry] = []
     with nothing_lost(lambda: _best(found).session if found else None):
         session = _elected(model, request, apart, reference, team, notebook, found)
@@ -189,7 +189,7 @@ def _session_of(plan: Plan, like: Session) -> Session:
 def _made_of_all(session: Session, request: Request) -> None:
     """The best network again, now that nothing has to be held out any more."""
     best, yardstick = session.best, session.yardstick
-    session.request = replace(session.request, data=request.data)
+    session.request = replace(session.request, data=request.data, heal=request.heal)
     session.network = Network(yardstick.model, Plan(), yardstick.coupling)
     small = rewrite(yardstick.model, best.network.plan, session.request.examples, coupling=yardstick.coupling)
     again = replace(best, network=replace(best.network, model=small))

@@ -10,6 +10,7 @@ from ..errors import SaliencyError
 from ..model.images import drawn_images
 from ..rewriting.compensating import SAMPLES, Compensation, compensate, most_together
 from ..types import Coupling, Plan
+from .healing import held_apart
 from .networks import Network
 from .request import Request
 from .widths import remaining
@@ -21,7 +22,7 @@ def compensated(
 ) -> Compensation:
     """Fit the layers of `cut`, in place, to what they put out in the dense network, or, where networks are trained in
     between, in the one that training left: what it has learnt is not to be taken back. Without data, on images that
-    are drawn.
+    are drawn. What is healed afterwards is fitted without the samples by which healing tells whether it helps.
 
     Args:
         whole: the network that `cut` was made of, scored.
@@ -35,8 +36,9 @@ def compensated(
         if request.data is None:
             found = _by_drawn_images(cut, whole, plan, request, whole.coupling)
         else:
+            data = held_apart(request.data)[0] if request.heal else request.data
             found = compensate(
-                cut.model, whole.model, plan, request.data, coupling=whole.coupling, loss=request.loss,
+                cut.model, whole.model, plan, data, coupling=whole.coupling, loss=request.loss,
                 samples=samples, recalibrate=bool(request.recalibrate),
             )  # fmt: skip
     except (SaliencyError, torch.OutOfMemoryError) as error:

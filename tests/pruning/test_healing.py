@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import halp_fx
 from halp_fx import BudgetError, Plan, SaliencyError
-from halp_fx.pruning import healing, teaching
+from halp_fx.pruning import healing, restoring, teaching
 from halp_fx.pruning.healing import held_apart
 from halp_fx.scoring.divergence import Reference
 
@@ -277,6 +277,22 @@ def test_prune_heals_at_the_end(dense):
     by_hand = cut(dense)
     halp_fx.heal(by_hand, dense, DATA, steps=60, progress=False)
     assert same(small, values(by_hand))
+
+
+@pytest.mark.parametrize("heal", [False, 5])
+def test_compensation_sees_no_sample_that_healing_compares_on(dense, monkeypatch, heal):
+    seen, inner = [], restoring.compensate
+
+    def compensate(cut, whole, plan, data, **rest):
+        seen.extend(data)
+        return inner(cut, whole, plan, data, **rest)
+
+    monkeypatch.setattr(restoring, "compensate", compensate)
+    cut(dense, compensate=True, heal=heal)
+    held = held_apart(DATA)[1]
+    assert held
+    assert len(seen) == len(DATA) - (len(held) if heal else 0)
+    assert any(batch is other for batch in seen for other in held) is (heal is False)
 
 
 def test_the_winner_of_several_ways_is_healed(dense):
