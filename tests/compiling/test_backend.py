@@ -76,7 +76,7 @@ def test_a_report_names_the_model():
     def of(function):
         torch._dynamo.reset()
         with torch.no_grad():
-            compiled(function, budget="90%")(X)
+            compiled(function, budget={"macs": 0.9})(X)
         return halp_fx.reports()[-1].conditions.model
 
     model, other = network(), nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)).double().eval()
