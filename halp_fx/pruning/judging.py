@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import SaliencyError
-from ..model.copying import copied
+from ..model.copying import lent
 from .networks import Network
 
 
@@ -78,7 +78,7 @@ def scored_by(score_fn: Callable[[nn.Module], float], model: nn.Module, share: f
         SaliencyError: it is not a finite number. What `score_fn` itself raises goes through, with a note.
     """
     try:
-        found: Any = score_fn(copied(model))
+        found: Any = score_fn(lent(model))
     except Exception as error:
         error.add_note(f"raised by score_fn, given the network at {share:.1%} of the dense cost")
         raise

@@ -50,13 +50,11 @@ def check_importance(importance: Importance | None) -> None:
 def asked(importance: Callable[..., Any], model: nn.Module) -> Callable[[ChannelGroup], Any]:
     """A callable of one argument (group), or of two (group, a copy of the model), as a function of the group. Arguments
     with a default are the callable's own, except one that is called `model`."""
-    if _by_name(importance):
-        given = lent(model)
-        return lambda group: importance(group, model=given)
-    if len(_needed(importance)) < 2:
+    by_name = _by_name(importance)
+    if not by_name and len(_needed(importance)) < 2:
         return importance
     given = lent(model)
-    return lambda group: importance(group, given)
+    return lambda group: importance(group, model=given) if by_name else importance(group, given)
 
 
 def _parameters(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:

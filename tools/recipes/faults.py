@@ -16,7 +16,7 @@ class DataError(ValueError):
         super().__init__(words.rpartition(f"{type(self).__name__}: ")[2].strip())
 
 
-UNUSABLE = (OSError, SyntaxError, ValueError, KeyError, TypeError, ImportError, AttributeError, AssertionError)
+_UNUSABLE = (OSError, SyntaxError, ValueError, KeyError, TypeError, ImportError, AttributeError, AssertionError)
 """What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise; and an entry
 that is no table, or another kind of file than pycocotools asserts."""
 
@@ -28,18 +28,7 @@ def reading(what: Any) -> Iterator[None]:
         yield
     except DataError:
         raise
-    # What PIL (for which some packages need others), the parsers of XML and JSON, and a missing entry raise; and an
-    # entry that is no table, or another kind of file than pycocotools asserts.
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        KeyError,
-        TypeError,
-        ImportError,
-        AttributeError,
-        AssertionError,
-    ) as error:
+    except _UNUSABLE as error:
         raise DataError(f"{what} cannot be used: {type(error).__name__}: {error}") from error
 
 
