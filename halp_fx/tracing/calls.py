@@ -26,6 +26,20 @@ from ..internals import tree_leaves
 from ..types import FailedCall, ModuleCall
 from .tags import Source, active, sources_of
 
+
+class Failing(BaseException):
+    """A function of PyTorch fails where none may (`Run.catches`). No error, which the forward may catch.
+
+    Attributes:
+        error: with which it fails.
+        call: of that function.
+    """
+
+    def __init__(self, error: Exception, call: FailedCall) -> None:
+        super().__init__(str(error))
+        self.error, self.call = error, call
+
+
 Known = fx.Node | tuple[fx.Node, int] | None
 """A node; a node with several results and which of them; or nothing."""
 
@@ -175,13 +189,15 @@ class PythonNames(TorchFunctionMode):
         sized: Callable[[Any, Any, int | slice], Any],
         read: Callable[[str, torch.Tensor], None],
         device: torch.device | None,
+        catches: bool = True,
     ) -> None:
         """`whole(operator, args, result)` writes an operator down that PyTorch would take to pieces, and runs it
         unless there is a result; `sized(args, result, part)` is told about each size that the program reads (of a
         shape, that part), and `read(function, tensor)` about values that it takes without an operator.
 
         `device` is where tensors without values would be: a program that asks, to go one way on a GPU and another on
-        a CPU, is told that. None if the forward runs with values.
+        a CPU, is told that. None if the forward runs with values. Unless it `catches` errors, the first one is its end
+        (`Failing`).
         """
         super().__init__()
         # An object of its own: where the program hands it on, to make or move a tensor, no values are made.
@@ -191,6 +207,10 @@ class PythonNames(TorchFunctionMode):
         self.sources: frozenset[Source] = frozenset()
         # The last one, if it failed.
         self.failed: FailedCall | None = None
+        # Whether any failed, and the one that was the end.
+        self.any_failed = False
+        self.end: Failing | None = None
+        self._catches = catches
         self._whole = whole
         self._sized = sized
         self._read = read
@@ -218,9 +238,12 @@ class PythonNames(TorchFunctionMode):
             if func not in _SIZES:
                 return result
             return self._sized(args, result, _part_of_shape(sys._getframe(1)) if func == _SHAPE else _ALL)
-        except Exception:
-            self.failed = FailedCall(self.current, caller(), self.sources)
-            raise
+        except Exception as error:
+            self.failed, self.any_failed = FailedCall(self.current, caller(), self.sources), True
+            if self._catches:
+                raise
+            self.end = self.end or Failing(error, self.failed)
+            raise self.end from error
         finally:
             self.current = ""
 

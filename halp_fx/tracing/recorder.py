@@ -68,8 +68,9 @@ class Recorder(OperatorMode):
         self._device = next((t.device for t in self._originals.values()), torch.device(run.device or "cpu"))
         if self._device.type == "meta" and run.device:
             self._device = torch.device(run.device)
-        self.run = replace(run, device=str(self._device))
-        self.names = PythonNames(self.whole, self.sized, self.read, None if watch is None else self._device)
+        self._run = replace(run, device=str(self._device))
+        told = None if watch is None else self._device
+        self.names = PythonNames(self.whole, self.sized, self.read, told, run.catches)
         # The forward uses the copy's tensors; code that closes over the caller's model uses those.
         tensors = self._members.tensors
         self._attributes = {id(t): name for found in (self._originals, tensors) for name, t in found.items()}
@@ -83,6 +84,11 @@ class Recorder(OperatorMode):
         self._sizes_read: dict[int, frozenset[int]] = {}
         # Most tensors of a network look like another one.
         self._specs: dict[tuple[Any, ...], TensorSpec] = {}
+
+    @property
+    def run(self) -> Run:
+        """How the forward ran, as far as it has."""
+        return replace(self._run, catches=self.names.any_failed)
 
     def follow_modules(self) -> None:
         """Know from now on which module of the copy is running. The model's own hooks run between these."""
@@ -224,6 +230,8 @@ class Recorder(OperatorMode):
         return node
 
     def finish(self, result: Any) -> None:
+        if self.names.end is not None:
+            raise self.names.end  # The forward has caught even that.
         keep(self.graph.output(self._lookup(tuple(tensors_in(result)))), Record())
         self.calls = self._log.finish()
 

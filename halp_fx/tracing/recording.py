@@ -32,6 +32,7 @@ from ..model.preserving import (
     unsynchronised,
 )
 from ..types import Run, TensorSpec, Traced
+from .calls import Failing
 from .leaks import Emptied, MetaWatch, ValueWatch, emptied
 from .opaque import closed
 from .recorder import Lacking, Recorder
@@ -76,7 +77,8 @@ def _recorded(model: nn.Module, args: Any, kwargs: Any, run: Run, meta_only: boo
                 raise
         left = empty_caches(watch)
         if left is None:
-            if traced is not None:
+            # An error that the forward catches may be one of tensors without values: what is on another device.
+            if traced is not None and (meta_only or not traced.run.catches):
                 return traced
         else:
             _fill(left, model, args, kwargs, run)
@@ -150,15 +152,16 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             del result, inputs
         except Lacking:
             pass
-        except Exception as error:
+        except (Exception, Failing) as ended:
+            error, call = (ended.error, ended.call) if isinstance(ended, Failing) else (ended, recorder.names.failed)
             if isinstance(error, torch.OutOfMemoryError):
-                raise
+                raise error from ended.__cause__
             raise TraceError(
                 f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{recorder.where(error)}: "
                 f"{words_of(error)}\n"
                 f"Pass example_inputs with which model(*example_inputs) runs{_remedy(used, (args, kwargs))}.",
                 recorder.graph,
-                recorder.names.failed,
+                call,
             ) from error
         finally:
             recorder.release()

@@ -44,6 +44,8 @@ class Run:
         calls: how many times in a row.
         whole: it ran to its end.
         device: where the program was told that its tensors are. Trial networks, which have no values, tell it the same.
+        catches: it may go on after a function of PyTorch has failed, as the forward catches the error. Where none is
+            known to fail, one that does is how a pruned network goes wrong, and it ends there.
     """
 
     example: int = 0
@@ -51,6 +53,7 @@ class Run:
     calls: int = 1
     whole: bool = True
     device: str = ""
+    catches: bool = True
 
     @property
     def repeatable(self) -> bool:
