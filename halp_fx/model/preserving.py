@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..errors import SaliencyError, few
 from ..internals import flex_in_pieces
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
@@ -174,6 +175,34 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
             yield
         finally:
             found.give_back()
+
+
+@contextmanager
+def only_read(model: nn.Module, reader: str) -> Iterator[None]:
+    """What a function of the caller's writes to parameters, which copies share with the model, is put back at the end.
+
+    Raises:
+        SaliencyError: the function, `reader`, has written to one.
+    """
+    kept = [(name, p, p.detach().clone()) for name, p in Members.of(model).parameters.items() if not p.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            # Version counters would not tell of what is written to `.data`.
+            written = [(name, p, value) for name, p, value in kept if not _same_numbers(p, value)]
+            for _, parameter, value in written:
+                parameter.copy_(value)
+    if written:
+        names = few([name for name, *_ in written])
+        raise SaliencyError(
+            f"{reader} writes to parameters of the model ({names}), which has them as they were: it may compute with "
+            "them, or with copies of them"
+        )
+
+
+def _same_numbers(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
@@ -23,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from ..errors import HalpError, PlanError, SaliencyError, few, words_of
 from ..internals import NormBase, tree_leaves
 from ..model.naming import by_group
-from ..model.preserving import preserved, random_kept, set_mode
+from ..model.preserving import only_read, preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
 from ..scoring.joining import joined
 from ..scoring.losses import NO_BATCHES, Loss, called, check_data, described, moved
@@ -140,7 +141,7 @@ def compensate(
     with torch.no_grad(), random_kept():
         with preserved(model), random_kept(seed=0):
             set_mode(model)
-            with dense:
+            with dense, only_read(model, "loss") if loss is not None else nullcontext():
                 wanted = run(model)
         narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)
         weights = [(p, p.detach().clone()) for p in small.parameters()]

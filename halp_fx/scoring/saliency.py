@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -23,7 +24,7 @@ from torch import nn
 from ..arguments import whole
 from ..errors import SaliencyError, few
 from ..model.checks import check_coupling, check_module
-from ..model.preserving import preserved, uncached_autocast
+from ..model.preserving import only_read, preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, Plan, scored_name
 from .batchwise import batch_rows
@@ -161,7 +162,7 @@ def score(
 
     Raises:
         SaliencyError: a loss without data, "taylor" without a loss, a batch that does not fit, no batch with finite
-            gradients, wrong scores, or no signal in any group.
+            gradients, wrong scores, no signal in any group, or a loss that writes to parameters (they are as before).
     """
     found = scored(model, coupling, data, loss_fn, importance, loss=loss, batches=batches)
     if found.lost:
@@ -193,7 +194,8 @@ def scored(
     check_importance(importance)
     batches = whole("batches", batches, SaliencyError)
     groups = coupling.prunable
-    with torch.inference_mode(False):
+    name = "loss" if loss is not None else "loss_fn" if loss_fn is not None else ""
+    with torch.inference_mode(False), only_read(model, name) if name else nullcontext():
         if callable(importance):
             ask = asked(importance, model)
             answers = {g.name: answer_of(ask, g) for g in groups}
