@@ -174,6 +174,14 @@ _DEVICE: dict[Any, _Asked] = {
     },
 }
 _META = torch.device("meta")
+_TYPE = torch.Tensor.type
+
+
+def type_on(device: torch.device, dtype: torch.dtype) -> str:
+    """What `Tensor.type()` calls a tensor there: "torch.cuda.FloatTensor"."""
+    on_cpu = torch.empty(0, dtype=dtype).type()
+    return on_cpu if device.type == "cpu" else on_cpu.replace("torch.", f"torch.{device.type}.", 1)
+
 
 # Ways from values to Python that are no operators.
 _VALUES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "untyped_storage", "storage"})
@@ -225,6 +233,8 @@ class PythonNames(TorchFunctionMode):
             if self._device is not None:
                 if func in _DEVICE and args[0].is_meta:
                     return _DEVICE[func](self._device)
+                if func is _TYPE and len(args) == 1 and not kwargs and args[0].is_meta:
+                    return type_on(self._device, args[0].dtype)
                 args, kwargs = self._where_it_runs(args, kwargs)
             if self.current in _VALUES and args and isinstance(args[0], torch.Tensor):
                 self._read(self.current, args[0])

@@ -172,8 +172,13 @@ class Recorder(OperatorMode):
         return result
 
     def read(self, function: str, tensor: torch.Tensor) -> None:
-        """The program takes values out of a tensor by a way that is no operator."""
-        self._read(function, self._node_of(tensor))
+        """The program takes values out of a tensor by a way that is no operator, and that may not fail where there are
+        none (`data_ptr`)."""
+        node = self._node_of(tensor)
+        self._read(function, node)
+        if tensor.is_meta and not of(node).fixed:
+            self.missing = self.missing or function
+            raise Lacking
 
     def _read_values(self, func: Any, node_args: Any, args: Any) -> Any:
         """The program takes values out of tensors; what it gets if they are known."""

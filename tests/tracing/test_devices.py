@@ -8,6 +8,7 @@ from oracle import Net, assert_equals_twin, half_plan, randomized
 from torch import nn
 
 import halp_fx
+from halp_fx.tracing.calls import type_on
 
 CPU = torch.device("cpu")
 
@@ -41,7 +42,11 @@ def index_of_device(s, h):
     return shifted(h) if h.get_device() == -1 and str(h.device) == "cpu" else h
 
 
-ASKED = [kind_of_device, device, of_a_parameter, is_cpu, not_without_values, index_of_device]
+def name_of_type(s, h):
+    return shifted(h) if h.type() == "torch.DoubleTensor" and next(s.parameters()).type() == h.type() else h
+
+
+ASKED = [kind_of_device, device, of_a_parameter, is_cpu, not_without_values, index_of_device, name_of_type]
 
 
 def network(function):
@@ -57,6 +62,28 @@ def test_the_path_of_the_device_that_the_model_is_on(function):
     coupling = halp_fx.channel_groups(model, x)
     assert coupling.traced.on_meta
     assert "roll" in coupling.frozen["stem"]
+
+
+def has_memory(s, h):
+    return shifted(h) if h.data_ptr() else h
+
+
+def has_elements_in_memory(s, h):
+    return shifted(h) if h.untyped_storage().device == CPU else h
+
+
+@pytest.mark.parametrize("function", [has_memory, has_elements_in_memory], ids=lambda f: f.__name__)
+def test_the_path_of_what_has_values_where_the_forward_asks_for_its_memory(function):
+    """Without values it is told of none, which is no error."""
+    model, x = network(function)
+    coupling = halp_fx.channel_groups(model, x)
+    assert not coupling.traced.on_meta
+    assert "roll" in coupling.frozen["stem"]
+
+
+def test_the_type_is_named_after_the_device_that_the_program_was_told():
+    assert type_on(torch.device("cuda", 0), torch.float16) == "torch.cuda.HalfTensor"
+    assert type_on(CPU, torch.int64) == torch.ones(1, dtype=torch.int64).type()
 
 
 def dirac(s, h):
