@@ -126,10 +126,15 @@ def empty_caches(watch: MetaWatch) -> Emptied | None:
 
 
 def forget_frames(error: BaseException | None) -> None:
-    """Drop the frames of an error that nobody is shown: they hold what the forward had at hand."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
+    """Drop the frames of an error that nobody is shown, and of those that led to it: they hold what the forward had at
+    hand."""
+    left, seen = [error], set[int]()
+    while left:
+        known = left.pop()
+        if known is not None and id(known) not in seen:
+            seen.add(id(known))
+            known.__traceback__ = None
+            left += known.__cause__, known.__context__
 
 
 def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch | None) -> tuple[Traced, ValueWatch]:
