@@ -249,13 +249,21 @@ class PythonNames(TorchFunctionMode):
                 return result
             return self._sized(args, result, _part_of_shape(sys._getframe(1)) if func == _SHAPE else _ALL)
         except Exception as error:
-            self.failed, self.any_failed = FailedCall(self.current, caller(), self.sources), True
-            if self._catches:
-                raise
-            self.end = self.end or Failing(error, self.failed)
-            raise self.end from error
+            self.fails(error)
+            raise
         finally:
             self.current = ""
+
+    def fails(self, error: Exception) -> None:
+        """A function fails, or an operator that none of Python called.
+
+        Raises:
+            Failing: that is the end.
+        """
+        self.failed, self.any_failed = FailedCall(self.current, caller(), self.sources), True
+        if not self._catches:
+            self.end = self.end or Failing(error, self.failed)
+            raise self.end from error
 
     def _where_it_runs(self, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """What a function is given, with the device of tensors without values for the one that the program was told."""

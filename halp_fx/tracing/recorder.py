@@ -148,7 +148,12 @@ class Recorder(OperatorMode):
             known = self._read_values(func, node_args, args)
             if known is not None:
                 return known
-        result = meta_shapes.run(func, args, kwargs)
+        try:
+            result = meta_shapes.run(func, args, kwargs)
+        except Exception as error:
+            if not self.names.current:
+                self.names.fails(error)  # Scripted code runs it.
+            raise
         if func.namespace == "prim" or not _has_tensor(result):
             if written:
                 raise ModelError(f"{self._where(str(func), caller())} writes to tensors without returning them")

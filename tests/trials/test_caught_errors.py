@@ -37,6 +37,16 @@ def _product(x):
     return (x.flatten(2).transpose(1, 2) @ torch.eye(16, dtype=x.dtype)).transpose(1, 2)[..., None]
 
 
+@torch.jit.script
+def _with_ones(x):
+    return x + torch.ones(16)[:, None, None]
+
+
+def _scripted(x):
+    """What runs there is called by no function of Python."""
+    return _with_ones(x)
+
+
 def _swallowed(x):
     """With an error of its own that it goes on after."""
     try:
@@ -53,7 +63,7 @@ def _tried_in_vain(x):
         return x * 2
 
 
-@pytest.mark.parametrize("function", [_ones_elsewhere, _product, _swallowed])
+@pytest.mark.parametrize("function", [_ones_elsewhere, _product, _scripted, _swallowed])
 @pytest.mark.parametrize("caught", [RuntimeError, Exception])
 def test_errors_of_tensors_without_values_are_not_what_the_forward_catches(function, caught):
     model = randomized(Trying(function, caught).eval().double())
