@@ -12,7 +12,7 @@ import train_detector
 import train_yolo
 from recipes import boxes, checkpoints, images
 from recipes.faults import DataError
-from test_recipes import ALONE, SCENES, SHORT, coco, folder
+from test_recipes import ALONE, SCENES, SHORT, coco, drawn, folder
 
 from halp_fx import PathError
 
@@ -136,14 +136,14 @@ def box(left, top, right, bottom):
 def test_boxes_of_voc_in_which_there_is_nothing_are_named(told, message, tmp_path):
     """A NaN made the loss one, and what is empty ended in an assertion of torchvision, without the file's name."""
     data = boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1))
-    (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "train_00000.xml").write_text(told)
+    (drawn(tmp_path) / "Annotations" / "train_00000.xml").write_text(told)
     with pytest.raises(DataError, match=rf"train_00000.xml cannot be used: .*{message}"):
         list(data.epoch(0))
 
 
 def test_a_box_that_leaves_the_image_is_taken(tmp_path):
     data = boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1), augment=False)
-    (tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "train_00000.xml").write_text(box(1, 5, 90, 50))
+    (drawn(tmp_path) / "Annotations" / "train_00000.xml").write_text(box(1, 5, 90, 50))
     ((_, (target,)),) = data.epoch(0)
     assert target["boxes"].tolist() == [[0, 4, 90, 50]]
 
@@ -175,6 +175,6 @@ def test_a_file_of_coco_that_is_misshapen_is_named(change, message, tmp_path):
 
 def test_a_list_of_voc_that_is_no_text_is_said(tmp_path):
     boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1))
-    (tmp_path / "VOCdevkit" / "VOC2012" / "ImageSets" / "Main" / "val.txt").write_bytes(b"\xff\xfe\x00")
+    (drawn(tmp_path) / "ImageSets" / "Main" / "val.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SystemExit, match=r"should have VOCdevkit/VOC2012 with .*val\.txt"):
         boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1))

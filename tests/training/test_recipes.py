@@ -100,6 +100,12 @@ def test_what_ends_a_recipe_is_said_in_a_line(error, code, message, capsys):
     assert code == (ended.value.code if isinstance(ended.value.code, int) else 1)
 
 
+def drawn(root):
+    """Where the only scenes of a folder lie."""
+    (found,) = root.glob("scenes_*/VOCdevkit/VOC2012")
+    return found
+
+
 def folder(root, classes, count=3):
     for part, names in classes.items():
         for name in names:
@@ -178,13 +184,11 @@ SCENES += ["--steps", "1", "--interval", "2", "--cost", "macs"]
 
 
 def test_scenes_are_varied_only_where_that_is_asked(tmp_path):
-    drawn = torchvision.datasets.VOCDetection
     for augment in (False, True):
         data = boxes.load("scenes", tmp_path, 2, 64, ALONE, 0, 0, (2, 1), augment=augment)
         found = {tuple(map(float, box)) for _, targets in data.epoch(0) for one in targets for box in one["boxes"]}
-        told = [
-            one["bndbox"] for _, voc in drawn(str(tmp_path), "2012", "train") for one in voc["annotation"]["object"]
-        ]
+        voc = torchvision.datasets.VOCDetection(str(drawn(tmp_path).parents[1]), "2012", "train")
+        told = [thing["bndbox"] for _, one in voc for thing in one["annotation"]["object"]]
         as_drawn = {(int(b["xmin"]) - 1.0, int(b["ymin"]) - 1.0, float(b["xmax"]), float(b["ymax"])) for b in told}
         assert (found == as_drawn) is not augment
 
@@ -309,20 +313,37 @@ def test_files_of_coco_that_are_wrong_are_named(tmp_path):
 )
 def test_files_of_voc_that_are_wrong_are_named(tmp_path, wrong, message):
     data = boxes.load("scenes", tmp_path, 1, 64, ALONE, 0, 0, (1, 1))
-    path = tmp_path / "VOCdevkit" / "VOC2012" / "Annotations" / "val_00000.xml"
+    path = drawn(tmp_path) / "Annotations" / "val_00000.xml"
     corners = "".join(f"<{key}>{number}</{key}>" for number, key in enumerate(("xmin", "ymin", "xmax", "ymax"), 1))
     path.unlink() if wrong is None else path.write_text(wrong.replace("{}", corners))
     with pytest.raises(DataError, match=rf"val_00000.jpg or .*val_00000.xml cannot be used: .*{message}"):
         next(iter(data.test()))
 
 
+def test_scenes_of_one_setting_are_not_those_of_another(tmp_path):
+    """A run that was stopped trained on what the next one had drawn into its folder, of another size and number."""
+
+    def sizes(path):
+        return {str(p.relative_to(path)): Image.open(p).size for p in path.rglob("*.jpg")}
+
+    first, yaml = scenes.write(tmp_path, 3, 1, 32), scenes.write_yolo(tmp_path / "yolo", 3, 1, 32)
+    before = sizes(tmp_path)
+    assert set(before.values()) == {(32, 32)}
+    second, other = scenes.write(tmp_path, 2, 1, 64), scenes.write_yolo(tmp_path / "yolo", 2, 1, 64)
+    assert sizes(tmp_path).items() > before.items()
+    assert len(boxes.Voc(second, scenes.YEAR, "train", scenes.CLASSES)) == 2
+    assert len(list((other.with_suffix("") / "images" / "train").iterdir())) == 2
+    assert (scenes.write(tmp_path, 3, 1, 32), scenes.write_yolo(tmp_path / "yolo", 3, 1, 32)) == (first, yaml)
+    assert str(yaml.with_suffix("")) in yaml.read_text()
+
+
 def test_scenes_are_written_in_the_layout_of_yolo(tmp_path):
     """The same boxes as in the layout of Pascal VOC."""
     told = scenes.write_yolo(tmp_path, 2, 1, 96)
-    scenes.write(tmp_path, 2, 1, 96)
+    root = str(scenes.write(tmp_path, 2, 1, 96))
     assert scenes.write_yolo(tmp_path, 2, 1, 96) == told
-    for number, (_, voc) in enumerate(torchvision.datasets.VOCDetection(str(tmp_path), year="2012", image_set="train")):
-        lines = (tmp_path / "labels" / "train" / f"train_{number:05d}.txt").read_text().splitlines()
+    for number, (_, voc) in enumerate(torchvision.datasets.VOCDetection(root, year="2012", image_set="train")):
+        lines = (told.with_suffix("") / "labels" / "train" / f"train_{number:05d}.txt").read_text().splitlines()
         for line, thing in zip(lines, voc["annotation"]["object"], strict=True):
             kind, x, y, w, h = map(float, line.split())
             assert scenes.CLASSES[int(kind)] == thing["name"]

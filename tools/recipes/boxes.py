@@ -206,7 +206,8 @@ def load(
         if job.leads:
             scenes.write(folder, *images, side, seed)
         job.wait()
-        train, test = (Voc(folder, scenes.YEAR, part, scenes.CLASSES) for part in ("train", "val"))
+        drawn = scenes.write(folder, *images, side, seed)  # It is there.
+        train, test = (Voc(drawn, scenes.YEAR, part, scenes.CLASSES) for part in ("train", "val"))
         return Boxes(([train], [test]), scenes.CLASSES, *given)
     if (root / "annotations").is_dir():
         train, test = Coco(root, "train2017"), Coco(root, "val2017")

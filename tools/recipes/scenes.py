@@ -18,12 +18,17 @@ LEAST_SEEN = 0.4
 """A thing of which less is seen behind others is not asked for."""
 
 
-def write(root: Path, train: int, test: int, side: int, seed: int = 0) -> None:
-    """`VOCdevkit/VOC2012` with so many images to train and to test on, unless it is there."""
-    home = root / "VOCdevkit" / f"VOC{YEAR}"
-    done = home / f"made_{train}_{test}_{side}_{seed}"
+def write(root: Path, train: int, test: int, side: int, seed: int = 0) -> Path:
+    """`VOCdevkit/VOC2012` with so many images to train and to test on, unless it is there.
+
+    Returns:
+        The folder that it is in: each setting has its own below `root`.
+    """
+    own = root / _named(train, test, side, seed)
+    home = own / "VOCdevkit" / f"VOC{YEAR}"
+    done = home / "made"
     if done.exists():
-        return
+        return own
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (home / folder).mkdir(parents=True, exist_ok=True)
     for part, count in (("train", train), ("val", test)):
@@ -34,26 +39,33 @@ def write(root: Path, train: int, test: int, side: int, seed: int = 0) -> None:
             names.append(name)
         (home / "ImageSets" / "Main" / f"{part}.txt").write_text("\n".join(names))
     done.touch()
+    return own
 
 
 def write_yolo(root: Path, train: int, test: int, side: int, seed: int = 0) -> Path:
-    """`images/` and `labels/`, each with `train/` and `val/`, and the yaml file that names them, unless it is there.
+    """`images/` and `labels/`, each with `train/` and `val/`, in a folder of this setting below `root`, and the yaml
+    file that names them, unless they are there.
 
     Returns:
         The yaml file.
     """
-    told = root / f"scenes_{train}_{test}_{side}_{seed}.yaml"
-    if told.exists():
-        return told
-    for part, count in (("train", train), ("val", test)):
+    own = root / _named(train, test, side, seed)
+    done, told = own / "made", own.with_suffix(".yaml")
+    for part, count in (("train", train), ("val", test)) if not done.exists() else ():
         for kind in ("images", "labels"):
-            (root / kind / part).mkdir(parents=True, exist_ok=True)
+            (own / kind / part).mkdir(parents=True, exist_ok=True)
         for name, image, boxes in _drawn(part, count, side, seed):
-            image.save(root / "images" / part / f"{name}.jpg", quality=92)
-            (root / "labels" / part / f"{name}.txt").write_text("\n".join(_line(*box, side) for box in boxes))
+            image.save(own / "images" / part / f"{name}.jpg", quality=92)
+            (own / "labels" / part / f"{name}.txt").write_text("\n".join(_line(*box, side) for box in boxes))
+    done.touch()
     names = "".join(f"  {number}: {name}\n" for number, name in enumerate(CLASSES))
-    told.write_text(f"path: {root.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}")
+    # Anew: the folder may have been copied.
+    told.write_text(f"path: {own.resolve()}\ntrain: images/train\nval: images/val\nnames:\n{names}")
     return told
+
+
+def _named(*setting: int) -> str:
+    return "_".join(map(str, ("scenes", *setting)))
 
 
 Box = tuple[str, tuple[int, int, int, int]]
