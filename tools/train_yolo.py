@@ -17,11 +17,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from recipes import checkpoints, runs, scenes
 from recipes.arguments import made as made_folder
 from recipes.arguments import real, whole
 from recipes.faults import need
-from recipes.yolo import offline, pruned_trainer
+from recipes.yolo import classes_of, detector, offline, pruned_trainer
 
 import halp_fx
 from halp_fx.files import replacing
@@ -56,13 +57,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     need("ultralytics", *(("onnx", "onnxruntime") if given.export == "onnx" else ()))
     offline()
     from ultralytics import YOLO
+    from ultralytics.utils.torch_utils import select_device
 
+    if given.weights and not Path(given.weights).exists():
+        raise SystemExit(f"there is no {given.weights}")
     folder = made_folder(given.folder.resolve(), "network.safetensors", "result.json")
     data = given.data
     if data == "scenes":
         data = str(scenes.write_yolo(folder / "scenes", *given.images, given.side, given.seed))
-    elif not Path(data).exists():
-        raise SystemExit(f"there is no {data}: pass scenes, or the yaml file of a data set in YOLO's layout")
+    classes, cost = classes_of(data), {"latency": given.cost}
+    trainer = pruned_trainer(_budget(given.budget), share=given.share, steps=given.steps, **cost)
+    begun, known = detector(given.weights or f"{given.network}.yaml", classes)
     common = {
         "data": data, "imgsz": given.side, "batch": given.batch, "seed": given.seed, "device": given.device,
         "plots": False, "exist_ok": True, "project": str(folder), "workers": 0 if given.data == "scenes" else 8,
@@ -71,22 +76,24 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         # Few images: steps count as they are, mosaics of tiny things teach little, and letters are not mirrored.
         common |= {"nbs": given.batch, "mosaic": 0.0, "fliplr": 0.0, "warmup_epochs": 1.0}
     weights = given.weights or folder / "dense" / "weights" / "best.pt"
-    if given.weights and not Path(weights).exists():
-        raise SystemExit(f"there is no {weights}")
     # Ultralytics' files are there from the first epoch on; this one, when all are done.
     whole_way = folder / "dense.json"
     settings = {name: str(getattr(given, name)) for name in OF_DENSE}
     if not given.weights and whole_way.exists():
         checkpoints.check(whole_way, json.loads(whole_way.read_text()), settings)
     elif not given.weights:
+        # A budget out of reach costs no epoch.
+        begun.to(select_device(given.device, verbose=False))
+        images = torch.rand(1, 3, given.side, given.side, device=next(begun.parameters()).device)
+        halp_fx.Pruner(begun, _budget(given.budget), images, **cost)
         YOLO(f"{given.network}.yaml").train(epochs=given.dense_epochs, name="dense", **common)
         with replacing(whole_way) as told:
             told.write_text(json.dumps(settings))
     validated = {k: common[k] for k in ("data", "imgsz", "device", "plots", "exist_ok", "project")}
     validated["rect"] = False  # Images of the size that is exported.
-    whole = precision(YOLO(weights).val(name="dense_val", **validated))
+    # A file of other classes detects nothing that is asked for.
+    whole = precision(YOLO(weights).val(name="dense_val", **validated)) if known in (None, classes) else None
     yolo = YOLO(weights)
-    trainer = pruned_trainer(_budget(given.budget), share=given.share, steps=given.steps, latency=given.cost)
     yolo.train(trainer=trainer, epochs=given.epochs, name="pruned", **common)
     # `yolo` has been loaded from best.pt by now. The network in the trainer knows where it comes from, so it is saved.
     small = yolo.trainer.pruner.model
