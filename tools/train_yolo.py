@@ -40,7 +40,7 @@ def options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path("run_yolo"), help="runs and results")
     parser.add_argument("--budget", default="0.5", help='of the dense network ("55%%"), or an amount ("4ms")')
     parser.add_argument("--cost", default=None, help="what the budget is of: a latency that is measured, or macs, …")
-    parser.add_argument("--dense-epochs", type=whole(0), default=16)
+    parser.add_argument("--dense-epochs", type=whole(1), default=16)
     parser.add_argument("--epochs", type=whole(1), default=10)
     parser.add_argument("--batch", type=whole(1), default=16)
     parser.add_argument("--steps", type=whole(1), default=12, help="of pruning")

@@ -86,6 +86,12 @@ def take_up(session: Session, state: Mapping[str, Any], model: nn.Module, plan: 
         session.network = Network(model, plan, saliency=known)
 
 
+def apart_from(state: Mapping[str, Any], here: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """The tensors that saved weights and a network, of these shapes, do not have alike."""
+    theirs = {name: tuple(tensor.shape) for name, tensor in state.items() if hasattr(tensor, "shape")}
+    return [name for name in (*here, *(theirs.keys() - here.keys())) if theirs.get(name) != here.get(name)]
+
+
 def cut_in(state: Mapping[str, Any], here: Mapping[str, tuple[int, ...]]) -> list[str]:
     """The tensors of saved weights that are smaller than a network's own, of these shapes; none where one is larger:
     these are of another network."""

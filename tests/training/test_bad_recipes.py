@@ -38,6 +38,7 @@ RECIPES = {"classifier": train_classifier, "detector": train_detector, "yolo": t
         ("detector", ["--epochs", "1.5"], "'1.5' is not a whole number"),
         ("yolo", ["--share", "2"], "'2' is not a number from 0 to 1"),
         ("yolo", ["--images", "4", "0"], "at least 1"),
+        ("yolo", ["--dense-epochs", "0"], "at least 1"),
     ],
 )
 def test_numbers_out_of_range_are_said_with_their_option(recipe, option, message, capsys):

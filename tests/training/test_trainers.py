@@ -86,62 +86,6 @@ class TestLightning:
         assert callback.pruner.model.halp.met
         assert all(torch.equal(p, q) for p, q in zip(module.net.parameters(), own.parameters(), strict=True))
 
-    def test_a_masked_run_goes_on_from_a_checkpoint(self, lightning, tmp_path):
-        from halp_fx.training.lightning import PrunerCallback
-
-        class Saver(lightning.Callback):
-            def on_train_epoch_end(self, trainer, _):
-                if trainer.current_epoch == 0:
-                    trainer.save_checkpoint(tmp_path / "one.ckpt")
-
-        found = []
-        for path in (None, tmp_path / "one.ckpt"):
-            module = self.module(lightning)
-            callback = PrunerCallback(0.4, X[:1], network="net", mode="mask", **CALL | {"interval": 4})
-            self.trainer(lightning, tmp_path, callback, Saver()).fit(module, self.loader(), ckpt_path=path)
-            found.append((callback.pruner.plan, list(module.parameters())))
-        assert found[0][0] == found[1][0]
-        assert all(torch.equal(p, q) for p, q in zip(found[0][1], found[1][1], strict=True))
-
-    def test_a_checkpoint_of_the_last_step_is_cut(self, lightning, tmp_path):
-        """There is nothing left to train, so Lightning starts no training: the dense network was left, masked."""
-        from halp_fx.training.lightning import PrunerCallback
-
-        class Saver(lightning.Callback):
-            def on_train_epoch_end(self, trainer, _):
-                trainer.save_checkpoint(tmp_path / "last.ckpt")
-
-        found = []
-        for path in (None, tmp_path / "last.ckpt"):
-            module = self.module(lightning)
-            callback = PrunerCallback(0.4, X[:1], network="net", mode="mask", **CALL)
-            self.trainer(lightning, tmp_path, callback, Saver()).fit(module, self.loader(), ckpt_path=path)
-            found.append(module.net)
-        assert found[1].halp.met
-        pairs = zip(found[0].state_dict().values(), found[1].state_dict().values(), strict=True)
-        assert all(torch.equal(p, q) for p, q in pairs)
-
-    def test_a_checkpoint_of_a_network_that_was_cut_is_said(self, lightning, tmp_path):
-        from halp_fx.training.lightning import PrunerCallback
-
-        def fit(epochs, mode, path=None):
-            callback = PrunerCallback(0.4, X[:1], network="net", mode=mode, **CALL)
-            trainer, module = self.trainer(lightning, tmp_path, callback, max_epochs=epochs), self.module(lightning)
-            trainer.fit(module, self.loader(), ckpt_path=path)
-            return trainer, module, callback
-
-        trainer, cut, callback = fit(2, "shrink")
-        trainer.save_checkpoint(tmp_path / "cut.ckpt")
-        with pytest.raises(TrainingError, match=r"network that was cut \(net\..* mode='mask' from its start"):
-            fit(3, "shrink", tmp_path / "cut.ckpt")
-        # What the message says to do.
-        held = torch.load(tmp_path / "cut.ckpt", weights_only=False)
-        plan = halp_fx.Plan.from_json(held["callbacks"][callback.state_key]["plan"])
-        again = self.module(lightning)
-        again.net = halp_fx.rewrite(again.net, plan, X[:1])
-        again.load_state_dict(held["state_dict"])
-        assert all(torch.equal(p, q) for p, q in zip(again.parameters(), cut.parameters(), strict=True))
-
     def test_what_does_not_go_together_is_said(self, lightning, tmp_path):
         from halp_fx.training.lightning import PrunerCallback
 
