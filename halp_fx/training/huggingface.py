@@ -32,12 +32,14 @@ class PrunerCallback(TrainerCallback):
         halp_fx.save(model, "small.safetensors")  # save_pretrained writes a config with the dense widths
 
     The pruner's step comes right before the optimizer's, with gradients that are clipped, if `max_grad_norm` is set.
+    The best model (`load_best_model_at_end`) is the best from the last step of pruning on.
 
     Attributes:
         pruner: None before training starts.
     """
 
     pruner: Pruner | None = None
+    _over = False
 
     def __init__(self, budget: BudgetLike, example_inputs: Any = None, **options: Any) -> None:
         """Args:
@@ -54,7 +56,7 @@ class PrunerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Raises TrainingError if shapes may not change, or training goes on from a checkpoint, or ends with one."""
+        """Raises TrainingError if shapes may not change, or training goes on from a checkpoint."""
         if self._guard is not None:
             self._guard.remove()
         model: nn.Module = kwargs["model"]
@@ -65,14 +67,17 @@ class PrunerCallback(TrainerCallback):
                 f"the network is wrapped for {args.world_size} processes, so its shapes must stay until the end: pass "
                 "mode='mask'"
             )
-        if args.load_best_model_at_end:
-            raise TrainingError(
-                "the best may be one of before pruning: load_best_model_at_end=False, and what the end leaves counts"
-            )
         if state.global_step:
             raise TrainingError(_FROM_START)
         self.pruner = Pruner(model, self._budget, self._examples, optimizer=optimizer, **self._options)
         self._handle = self.pruner.attach()
+        self._over = self.pruner.done
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """What was the best so far is of a network that is no more; its files stay."""
+        if self.pruner is not None and not self._over:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            self._over = self.pruner.done
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -119,9 +119,9 @@ class TestHuggingFace:
 
     def arguments(self, transformers, folder, **more):
         return transformers.TrainingArguments(
-            str(folder), max_steps=8, per_device_train_batch_size=4, report_to=[], use_cpu=True, save_strategy="no",
-            disable_tqdm=True, optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.1,
-            **more,
+            str(folder), max_steps=8, per_device_train_batch_size=4, report_to=[], use_cpu=True, disable_tqdm=True,
+            optim="sgd", learning_rate=0.05, lr_scheduler_type="constant", max_grad_norm=0.1,
+            **{"save_strategy": "no"} | more,
         )  # fmt: skip
 
     @pytest.mark.parametrize("mode", ["shrink", "mask"])
@@ -198,18 +198,57 @@ class TestHuggingFace:
             trainer(model).train(resume_from_checkpoint=True)
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
+    @pytest.mark.parametrize("mode", ["shrink", "mask"])
+    @pytest.mark.parametrize("interval", [3, 5], ids=["done", "ended early"])
+    def test_the_best_model_is_one_of_the_pruned_network(self, transformers, tmp_path, mode, interval):
+        """It was refused: by the loss it is that of the second step, which has the dense widths."""
+        from halp_fx.training.huggingface import PrunerCallback
+
+        class Told(transformers.Trainer):
+            def evaluate(self, *_, **__):
+                losses = {2: 0.1, 4: 0.9, 6: 0.5, 8: 0.8}
+                found = {"eval_loss": losses[self.state.global_step]}
+                self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+                return found
+
+        class Kept(transformers.TrainerCallback):
+            def on_save(self, args, state, control, model, **_):
+                weights[state.global_step] = copy.deepcopy(model.state_dict())
+
+        torch.manual_seed(1)
+        weights = {}
+        data = [{"pixel_values": torch.randn(3, 32, 32), "labels": i % 5} for i in range(32)]
+        examples = {"pixel_values": torch.randn(1, 3, 32, 32)}
+        arguments = self.arguments(
+            transformers, tmp_path, load_best_model_at_end=True, metric_for_best_model="loss", eval_steps=2,
+            eval_strategy="steps", save_steps=2, save_strategy="steps",
+        )  # fmt: skip
+        model = self.model(transformers)
+        callbacks = [PrunerCallback(0.5, examples, mode=mode, **CALL | {"interval": interval}), Kept()]
+        trainer = Told(model, arguments, train_dataset=data, eval_dataset=data, callbacks=callbacks)
+        trainer.train()
+        # Steps of pruning are taken after 3 and 6, or 5 and, as the eighth is the last, at the end.
+        step = 6 if interval == 3 else 8
+        assert trainer.state.best_global_step == step
+        plan = callbacks[0].pruner.plan
+        assert model.halp.met
+        if mode == "shrink" and interval == 3:
+            assert all(torch.equal(tensor, weights[step][name]) for name, tensor in model.state_dict().items())
+        if mode == "mask" and interval == 3:
+            dense = self.model(transformers)
+            dense.load_state_dict(weights[step])
+            want = halp_fx.rewrite(dense, plan, examples).state_dict()
+            assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
+
     def test_what_does_not_go_together_is_said(self, transformers):
         from halp_fx.training.huggingface import PrunerCallback
 
         held = {"model": None, "optimizer": None}
-        best = SimpleNamespace(world_size=1, load_best_model_at_end=True)
-        with pytest.raises(TrainingError, match="the best may be one of before pruning: load_best_model_at_end=False"):
-            PrunerCallback(0.5).on_train_begin(best, SimpleNamespace(global_step=0), None, **held)
         with pytest.raises(TrainingError, match=r"wrapped for 2 processes.*mode='mask'"):
             PrunerCallback(0.5).on_train_begin(SimpleNamespace(world_size=2), None, None, **held)
         with pytest.raises(TrainingError, match="does not know what was pruned: train from the start"):
             PrunerCallback(0.5).on_train_begin(
-                SimpleNamespace(world_size=1, load_best_model_at_end=False),
+                SimpleNamespace(world_size=1),
                 SimpleNamespace(global_step=3),
                 None,
                 **held,

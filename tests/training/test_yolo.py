@@ -37,6 +37,16 @@ def tiny(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_each_kind_of_file_is_exported(kind, tiny, tmp_path):
+    """TorchScript ended in an assertion of ultralytics, after all of the training."""
+    yolo = ultralytics.YOLO(tiny)
+    yolo.save(tmp_path / "tiny.pt")
+    file = train_yolo.exported(ultralytics.YOLO(tmp_path / "tiny.pt"), kind, 64)
+    found = ultralytics.YOLO(file, task="detect").predict(torch.rand(1, 3, 64, 64), imgsz=64, verbose=False)
+    assert found[0].orig_shape == (64, 64)
+
+
 def shapes(model):
     return {name: tuple(p.shape) for name, p in model.named_parameters()}
 
