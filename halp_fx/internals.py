@@ -50,6 +50,13 @@ _EXCLUDED = torch._C._dispatch_tls_local_exclude_set()
 """What PyTorch leaves out when it looks for what an operator is to run (autocast), where no operator is running."""
 
 
+def job_store() -> Any:
+    """Where the processes of the default group leave notes for each other; None where there is no such place
+    (`_get_default_store`)."""
+    found = getattr(sys.modules.get("torch.distributed.distributed_c10d"), "_get_default_store", None)
+    return found() if found is not None and torch.distributed.is_initialized() else None
+
+
 def source_name(node: Any) -> str:
     """Where a program found what Dynamo made an input of its graph; "" where it does not say (`_dynamo_source`)."""
     name = getattr(getattr(node, "_dynamo_source", None), "name", "")

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from ..errors import HalpError, ModelError
+from ..errors import HalpError, ModelError, TrainingError
 from ..model.copying import copied
 from ..model.preserving import named_tensors, preserved
 from ..model.tensors import overwrite
@@ -26,6 +26,7 @@ from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
 from ..types import Plan
 from .asked import digest
+from .meeting import meet
 from .request import Request
 from .widths import remaining
 
@@ -57,13 +58,22 @@ class Team:
 
         Raises:
             ModelError: they do not; raised in all of them.
+            TrainingError: one does not answer, or is at another call.
         """
         if self.size == 1:
             return
         if self.leads:
             logger.info("pruning in %d processes: the first decides, all must take part", self.size)
         shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
-        everyone = self.gather((type(model).__qualname__, shapes, asked))
+        self.meet("prune, or where a Pruner is made")
+        with self.together():
+            everyone = self.gather((type(model).__qualname__, shapes, asked))
+        off = next((rank for rank, told in enumerate(everyone) if not isinstance(told, tuple) or len(told) != 3), None)
+        if off is not None:
+            raise TrainingError(
+                f"process {off} of {self.size} exchanged something else than what is asked at the beginning of "
+                "pruning: call it in all processes of the job, at the same place"
+            )
         for rank, (kind, theirs, words) in enumerate(everyone):
             first = everyone[0]
             if (kind, theirs, words) == first:
@@ -106,6 +116,33 @@ class Team:
             everyone = [None] * self.size
             dist.all_gather_object(everyone, value)
         return everyone
+
+    def meet(self, what: str) -> None:
+        """See that all processes are at this call; who is missing for long is said.
+
+        Raises:
+            TrainingError: one is at another call; raised in all of them.
+        """
+        if self.size > 1:
+            meet(self.rank, self.size, what)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A process that is gone ends the others with a message. Around what waits for them alone: what a process does
+        by itself fails with its own words.
+
+        Raises:
+            TrainingError: see above.
+        """
+        try:
+            yield
+        except RuntimeError as error:  # As the backends say it.
+            if self.size == 1:
+                raise
+            raise TrainingError(
+                f"process {self.rank} of {self.size} waited in a step of pruning for another that does not answer: the "
+                f"others' logs say why ({error})"
+            ) from error
 
     @contextmanager
     def leading(self) -> Iterator[None]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -33,12 +32,12 @@ class Lead:
     @classmethod
     def start(cls, team: Team, make: Callable[[], Session]) -> Lead:
         if not team.leads:
-            with _together(team):
+            with team.together():
                 team.hear()
             return cls(team, None)
         with team.leading():
             session = make()
-        with _together(team):
+        with team.together():
             team.tell("started")
         return cls(team, session)
 
@@ -49,18 +48,19 @@ class Lead:
             HalpError: it failed there.
         """
         if self.session is None:
-            with _together(self.team):
+            with self.team.together():
                 made: Made = self.team.hear()[1]
             return made
         with self.team.leading():
             made = make(self.session)
-        with _together(self.team):
+        with self.team.together():
             self.team.tell("made", made)
         return made
 
     def gather(self, value: Any) -> list[Any]:
         """What every process has, in all of them."""
-        with _together(self.team):
+        self.team.meet("a step of pruning (Pruner.step, or finish)")
+        with self.team.together():
             return self.team.gather(value)
 
     def agree(self, model: nn.Module, plan: Plan) -> None:
@@ -70,18 +70,3 @@ class Lead:
         off = [rank for rank, mark in enumerate(marks) if mark != marks[0]]
         if off:
             raise TrainingError(f"process {off[0]} has another network than process 0 after a step of pruning")
-
-
-@contextmanager
-def _together(team: Team) -> Iterator[None]:
-    """A process that is gone ends the others with a message. Around what waits for them alone: what a process does by
-    itself fails with its own words."""
-    try:
-        yield
-    except RuntimeError as error:  # As the backends say it.
-        if team.size == 1:
-            raise
-        raise TrainingError(
-            f"process {team.rank} of {team.size} waited in a step of pruning for another that does not answer: the "
-            f"others' logs say why ({error})"
-        ) from error

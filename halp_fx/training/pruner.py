@@ -221,6 +221,7 @@ class Pruner:
             TrainingError, InfeasibleError: as `step`.
         """
         self._gathered.check_same()
+        self._lead.team.meet("Pruner.finish")
         self._lead.ask(lambda _: check_trained(self.model))
         if not self.done:
             logger.info("finish after %d of %d steps of pruning: the rest is one step", self.decisions, self._steps)
