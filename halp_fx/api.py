@@ -14,7 +14,7 @@ from torch import nn
 from .arguments import check_switches, whole
 from .errors import PlanError, SaliencyError, StateError
 from .files import path_of
-from .model.checks import check_finite, check_model, check_module
+from .model.checks import check_finite, check_model, check_module, check_whole
 from .model.naming import Ignored
 from .model.preserving import as_modes_of, preserved
 from .model.randomness import Stream
@@ -344,6 +344,7 @@ def compensate(
         SaliencyError: data has no batch, or the forward fails; `small` is as it was.
     """
     check_module(small)
+    check_whole(small)
     samples = whole("samples", samples, SaliencyError)
     check_switches(SaliencyError, recalibrate=recalibrate)
     plan = report_of(small).plan if plan is None else plan

@@ -35,15 +35,27 @@ def check_model(model: nn.Module) -> None:
         raise ModelError(
             f"the model is wrapped by {type(model).__name__}: pass model.module, then wrap the result again"
         )
+    inside = next((n for n, m in model.named_modules() if isinstance(m, nn.parallel.DistributedDataParallel)), None)
+    if inside is not None:  # It waits for the other processes in every forward, and one alone traces and times.
+        raise ModelError(
+            f"{inside} in the model is wrapped by DistributedDataParallel: put {inside}.module in its place, then wrap "
+            "the whole result"
+        )
+    check_whole(model)
+    for name, tensor in named_tensors(model):
+        _check_tensor(name, tensor)
+
+
+def check_whole(model: nn.Module) -> None:
+    """Raises ModelError if each process has a shard of the network: what is copied, or computed of weights, needs all
+    of them."""
     spread = next((name for name, p in model.named_parameters() if type(p).__name__ == "DTensor"), None)
-    if spread is not None or type(model).__name__ == "FullyShardedDataParallel":
+    if spread is not None or any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         what = f"; {spread} is a DTensor" if spread else ""
         raise ModelError(
             f"the model is sharded (fully_shard, FSDP{what}): prune before it is. Call prune, or let a Pruner in "
             "shrink mode finish, on the whole model; then shard what is left and build the optimizer"
         )
-    for name, tensor in named_tensors(model):
-        _check_tensor(name, tensor)
 
 
 def check_module(model: object) -> None:

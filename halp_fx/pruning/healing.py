@@ -13,7 +13,7 @@ from torch import nn
 
 from ..arguments import check_switches, whole
 from ..errors import SaliencyError
-from ..model.checks import check_module
+from ..model.checks import check_module, check_whole
 from ..model.copying import copied
 from ..model.preserving import named_tensors, random_kept, set_mode, unsynchronised
 from ..model.tensors import overwrite
@@ -108,8 +108,9 @@ def heal(
         SaliencyError: too little data, outputs that do not compare, or a training that is not finite; `small` is as it
             was.
     """
-    check_module(small)
-    check_module(model)
+    for network in (small, model):
+        check_module(network)
+        check_whole(network)
     check_switches(SaliencyError, progress=progress)
     batches = rereadable(data)
     if batches is None:

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..arguments import whole
 from ..errors import SaliencyError, few
-from ..model.checks import check_coupling, check_module
+from ..model.checks import check_coupling, check_model
 from ..model.preserving import only_read, preserved, uncached_autocast
 from ..progress import counted
 from ..types import Coupling, Plan, scored_name
@@ -187,7 +187,7 @@ def scored(
     batches: int = MAX_BATCHES,
 ) -> Saliency:
     """As `score`, for those who say themselves what was left out."""
-    check_module(model)
+    check_model(model)
     check_coupling(coupling)
     check_data(data)
     check_loss(data, loss_fn, loss)

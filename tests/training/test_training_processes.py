@@ -125,6 +125,10 @@ def shard(small, rank):
         "Pruner": lambda: halp_fx.Pruner(small, 0.4, X[:1], **CALL),
         "prune": lambda: halp_fx.prune(small, 0.4, X[:1], latency="macs"),
         "rewrite": lambda: halp_fx.rewrite(small, halp_fx.Plan(), X[:1]),
+        "score": lambda: halp_fx.score(small, halp_fx.channel_groups(network(), X[:1])),
+        "heal": lambda: halp_fx.heal(network(), small, list(batches(1)), steps=1),
+        "heal itself": lambda: halp_fx.heal(small, network(), list(batches(1)), steps=1),
+        "compensate": lambda: halp_fx.compensate(small, network(), list(batches(1)), halp_fx.Plan(), X[:1]),
     }
     for name, call in calls.items():
         with pytest.raises(halp_fx.ModelError, match=r"sharded \(fully_shard, FSDP; .* is a DTensor\): prune before"):
@@ -195,7 +199,7 @@ def test_errors_reach_all(results):
     for result in results:
         assert "ModelError: the processes of this job prune different networks" in result["differing"]
         assert "cannot be reached" in result["out of reach"]
-        assert all(result[f"{name} refused"] for name in ("Pruner", "prune", "rewrite"))
+        assert sum(name.endswith(" refused") for name in result) == 7
 
 
 def test_a_process_that_is_gone_is_said(results):
@@ -246,6 +250,20 @@ def test_a_wrapper_that_would_keep_the_shapes_is_refused(job):
         F.cross_entropy(trained(X), torch.arange(4)).backward()
         with pytest.raises(TrainingError, match=r"something holds \(`with trained\.join\(\):`.*mode='mask'"):
             pruner.step()
+
+
+@pytest.mark.parametrize("call", [halp_fx.Pruner, halp_fx.prune])
+def test_a_wrapper_inside_of_a_model_is_refused(call, job):
+    """Its forward waits for the other processes, and the first traces and times alone: they hung."""
+    model = nn.Sequential(DistributedDataParallel(nn.Conv2d(3, 8, 3)), nn.Conv2d(8, 4, 3))
+    with pytest.raises(halp_fx.ModelError, match=r"^0 in the model is wrapped by Dist.*put 0\.module in its place"):
+        call(model, 0.5, X[:1], latency="macs")
+
+
+def test_a_wrapped_model_is_not_scored_as_one_without_weights(job):
+    model = network()
+    with pytest.raises(halp_fx.ModelError, match=r"wrapped by DistributedDataParallel: pass model\.module"):
+        halp_fx.score(DistributedDataParallel(model), halp_fx.channel_groups(model, X[:1]))
 
 
 def test_processes_that_disagree_are_told():
