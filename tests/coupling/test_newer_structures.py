@@ -160,8 +160,12 @@ class Stages(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_a_stage_of_one_head_does_not_hold_those_of_several():
-    assert pruned(Stages(), torch.randn(2, 3, 16, 24, dtype=torch.float64)) == {"patches.1": 2, "patches.2": 4}
+def test_stages_of_one_head_and_of_several():
+    assert pruned(Stages(), torch.randn(2, 3, 16, 24, dtype=torch.float64)) == {
+        "patches.0": 8,
+        "patches.1": 2,
+        "patches.2": 4,
+    }
 
 
 class Single(nn.Module):
@@ -179,8 +183,12 @@ class Single(nn.Module):
         return x + self.out(y * self.gate(x).sigmoid())
 
 
-def test_a_single_head_does_not_hold_the_embedding():
-    assert pruned(image(lambda s, x: s.b(s.a(x)), 16, a=Single(), b=Single(heads=2))) == {"stem": 16, "b.q": 2}
+def test_a_single_head_and_the_embedding_go_by_themselves():
+    assert pruned(image(lambda s, x: s.b(s.a(x)), 16, a=Single(), b=Single(heads=2))) == {
+        "stem": 16,
+        "a.q": 8,
+        "b.q": 2,
+    }
 
 
 def test_derivatives_that_run_forward_through_a_layer():
