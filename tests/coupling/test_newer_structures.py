@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from oracle import Net, half_plan, random_plan, randomized
 from torch import nn
@@ -230,3 +231,32 @@ def test_positions_that_values_pick_stay():
     model = Net(lambda s, x: s.a(x)[x[:, :1].expand(-1, 8, -1, -1) > 0].sum(), a=nn.Conv2d(3, 8, 1))
     coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 8, 8))
     assert "picks elements by values that are not known" in coupling.frozen["a"]
+
+
+class Pillars(nn.Module):
+    """Rows with channels are written into an image, where values say (PointPillars): behind all of its channels, or
+    channels lie on both sides of the positions."""
+
+    def __init__(self, width=12, sides=False):
+        super().__init__()
+        self.width, self.sides = width, sides
+        self.rows, self.head = nn.Linear(3, 2 * width if sides else width), nn.Conv2d(width, 4, 3)
+
+    def forward(self, x):
+        images = []
+        for points in x.flatten(2).transpose(1, 2):
+            rows, at = self.rows(points), (points[:, 0].sigmoid() * 24).long()
+            if self.sides:
+                canvas = rows.new_zeros(self.width, 24, 2)
+                canvas[:, at] = rows.unflatten(1, (self.width, 2)).transpose(0, 1)
+                images.append(canvas.mean(2))
+            else:
+                canvas = torch.zeros(self.width, 24, dtype=rows.dtype)
+                canvas[:, at] = rows.t()
+                images.append(canvas)
+        return self.head(torch.stack(images).view(len(x), self.width, 4, 6))
+
+
+@pytest.mark.parametrize("sides", [False, True])
+def test_rows_that_are_written_behind_their_channels(sides):
+    assert pruned(Pillars(sides=sides)) == {"rows": 12}
