@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from oracle import Net, half_plan, random_plan, randomized
@@ -260,3 +262,21 @@ class Pillars(nn.Module):
 @pytest.mark.parametrize("sides", [False, True])
 def test_rows_that_are_written_behind_their_channels(sides):
     assert pruned(Pillars(sides=sides)) == {"rows": 12}
+
+
+def columns(s, x):
+    """Columns of a text's image become a sequence: pooled over rows, beside the channels (CRNN)."""
+    return s.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+# In the last as many as there are channels: an attribute, which follows.
+@pytest.mark.parametrize("size", [(None, 1), (None, 2), (16, 1)])
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+def test_channels_that_lie_where_pooling_keeps_as_many(pool, size):
+    assert pruned(image(columns, 16, pool=pool(size))) == {"stem": 16}
+
+
+def test_pooling_to_as_many_channels_by_a_constant():
+    model = image(columns, 16)
+    model.pool = functools.partial(F.adaptive_avg_pool2d, output_size=(16, 1))
+    assert pruned(model) == {}
