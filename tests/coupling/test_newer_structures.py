@@ -280,3 +280,12 @@ def test_pooling_to_as_many_channels_by_a_constant():
     model = image(columns, 16)
     model.pool = functools.partial(F.adaptive_avg_pool2d, output_size=(16, 1))
     assert pruned(model) == {}
+
+
+def test_parts_of_a_weight_whose_number_of_elements_alone_is_read():
+    """`weight[0][0].numel()`: the size of a kernel."""
+
+    def scaled(s, x):
+        return F.conv2d(x, s.conv.weight * s.conv.weight[0][0].numel() ** -0.5)
+
+    assert pruned(image(scaled, 12, conv=nn.Conv2d(16, 12, 3))) == {"stem": 16, "conv": 12}
