@@ -35,7 +35,8 @@ _spared = False
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """A model's modules, and its parameters and buffers, each once, by their first qualified name.
+    """A model's modules, its parameters and buffers, and constants among its attributes, each once, by their first
+    qualified name.
 
     Found in one walk: `nn.Module` walks through the whole model for each kind, and recording asks for all of them
     several times.
@@ -44,6 +45,7 @@ class Members:
     modules: dict[str, nn.Module]
     parameters: dict[str, torch.Tensor]
     buffers: dict[str, torch.Tensor]
+    plain: dict[str, torch.Tensor]
 
     @classmethod
     def of(cls, model: nn.Module) -> Members:
@@ -53,12 +55,13 @@ class Members:
         if closed:
             inside = tuple(f"{name}." for name in closed)
             modules = {n: m for n, m in modules.items() if n not in closed and not n.startswith(inside)}
-        return cls(modules, *(_members(modules, table) for table in ("_parameters", "_buffers")))
+        parameters, buffers = (_members(modules, table) for table in ("_parameters", "_buffers"))
+        return cls(modules, parameters, buffers, _plain(modules, {**parameters, **buffers}))
 
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters, then buffers."""
-        return {**self.parameters, **self.buffers}
+        """Parameters, then buffers, then constants."""
+        return {**self.parameters, **self.buffers, **self.plain}
 
 
 def _members(modules: dict[str, nn.Module], table: str) -> dict[str, torch.Tensor]:
@@ -70,9 +73,35 @@ def _members(modules: dict[str, nn.Module], table: str) -> dict[str, torch.Tenso
     return dict(found.values())
 
 
+def _plain(modules: dict[str, nn.Module], known: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Constant tensors of numbers that are plain attributes (`self.identity = torch.eye(width)`): like buffers."""
+    seen = {id(t) for t in known.values()}
+    found: dict[str, torch.Tensor] = {}
+    for prefix, module in modules.items():
+        for name, value in vars(module).items():
+            if type(value) is torch.Tensor and id(value) not in seen and _constant(value):
+                seen.add(id(value))
+                found[f"{prefix}.{name}" if prefix else name] = value
+    return found
+
+
+def _constant(value: torch.Tensor) -> bool:
+    return (
+        value.is_floating_point()
+        and value.layout is torch.strided
+        and not (value.requires_grad or value.is_inference())
+    )
+
+
 def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    """Parameters, then buffers, each once, by their first qualified name."""
+    """Parameters, buffers and constants among the attributes, each once, by their first qualified name."""
     return Members.of(model).tensors.items()
+
+
+def registered(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The parameters and buffers of these."""
+    members = Members.of(model)
+    return {**members.parameters, **members.buffers}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import nn
 
 from ..errors import HalpError, ModelError
 from ..model.copying import copied
-from ..model.preserving import named_tensors, preserved
+from ..model.preserving import preserved, registered
 from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
@@ -80,7 +80,7 @@ class Team:
         if self.size == 1:
             return model
         buffers = {id(buffer) for buffer in model.buffers()}
-        tensors = dict(named_tensors(model))
+        tensors = registered(model)
         own = [digest([t for t in tensors.values() if (id(t) in buffers) is kind]) for kind in (False, True)]
         everyone = self.gather(own)
         if all(theirs == own for theirs in everyone):
@@ -157,7 +157,7 @@ def changed(model: nn.Module, request: Request, trained: bool = False) -> dict[s
     """The tensors of a network that a plan alone does not lead to, on the CPU, by name; all, if it was `trained`."""
     if not (request.compensate or trained):
         return statistics(model)
-    return {name: tensor.detach().cpu() for name, tensor in named_tensors(model)}
+    return {name: tensor.detach().cpu() for name, tensor in registered(model).items()}
 
 
 def follow(team: Team, model: nn.Module, request: Request) -> nn.Module:

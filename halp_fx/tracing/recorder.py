@@ -251,7 +251,7 @@ class Recorder(OperatorMode):
         self._homes.clear()
         for module in self._members.modules.values():
             vars(module).clear()
-        self._members = Members({}, {}, {})
+        self._members = Members({}, {}, {}, {})
 
     def _lookup(self, value: Any) -> Any:
         if type(value) in _PLAIN:
