@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from ..arguments import a_kind
 from ..errors import ModelError
 from ..types import Coupling
-from .preserving import registered
+from .members import registered
 
 
 def check_model(model: nn.Module) -> None:

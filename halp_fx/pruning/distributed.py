@@ -19,7 +19,8 @@ from torch import nn
 
 from ..errors import HalpError, ModelError
 from ..model.copying import copied
-from ..model.preserving import preserved, registered
+from ..model.members import registered
+from ..model.preserving import preserved
 from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics

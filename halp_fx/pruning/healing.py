@@ -15,7 +15,8 @@ from ..arguments import check_switches, whole
 from ..errors import SaliencyError
 from ..model.checks import check_module
 from ..model.copying import copied
-from ..model.preserving import random_kept, registered, set_mode, unsynchronised
+from ..model.members import registered
+from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..model.tensors import overwrite
 from ..progress import counted, shown
 from ..scoring.divergence import Reference

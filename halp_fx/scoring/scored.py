@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
 from ..kernels import Segment, SegmentLayout
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..tracing.graph import op
 from ..tracing.memory import storage_of
 from ..types import SCORED, ChannelGroup, ComputedWeight, Coupling
