@@ -23,8 +23,8 @@ from ..fitting import FILE
 from ..internals import tracing
 from ..latency import MeasuredLatency
 from ..latency.compiling import backend_of, mode_options
+from ..model.members import named_tensors
 from ..model.naming import by_group
-from ..model.preserving import named_tensors
 from ..model.tensors import parameter_count
 from ..reporting.report import Report, report_of
 from ..tracing.graph import of, op

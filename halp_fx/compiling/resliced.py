@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from ..model.copying import hollowed
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..rewriting.slicing import shrink
 from ..types import Coupling, Plan
 from .unlifting import Unlifted

@@ -1,5 +1,5 @@
 """Numbers that belong to a statistic: `F.normalize(x, dim=1) * g * x.shape[1] ** 0.5` is an RMS norm, and
-`x.sum(1) / x.shape[1]` a mean, written in several operators.
+`x.sum(1) / x.shape[1]` a mean, written in several operators. Or to a product: `q @ k.mT / q.shape[-1] ** 0.5`.
 
 As statistics over channels do (docs/rewriting.md), they run over the channels that stay, and so count these. Whether
 the program computes the number from a size or has it as a constant, a trial shows.
@@ -10,16 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from torch import fx
 
-from ..tracing.graph import is_view, of, op, spot_of
+from ..tracing.graph import getitem, is_view, of, op, spot_of
 from ..types import Extent
 
 COUNTED = "counted"
 """What may be decided of such a number: it counts what the statistic runs over. Else it is the same at all widths."""
 
+SUMMED = "summed"
+"""The same of a product: the number counts what it sums over. Where that is, and the power ("summed below -0.5")."""
+
 _SHIFTED = {"squeeze", "unsqueeze", "permute", "transpose", "_to_copy"}
+_PASSED = _SHIFTED | {"clone", "expand", "mul", "div", "neg", "cat", "sum"}
+_UP_TO_MAKER = _PASSED | {"add", "split", "select", "slice"}
+_PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0}
+"""At which argument the two factors of a product of matrices begin."""
+
+_WHOLE, _OF_FACTORS = (-0.5, -1.0), (-0.5, -0.25, -1.0)
+"""Powers of what is summed over that products, and factors of products, are scaled by."""
+
 _HELD_UP = {"clamp", "clamp_", "clamp_min", "clamp_min_", "add", "add_"}
 
 
@@ -41,6 +53,11 @@ class Count:
         """How many elements there are at other widths, less the correction."""
         return math.prod(shapes[self.source.name][d].at(widths) for d in self.dims) - self.correction
 
+    def fits(self, number: float) -> bool:
+        """Whether a number is this at the widths of its trace."""
+        left = math.prod(of(self.source).one.shape[d] for d in self.dims) - self.correction
+        return left > 0 and math.isclose(number, left**self.power, rel_tol=1e-9)
+
     def at(self, shapes: Mapping[str, Sequence[Extent]], widths: Mapping[str, int]) -> float:
         """The number at other widths."""
         left = self.freedom(shapes, widths)
@@ -54,24 +71,112 @@ def choice_at(node: fx.Node) -> str:
 
 def followed_at(node: fx.Node, choices: Mapping[str, str]) -> Count | None:
     """What the number of an operator counts, if that was decided."""
-    return count_at(node) if choices.get(choice_at(node)) == COUNTED else None
+    choice = choices.get(choice_at(node), "")
+    if choice == COUNTED:
+        return count_at(node)
+    number = _number_at(node) if choice.startswith(SUMMED) else None
+    return _sums(node, number).get(choice) if number is not None else None
 
 
 def count_at(node: fx.Node) -> Count | None:
     """What the number that a tensor is multiplied or divided by may count: its length along what a norm runs over that
     it is divided by (RMS norm), or that it is (root of a mean square), or what it is the sum over (mean)."""
-    if op(node).rstrip("_") not in ("mul", "div") or len(node.args) < 2:
+    number = _number_at(node)
+    if number is None:
+        return None
+    for source, dims, power in _statistics(node.args[0]):
+        for correction in (0, 1) if power == -1 else (0,):
+            count = Count(source, dims, _sign(node) * power, correction)
+            if count.fits(number):
+                return count
+    return None
+
+
+def sums_at(node: fx.Node) -> list[str]:
+    """What may be decided of the number of a scaled product, where it counts nothing else: it counts what the product
+    sums over that the number is multiplied with, or that one of its factors was multiplied with."""
+    number = _number_at(node)
+    if number is None or count_at(node) is not None:
+        return []
+    return list(_sums(node, number))
+
+
+def _sums(node: fx.Node, number: float) -> dict[str, Count]:
+    """What a number may count that belongs to a product, by what may be decided."""
+    rows = {"above": (_summed_above(node), _WHOLE), "below": (_summed_below(node), _OF_FACTORS)}
+    # Or what the layer reads that makes a factor, which is mostly as wide: `x.shape[1] ** -0.5`.
+    rows |= {f"{place} read": (_read_by_makers(row), powers) for place, (row, powers) in rows.items()}
+    found: dict[str, Count] = {}
+    for place, (row, powers) in rows.items():
+        for (source, dims), power in product(row, powers):
+            count = Count(source, dims, _sign(node) * power)
+            if count.fits(number):
+                found.setdefault(f"{SUMMED} {place} {power}", count)
+    return found
+
+
+def _number_at(node: fx.Node) -> float | None:
+    """The positive number that an operator multiplies or divides a tensor by."""
+    if op(node).rstrip("_") not in ("mul", "div") or len(node.args) < 2 or not isinstance(node.args[0], fx.Node):
         return None
     number = node.args[1]
-    if isinstance(number, bool) or not isinstance(number, int | float) or number <= 0:
-        return None
-    sign = 1 if op(node).startswith("mul") else -1
-    for source, dims, power in _statistics(node.args[0]):
-        length = math.prod(of(source).one.shape[d] for d in dims)
-        for correction in (0, 1) if power == -1 and length > 1 else (0,):
-            if math.isclose(number, (length - correction) ** (sign * power), rel_tol=1e-9):
-                return Count(source, dims, sign * power, correction)
-    return None
+    known = isinstance(number, int | float) and not isinstance(number, bool) and number > 0
+    return float(number) if known else None  # type: ignore[arg-type]
+
+
+def _sign(node: fx.Node) -> int:
+    return 1 if op(node).startswith("mul") else -1
+
+
+def _summed_above(node: fx.Node) -> list[tuple[fx.Node, tuple[int, ...]]]:
+    """Of a product that an operator is given: a factor, and its dimension that is summed over."""
+    value = node.args[0]
+    while isinstance(value, fx.Node) and value.args and (is_view(value) or op(value) in _SHIFTED):
+        value = value.args[0]
+    return _factor(value, 0) if isinstance(value, fx.Node) else []
+
+
+def _summed_below(node: fx.Node) -> list[tuple[fx.Node, tuple[int, ...]]]:
+    """As `_summed_above`, of the products that the result goes into, moved about and times other factors."""
+    found: list[tuple[fx.Node, tuple[int, ...]]] = []
+    left, seen = [node], {node}
+    while left:
+        value = left.pop()
+        for user in value.users:
+            for side in (0, 1):
+                found += [f for f in _factor(user, side) if f[0] is value]
+            if user not in seen and (is_view(user) or op(user).rstrip("_") in _PASSED):
+                seen.add(user)
+                left.append(user)
+    return found
+
+
+def _read_by_makers(factors: Sequence[tuple[fx.Node, tuple[int, ...]]]) -> list[tuple[fx.Node, tuple[int, ...]]]:
+    """What layers read that make factors of products, and along which dimension channels lie in it."""
+    found: list[tuple[fx.Node, tuple[int, ...]]] = []
+    for factor, _ in factors:
+        value: object = factor
+        while isinstance(value, fx.Node) and value.args:
+            name = op(value).rstrip("_")
+            if name == "convolution" and isinstance(value.args[0], fx.Node):
+                found.append((value.args[0], (1,)))
+            elif name in _PRODUCTS:
+                found += _factor(value, 0)
+            elif is_view(value) or value.target is getitem or name in _UP_TO_MAKER:
+                value = value.args[0]
+                continue
+            break
+    return found
+
+
+def _factor(node: fx.Node, side: int) -> list[tuple[fx.Node, tuple[int, ...]]]:
+    """The left or the right factor of a product of matrices, and its dimension that is summed over."""
+    first = _PRODUCTS.get(op(node).rstrip("_"))
+    factor = node.args[first + side] if first is not None else None
+    if not isinstance(factor, fx.Node):
+        return []
+    rank = len(of(factor).one.shape)
+    return [(factor, (rank - 1 if side == 0 else max(rank - 2, 0),))]
 
 
 def cancels(node: fx.Node) -> bool:

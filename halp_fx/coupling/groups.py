@@ -148,6 +148,14 @@ class Partition:
                 groups.append(made)
         return cls(tuple(groups), index_of[group_of], classes, channel)
 
+    def inexact_at(self, labels: Sequence[np.ndarray]) -> Partition:
+        """The same, where removing what has these labels is not the same as zeroing it."""
+        if not labels:
+            return self
+        found = set(self.group_of[np.concatenate([row[row > 0] for row in labels])].tolist())
+        groups = tuple(replace(g, zero_exact=g.zero_exact and i not in found) for i, g in enumerate(self.groups))
+        return replace(self, groups=groups, _terms={})
+
     def with_frozen(self, reasons: Mapping[str, str]) -> Partition:
         """The same with the named groups frozen.
 

@@ -17,8 +17,9 @@ import numpy as np
 from ..arguments import a_kind, shown
 from ..errors import ModelError
 from ..types import AttributeEdit, Axis, ChannelMap, Coupling, Decisions, Further, Links, Tie, Traced
-from .algebra import Algebra, varying
+from .algebra import Algebra, compact, varying
 from .computed import computed_weights
+from .counts import COUNTED, SUMMED, followed_at
 from .groups import Partition, free_dimension
 from .mends import with_mends
 from .propagation import Propagated, propagate
@@ -81,7 +82,7 @@ def settle(
         algebra.pin(_labels(algebra, axis), reason)
     partition = Partition.of(algebra)
     partition = partition.with_frozen({name: f"ignored by the caller ({name!r})" for name in ignored})
-    partition = partition.without_products(found.outlines, algebra)
+    partition = partition.without_products(found.outlines, algebra).inexact_at(_counted(found, algebra.choices))
     first, *others = (
         Further(
             forward,
@@ -119,6 +120,20 @@ def _restricted(traced: Traced, algebra: Algebra, partition: Partition) -> dict[
         for node, r in algebra.restricted.items()
         if node.graph is traced.graph
     }
+
+
+def _counted(found: Propagated, choices: Mapping[str, str]) -> list[np.ndarray]:
+    """The labels of what numbers count that follow it."""
+    rows: list[np.ndarray] = []
+    if not any(choice.startswith((COUNTED, SUMMED)) for choice in choices.values()):
+        return rows
+    for forward in (found.traced, *found.further):
+        for node in forward.graph.nodes:
+            count = followed_at(node, choices)
+            if count is not None:
+                planes = found.planes.get(count.source, ())
+                rows += [compact(p).numpy() for p in planes if set(count.dims) & set(varying(p))]
+    return rows
 
 
 def _pin_ignored(algebra: Algebra, ignore: Sequence[str], traced: Traced) -> list[str]:

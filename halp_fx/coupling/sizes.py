@@ -24,8 +24,10 @@ _FOLLOWS_WIDTH = {"flatten", "linear", "matmul", "__matmul__", "einsum", "conv2d
 _FOLLOWS_WIDTH |= {"instance_norm"}
 _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", "split_with_sizes", "slice", "unfold"}
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_pad_nd"}
-# These are of interest where they handle an axis that can shrink; padding, where it is along one.
-_ON_CHANNELS = _MADE | {"constant_pad_nd"}
+_POOLS = {f"{name}{n}d" for name in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)}
+_TAKES_SIZES |= _POOLS
+# These are of interest where they handle an axis that can shrink; padding and pooling, where it is along one.
+_ON_CHANNELS = _MADE | _POOLS | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
 
 
@@ -128,6 +130,9 @@ def takes_sizes(coupling: Coupling) -> bool:
 
 def _given(node: fx.Node, coupling: Coupling) -> list[bool]:
     """Whether a dimension that an operator of `_ON_CHANNELS` is given a size for can shrink."""
+    if op(node) in _POOLS:
+        sizes: list[int] = node.args[1]  # type: ignore[assignment]
+        return [bool(e.terms) for e in coupling.shapes[node.all_input_nodes[0].name][-len(sizes) :]]
     extents = coupling.shapes[node.name]
     if op(node) in FACTORIES:
         return [bool(e.terms) for e in extents]

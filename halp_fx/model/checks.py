@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from ..arguments import a_kind
 from ..errors import ModelError
 from ..types import Coupling
-from .preserving import named_tensors
+from .members import registered
 
 
 def check_model(model: nn.Module) -> None:
@@ -42,7 +42,7 @@ def check_model(model: nn.Module) -> None:
             "the whole result"
         )
     check_whole(model)
-    for name, tensor in named_tensors(model):
+    for name, tensor in registered(model).items():
         _check_tensor(name, tensor)
 
 
@@ -134,7 +134,7 @@ def check_finite(model: nn.Module) -> None:
     Raises:
         ModelError: names the tensor.
     """
-    for name, found in named_tensors(model):
+    for name, found in registered(model).items():
         tensor = found.detach()
         wrong = torch.isnan(tensor) if not isinstance(found, nn.Parameter) else ~torch.isfinite(tensor)
         if tensor.is_floating_point() and bool(wrong.any()):

@@ -17,7 +17,8 @@ import torch
 from torch import fx, nn
 
 from ..errors import ModelError
-from .preserving import INTERNAL, Members, meta_twin, uncollected
+from .members import Members
+from .preserving import INTERNAL, meta_twin, uncollected
 
 _TABLES = (OrderedDict, dict)
 _EMPTY = (*_TABLES, set)

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..errors import SaliencyError, few
 from ..internals import flex_in_pieces
+from .members import Members, in_table
 
 # Tables of `nn.Module` itself: a forward does not use them as caches, and buffers are looked after by value.
 INTERNAL = frozenset(vars(nn.Module()))
@@ -31,48 +32,6 @@ _process = RLock()
 
 _spared = False
 """Whether what lives is out of the collector's reach by now: `spared` may be entered again."""
-
-
-@dataclass(frozen=True, slots=True)
-class Members:
-    """A model's modules, and its parameters and buffers, each once, by their first qualified name.
-
-    Found in one walk: `nn.Module` walks through the whole model for each kind, and recording asks for all of them
-    several times.
-    """
-
-    modules: dict[str, nn.Module]
-    parameters: dict[str, torch.Tensor]
-    buffers: dict[str, torch.Tensor]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> Members:
-        """Of all modules but scripted ones and what is in them: those run by themselves (`opaque`)."""
-        modules = dict(model.named_modules())
-        closed = [name for name, module in modules.items() if isinstance(module, torch.jit.ScriptModule)]
-        if closed:
-            inside = tuple(f"{name}." for name in closed)
-            modules = {n: m for n, m in modules.items() if n not in closed and not n.startswith(inside)}
-        return cls(modules, *(_members(modules, table) for table in ("_parameters", "_buffers")))
-
-    @property
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Parameters, then buffers."""
-        return {**self.parameters, **self.buffers}
-
-
-def _members(modules: dict[str, nn.Module], table: str) -> dict[str, torch.Tensor]:
-    found: dict[int, tuple[str, torch.Tensor]] = {}
-    for prefix, module in modules.items():
-        for name, tensor in getattr(module, table).items():
-            if tensor is not None and id(tensor) not in found:
-                found[id(tensor)] = (f"{prefix}.{name}" if prefix else name, tensor)
-    return dict(found.values())
-
-
-def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
-    """Parameters, then buffers, each once, by their first qualified name."""
-    return Members.of(model).tensors.items()
 
 
 @contextmanager
@@ -226,7 +185,7 @@ class _Found:
         # A forward may register hooks, or modules, and remember in an attribute that it has.
         tables = [value for _, found in attributes for name, value in found.items() if name in INTERNAL]
         tables = [value for value in tables if isinstance(value, _CONTAINERS)]
-        tensors = (*_members(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
+        tensors = (*in_table(members.modules, "_buffers").values(), *(v for v in own if isinstance(v, torch.Tensor)))
         return cls(
             attributes,
             _contents((*tables, *_containers(own))),

@@ -19,7 +19,8 @@ from torch import nn
 
 from ..errors import HalpError, ModelError, TrainingError
 from ..model.copying import copied
-from ..model.preserving import named_tensors, preserved
+from ..model.members import registered
+from ..model.preserving import preserved
 from ..model.tensors import overwrite
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
@@ -90,7 +91,7 @@ class Team:
         if self.size == 1:
             return model
         buffers = {id(buffer) for buffer in model.buffers()}
-        tensors = dict(named_tensors(model))
+        tensors = registered(model)
         own = [digest([t for t in tensors.values() if (id(t) in buffers) is kind]) for kind in (False, True)]
         everyone = self.gather(own)
         if all(theirs == own for theirs in everyone):
@@ -194,7 +195,7 @@ def changed(model: nn.Module, request: Request, trained: bool = False) -> dict[s
     """The tensors of a network that a plan alone does not lead to, on the CPU, by name; all, if it was `trained`."""
     if not (request.compensate or trained):
         return statistics(model)
-    return {name: tensor.detach().cpu() for name, tensor in named_tensors(model)}
+    return {name: tensor.detach().cpu() for name, tensor in registered(model).items()}
 
 
 def follow(team: Team, model: nn.Module, request: Request) -> nn.Module:

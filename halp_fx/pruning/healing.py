@@ -15,7 +15,8 @@ from ..arguments import check_switches, whole
 from ..errors import SaliencyError
 from ..model.checks import check_module, check_whole
 from ..model.copying import copied
-from ..model.preserving import named_tensors, random_kept, set_mode, unsynchronised
+from ..model.members import registered
+from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..model.tensors import overwrite
 from ..progress import counted, shown
 from ..scoring.divergence import Reference
@@ -134,7 +135,7 @@ def healed(small: nn.Module, model: nn.Module, data: Iterable[Any], steps: int, 
         best = _between(small, trained, share, taught, loss)
         found = Healing(taken, share, reference.kind, reference.samples, before, reference.distance(best))
     if found.taken:
-        overwrite(small, dict(named_tensors(best)))
+        overwrite(small, registered(best))
     return found
 
 

@@ -16,28 +16,38 @@ from ..types import Coupling, Plan
 Sync = Callable[[Any], None]
 
 
+def _shape(m: Any) -> tuple[int, ...]:
+    """The shape of a layer's weight. One that a hook makes before every forward is not there yet, or that of the last
+    one: then what it is made of counts (`weight_orig`, `weight_v`)."""
+    if "weight" not in m._parameters and "parametrizations" not in m._modules:
+        made_of = [p for name, p in m._parameters.items() if name.startswith("weight") and p is not None]
+        if made_of:
+            return tuple(max(made_of, key=lambda p: p.ndim).shape)
+    return tuple(m.weight.shape)
+
+
 def _conv(m: Any) -> None:
-    m.out_channels, m.in_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+    m.out_channels, m.in_channels = _shape(m)[0], _shape(m)[1] * m.groups
 
 
 def _conv_transposed(m: Any) -> None:
-    m.in_channels, m.out_channels = m.weight.shape[0], m.weight.shape[1] * m.groups
+    m.in_channels, m.out_channels = _shape(m)[0], _shape(m)[1] * m.groups
 
 
 def _linear(m: Any) -> None:
-    m.out_features, m.in_features = m.weight.shape
+    m.out_features, m.in_features = _shape(m)
 
 
 def _bilinear(m: Any) -> None:
-    m.out_features, m.in1_features, m.in2_features = m.weight.shape
+    m.out_features, m.in1_features, m.in2_features = _shape(m)
 
 
 def _embedding(m: Any) -> None:
-    m.embedding_dim = m.weight.shape[1]
+    m.embedding_dim = _shape(m)[1]
 
 
 def _prelu(m: Any) -> None:
-    m.num_parameters = m.weight.shape[0]
+    m.num_parameters = _shape(m)[0]
 
 
 def _recurrent(m: Any) -> None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..coupling.residual import find_branches
 from ..model.copying import hollowed
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..types import Coupling, Cuts, Plan
 from .attributes import sync_attributes
 from .dropping import drop

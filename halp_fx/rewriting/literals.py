@@ -17,7 +17,7 @@ from torch.fx.node import map_aggregate
 
 from ..model.copying import copied
 from ..model.holding import MAX_ELEMENTS
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..tracing.graph import forget_shapes
 from ..tracing.tags import FromAttribute, Source
 

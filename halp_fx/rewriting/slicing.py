@@ -12,7 +12,7 @@ from ..coupling.residual import find_branches
 from ..errors import PlanError
 from ..internals import suggest_memory_format
 from ..model.copying import copied
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..types import Axis, Coupling, Cuts, Plan
 from .attributes import sync_attributes
 from .literals import lifted

@@ -27,8 +27,9 @@ from ..coupling.residual import find_branches
 from ..errors import TraceError
 from ..internals import disable_current_modes, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
+from ..model.members import named_tensors
 from ..model.naming import by_group
-from ..model.preserving import decomposed, named_tensors
+from ..model.preserving import decomposed
 from ..tracing.calls import PythonNames, run_in_pieces
 from ..tracing.graph import getitem, of, operator, written_through_alias
 from ..tracing.handing import OperatorMode

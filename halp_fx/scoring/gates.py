@@ -86,7 +86,8 @@ class Gates:
     _layouts: dict[frozenset[str], tuple[list[Key], SegmentLayout]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.parameters = dict(self.model.named_parameters())
+        held = self.weights.statistics
+        self.parameters = {n: p for n, p in self.model.named_parameters() if n not in held}
         # What autograd cannot save is copied: tensors that were made in inference mode.
         self.buffers = {n: b.clone() for n, b in self.model.named_buffers() if b.is_inference()}
         own = (v for m in self.model.modules() for v in vars(m).values() if isinstance(v, torch.Tensor))

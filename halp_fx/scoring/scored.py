@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 
 from ..internals import tree_leaves
 from ..kernels import Segment, SegmentLayout
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
+from ..tracing.graph import op
 from ..tracing.memory import storage_of
 from ..types import SCORED, ChannelGroup, ComputedWeight, Coupling
 from .evaluated import evaluated
@@ -66,6 +67,14 @@ class Weights:
                 if not twice:
                     kept[weight.node] = value
         return cls(coupling, floating, kept)
+
+    @property
+    def statistics(self) -> frozenset[str]:
+        """What batch norms read as running statistics, which PyTorch does not differentiate by: parameters, too, where
+        a network keeps them as such."""
+        nodes = (n for view in self.coupling.views() for n in view.traced.graph.nodes if "batch_norm" in op(n))
+        read = (a for node in nodes for a in node.args[3:5] if isinstance(a, fx.Node))
+        return frozenset(str(a.target) for a in read if a.op == "get_attr")
 
     def value(self, key: Key) -> torch.Tensor:
         kind, name = key

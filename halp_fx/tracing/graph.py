@@ -227,9 +227,14 @@ def unread(graph: fx.Graph) -> set[fx.Node]:
 
 def values_unused(node: fx.Node) -> bool:
     """Whether a result, or views of it, are read, but only for the shape, the dtype and the device."""
-    return bool(node.users) and all(
+    return bool(node.users) and _of_shape_alone(node)
+
+
+def _of_shape_alone(node: fx.Node) -> bool:
+    """Whether all that reads a result does so for its shape; what nothing reads had its sizes read at most."""
+    return all(
         user.all_input_nodes == [node]
-        and (bool(_LIKE.fullmatch(op(user))) or (_only_views(user) and values_unused(user)))
+        and (bool(_LIKE.fullmatch(op(user))) or (_only_views(user) and _of_shape_alone(user)))
         for user in node.users
     )
 

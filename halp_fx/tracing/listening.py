@@ -16,8 +16,8 @@ from torch import nn
 
 from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
+from ..model.members import Members
 from ..model.preserving import (
-    Members,
     decomposed,
     gpus,
     hooks_kept,

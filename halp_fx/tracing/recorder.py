@@ -15,7 +15,8 @@ from torch import fx, nn
 
 from ..errors import ModelError
 from ..internals import disable_current_modes, tree_leaves
-from ..model.preserving import Members, meta_twin
+from ..model.members import Members
+from ..model.preserving import meta_twin
 from ..model.tensors import tensors_in
 from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
@@ -251,7 +252,7 @@ class Recorder(OperatorMode):
         self._homes.clear()
         for module in self._members.modules.values():
             vars(module).clear()
-        self._members = Members({}, {}, {})
+        self._members = Members({}, {}, {}, {})
 
     def _lookup(self, value: Any) -> Any:
         if type(value) in _PLAIN:

@@ -18,9 +18,9 @@ from torch import nn
 from ..errors import ModelError, TraceError, words_of
 from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
+from ..model.members import Members
 from ..model.preserving import (
     INTERNAL,
-    Members,
     decomposed,
     gpus,
     hooks_kept,

@@ -19,7 +19,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..errors import TrainingError
-from ..model.preserving import named_tensors
+from ..model.members import named_tensors
 from ..rewriting.slicing import index_of, removed_slots
 from ..scoring.evaluated import evaluated
 from ..types import Axis, Coupling, Plan

@@ -18,8 +18,9 @@ from ..arguments import is_positive, shown, whole
 from ..errors import TrainingError
 from ..model.checks import check_finite, check_model
 from ..model.copying import copied
+from ..model.members import named_tensors
 from ..model.naming import Ignored, by_group
-from ..model.preserving import named_tensors, preserved
+from ..model.preserving import preserved
 from ..model.randomness import Stream
 from ..pruning.budgets import BudgetLike
 from ..pruning.distributed import Team

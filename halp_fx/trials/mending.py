@@ -15,7 +15,7 @@ from itertools import chain, islice
 
 from torch import fx, nn
 
-from ..coupling.counts import COUNTED, choice_at, count_at
+from ..coupling.counts import COUNTED, choice_at, count_at, sums_at
 from ..coupling.rules.cuts import ONE, OWN
 from ..coupling.sizes import groups_followed, groups_given, groups_of, moving, takes_size
 from ..rewriting.attributes import follows_tensors
@@ -62,7 +62,7 @@ def _moves_at(
             yield Decisions(dict.fromkeys(counting, COUNTED))
     if mismatch.by_value and not attributes:
         # The operator computes with a size: at no other width does it compute the same.
-        yield from _flip_moves(model, coupling, nodes)
+        yield from _value_moves(model, coupling, nodes)
         return
     if nodes and not groups_of(nodes[0], coupling) and groups_followed(mismatch.sources, coupling):
         # What it handles keeps its widths, but an attribute does not, for other operators want it to follow one.
@@ -94,7 +94,20 @@ def _moves_at(
         if len(edits) > 1:
             yield joined(edits)
         yield from equal_moves(model, coupling, nodes, MULTIPLES)
-    yield from _flip_moves(model, coupling, nodes)
+    yield from _value_moves(model, coupling, nodes) if mismatch.by_value else _flip_moves(model, coupling, nodes)
+
+
+def _value_moves(model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node]) -> Iterator[Decisions]:
+    """The other choices where a number follows a width (whole heads do not change the root of a head's width); before
+    those of other modules, that numbers of scaled products count what these sum over."""
+    flips = _flip_moves(model, coupling, nodes)
+    modules = {of(node).module for node in nodes}
+    own = [flip for flip in flips if any(place.partition("/")[0] in modules for place in flip.choices)]
+    yield from own
+    counts = {choice_at(node): ways for node in nodes if (ways := sums_at(node))}
+    for i in range(max(map(len, counts.values()), default=0)):
+        yield Decisions({place: ways[min(i, len(ways) - 1)] for place, ways in counts.items()})
+    yield from (flip for flip in flips if flip not in own)
 
 
 def _handles(node: fx.Node, coupling: Coupling, mismatch: Mismatch) -> bool:

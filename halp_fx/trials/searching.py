@@ -11,7 +11,7 @@ from enum import Enum, auto
 from typing import Any
 
 from ..coupling.algebra import without_pieces
-from ..coupling.counts import COUNTED, count_at
+from ..coupling.counts import COUNTED, SUMMED, count_at
 from ..coupling.mends import resolve, with_mends
 from ..coupling.propagation import Propagated, propagate
 from ..coupling.settling import settle
@@ -224,7 +224,8 @@ class Search:
         last = failure.number == self.runner.numbers(tried, self.accepted)[-1]
         found = self.runner.run(tried, failure.number, couplings=last or not (failure.mismatch.node or tried.further))
         passed = found is None or self.runner.position(found) > self.runner.position(failure.mismatch)
-        if COUNTED not in move.choices.values() and move.choices and found is not None and _scales(found, tried):
+        counts = any(choice.startswith((COUNTED, SUMMED)) for choice in move.choices.values())
+        if move.choices and not counts and found is not None and _scales(found, tried):
             passed = False  # Narrower heads change the scale of an attention: that leads nowhere.
         self.vain += not passed
         return _Trial(_Outcome.FURTHER if passed else _Outcome.STUCK, tried, found)

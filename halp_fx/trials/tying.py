@@ -36,6 +36,10 @@ def asked(node: fx.Node, coupling: Coupling, sources: frozenset[Source], checked
         own = set(islice(ahead, 1))
         pairs = [(groups[a], groups[b]) for a in read for b in own]
     wanted = [(a, b) for a, b in pairs if {a.name, b.name} & read and {a.name, b.name} & own]
+    if read and own and not wanted:
+        # The sizes of a tensor that is read elsewhere: `k.reshape(q.shape)`.
+        groups = {g.name: g for g in coupling.groups}
+        wanted = [(groups[a], groups[b]) for a in sorted(read) for b in groups_of(node, coupling) if b in own]
     return _ties([(a, b) for a, b in wanted if math.gcd(a.size, b.size) > 1], coupling)
 
 

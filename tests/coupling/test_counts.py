@@ -242,3 +242,97 @@ def test_sizes_of_the_first_filter():
     assert {g.name: g.size for g in coupling.prunable} == {"second": 12}
     assert "a constant in the forward repeats its width" in coupling.frozen["first"]
     assert_equals_twin(model, half_plan(coupling), x, coupling)
+
+
+class Attention(nn.Module):
+    """Attention of a single head whose products are scaled by a number that the forward computes."""
+
+    def __init__(self, scores, width=16):
+        super().__init__()
+        self.stem, self.q, self.k, self.v = nn.Conv2d(3, width, 1), *(nn.Conv2d(width, width, 1) for _ in range(3))
+        self.out, self.head, self.scores = nn.Conv2d(width, width, 1), nn.Conv2d(width, 4, 1), scores
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = (layer(x).flatten(2).mT for layer in (self.q, self.k, self.v))
+        y = self.scores(x, q, k, v).mT.unflatten(2, x.shape[2:])
+        return self.head(x + self.out(y))
+
+
+def scores(function):
+    return lambda x, q, k, v: function(x, q, k).softmax(-1) @ v
+
+
+SUMMED = {
+    "of its own": lambda x, q, k, v: F.scaled_dot_product_attention(q, k, v),
+    "product": scores(lambda x, q, k: (q @ k.mT) * int(q.shape[-1]) ** -0.5),
+    "divided": scores(lambda x, q, k: (q @ k.mT) / math.sqrt(k.shape[2])),
+    "a factor": scores(lambda x, q, k: (q * q.shape[-1] ** -0.5) @ k.mT),
+    "both factors": scores(lambda x, q, k: (q / q.shape[-1] ** 0.25) @ (k / k.shape[-1] ** 0.25).mT),
+    "einsum": scores(lambda x, q, k: torch.einsum("bid,bjd->bij", q / q.shape[-1] ** 0.5, k)),
+    "a mean": scores(lambda x, q, k: torch.einsum("bid,bjd->bij", q, k) / q.shape[-1]),
+    "by what the layers read": scores(lambda x, q, k: (q @ k.mT) * int(x.shape[1]) ** -0.5),
+    "in place": scores(lambda x, q, k: (q @ k.mT).mul_(q.shape[-1] ** -0.5)),
+}
+
+
+def attention(function):
+    torch.manual_seed(0)
+    model, x = randomized(Attention(function)).eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    return model, x, halp_fx.channel_groups(model, x)
+
+
+@pytest.mark.parametrize("name", SUMMED)
+def test_the_number_of_a_scaled_product_counts_what_it_sums_over(name):
+    model, x, coupling = attention(SUMMED[name])
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 16, "q": 16, "v": 16}
+    counted = "stem" if name == "by what the layers read" else "q"
+    assert not next(g for g in coupling.groups if g.name == counted).zero_exact
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    plan = half_plan(coupling)
+    small = assert_equals_twin(model, plan, x, coupling)
+    again = halp_fx.channel_groups(small, x, like=coupling)
+    assert {"stem", "q"} <= {g.name for g in again.prunable}
+    equals_twin_closely(small.eval(), half_plan(again), x, again)
+
+
+@pytest.mark.parametrize("power", [0.5, -0.3])
+def test_another_power_of_what_a_product_sums_over_freezes(power):
+    _, _, coupling = attention(scores(lambda x, q, k: (q @ k.mT) * q.shape[-1] ** power))
+    assert "a constant in the forward repeats its width" in coupling.frozen["q"]
+    assert "stem" not in coupling.frozen
+
+
+def test_a_number_that_is_the_same_at_all_widths_is_so_in_the_twin():
+    _, _, coupling = attention(scores(lambda x, q, k: (q @ k.mT) * 16**-0.5))
+    assert all(g.zero_exact for g in coupling.groups)
+    assert "q" not in coupling.frozen
+
+
+class Read(nn.Module):
+    """The blocks of VQGAN and latent diffusion: sizes of the queries are those of keys and values, too."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.stem, self.q, self.k, self.v = nn.Conv2d(3, width, 1), *(nn.Conv2d(width, width, 1) for _ in range(3))
+        self.out, self.head = nn.Conv2d(width, width, 1), nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        b, c, h, w = q.shape
+        weights = torch.bmm(q.reshape(b, c, h * w).permute(0, 2, 1), k.reshape(b, c, h * w))
+        weights = (weights * (int(c) ** -0.5)).softmax(2)
+        y = torch.bmm(v.reshape(b, c, h * w), weights.permute(0, 2, 1)).reshape(b, c, h, w)
+        return self.head(x + self.out(y))
+
+
+@pytest.mark.parametrize("height", [4, 5])  # In the first as many positions as channels.
+def test_sizes_of_one_tensor_that_are_given_to_others(height):
+    torch.manual_seed(0)
+    model, x = randomized(Read()).eval(), torch.randn(2, 3, height, 4, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 16, "q": 16}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import pytest
 import torch
 from oracle import Net, half_plan, random_plan, randomized
 from torch import nn
@@ -160,8 +163,12 @@ class Stages(nn.Module):
         return self.head(x.mean((2, 3)))
 
 
-def test_a_stage_of_one_head_does_not_hold_those_of_several():
-    assert pruned(Stages(), torch.randn(2, 3, 16, 24, dtype=torch.float64)) == {"patches.1": 2, "patches.2": 4}
+def test_stages_of_one_head_and_of_several():
+    assert pruned(Stages(), torch.randn(2, 3, 16, 24, dtype=torch.float64)) == {
+        "patches.0": 8,
+        "patches.1": 2,
+        "patches.2": 4,
+    }
 
 
 class Single(nn.Module):
@@ -179,8 +186,12 @@ class Single(nn.Module):
         return x + self.out(y * self.gate(x).sigmoid())
 
 
-def test_a_single_head_does_not_hold_the_embedding():
-    assert pruned(image(lambda s, x: s.b(s.a(x)), 16, a=Single(), b=Single(heads=2))) == {"stem": 16, "b.q": 2}
+def test_a_single_head_and_the_embedding_go_by_themselves():
+    assert pruned(image(lambda s, x: s.b(s.a(x)), 16, a=Single(), b=Single(heads=2))) == {
+        "stem": 16,
+        "a.q": 8,
+        "b.q": 2,
+    }
 
 
 def test_derivatives_that_run_forward_through_a_layer():
@@ -222,3 +233,59 @@ def test_positions_that_values_pick_stay():
     model = Net(lambda s, x: s.a(x)[x[:, :1].expand(-1, 8, -1, -1) > 0].sum(), a=nn.Conv2d(3, 8, 1))
     coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 8, 8))
     assert "picks elements by values that are not known" in coupling.frozen["a"]
+
+
+class Pillars(nn.Module):
+    """Rows with channels are written into an image, where values say (PointPillars): behind all of its channels, or
+    channels lie on both sides of the positions."""
+
+    def __init__(self, width=12, sides=False):
+        super().__init__()
+        self.width, self.sides = width, sides
+        self.rows, self.head = nn.Linear(3, 2 * width if sides else width), nn.Conv2d(width, 4, 3)
+
+    def forward(self, x):
+        images = []
+        for points in x.flatten(2).transpose(1, 2):
+            rows, at = self.rows(points), (points[:, 0].sigmoid() * 24).long()
+            if self.sides:
+                canvas = rows.new_zeros(self.width, 24, 2)
+                canvas[:, at] = rows.unflatten(1, (self.width, 2)).transpose(0, 1)
+                images.append(canvas.mean(2))
+            else:
+                canvas = torch.zeros(self.width, 24, dtype=rows.dtype)
+                canvas[:, at] = rows.t()
+                images.append(canvas)
+        return self.head(torch.stack(images).view(len(x), self.width, 4, 6))
+
+
+@pytest.mark.parametrize("sides", [False, True])
+def test_rows_that_are_written_behind_their_channels(sides):
+    assert pruned(Pillars(sides=sides)) == {"rows": 12}
+
+
+def columns(s, x):
+    """Columns of a text's image become a sequence: pooled over rows, beside the channels (CRNN)."""
+    return s.pool(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+# In the last as many as there are channels: an attribute, which follows.
+@pytest.mark.parametrize("size", [(None, 1), (None, 2), (16, 1)])
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d])
+def test_channels_that_lie_where_pooling_keeps_as_many(pool, size):
+    assert pruned(image(columns, 16, pool=pool(size))) == {"stem": 16}
+
+
+def test_pooling_to_as_many_channels_by_a_constant():
+    model = image(columns, 16)
+    model.pool = functools.partial(F.adaptive_avg_pool2d, output_size=(16, 1))
+    assert pruned(model) == {}
+
+
+def test_parts_of_a_weight_whose_number_of_elements_alone_is_read():
+    """`weight[0][0].numel()`: the size of a kernel."""
+
+    def scaled(s, x):
+        return F.conv2d(x, s.conv.weight * s.conv.weight[0][0].numel() ** -0.5)
+
+    assert pruned(image(scaled, 12, conv=nn.Conv2d(16, 12, 3))) == {"stem": 16, "conv": 12}

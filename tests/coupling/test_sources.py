@@ -94,3 +94,35 @@ def test_channels_that_nothing_reads_go_first(name, importance):
     kept = small.halp.plan[first]
     assert len(kept) < groups[first]
     assert sum(c % 2 for c in kept) in (0, len(kept) - groups[first] // 2)
+
+
+class Added(nn.Module):
+    """A kernel is added to a constant that is an attribute of the layer and no buffer (the diverse branches' identity),
+    and a mask of as many channels runs beside the image (partial convolutions)."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem, self.weight = nn.Conv2d(3, width, 3), nn.Parameter(torch.randn(width, width, 1, 1))
+        self.identity = torch.eye(width)[:, :, None, None]
+        self.ones = torch.ones(6, width, 3, 3)
+        self.conv, self.head = nn.Conv2d(width, 6, 3), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = F.conv2d(self.stem(x), self.weight + self.identity.to(self.weight))
+        seen = F.conv2d((x > 0).to(x), self.ones.to(x))
+        return self.head(self.conv(x) / (seen + 1))
+
+
+def test_constants_that_are_attributes_shrink_as_buffers_do():
+    torch.manual_seed(0)
+    model, x = randomized(Added()).eval(), torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    before = {name: getattr(model, name) for name in ("identity", "ones")}
+    values = {name: value.clone() for name, value in before.items()}
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"stem": 8, "weight": 8, "ones": 6}
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+    small = halp_fx.rewrite(model, half_plan(coupling), x, coupling=coupling)
+    assert (small.identity.shape, small.ones.shape) == ((4, 4, 1, 1), (3, 4, 3, 3))
+    assert all(getattr(model, name) is value and torch.equal(value, values[name]) for name, value in before.items())
+    assert small.state_dict().keys() == model.state_dict().keys()

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 import halp_fx
 from halp_fx.latency import MemoryCost
 from halp_fx.latency.lookup import cost_at
-from halp_fx.model.preserving import named_tensors
+from halp_fx.model.members import named_tensors
 from halp_fx.trials.trials import channel_groups
 from halp_fx.types import Plan
 

@@ -151,6 +151,31 @@ def test_parametrized_weight():
     assert relative_error(small(inputs), twin(inputs)) <= 1e-5
 
 
+def scaled(layer):
+    """A layer whose weight is made by a hook before every forward, and is not there before the first (ProGAN)."""
+    layer.weight_orig = nn.Parameter(layer.weight.detach())
+    del layer.weight
+    layer.register_forward_pre_hook(lambda m, _: setattr(m, "weight", m.weight_orig * 0.5))
+    return layer
+
+
+@pytest.mark.parametrize("ran", [False, True])
+def test_weight_that_a_hook_makes(ran):
+    layers = (scaled(nn.Conv2d(3, 8, 3)), nn.ReLU(), scaled(nn.Conv2d(8, 12, 3)), nn.ReLU(), nn.Flatten())
+    model = nn.Sequential(*layers, scaled(nn.Linear(48, 6)), nn.ReLU(), nn.Linear(6, 2)).double().eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    if ran:
+        with torch.no_grad():
+            model(x)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"0": 8, "2": 12, "5": 6}
+    halp_fx.rewrite(model, half_plan(coupling), x, coupling=coupling)
+    assert hasattr(model[0], "weight") is ran
+    small = assert_equals_twin(model, half_plan(coupling), x, coupling)
+    assert (small[0].out_channels, small[2].in_channels, small[2].out_channels) == (4, 4, 6)
+    assert (small[5].in_features, small[5].out_features) == (24, 3)
+
+
 def test_flatten_covers_space():
     model = randomized(nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4)))
     inputs = torch.randn(1, 3, 8, 8, dtype=torch.float64)

@@ -130,3 +130,33 @@ def test_bad_data(setting, data, loss_fn, words):
     model, coupling, _ = setting
     with pytest.raises(SaliencyError, match=words):
         halp_fx.score(model, coupling, data, loss_fn, "taylor")
+
+
+class Held(nn.Module):
+    """Statistics of a batch norm as parameters that are not trained (MAML)."""
+
+    def __init__(self, plain):
+        super().__init__()
+        self.a, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+        self.w, self.b = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+        for name, value in (("mean", torch.linspace(-1, 1, 8)), ("var", torch.linspace(1, 2, 8))):
+            if plain:
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, nn.Parameter(value, requires_grad=False))
+
+    def forward(self, x):
+        return self.fc(F.batch_norm(self.a(x), self.mean, self.var, self.w, self.b).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("importance", ["taylor", "fisher", "batches"])
+def test_statistics_that_are_parameters_score_as_buffers_do(importance):
+    found = []
+    for plain in (True, False):
+        torch.manual_seed(0)
+        model = Held(plain).double()
+        batches = [(torch.randn(5, 3, 6, 6).double(), torch.randint(4, (5,))) for _ in range(3)]
+        coupling = halp_fx.channel_groups(model, batches[0][0])
+        found.append(halp_fx.score(model, coupling, batches, F.cross_entropy, importance).scores["a"])
+        assert all(p.grad is None for p in model.parameters())
+    np.testing.assert_allclose(*found, rtol=1e-9)

@@ -311,12 +311,12 @@ def test_one_number_of_heads_for_two_widths():
     assert (small.blocks[0].heads, small.blocks[0].q.out_features, small.blocks[0].v.out_features) == (4, 12, 16)
 
 
-def test_a_single_head_does_not_freeze_several():
-    """The width of a single head shrinks, and with it the scale: only that block freezes."""
+def test_a_single_head_and_several_at_one_line():
+    """The width of a single head shrinks, and with it the scale, which counts it; of several whole ones go."""
     model = Transformer(lambda s, c: (s.heads, s.dim // s.heads, s.dim), True, heads=4, dim=16)
     model.blocks[0].heads = 1
     coupling, _ = pruned(randomized(model))
-    assert sizes(coupling) == {"a": 16, "blocks.1.qkv": 4}
+    assert sizes(coupling) == {"a": 16, "blocks.0.qkv": 16, "blocks.1.qkv": 4}
 
 
 def test_no_trial_runs_twice(monkeypatch):

@@ -14,7 +14,7 @@ import halp_fx
 
 
 class Scaled(nn.Module):
-    """Attention that divides by the root of a head's width: only whole heads can go."""
+    """Attention that divides by the root of a head's width: whole heads go, or channels of the only one."""
 
     def __init__(self, width, heads):
         super().__init__()
@@ -113,15 +113,15 @@ def pruned(*stages):
     return {g.name: g.size for g in coupling.prunable}, coupling
 
 
-def test_a_stage_with_one_head_does_not_hold_back_the_next():
+def test_a_stage_with_one_head_shrinks_by_its_channels_and_the_next_by_heads():
     found, coupling = pruned((8, Scaled(8, 1), Scaled(8, 1)), (12, Scaled(12, 3), Scaled(12, 3)), (16, Scaled(16, 4)))
-    assert found == {"steps.1": 3, "steps.2": 4}
-    assert {n for n in coupling.frozen if "steps" in n} == {"steps.0"}
+    assert found == {"steps.0": 8, "steps.1": 3, "steps.2": 4}
+    assert not [n for n in coupling.frozen if "steps" in n]
 
 
 def test_a_stage_with_one_head_in_between():
     found, _ = pruned((12, Scaled(12, 3)), (8, Scaled(8, 1)), (16, Scaled(16, 4)))
-    assert found == {"steps.0": 3, "steps.2": 4}
+    assert found == {"steps.0": 3, "steps.1": 8, "steps.2": 4}
 
 
 def test_stages_are_not_tied_to_one_another():

@@ -143,7 +143,7 @@ EXPECTED = {
     "states": (States, {"cells.0.x": 6, "frame": 3}, {}),
     "wavelets": (Wavelets, {"stem": 6}, {}),
     "kernels": (Kernels, {"stem": 8, "a": 16, "b": 12, "a.route": 3, "b.route": 3, "c.route": 3}, {}),
-    "random features": (Features, {"patch": 4}, {"projection": "repeats its width: mul at"}),
+    "random features": (Features, {"patch": 4, "projection": 6}, {}),
 }
 
 

@@ -6,8 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from ...types import TensorSpec
-from ..algebra import Algebra, Call, Planes, Value, along, broadcast, varying, vector
+from ..algebra import Algebra, Call, Planes, Value, along, varying, vector
 from .channels import beside
 from .elementwise import join
 from .registry import register_rule
@@ -37,39 +36,41 @@ def _rows(call: Call, algebra: Algebra) -> Planes:
 
 
 def index_put(call: Call, algebra: Algebra) -> Planes:
-    """`index_put(x, indices, values)`: x with values written at positions of its leading dimensions.
+    """`index_put(x, indices, values)`: x with values written at positions of some of its dimensions.
 
-    What follows the last indexed dimension is written as a whole, so the values lose the same channels there.
+    What lies before and behind the indexed dimensions is written as a whole (`canvas[:, at] = rows.t()`), so the values
+    lose the same channels there.
     """
     x, indices, values = call.args[0], call.args[1], call.args[2]
-    last = max(
-        i + (index.ndim if index.spec.dtype == torch.bool else 1)
-        for i, index in enumerate(indices)
-        if index is not None
-    )
-    trailing = tuple(p for p in x.planes if min(varying(p), default=last) >= last)
+    given = [i for i, index in enumerate(indices) if index is not None]
+    last = max(i + (indices[i].ndim if indices[i].spec.dtype == torch.bool else 1) for i in given)
+    # What is indexed apart (`x[i, :, j]`) is written with the positions in front.
+    first = given[0] if given == list(range(given[0], given[0] + len(given))) else 0
+    written = set(range(first, last))
+    beside_it = tuple(p for p in x.planes if not written & set(varying(p)))
     for plane in x.planes:
-        if all(plane is not p for p in trailing):
+        if all(plane is not p for p in beside_it):
             algebra.pin(plane, f"{call.where} writes at positions along this axis")
-    shape = x.shape[last:]
+    positions = max(1 if indices[i].spec.dtype == torch.bool else indices[i].ndim for i in given)
+    front = values.ndim - (x.ndim - len(written) + positions)  # Below zero if values are broadcast.
+    own = set(range(max(front + first, 0), max(front + first + positions, 0)))
+    shape = (*x.shape[:first], *x.shape[last:])
     rows = [
-        replace(v, spec=_last(v.spec, len(shape)), planes=_inner(v, len(shape), call, algebra), node=None)
-        for v in (replace(x, planes=trailing), values)
+        _without(replace(x, planes=beside_it), written),
+        _without(replace(values, planes=beside(values, own, call, algebra)), own),
     ]
     # What the values hold fixed is not carried on, as in any other operator.
-    return tuple(broadcast(p, x.shape) for p in join(rows, shape, call, algebra))
+    back = (*(slice(None) for _ in range(first)), *(None for _ in written))
+    return tuple(p[back].expand(x.shape) for p in join(rows, shape, call, algebra))
 
 
-def _last(spec: TensorSpec, count: int) -> TensorSpec:
-    start = max(0, len(spec.shape) - count)
-    return replace(spec, shape=spec.shape[start:], stride=spec.stride[start:])
-
-
-def _inner(value: Value, count: int, call: Call, algebra: Algebra) -> Planes:
-    """The planes as they lie in the last `count` dimensions."""
-    start = max(0, value.ndim - count)
-    kept = beside(value, set(range(start)), call, algebra)
-    return tuple(p[(0,) * start] for p in kept)
+def _without(value: Value, dims: set[int]) -> Value:
+    """A value without some of its dimensions, along which its planes do not vary."""
+    kept = [d for d in range(value.ndim) if d not in dims]
+    at = tuple(0 if d in dims else slice(None) for d in range(value.ndim))
+    spec = value.spec
+    spec = replace(spec, shape=tuple(spec.shape[d] for d in kept), stride=tuple(spec.stride[d] for d in kept))
+    return replace(value, spec=spec, planes=tuple(p[at] for p in value.planes), node=None)
 
 
 register_rule(torch.ops.aten.embedding)(embedding)

@@ -24,6 +24,9 @@ def spatial(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     x: Value = call.args[0]
     count = re.search(r"([123])d", call.op)
     space = set(range(x.ndim - (int(count.group(1)) if count else 2), x.ndim))
+    if call.op in _ADAPTIVE:
+        # Of as many outputs each is the mean of one input: `nn.AdaptiveAvgPool2d((None, 1))`.
+        space = {d for d in space if call.shape[d] != x.shape[d]}
     if call.op in _AVERAGES:
         slid = [_slid(plane, call, algebra) for plane in x.planes]
         rest = tuple(p for p, found in zip(x.planes, slid, strict=True) if found is None)
@@ -33,6 +36,7 @@ def spatial(call: Call, algebra: Algebra) -> Planes | list[Planes]:
 
 
 _AVERAGES = {"avg_pool1d", "avg_pool2d", "avg_pool3d"}
+_ADAPTIVE = {"_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"}
 
 
 def _slid(plane: Plane, call: Call, algebra: Algebra) -> Plane | None:
