@@ -141,7 +141,7 @@ def compensate(
     with torch.no_grad(), random_kept():
         with preserved(model), random_kept(seed=0):
             set_mode(model)
-            with dense, only_read(model, "loss") if loss is not None else nullcontext():
+            with only_read(model, "loss") if loss is not None else nullcontext(), dense:
                 wanted = run(model)
         narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)
         weights = [(p, p.detach().clone()) for p in small.parameters()]

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from oracle import assert_equals_twin, half_plan
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -293,12 +294,15 @@ def test_a_layer_that_runs_twice_counts_both_times():
 
 
 def test_mask_that_is_a_plain_tensor():
-    """Neither a parameter nor a buffer: it cannot shrink, so the layer stays."""
+    """Neither a parameter nor a buffer: it shrinks as these do."""
     model = Net().double()
-    model.keep = torch.ones(WIDTH, WIDTH, 1, 1).double()
+    model.keep = torch.rand(WIDTH, WIDTH, 1, 1).double()
     model.weight = lambda: model.keep * model.b.weight
-    coupling = halp_fx.channel_groups(model, batches()[0][0])
-    assert "b" not in {g.name for g in coupling.prunable}
+    x = batches()[0][0]
+    coupling = halp_fx.channel_groups(model, x)
+    assert "b" in {g.name for g in coupling.prunable}
+    small = assert_equals_twin(model, half_plan(coupling), x, coupling)
+    assert small.keep.shape[:2] == small.b.weight.shape[:2] != model.keep.shape[:2]
 
 
 class MaskedConv(nn.Conv2d):
