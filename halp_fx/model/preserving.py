@@ -140,10 +140,14 @@ def preserved(model: nn.Module, members: Members | None = None) -> Iterator[None
 def only_read(model: nn.Module, reader: str) -> Iterator[None]:
     """What a function of the caller's writes to parameters, which copies share with the model, is put back at the end.
 
+    Args:
+        reader: what the caller passed it as; "": there is none, and nothing is kept.
+
     Raises:
         SaliencyError: the function, `reader`, has written to one.
     """
-    kept = [(name, p, p.detach().clone()) for name, p in Members.of(model).parameters.items() if not p.is_meta]
+    parameters = Members.of(model).parameters if reader else {}
+    kept = [(name, p, p.detach().clone()) for name, p in parameters.items() if not p.is_meta]
     try:
         yield
     finally:

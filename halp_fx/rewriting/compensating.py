@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from math import isfinite, prod
 from typing import Any
@@ -27,7 +26,7 @@ from ..model.naming import by_group
 from ..model.preserving import only_read, preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
 from ..scoring.joining import joined
-from ..scoring.losses import NO_BATCHES, Loss, called, check_data, described, moved
+from ..scoring.losses import NO_BATCHES, Loss, called, check_data, described, moved, passed_as
 from ..scoring.recalibrating import finite, kept_statistics, measuring, norms_of, put_back
 from ..scoring.regression import Fit, fitted
 from ..scoring.sampled import samples_in
@@ -141,7 +140,7 @@ def compensate(
     with torch.no_grad(), random_kept():
         with preserved(model), random_kept(seed=0):
             set_mode(model)
-            with only_read(model, "loss") if loss is not None else nullcontext(), dense:
+            with only_read(model, passed_as(None, loss)), dense:
                 wanted = run(model)
         narrow = _Narrow(dense, small, _normalised(coupling) if recalibrate else set(), count > 1)
         weights = [(p, p.detach().clone()) for p in small.parameters()]

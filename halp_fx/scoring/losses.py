@@ -64,11 +64,16 @@ def check_loss(data: Any, loss_fn: LossFn | None, loss: Loss | None) -> None:
     """
     if loss_fn is not None and loss is not None:
         raise SaliencyError("both loss_fn (output, target) and loss (model, batch) were passed: pass one of them")
-    given, name = (loss, "loss") if loss is not None else (loss_fn, "loss_fn")
+    given, name = loss if loss is not None else loss_fn, passed_as(loss_fn, loss)
     if data is None and given is not None:
         raise SaliencyError(f"{name} without data: pass data, batches of (input, target)")
     if given is not None and (not callable(given) or isinstance(given, type)):
         raise SaliencyError(f"{name} is {a_kind(given)}, not a function or an instance that can be called")
+
+
+def passed_as(loss_fn: LossFn | None, loss: Loss | None) -> str:
+    """As which argument a loss was passed; "" if there is none."""
+    return "loss" if loss is not None else "loss_fn" if loss_fn is not None else ""
 
 
 def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:

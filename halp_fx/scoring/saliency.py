@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -31,7 +30,7 @@ from .batchwise import batch_rows
 from .callables import Importance, answer_of, asked, check_importance, scores_of
 from .fisher import fisher_values
 from .gates import Gates, Rows
-from .losses import Loss, LossFn, batch_loss, check_data, check_loss, loss_of, moved
+from .losses import Loss, LossFn, batch_loss, check_data, check_loss, loss_of, moved, passed_as
 from .magnitude import magnitudes, masked, split
 from .sampled import Sampled, batches_called, none_counted
 from .scored import Weights
@@ -194,8 +193,7 @@ def scored(
     check_importance(importance)
     batches = whole("batches", batches, SaliencyError)
     groups = coupling.prunable
-    name = "loss" if loss is not None else "loss_fn" if loss_fn is not None else ""
-    with torch.inference_mode(False), only_read(model, name) if name else nullcontext():
+    with torch.inference_mode(False), only_read(model, passed_as(loss_fn, loss)):
         if callable(importance):
             ask = asked(importance, model)
             answers = {g.name: answer_of(ask, g) for g in groups}

@@ -65,10 +65,10 @@ NOT_COUNTED = {
 }
 
 
-def couple(function):
+def couple(function, kind=Between, sides=(16, 8)):
+    """As many rows as there are channels, unless told."""
     torch.manual_seed(0)
-    # As many rows as there are channels.
-    model, x = randomized(Between(function)).eval(), torch.randn(2, 3, 16, 8, dtype=torch.float64)
+    model, x = randomized(kind(function)).eval(), torch.randn(2, 3, *sides, dtype=torch.float64)
     return model, x, halp_fx.channel_groups(model, x)
 
 
@@ -277,9 +277,7 @@ SUMMED = {
 
 
 def attention(function):
-    torch.manual_seed(0)
-    model, x = randomized(Attention(function)).eval(), torch.randn(2, 3, 4, 4, dtype=torch.float64)
-    return model, x, halp_fx.channel_groups(model, x)
+    return couple(function, Attention, (4, 4))
 
 
 @pytest.mark.parametrize("name", SUMMED)

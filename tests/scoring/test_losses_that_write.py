@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -46,55 +48,57 @@ CALLS = [
 ]
 
 
-def kept(model):
-    return {name: value.clone() for name, value in model.state_dict().items()}
+@contextmanager
+def left_as_it_is(model):
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    yield
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("write", WRITES)
 @pytest.mark.parametrize("call", CALLS)
 def test_what_it_writes_is_put_back_and_named(call, write):
     model = network()
-    before = kept(model)
-    with pytest.raises(SaliencyError, match=r"loss writes to parameters of the model \(3\.weight\)"):
+    with (
+        left_as_it_is(model),
+        pytest.raises(SaliencyError, match=r"loss writes to parameters of the model \(3\.weight\)"),
+    ):
         call(model, by_model(write))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_a_function_of_outputs_that_knows_the_model():
     model = network()
-    before = kept(model)
 
     def loss_fn(output, target):
         with torch.no_grad():
             model[0].bias.add_(1)
         return F.cross_entropy(output, target)
 
-    with pytest.raises(SaliencyError, match=r"loss_fn writes to parameters of the model \(0\.bias\)"):
+    with (
+        left_as_it_is(model),
+        pytest.raises(SaliencyError, match=r"loss_fn writes to parameters of the model \(0\.bias\)"),
+    ):
         halp_fx.prune(model, "50%", X, data=batches(), loss_fn=loss_fn, latency="macs", progress=False)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_compensation_as_well():
     model = network()
     plan = {"0": range(8)}
-    small, before = halp_fx.rewrite(model, plan, X), kept(model)
-    with pytest.raises(SaliencyError, match="loss writes to parameters of the model"):
+    small = halp_fx.rewrite(model, plan, X)
+    with left_as_it_is(model), pytest.raises(SaliencyError, match="loss writes to parameters of the model"):
         halp_fx.compensate(small, model, batches(), plan, X, loss=by_model(WRITES[0]))
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_an_error_of_the_loss_is_told_and_what_it_wrote_is_put_back():
     model = network()
-    before = kept(model)
 
     def loss(model, batch):
         with torch.no_grad():
             model[0].weight.zero_()
         raise ValueError("no such label")
 
-    with pytest.raises(SaliencyError, match="no such label"):
+    with left_as_it_is(model), pytest.raises(SaliencyError, match="no such label"):
         halp_fx.score(model, halp_fx.channel_groups(model, X), batches(), loss=loss)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_weights_that_are_nan_are_not_taken_for_written():
