@@ -11,8 +11,11 @@ fine-tuning as in `compare.py`. Rows go to a JSON-lines file; a run goes on wher
 from __future__ import annotations
 
 import argparse
+import copy
+import itertools
 import json
 import logging
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--judge", default="trained", choices=["trained", "untrained"])
     parser.add_argument("--epochs", type=int, default=24, help="of the dense network")
     parser.add_argument("--tuning", type=int, default=4, help="epochs of fine-tuning; 0 leaves it out")
+    parser.add_argument("--seeds", type=int, default=1, help="of fine-tuning, for every network")
     parser.add_argument("--images", type=int, nargs=2, default=[9000, 3000], help="to train on, to test on")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rows", type=Path, help="the JSON-lines file; default: judged.jsonl in the folder")
@@ -59,27 +63,29 @@ def judged(task: Task, judge: str, folder: Path) -> tuple[dict[str, halp_fx.Plan
     return plans | {report.contenders[0].name: report.plan}, words
 
 
-def accuracies(task: Task, plan: halp_fx.Plan, tuning: int) -> dict[str, float]:
-    """Without training, and after it."""
+def accuracies(task: Task, plan: halp_fx.Plan, tuning: int, seeds: int) -> dict[str, Any]:
+    """Without training, and after it: once for every seed, and in the mean."""
     small = halp_fx.rewrite(task.model, plan, task.example)
     halp_fx.compensate(small, task.model, task.calibration, plan, task.example)
-    found = {"compensated": training.accuracy(small, task.data)}
+    found: dict[str, Any] = {"compensated": training.accuracy(small, task.data)}
     if tuning:
         training.settled(small, task.data.train[0][:2048])
-        training.train(small, task.data, tuning, 0.05, task.seed)
-        found["tuned"] = training.accuracy(small, task.data)
+        tuned = [training.train(copy.deepcopy(small), task.data, tuning, 0.05, seed) for seed in range(seeds)]
+        found["tunings"] = [training.accuracy(network, task.data) for network in tuned]
+        found["tuned"] = statistics.mean(found["tunings"])
     return found
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for every cell: what the ways end at after fine-tuning, and rank correlations of closeness with accuracy:
-    of the networks as they stand, without and after fine-tuning, and of trained copies."""
+    of the networks as they stand, without and after fine-tuning, and of trained copies. The last column is how well
+    the accuracies by one seed of fine-tuning know those by another: what no judge can surpass by much."""
     cells: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault((row["data"], row["network"], row["budget"]), []).append(row)
     lines = [
-        "| data | network | MACs | ways | as asked | taken | best | untrained, no tuning | untrained | trained |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| data | network | MACs | ways | as asked | taken | best | untuned | untrained | trained | two seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (name, network, budget), own in cells.items():
         tuned = {row["way"]: row.get("tuned", float("nan")) for row in own}
@@ -89,6 +95,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             correlated([(-row[judge], row[kind]) for row in own if row.get(judge) is not None and kind in row])
             for judge, kind in (("distance", "compensated"), ("distance", "tuned"), ("trained", "tuned"))
         ]
+        seeds = itertools.combinations(zip(*(row["tunings"] for row in own if "tunings" in row), strict=True), 2)
+        chance = [float(spearmanr(*pair).statistic) for pair in seeds]
+        found.append(f"{statistics.mean(chance):.2f}" if chance else "")
         lines.append(f"| {name} | {network} | {budget:.0%} | {' | '.join([str(len(own)), *ends, *found])} |")
     return "\n".join(lines)
 
@@ -122,7 +131,7 @@ def main() -> None:
                         "trained": words[way].tuned,
                         "taken": way == next(iter(words)),
                     }
-                    row |= accuracies(task, plan, given.tuning)
+                    row |= accuracies(task, plan, given.tuning, given.seeds)
                     rows.append(row)
                     with path.open("a") as file:
                         file.write(json.dumps(row) + "\n")

@@ -288,6 +288,14 @@ class Algebra:
             self._classes = len(self.links), classes
         return classes
 
+    def lasting_classes(self) -> np.ndarray:
+        """Of every class whether slots of parameters or buffers are in it, shape (classes,)."""
+        classes = self.classes()
+        axes = self.axis_of(np.arange(1, len(classes)))
+        found = np.zeros(int(classes.max()) + 1, dtype=bool)
+        found[classes[1:][~np.isin(axes, list(self.transient))]] = True
+        return found
+
 
 def without_pieces(choices: Mapping[str, str]) -> dict[str, str]:
     """Choices without those that follow from others: whether pieces have to be coupled to stay in proportion."""

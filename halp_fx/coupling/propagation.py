@@ -46,6 +46,12 @@ class Propagated:
         """Whether rules that are given these choices would come to the same."""
         return all(choices.get(place, choice) == choice for place, choice in self.algebra.choices.items())
 
+    def with_channels(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
+        """Those that are given a tensor with slots of parameters or buffers, or with some coupled with these."""
+        classes, lasting = self.algebra.classes(), self.algebra.lasting_classes() if nodes else ()
+        given = {n: [compact(p).numpy() for p in self.planes.get(n.all_input_nodes[0], ())] for n in nodes}
+        return [n for n in nodes if any(lasting[classes[labels]].any() for labels in given[n])]
+
 
 def propagate(traced: Traced, further: Sequence[Traced], choices: Mapping[str, str]) -> Propagated:
     """The first part of `couple`, which neither ties nor frozen axes change: run the rules of all operators."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ..coupling.algebra import without_pieces
+from ..coupling.propagation import Propagated
 from ..coupling.rules.cuts import ONE, OWN, is_cut
 from ..tracing.graph import spot_of
 from ..tracing.tags import FromAttribute
@@ -23,11 +24,14 @@ WORTH = 1.05
 (of efficientvit_m0 five seconds, for 1.7 % that were not to be had)."""
 
 
-def parted(coupling: Coupling, given: Callable[[int], Given], coupled: Callable[[Decisions], Coupling]) -> Coupling:
+def parted(
+    coupling: Coupling, found: Propagated, given: Callable[[int], Given], coupled: Callable[[Decisions], Coupling]
+) -> Coupling:
     """The coupling with pieces that follow widths of their own, where attributes have the sizes and more can go then
     (`WORTH`).
 
     Args:
+        found: what spread through the network. Pieces of what it makes itself (masks of windows) hold no channels.
         given: what operators of a forward are given, by its number.
         coupled: the coupling for other decisions.
     """
@@ -36,6 +40,7 @@ def parted(coupling: Coupling, given: Callable[[int], Given], coupled: Callable[
     spots: set[str] = set()
     for number, view in enumerate(coupling.views() if places else ()):
         cuts = [n for n in view.traced.graph.nodes if is_cut(n) and spot_of(n) in places]
+        cuts = found.with_channels(cuts)
         sources = given(number) if cuts else {}
         spots |= {spot_of(n) for n in cuts if any(isinstance(s, FromAttribute) for s in sources.get(n.name, ()))}
     if not spots:

@@ -102,7 +102,8 @@ class Search:
         if decisions.choices:
             return self._tried(found, unseen)
         found = chosen(found, self._coupled)
-        other = parted(found, lambda number: self.runner.given(found, number), self._coupled)
+        assert self.propagated is not None, "`found` was settled from it"
+        other = parted(found, self.propagated, lambda number: self.runner.given(found, number), self._coupled)
         if other is found:
             return self._tried(found, unseen)
         apart = self._tried(other, unseen)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import halp_fx
+from halp_fx.coupling.propagation import propagate
+from halp_fx.coupling.rules.cuts import is_cut
 
 
 class StateSpace(nn.Module):
@@ -188,3 +190,31 @@ def test_parts_of_one_channel_are_pruned_again(name, like):
     assert "stem" in {g.name for g in again.prunable}
     for seed in range(2):
         equals_twin_closely(once, random_plan(again, seed), x, again)
+
+
+def test_what_the_forward_makes_itself_holds_no_channels():
+    """A mask of shifted windows is cut at attributes, too: that is not tried."""
+
+    class Masked(nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.sizes = (2, 5)
+            self.wide, self.out = nn.Linear(width, 12), nn.Linear(12, width)
+
+        def forward(self, x):
+            label = x.new_zeros(x.shape[1])
+            for number, piece in enumerate(label.split(self.sizes)):
+                piece += number
+            apart = (label[:, None] != label).to(x.dtype) * -10
+            y = self.wide(x)
+            return self.out((y @ y.transpose(1, 2) + apart).softmax(-1) @ y)
+
+    x = torch.randn(2, 7, 3).double()
+    traced = halp_fx.trace(randomized(Block(Masked)), x)
+    cuts = [n for n in traced.graph.nodes if is_cut(n)]
+    assert cuts
+    assert not propagate(traced, (), {}).with_channels(cuts)
+    traced = halp_fx.trace(randomized(Block(GatedConvolution)), x)
+    cuts = [n for n in traced.graph.nodes if is_cut(n)]
+    assert cuts
+    assert propagate(traced, (), {}).with_channels(cuts) == cuts
