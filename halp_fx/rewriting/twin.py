@@ -24,6 +24,8 @@ from torch import fx, nn
 from ..coupling.branches import Place, forwards
 from ..coupling.counts import followed_at
 from ..coupling.residual import find_branches
+from ..coupling.rules.elementwise import pointwise
+from ..coupling.rules.registry import find_rule
 from ..errors import TraceError
 from ..internals import disable_current_modes, tree_flatten, tree_leaves, tree_unflatten
 from ..model.copying import copied
@@ -46,11 +48,13 @@ class _Change:
 
     Attributes:
         keeps: what stays of each of its tensors; empty for all.
+        shapes: the shapes that its tensors had in the recorded forward.
         silent: the argument that counts for nothing, None if none does.
         number: what its second argument is instead, None if that stays.
     """
 
     keeps: tuple[Keep, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
     silent: int | None = None
     number: float | None = None
 
@@ -115,10 +119,17 @@ def _changes(view: Coupling, plan: Plan, dropped: Sequence[Place | None]) -> dic
         if any(keeps) or node.name in sides or number is not None:
             changes[str(node.target), seen[str(node.target)]] = _Change(
                 keeps if any(keeps) else (),
+                tuple(of(n).one.shape for n in _tensors(node)) if any(keeps) else (),
                 sides.get(node.name),
                 number,
             )
     return changes
+
+
+def _tensors(node: fx.Node) -> Iterator[fx.Node]:
+    """The tensors that an operator is given, one by one, as `Call.tensors` has them."""
+    leaves = tree_leaves((node.args, [*node.kwargs.values()]))
+    return (leaf for leaf in leaves if isinstance(leaf, fx.Node))
 
 
 def _keep(dims: Mapping[int, tuple[np.ndarray, np.ndarray]], kept: Sequence[np.ndarray]) -> Keep:
@@ -192,7 +203,10 @@ class _Restrict(OperatorMode):
             args = tuple(a * 0 if i == change.silent else a for i, a in enumerate(args))
         if change.number is not None:
             args = (args[0], change.number, *args[2:])
-        return _over_kept(func, args, kwargs, change.keeps) if change.keeps else run_in_pieces(func, args, kwargs)
+        if not change.keeps:
+            return run_in_pieces(func, args, kwargs)
+        _check_lengths(func, (args, kwargs), change)
+        return _over_kept(func, args, kwargs, change.keeps)
 
     def _counted(self, func: Any, given: Any) -> None:
         self.seen[str(func)] += 1
@@ -225,6 +239,19 @@ class _Restrict(OperatorMode):
         return changes[0]
 
 
+def _check_lengths(func: Any, given: Any, change: _Change) -> None:
+    """Refuse sizes at which it is not known where the channels lie: images x channels in a row, say, of more images."""
+    tensors = (v for v in tree_leaves(given) if isinstance(v, torch.Tensor))
+    for tensor, keep, shape in zip(tensors, change.keeps, change.shapes, strict=True):
+        for dim in keep:
+            if tensor.shape[dim] != shape[dim]:
+                raise TraceError(
+                    f"the zeroed twin runs {operator(func)} over channels that lie in dimension {dim} of a tensor of "
+                    f"shape {tuple(tensor.shape)}, and knows where for {shape} alone, as in example_inputs: pass "
+                    "inputs of the same size, or make coupling and twin from an example of this size"
+                )
+
+
 def _over_kept(func: Any, args: Any, kwargs: Any, keeps: Sequence[Keep]) -> Any:
     """The operator over what is kept, its results put back among zeros."""
     leaves, tree = tree_flatten((args, kwargs))
@@ -237,7 +264,7 @@ def _over_kept(func: Any, args: Any, kwargs: Any, keeps: Sequence[Keep]) -> Any:
     small_args, small_kwargs = tree_unflatten(narrowed, tree)
     small = func(*_resized(func, small_args), **small_kwargs)
     keep = keeps[0]
-    if isinstance(full, torch.Tensor) and torch.Tag.pointwise in func.tags:
+    if isinstance(full, torch.Tensor) and find_rule(func) is pointwise:
         # What is missing of the result is missing of any operand.
         tensors = (v for v in leaves if isinstance(v, torch.Tensor))
         rows = [{d + full.dim() - v.dim(): i for d, i in k.items()} for v, k in zip(tensors, keeps, strict=True)]

@@ -47,6 +47,16 @@ def cube(build):
     return lambda: between(lambda s, x: s.b(x.unflatten(2, (2, 3))).flatten(2, 3), b=build())
 
 
+def weight(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+def scattered(x):
+    """Rows of an image written among those of words, where a mask says (LLaVA)."""
+    mask = (torch.arange(x.shape[1]) % 3 == 0).expand(len(x), -1)
+    return x.masked_scatter(mask.unsqueeze(-1).expand_as(x), x.cos()[:, 5:])
+
+
 def positions(x, *shape):
     """Whole numbers below 6 that do not depend on the input."""
     return torch.arange(torch.Size(shape).numel()).reshape(shape) % 6
@@ -75,8 +85,22 @@ ACTIVATIONS |= {
     "floor, round, frac, sign": call(lambda x: x.floor() + x.round() + x.frac() + x.sign() + x.trunc()),
     "nan_to_num, isnan, clamp": call(lambda x: x.nan_to_num().clamp(min=-1, max=2).masked_fill(x.isnan(), 0.0)),
     "heaviside, copysign, ldexp": call(lambda x: torch.heaviside(x, x.cos()) + torch.copysign(x, x.cos())),
+    "divided by weights": lambda: between(
+        lambda s, x: x.remainder(s.p) + x.fmod(s.p) + torch.addcdiv(x, x, s.q) + torch.floor_divide(x, s.q),
+        p=weight(8, 1, 1),
+        q=weight(8, 1, 1),
+    ),
+    "logarithms and powers of weights": lambda: between(
+        lambda s, x: x + s.p.square().log() + torch.xlogy(x, s.q.abs()) + s.q.square() ** -0.5 + torch.pow(2.0, s.p),
+        p=weight(8, 1, 1),
+        q=weight(8, 1, 1),
+    ),
+    "logarithm of channels": lambda: between(lambda s, x: s.b(x).abs().log(), b=nn.Conv2d(8, 8, 1)),
     "remainder, fmod": call(lambda x: x.remainder(0.7) + x.fmod(0.3)),
     "maximum, fmax": call(lambda x: torch.maximum(x, x.cos()) + torch.fmax(x, x.sin())),
+    "an operand that is a tensor": call(
+        lambda x: torch.rsub(x, x.cos()) + (2 - x).masked_fill(x > 1, torch.tensor(0.5, dtype=x.dtype))
+    ),
     "comparison": call(lambda x: (x > 0).to(x.dtype) * x + x.gt(x.cos()).to(x)),
     "float_power, rsqrt, reciprocal": call(lambda x: (x.abs() + 1).float_power(0.3) + (x.abs() + 1).rsqrt()),
     "bitwise": call(lambda x: x * ((x > 0) & ~(x > 1) | (x < -1)).to(x)),
@@ -206,6 +230,7 @@ PICKS = {
     "index_fill of channels": call(lambda x: x.index_fill(1, torch.tensor([0, 3]), 0.5)),
     "masked_fill": call(lambda x: x.masked_fill(x > 0.5, 0.1)),
     "masked_scatter": call(lambda x: x.masked_scatter(x > 0.5, x.cos())),
+    "masked_scatter of rows": rows(scattered),
     "where": call(lambda x: torch.where(x > 0, x, 0.1 * x)),
     "gather": call(lambda x: x.gather(2, positions(x, 1, 1, 6, 6).expand_as(x))),
     "gather by values": rows(lambda x: x.gather(1, x.mean(-1, keepdim=True).argsort(1).expand(-1, -1, x.shape[-1]))),
@@ -265,10 +290,10 @@ UNITS = {
 
 # What cannot shrink, and words of the reason.
 FROZEN = {
-    "CrossMapLRN2d": "meets a tensor of fixed shape",
+    "CrossMapLRN2d": "resize_as_",
     "FractionalMaxPool2d": "no rule for operator",
     "index_fill of channels": "mixes what lies along",
-    "masked_scatter": "no rule for operator",
+    "masked_scatter": "a mask of masked_scatter",
     "gather of channels": "mixes what lies along",
     "repeat_interleave of channels by values": "no rule for operator repeat_interleave",
     "diagonal_scatter": "no rule for operator",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import combinations
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from itertools import combinations, product
+from typing import Any
 
 import torch
 
+from ...internals import OpOverload, tree_leaves
 from ..algebra import Algebra, Call, Plane, Planes, Value, broadcast, compact, independent, varying
 from ..call import laid_together
 from .registry import register_rule
@@ -19,21 +22,57 @@ aten = torch.ops.aten
 def pointwise(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """Labels that meet in one element go together; see `join`."""
     planes = join(call.tensors(), call.shape, call, algebra)
-    if planes and _divides(call):
-        algebra.restrict(call, {d for p in call.args[0].planes for d in varying(p)})
+    if planes and _infinite(call):
+        algebra.restrict(call, {d for p in call.tensors()[0].planes for d in varying(p)})
     return planes if len(call.outputs) == 1 else [planes] * len(call.outputs)
 
 
-def _divides(call: Call) -> bool:
-    """Whether a division would be one by zero where channels are zeroed: `g * v / v.norm(…)` of a normalised weight."""
-    index = _DIVISORS.get(call.op)
-    if index is None or (call.op == "pow" and not (isinstance(call.args[1], int | float) and call.args[1] < 0)):
+def _infinite(call: Call) -> bool:
+    """Whether the operator has no finite value where channels are zeroed: a division by zero (`g * v / v.norm(…)` of a
+    normalised weight, `x % w`), the logarithm of zero."""
+    if call.overload.namespace != "aten" or torch.Tag.nondeterministic_seeded in call.overload.tags:
         return False
-    divisor = call.args[index]
-    return isinstance(divisor, Value) and bool(divisor.planes) and may_vanish(divisor.node)
+    args, kwargs = _stands(call.args), _stands(sorted(call.kwargs.items()))
+    return _infinite_at(call.overload, args, kwargs)
 
 
-_DIVISORS = {"div": 1, "div_": 1, "reciprocal": 0, "reciprocal_": 0, "rsqrt": 0, "rsqrt_": 0, "pow": 0}
+@dataclass(frozen=True, slots=True)
+class _Stand:
+    """What stands for a tensor where an operator is tried out: an element that is 1, or may be 0, too."""
+
+    dtype: torch.dtype
+    vanishes: bool
+
+
+def _stands(value: Any) -> Any:
+    """Arguments with what stands for tensors, and tuples for lists."""
+    if isinstance(value, Value):
+        return _Stand(value.spec.dtype, bool(value.planes) and may_vanish(value.node))
+    return tuple(map(_stands, value)) if isinstance(value, list | tuple) else value
+
+
+@cache
+def _infinite_at(overload: OpOverload, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether an operator has no finite value at some zeros and ones, where anything vanishes."""
+    stands = [v for v in tree_leaves((args, kwargs)) if isinstance(v, _Stand)]
+    return any(v.vanishes for v in stands) and any(
+        _infinite_of(overload, args, kwargs, row) for row in product(*((0, 1)[not v.vanishes :] for v in stands))
+    )
+
+
+def _infinite_of(overload: OpOverload, args: Any, kwargs: Any, values: Iterable[int]) -> bool:
+    left = iter(values)
+
+    def made(value: Any) -> Any:
+        if isinstance(value, _Stand):
+            return torch.full((1,), next(left), dtype=value.dtype, device="cpu")
+        return [made(v) for v in value] if isinstance(value, tuple) else value
+
+    try:
+        results = overload(*(made(v) for v in args), **{k: made(v) for k, v in kwargs})
+    except RuntimeError as error:  # Integers have no infinity.
+        return "ZeroDivisionError" in str(error)
+    return not all(bool(torch.isfinite(r).all()) for r in tree_leaves(results) if torch.is_tensor(r))
 
 
 def join(values: list[Value], shape: tuple[int, ...], call: Call, algebra: Algebra) -> Planes:
@@ -242,6 +281,9 @@ register_rule(
     aten.addcmul,
     aten.addcdiv,
     aten.rrelu_with_noise,
+    aten.floor_divide,
+    aten.rsub,
+    aten.masked_fill,
     aten.complex,
     aten.polar,
 )(pointwise)

@@ -61,6 +61,35 @@ def slice_scatter(call: Call, algebra: Algebra) -> Planes:
     return _written(call, algebra, x, [src], {int(call.arg(2, "dim", 0)) % x.ndim})
 
 
+def masked_scatter(call: Call, algebra: Algebra) -> Planes:
+    """`masked_scatter(x, mask, source)`: the elements of `source`, one after another, at places of a mask. Where it is
+    one for whole rows (features of an image among those of words), rows are written as they are, and lose the same
+    channels; what else is labelled stays."""
+    x, mask, source = call.args[:3]
+    ndim, inner = len(call.shape), 0
+    while (
+        inner < min(ndim, source.ndim)
+        and _whole(mask, inner + 1)
+        and source.shape[-inner - 1] == call.shape[-inner - 1]
+    ):
+        inner += 1
+    algebra.pin_all((mask,), f"a mask of {call.where}")
+    shape = call.shape[ndim - inner :]
+    rows = []
+    for value in (x, source):
+        outer = set(range(value.ndim - inner))
+        kept = beside(value, outer, call, algebra)
+        planes = tuple(compact(p)[(0,) * len(outer)].expand(shape) for p in kept)
+        spec = replace(value.spec, shape=shape, stride=value.spec.stride[len(outer) :])
+        rows.append(replace(value, spec=spec, planes=planes, node=None))
+    return tuple(p.expand(call.shape) for p in join(rows, shape, call, algebra)) if inner else ()
+
+
+def _whole(mask: Value, last: int) -> bool:
+    """Whether a mask is the same along a dimension, counted from the last."""
+    return last > mask.ndim or mask.shape[-last] == 1 or mask.spec.stride[-last] == 0
+
+
 def _written(call: Call, algebra: Algebra, x: Value, others: list[Value], dims: set[int]) -> Planes:
     """Labels of `x` where `others`, of as many dimensions, are written at positions along `dims`."""
     shape = tuple(1 if d in dims else n for d, n in enumerate(x.shape))
@@ -210,5 +239,6 @@ register_rule(aten.index, aten.index_select)(gather_along)
 register_rule(aten.gather)(gather)
 register_rule(aten.scatter, aten.scatter_add, aten.scatter_reduce)(scatter)
 register_rule(aten.index_add, aten.index_copy, aten.index_reduce, aten.index_fill)(index_write)
+register_rule(aten.masked_scatter)(masked_scatter)
 register_rule(aten.select_scatter)(select_scatter)
 register_rule(aten.slice_scatter)(slice_scatter)
