@@ -323,8 +323,9 @@ class _Forward:
 
 
 def _numbers(node: fx.Node, whole: bool) -> list[float]:
-    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes. Of a group
-    norm how many groups there are, or, where `whole` groups go, how wide each is."""
+    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes, and the
+    dimension that it runs along (`torch.cross` without one takes the first of length 3). Of a group norm how many
+    groups there are, or, where `whole` groups go, how wide each is."""
     name = op(node)
     if name == "native_group_norm":
         width, groups = (int(node.args[i]) for i in (4, 6))  # type: ignore[arg-type]
@@ -333,7 +334,10 @@ def _numbers(node: fx.Node, whole: bool) -> list[float]:
     values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
     if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:
         return values
-    return [a for a in values if isinstance(a, float)]
+    schema = getattr(node.target, "_schema", None)
+    along = [i for i, a in enumerate(schema.arguments) if a.name == "dim"] if schema is not None else []
+    dims = [node.args[i] if i < len(node.args) else node.kwargs.get("dim") for i in along]
+    return [a for a in values if isinstance(a, float)] + [d for d in dims if isinstance(d, int)]
 
 
 def _made_for_nothing(node: fx.Node) -> bool:

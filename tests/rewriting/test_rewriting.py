@@ -10,6 +10,7 @@ import pytest
 import torch
 from oracle import (
     TORCHVISION,
+    Net,
     assert_equals_twin,
     half_plan,
     random_plan,
@@ -298,3 +299,22 @@ def test_shape_that_follows_the_width():
     inputs = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     coupling = halp_fx.channel_groups(model, inputs)
     assert_equals_twin(model, Plan({"a": [0, 2]}), inputs, coupling)
+
+
+@pytest.mark.filterwarnings("ignore:Using torch.cross")
+def test_dimension_that_is_found_by_its_length():
+    """`torch.cross` takes the first dimension of length 3: with three channels left, another one."""
+    model = randomized(
+        Net(
+            lambda s, x: s.c(torch.cross(s.a(x), s.b(x)).mT),
+            a=nn.Conv1d(4, 8, 1),
+            b=nn.Conv1d(4, 8, 1),
+            c=nn.Linear(8, 2),
+        )
+    )
+    inputs = torch.randn(2, 4, 3, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert_equals_twin(model, half_plan(coupling), inputs, coupling)
+    (group,) = coupling.prunable
+    with pytest.raises(halp_fx.RewriteError, match=r"cross .* computes with \[1\], not \[2\]"):
+        halp_fx.rewrite(model, halp_fx.Plan({group.name: [0, 2, 5]}), inputs, coupling=coupling)
