@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -186,11 +187,38 @@ def _rule_planes(call: Call, tensors: list[Value], algebra: Algebra) -> Planes |
         return ()
     rule = find_rule(call.node.target)
     if rule is not None:
-        return _of_nothing(call, rule, tensors, algebra) if _empty(call.node) else rule(call, algebra)
+        known = len(algebra.links), len(algebra.pins)
+        planes = _of_nothing(call, rule, tensors, algebra) if _empty(call.node) else rule(call, algebra)
+        _pin_left_out(call, tensors, planes, known, algebra)
+        return planes
     algebra.pin_all(tensors, f"no rule for operator {call.where}")
     if any(algebra.lasting(p) for v in tensors for p in v.planes):
         algebra.notes.setdefault(f"no rule for operator {call.node.target}: what reaches it is frozen ({call.where})")
     return ()
+
+
+def _pin_left_out(
+    call: Call, tensors: list[Value], planes: Planes | list[Planes], known: tuple[int, int], algebra: Algebra
+) -> None:
+    """Pin what lies in the further tensors of an operator and the rule says nothing of: the grid of a sampler, weights
+    per sample. Without that it would shrink, whatever the operator does with it.
+
+    Args:
+        known: how many links and pins there were before the rule.
+    """
+    further = [p for v in tensors[1:] if all(v is not u for u in tensors[:1]) for p in v.planes]
+    if not further:
+        return
+    results = [q for row in (planes if isinstance(planes, list) else [planes]) for q in row]
+    rows = [side for link in algebra.links[known[0] :] for side in (link.b, link.a)]
+    rows += [labels for labels, _ in algebra.pins[known[1] :]]
+    rows += [compact(q).numpy() for q in results]
+    for plane in further:
+        labels = compact(plane).numpy().reshape(-1)
+        labels = labels[labels > 0]
+        # Most are found by their first label.
+        if not any((row == labels[:1]).any() for row in rows) and not any(np.isin(labels, row).any() for row in rows):
+            algebra.pin(plane, f"{call.where} needs all of it")
 
 
 def _empty(node: fx.Node) -> bool:

@@ -74,8 +74,9 @@ class Sizes:
         """Sizes of its result (or of its pieces), of views of it, and of what leads to it."""
         coupling = widths.coupling
         pieces = _pieces(node, coupling)
-        if pieces:
-            whole = coupling.shapes[source_of(node).name]
+        whole = coupling.shapes[source_of(node).name] if pieces else ()
+        # Statistics beside a result are no pieces of what they are of.
+        if pieces and all(len(piece) == len(whole) for piece in pieces if piece):
             dims = [d for d in range(len(whole)) if any(p and p[d] != whole[d] for p in pieces)]
             found = [piece[d] if piece else Extent(0) for d in dims[:1] for piece in pieces]
         else:

@@ -20,12 +20,20 @@ def batch_norm(call: Call, algebra: Algebra) -> list[Planes]:
     """
     x = call.args[0]
     labelled = {d for p in x.planes for d in varying(p)}
-    if labelled - {0, 1} and _of_the_batch(call):
+    if labelled - {1} and _of_the_batch(call):
         algebra.restrict(call, labelled)
     for index, role in ((1, "norm"), (2, "norm"), (3, "statistic"), (4, "statistic")):
         value = call.args[index] if index < len(call.args) else None
         if isinstance(value, Value):
             _couple_affine(x, value, 1, role, call, algebra)
+    return _results(x, call, algebra)
+
+
+def _results(x: Value, call: Call, algebra: Algebra) -> list[Planes]:
+    """Of a norm. The statistics that some return, too, nobody reads but a backward pass; where the forward does, what
+    they are of stays."""
+    if any(spec is not None for spec in call.outputs[1:]):
+        algebra.pin_all((x,), f"the forward reads the statistics of {call.where}")
     return [x.planes] + [()] * (len(call.outputs) - 1)
 
 
@@ -83,7 +91,7 @@ def layer_norm(call: Call, algebra: Algebra) -> list[Planes]:
         algebra.restrict(call, dims)
     for value in affine:
         _couple_affine(x, value, first, "norm", call, algebra)
-    return [x.planes] + [()] * (len(call.outputs) - 1)
+    return _results(x, call, algebra)
 
 
 def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
@@ -110,7 +118,7 @@ def group_norm(call: Call, algebra: Algebra) -> list[Planes]:
             _couple_affine(x, value, 1, "norm", call, algebra)
     if whole:
         algebra.edits.append(Edit(call.module, "num_groups", call.node.all_input_nodes[0], 1, each))
-    return [x.planes] + [()] * (len(call.outputs) - 1)
+    return _results(x, call, algebra)
 
 
 def _of_every_image(planes: Planes, call: Call, algebra: Algebra) -> Planes:

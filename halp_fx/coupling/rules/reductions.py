@@ -127,7 +127,8 @@ def ordered(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     """`sort(x, dim)`, `topk(x, k, dim)`, `median(x, dim)` …: the order along `dim` is one of values, not channels."""
     x: Value = call.args[0]
     dim = _ORDER_ARGUMENT.get(call.op, 1)
-    dims = _dims(call.arg(dim, "dim", None if call.op == "median" and len(call.args) == 1 else -1), x.ndim)
+    whole = call.op in ("median", "nanmedian") and len(call.args) == 1
+    dims = _dims(call.arg(dim, "dim", None if whole else -1), x.ndim)
     kept = []
     for plane in beside(x, dims, call, algebra):
         if len(call.shape) < x.ndim:

@@ -207,10 +207,11 @@ def _couple_across(values: list[Value], dim: int, call: Call, algebra: Algebra) 
 
 
 def resized(call: Call, algebra: Algebra) -> Planes:
-    """`resize_(x, size)`: to the size that it has, nothing happens; any other use is not understood."""
+    """`resize_(x, size)` and `resize_as_(x, other)`: to the size that it has, nothing happens; any other use is not
+    understood."""
     x: Value = call.args[0]
     if x.shape == call.shape:
-        return x.planes
+        return join(call.tensors(), x.shape, call, algebra)
     algebra.pin_all((x,), f"{call.where} gives memory another shape")
     return ()
 

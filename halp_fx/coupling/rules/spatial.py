@@ -24,8 +24,9 @@ def spatial(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     x: Value = call.args[0]
     count = re.search(r"([123])d", call.op)
     space = set(range(x.ndim - (int(count.group(1)) if count else 2), x.ndim))
-    if call.op in _ADAPTIVE:
-        # Of as many outputs each is the mean of one input: `nn.AdaptiveAvgPool2d((None, 1))`.
+    if call.op in _ADAPTIVE and (len(call.outputs) == 1 or call.outputs[1] is None):
+        # Of as many outputs each is the mean of one input: `nn.AdaptiveAvgPool2d((None, 1))`. Where it was the largest
+        # is a place among all, though.
         space = {d for d in space if call.shape[d] != x.shape[d]}
     if call.op in _AVERAGES:
         slid = [_slid(plane, call, algebra) for plane in x.planes]
@@ -140,7 +141,9 @@ register_rule(
     aten.upsample_nearest1d,
     aten.upsample_nearest2d,
     aten.upsample_nearest3d,
+    aten._upsample_nearest_exact1d,
     aten._upsample_nearest_exact2d,
+    aten._upsample_nearest_exact3d,
     aten.upsample_bilinear2d,
     aten._upsample_bilinear2d_aa,
     aten.upsample_bicubic2d,
@@ -153,8 +156,6 @@ register_rule(
     aten.replication_pad1d,
     aten.replication_pad2d,
     aten.replication_pad3d,
-    aten.grid_sampler_2d,
-    aten.grid_sampler_3d,
 )(spatial)
 
 
@@ -196,6 +197,22 @@ def fourier(call: Call, algebra: Algebra) -> Planes:
     return _carry(x, {int(d) % x.ndim for d in call.args[1]}, call.shape, call, algebra)
 
 
+def grid_sample(call: Call, algebra: Algebra) -> Planes:
+    """`grid_sampler(x, grid, …)`: (N, C, *) and (N, *places, 2 or 3) -> (N, C, *places). What lies along places of the
+    grid lies there in the result; coordinates stay."""
+    x, grid = call.args[:2]
+    space = range(2, x.ndim)
+    images = replace(x, planes=tuple(p[_corner(space, x.ndim)] for p in beside(x, {*space}, call, algebra)))
+    images = replace(images, spec=replace(x.spec, shape=(*x.shape[:2], *(1 for _ in space))), node=None)
+    places = tuple(p[..., 0].unsqueeze(1) for p in beside(grid, {grid.ndim - 1}, call, algebra))
+    spec = replace(grid.spec, shape=(grid.shape[0], 1, *grid.shape[1:-1]))
+    return join([images, replace(grid, spec=spec, planes=places, node=None)], call.shape, call, algebra)
+
+
+def _corner(dims: Collection[int], ndim: int) -> tuple[slice, ...]:
+    return tuple(slice(0, 1) if d in dims else slice(None) for d in range(ndim))
+
+
 def affine_grid(call: Call, algebra: Algebra) -> Planes:
     """`affine_grid_generator(theta, size, align)`: (N, 2, 3) -> (N, H, W, 2), or so in three dimensions. Channels may
     be laid into N."""
@@ -203,6 +220,7 @@ def affine_grid(call: Call, algebra: Algebra) -> Planes:
     return tuple(p.reshape(-1, *(1,) * (len(call.shape) - 1)).expand(call.shape) for p in kept)
 
 
+register_rule(aten.grid_sampler_2d, aten.grid_sampler_3d)(grid_sample)
 register_rule(aten.affine_grid_generator)(affine_grid)
 register_rule(aten.constant_pad_nd)(constant_pad)
 register_rule(aten.im2col)(image_to_columns)

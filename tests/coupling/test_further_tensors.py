@@ -1,0 +1,98 @@
+"""Operators of several tensors: what lies in the further ones shrinks with what they are met by, or stays."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import Net, half_plan, randomized, relative_error
+from torch import nn
+from torch.nn import functional as F
+
+import halp_fx
+
+
+def warped(s, x):
+    """Sampled where a layer says."""
+    return F.grid_sample(x, s.flow(x).tanh().permute(0, 2, 3, 1), align_corners=False)
+
+
+def placed(s, x):
+    """Sampled at places that lie along the channels of a layer."""
+    grid = s.flow(x).tanh().flatten(2).unflatten(2, (18, 2))
+    return s.over(F.grid_sample(x, grid, align_corners=False).transpose(1, 2)).transpose(1, 2)
+
+
+def alike(s, x):
+    """As large as a result of another layer."""
+    return x.clone().resize_as_(s.flow(x))
+
+
+def weighed(s, x):
+    """A sum of rows, with weights that a layer gives."""
+    rows = torch.arange(8).expand(len(x), -1)
+    bags = F.embedding_bag(rows, s.rows, per_sample_weights=s.flow(x).mean((2, 3)), mode="sum")
+    return x * bags[:, :, None, None]
+
+
+def of_images(s, x):
+    """Statistics of a batch in which the images are channels."""
+    rows = x.flatten(0, 1)[:, None]
+    return F.batch_norm(rows, None, None, training=True).unflatten(0, (len(x), -1))[:, :, 0] * x
+
+
+def located(s, x):
+    """Where the largest are, as numbers, among rows that lie along the channels."""
+    values, places = F.adaptive_max_pool2d(x.permute(0, 2, 1, 3), (None, 1), return_indices=True)
+    return x * (values + places.to(x.dtype)).permute(0, 2, 1, 3)
+
+
+def statistics(norm):
+    """A norm whose statistics the forward reads."""
+
+    def function(s, x):
+        y, mean, deviation = norm(x)
+        return y * mean.sum() + deviation.sum()
+
+    return function
+
+
+def middle(s, x):
+    """The median of all."""
+    return x * x.nanmedian()
+
+
+CASES = {
+    "a flow of two channels": (warped, {"flow": nn.Conv2d(8, 2, 1)}, {"a": 8}),
+    "places along channels": (placed, {"flow": nn.Conv2d(8, 6, 1), "over": nn.Conv2d(6, 6, 1)}, {"a": 8, "flow": 6}),
+    "memory as large as another": (alike, {"flow": nn.Conv2d(8, 8, 1)}, {"a": 8}),
+    "weights per sample": (weighed, {"flow": nn.Conv2d(8, 8, 1), "rows": nn.Parameter(torch.randn(8, 8))}, {"a": 8}),
+    "statistics over parts in the batch": (of_images, {}, {"a": 8}),
+    "statistics of layers": (statistics(lambda x: torch.native_layer_norm(x, x.shape[1:], None, None, 1e-5)), {}, {}),
+    "statistics of groups": (
+        statistics(lambda x: torch.native_group_norm(x, None, None, len(x), x.shape[1], 36, 2, 1e-5)),
+        {},
+        {},
+    ),
+    "statistics of batches": (
+        statistics(lambda x: torch.native_batch_norm(x, None, None, None, None, True, 0.1, 1e-5)),
+        {},
+        {},
+    ),
+    "median of all": (middle, {}, {}),
+    "places of the largest": (located, {}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_its_twin_or_stays(name):
+    function, layers, groups = CASES[name]
+    torch.manual_seed(0)
+    model = Net(lambda s, x: s.c(function(s, s.a(x))), a=nn.Conv2d(3, 8, 1), c=nn.Conv2d(8, 2, 1), **layers)
+    randomized(model).eval()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == groups, coupling.frozen
+    plan = half_plan(coupling)
+    small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
+    with torch.no_grad():
+        assert relative_error(small(x), twin(x)) <= 1e-9
