@@ -26,6 +26,8 @@ _TAKES_SIZES = {"view", "_unsafe_view", "reshape", "expand", "repeat", "split", 
 _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_pad_nd"}
 _POOLS = {f"{name}{n}d" for name in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)}
 _TAKES_SIZES |= _POOLS
+# Functions that compare the sizes that they are given with those of a tensor, and come to an operator without.
+_COMPARES_SIZES = {"sum_to_size"}
 # These are of interest where they handle an axis that can shrink; padding and pooling, where it is along one.
 _ON_CHANNELS = _MADE | _POOLS | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}
@@ -151,7 +153,8 @@ def takes_size(node: fx.Node) -> bool:
     if op(node) == "native_group_norm":
         own = getattr(of(node).layer, "forward", None) is nn.GroupNorm.forward
         return int(node.args[6]) > 1 and not own  # type: ignore[arg-type]
-    return op(node) in _TAKES_SIZES and of(node).function not in _FOLLOWS_WIDTH
+    function = of(node).function
+    return (op(node) in _TAKES_SIZES and function not in _FOLLOWS_WIDTH) or function in _COMPARES_SIZES
 
 
 def own_axis(group: ChannelGroup, coupling: Coupling) -> Axis | None:

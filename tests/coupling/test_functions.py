@@ -231,6 +231,7 @@ PICKS = {
     "masked_fill": call(lambda x: x.masked_fill(x > 0.5, 0.1)),
     "masked_scatter": call(lambda x: x.masked_scatter(x > 0.5, x.cos())),
     "masked_scatter of rows": rows(scattered),
+    "sum_to_size": call(lambda x: x + x.sum_to_size(2, 8, 1, 6)),
     "where": call(lambda x: torch.where(x > 0, x, 0.1 * x)),
     "gather": call(lambda x: x.gather(2, positions(x, 1, 1, 6, 6).expand_as(x))),
     "gather by values": rows(lambda x: x.gather(1, x.mean(-1, keepdim=True).argsort(1).expand(-1, -1, x.shape[-1]))),
@@ -290,6 +291,7 @@ UNITS = {
 
 # What cannot shrink, and words of the reason.
 FROZEN = {
+    "sum_to_size": "a constant in the forward repeats its width",
     "CrossMapLRN2d": "resize_as_",
     "FractionalMaxPool2d": "no rule for operator",
     "index_fill of channels": "mixes what lies along",
