@@ -216,6 +216,8 @@ def _pin_left_out(
     for plane in further:
         labels = compact(plane).numpy().reshape(-1)
         labels = labels[labels > 0]
+        if not labels.size:
+            continue
         # Most are found by their first label.
         if not any((row == labels[:1]).any() for row in rows) and not any(np.isin(labels, row).any() for row in rows):
             algebra.pin(plane, f"{call.where} needs all of it")

@@ -249,7 +249,10 @@ class _Forward:
         if failure is not None:
             return self._not_running(node, groups_around(old, self._view) if old is not None else (), failure)
         groups = groups_around(old, self._view) if old is not None else ()
-        what = f"{op(new) or 'nothing'} runs where {op(old) or 'nothing'} ran"
+        if any(n is not None and n.op == "get_attr" for n in (old, new)):
+            what = f"{_named(new)} is read or run where {_named(old)} was"
+        else:
+            what = f"{_named(new)} runs where {_named(old)} ran"
         return Mismatch(
             f"after pruning, {where(node, what)}: the forward takes another path. {REMEDY}",
             groups or tuple(g.name for g in self._view.prunable),
@@ -320,6 +323,11 @@ class _Forward:
         at = nodes.index(counted)
         same = [i for i, n in enumerate(nodes) if (of(n).function, of(n).source) == (call.function, call.source)]
         return nodes[min(same, key=lambda i: (abs(i - at), i), default=at)]
+
+
+def _named(node: fx.Node | None) -> str:
+    """An operator by its name, a tensor of the network by its own."""
+    return "nothing" if node is None else op(node) or str(node.target)
 
 
 def _numbers(node: fx.Node, whole: bool) -> list[float]:

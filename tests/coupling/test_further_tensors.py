@@ -96,3 +96,30 @@ def test_equals_its_twin_or_stays(name):
     small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
     with torch.no_grad():
         assert relative_error(small(x), twin(x)) <= 1e-9
+
+
+def across(kind, state=False, **given):
+    """A layer makes steps of a sequence, or its images, in dimension 0; and a recurrent layer follows."""
+
+    def forward(s, x):
+        rows, last = s.r(s.a(x.movedim(0, -1)).movedim(-1, 0))
+        last = last[0] if isinstance(last, tuple) else last
+        return s.c(last.movedim(1, -1) if state else rows.movedim(0, -1))
+
+    return Net(forward, a=nn.Linear(3, 8), r=kind(2, 2, **given), c=nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("state", [False, True])
+def test_recurrent_layers_where_channels_are_no_features(kind, state):
+    """Steps of a sequence stay; of images that channels are laid into, any may go."""
+    x = torch.randn(3, 4, 2, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(randomized(across(kind)).eval(), x)
+    assert "mixes what lies along this axis" in coupling.frozen["a"]
+    model = randomized(across(kind, state, batch_first=True)).eval()
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"a": 8}, coupling.frozen
+    plan = half_plan(coupling)
+    small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
+    with torch.no_grad():
+        assert relative_error(small(x), twin(x)) <= 1e-9

@@ -318,3 +318,20 @@ def test_dimension_that_is_found_by_its_length():
     (group,) = coupling.prunable
     with pytest.raises(halp_fx.RewriteError, match=r"cross .* computes with \[1\], not \[2\]"):
         halp_fx.rewrite(model, halp_fx.Plan({group.name: [0, 2, 5]}), inputs, coupling=coupling)
+
+
+def test_tensor_that_is_read_in_another_order_is_named():
+    """`multi_dot` multiplies in the order that takes the fewest steps, which depends on widths."""
+    shapes = {"p": (2, 3), "q": (3, 4)}
+    model = randomized(
+        Net(
+            lambda s, x: s.c(torch.linalg.multi_dot([s.p, s.q, s.a(x)])),
+            a=nn.Linear(3, 5),
+            c=nn.Linear(5, 2),
+            **{name: nn.Parameter(torch.randn(shape)) for name, shape in shapes.items()},
+        )
+    )
+    inputs = torch.randn(4, 3, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, inputs)
+    with pytest.raises(halp_fx.RewriteError, match=r"after pruning, \S+ is read or run where \S+ was"):
+        halp_fx.rewrite(model, halp_fx.Plan({"a": [0, 1]}), inputs, coupling=coupling)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -24,7 +25,9 @@ def recurrent(call: Call, algebra: Algebra) -> list[Planes]:
     x, states, params, biases, layers, *_ = call.args[:1] + call.args[1 + packed :]
     directions = 2 if call.args[7 + packed] else 1
     states = list(states) if isinstance(states, list | tuple) else [states]
-    inputs, carried = channel_labels(x, x.ndim - 1, call, algebra)
+    # Steps stay: what is in front of the others is the batch only if that comes first.
+    first = not packed and bool(call.args[8])
+    inputs, carried = channel_labels(x, x.ndim - 1, call, algebra, batch=first)
     each = len(params) // (layers * directions)
     cells = [params[i : i + each] for i in range(0, len(params), each)]
     hidden, outputs = _cell_labels(cells[0], biases, call, algebra)
@@ -37,13 +40,37 @@ def recurrent(call: Call, algebra: Algebra) -> list[Planes]:
         couple_labels(read, w_ih, call, algebra, "input")
         algebra.mark(w_ih, "consumer")
     for state, labels in zip(states, (outputs, hidden), strict=False):
-        own, _ = channel_labels(state, state.ndim - 1, call, algebra, batch=False)
+        own, beside = channel_labels(_batch_first(state), state.ndim - 1, call, algebra, batch=first)
         couple_labels(labels, own, call, algebra, "state")
-    last = len(call.shape) - 1
-    results: list[Planes] = [(along(outputs.repeat(directions), last, call.shape), *carried(call.shape))]
-    for spec, labels in zip(call.outputs[1:], (outputs, hidden), strict=False):
-        results.append((along(labels, len(spec.shape) - 1, spec.shape),) if spec is not None else ())
+        _couple_batches(carried((x.shape[0],)), beside((x.shape[0],)), call, algebra)
+    results: list[Planes] = []
+    for index, (spec, labels) in enumerate(
+        zip(call.outputs, (outputs.repeat(directions), outputs, hidden), strict=False)
+    ):
+        if spec is None:
+            results.append(())
+            continue
+        rows = carried(spec.shape) if not index else (p.transpose(0, 1) for p in carried(_swapped(spec.shape)))
+        results.append((along(labels, len(spec.shape) - 1, spec.shape), *rows))
     return results
+
+
+def _batch_first(state: Value) -> Value:
+    """(layers * directions, N, H) -> (N, layers * directions, H)."""
+    spec = replace(state.spec, shape=_swapped(state.shape), stride=_swapped(state.spec.stride))
+    return replace(state, spec=spec, planes=tuple(p.transpose(0, 1) for p in state.planes))
+
+
+def _swapped(row: tuple[int, ...]) -> tuple[int, ...]:
+    return (row[1], row[0], *row[2:])
+
+
+def _couple_batches(a: Planes, b: Planes, call: Call, algebra: Algebra) -> None:
+    """What lies along the images of a sequence and of its states goes together; where only one has labels, it stays."""
+    for plane in a if b else ():
+        algebra.couple(plane, b[0], call, "state")
+    for plane in () if a and b else (*a, *b):
+        algebra.pin(plane, f"{call.where} has states that do not shrink along")
 
 
 def _cell_labels(
