@@ -27,7 +27,7 @@ _TAKES_SIZES |= FACTORIES | {"index", "index_select", "unsafe_split", "constant_
 _POOLS = {f"{name}{n}d" for name in ("_adaptive_avg_pool", "adaptive_max_pool") for n in (2, 3)}
 _TAKES_SIZES |= _POOLS
 # Functions that compare the sizes that they are given with those of a tensor, and come to an operator without.
-_COMPARES_SIZES = {"sum_to_size"}
+_COMPARES_SIZES = {"sum_to_size", "rnn_tanh_cell", "rnn_relu_cell"}
 # These are of interest where they handle an axis that can shrink; padding and pooling, where it is along one.
 _ON_CHANNELS = _MADE | _POOLS | {"constant_pad_nd"}
 _TAKES_SHAPE = {"native_layer_norm", "_fused_rms_norm"}

@@ -123,3 +123,17 @@ def test_recurrent_layers_where_channels_are_no_features(kind, state):
     small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
     with torch.no_grad():
         assert relative_error(small(x), twin(x)) <= 1e-9
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_cell_that_compares_its_width_with_a_state(given):
+    """One step of an `RNNCell`: nothing but a check couples what it makes with the state that it is given."""
+    layers = {"a": nn.Linear(3, 8), "b": nn.Linear(3, 6), "r": nn.RNNCell(8, 6), "c": nn.Linear(6, 2)}
+    model = randomized(Net(lambda s, x: s.c(s.r(s.a(x), s.b(x) if given else None)), **layers)).eval()
+    x = torch.randn(4, 3, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert "a" in {g.name for g in coupling.prunable}
+    plan = half_plan(coupling)
+    small, twin = (f(model, plan, x, coupling=coupling) for f in (halp_fx.rewrite, halp_fx.zero))
+    with torch.no_grad():
+        assert relative_error(small(x), twin(x)) <= 1e-9
