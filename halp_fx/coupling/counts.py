@@ -1,5 +1,6 @@
 """Numbers that belong to a statistic: `F.normalize(x, dim=1) * g * x.shape[1] ** 0.5` is an RMS norm, and
-`x.sum(1) / x.shape[1]` a mean, written in several operators. Or to a product: `q @ k.mT / q.shape[-1] ** 0.5`.
+`x.sum(1) / x.shape[1]` a mean, written in several operators; a weight that is divided by
+`(w.var((1, 2, 3)) * w[0].numel()) ** 0.5` has rows of length one. Or to a product: `q @ k.mT / q.shape[-1] ** 0.5`.
 
 As statistics over channels do (docs/rewriting.md), they run over the channels that stay, and so count these. Whether
 the program computes the number from a size or has it as a constant, a trial shows.
@@ -31,6 +32,11 @@ _PRODUCTS = {"mm": 0, "bmm": 0, "addmm": 1, "baddbmm": 1, "mv": 0}
 
 _WHOLE, _OF_FACTORS = (-0.5, -1.0), (-0.5, -0.25, -1.0)
 """Powers of what is summed over that products, and factors of products, are scaled by."""
+
+_MEANS = {"linalg_vector_norm": -0.5, "sum": -1.0, "var": 1.0, "var_mean": 1.0, "std": 0.5, "std_mean": 0.5}
+"""Powers of how many elements there are, by which a sum becomes a mean, and a variance a sum of squares."""
+
+_ROOTS = {"sqrt": 0.5, "rsqrt": -0.5, "reciprocal": -1.0}
 
 _HELD_UP = {"clamp", "clamp_", "clamp_min", "clamp_min_", "add", "add_"}
 
@@ -85,7 +91,7 @@ def count_at(node: fx.Node) -> Count | None:
     if number is None:
         return None
     for source, dims, power in _statistics(node.args[0]):
-        for correction in (0, 1) if power == -1 else (0,):
+        for correction in (0, 1) if abs(power) == 1 else (0,):
             count = Count(source, dims, _sign(node) * power, correction)
             if count.fits(number):
                 return count
@@ -216,29 +222,31 @@ def _equal(node: fx.Node, product: fx.Node) -> bool:
 
 
 def _statistics(value: object) -> list[tuple[fx.Node, tuple[int, ...], float]]:
-    """Statistics that a value is made of by products: of what, over which dimensions, and the power of their number of
-    elements that makes a mean of a sum."""
+    """Statistics that a value is made of by products and powers: of what, over which dimensions, and the power of their
+    number of elements that makes a mean of a sum, or of a variance a sum of squares (weight standardisation, whose rows
+    have length one)."""
     found = []
-    left, seen = [value], set[object]()
+    left, seen = [(value, 1.0)], set[object]()
     while left:
-        node = left.pop()
+        node, power = left.pop()
         if not isinstance(node, fx.Node) or node in seen:
             continue
         seen.add(node)
         name = op(node).rstrip("_")
         if node.op == "get_attr" and not of(node).constant and len(node.users) == 1:
             # A gain that was multiplied by the number first: what it then meets.
-            left += _beside(node)
+            left += [(beside, power) for beside in _beside(node)]
         elif is_view(node) or name in _SHIFTED:
-            left.append(node.args[0])
+            left.append((node.args[0], power))
         elif name == "mul":
-            left += node.args
+            left += [(factor, power) for factor in node.args]
         elif name == "div":
-            left.append(node.args[0])
-            found += [(s, dims, 0.5) for s, dims in _over(node.args[1], "linalg_vector_norm")]
+            left += [(node.args[0], power), (node.args[1], -power)]
+        elif name in _ROOTS:
+            left.append((node.args[0], power * _ROOTS[name]))
         else:
-            found += [(s, dims, -0.5) for s, dims in _over(node, "linalg_vector_norm")]
-            found += [(s, dims, -1.0) for s, dims in _over(node, "sum")]
+            for statistic, own in _MEANS.items():
+                found += [(s, dims, power * own) for s, dims in _over(node, statistic)]
     return found
 
 
@@ -259,17 +267,19 @@ def _beside(gain: fx.Node) -> list[object]:
 
 
 def _over(value: object, statistic: str) -> list[tuple[fx.Node, tuple[int, ...]]]:
-    """Of a norm or a sum, held away from zero: what it is of, and along which dimensions."""
+    """Of a statistic, held away from zero: what it is of, and along which dimensions."""
     node = value
     while isinstance(node, fx.Node) and (is_view(node) or op(node) in _SHIFTED | _HELD_UP):
         if op(node) in ("add", "add_") and isinstance(node.args[1], fx.Node):
             return []
         node = node.args[0]
+    if isinstance(node, fx.Node) and node.target is getitem and node.args[1] == 0:
+        node = node.args[0]  # Variance and mean come together.
     if not isinstance(node, fx.Node) or op(node) != statistic:
         return []
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    order, at = (node.args[1] if len(node.args) > 1 else 2, 2) if statistic != "sum" else (2, 1)
+    order, at = (node.args[1] if len(node.args) > 1 else 2, 2) if statistic == "linalg_vector_norm" else (2, 1)
     dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
     length = len(of(source).one.shape)
     if order != 2 or not isinstance(dims, list | tuple | None) or not length:

@@ -92,6 +92,42 @@ def test_other_numbers_freeze(name):
     assert "a constant in the forward repeats its width" in coupling.frozen["first"]
 
 
+def standardised(weight, gain, kind):
+    """Rows of mean zero and length one, times a gain, as networks without norms have them (arXiv 2102.06171)."""
+    (v, m), fan = torch.var_mean(weight, (1, 2, 3), keepdim=True, unbiased=kind == "unbiased"), weight[0].numel()
+    return {
+        "under the root": lambda: (weight - m) * torch.rsqrt(v * fan + 1e-4) * gain,
+        "unbiased": lambda: (weight - m) * torch.rsqrt(v * fan + 1e-4) * gain,
+        "held away from zero": lambda: (weight - m) * torch.rsqrt((v * fan).clamp(min=1e-4)) * gain,
+        "after it": lambda: (weight - m) * torch.rsqrt(v + 1e-4) * (gain * fan**-0.5),
+        "divided": lambda: gain * (weight - m) / (weight.std((1, 2, 3), keepdim=True) * fan**0.5 + 1e-4),
+        "less one": lambda: (weight - m) / (v * (fan - 1)).sqrt() * gain,
+    }[kind]()
+
+
+class Standardised(nn.Conv2d):
+    def __init__(self, *args, kind):
+        super().__init__(*args)
+        self.kind, self.gain = kind, nn.Parameter(torch.ones(self.out_channels, 1, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, standardised(self.weight, self.gain, self.kind), self.bias)
+
+
+@pytest.mark.parametrize(
+    "kind", ["under the root", "unbiased", "held away from zero", "after it", "divided", "less one"]
+)
+def test_the_number_of_inputs_of_a_standardised_weight_is_counted(kind):
+    torch.manual_seed(0)
+    layers = [Standardised(i, o, 3, kind=kind) for i, o in ((3, 16), (16, 12), (12, 8))]
+    model = randomized(nn.Sequential(*layers, nn.ReLU(), nn.Flatten(), nn.Linear(32, 4))).eval()
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert not {"0", "1", "2"} & set(coupling.frozen), coupling.frozen
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+
+
 def test_an_unbiased_variance_of_a_single_channel_is_refused():
     model, x, coupling = couple(COUNTED["unbiased variance"])
     with pytest.raises(halp_fx.RewriteError, match="is over a single element"):
