@@ -80,6 +80,7 @@ def verdict(
     further: Mapping[str, float] = MappingProxyType({}),
     wider: float | None = None,
     busy: bool = False,
+    stepped: bool = False,
 ) -> str:
     """What the report says about a network whose cost is off the budget by more than it may be; "" if it is not.
 
@@ -91,6 +92,7 @@ def verdict(
         further: of every other budget, how much is used.
         wider: share of the dense network's cost that the least of the candidates above the budget takes; None: none is.
         busy: its times are not to be trusted.
+        stepped: it was cut in several steps.
     """
     if yardstick.tables is None:
         least = ", also where limits ask for less" if request.limits else ""
@@ -115,7 +117,9 @@ def verdict(
             "allowed. Widths come in steps (round_to, 32 widths at most)"
         )
     elif rounds < most_rounds or not yardstick.goals.measured:
-        why = "no wider choice fits into it: the next steps of the groups (round_to, 32 widths at most) cost more"
+        why = "no wider choice fits into it: the next widths of the groups cost more"
+        if stepped:
+            why += ", and channels that an earlier step took do not come back"
         if request.limits:
             why += ", or limits do not allow them"
         if dropped:
@@ -123,6 +127,8 @@ def verdict(
                 f", and the dropped branches ({few(dropped)}) would have to be so narrow that more is lost with them "
                 "than without"
             )
+        if request.round_to != 1:
+            why += ". Widths come in steps (of 32 at most); round_to=1 makes them finer"
     else:
         why = f"after {rounds} rounds this is the closest network"
     return f"{target} is undercut by {-deviation:.1%}: {why}"

@@ -137,7 +137,7 @@ def _notes(session: Session, extra: Mapping[str, tuple[float, float, float]]) ->
         notes.append(_limited(best.choice.solution.gap))
     said = session.stopped or verdict(
         best.deviation(yardstick.budget), best.measured, len(session.candidates), MAX_ROUNDS, yardstick, request,
-        dropped=best.network.plan.dropped, busy=bool(best.busy),
+        dropped=best.network.plan.dropped, busy=bool(best.busy), stepped=bool(session.trail),
         wider=min((c.measured for c in session.candidates if c.measured > yardstick.budget), default=None),
         further={name: reached / limit for name, (_, limit, reached) in extra.items()},
     )  # fmt: skip

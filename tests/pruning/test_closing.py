@@ -268,6 +268,18 @@ def test_a_budget_that_widths_leave_unspent_says_why(monkeypatch):
     assert "round_to" in report.notes[-1]
 
 
+@pytest.mark.parametrize(("steps", "round_to"), [(1, 16), (3, 16), (1, 1)])
+def test_a_counted_budget_that_is_left_unspent_says_what_would_spend_it(steps, round_to):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Conv2d(64, 4, 3)).eval()
+    data = [(torch.randn(8, 3, 8, 8), torch.randn(8, 4, 2, 2)) for _ in range(4)]
+    settings = {"data": data, "loss_fn": nn.functional.mse_loss, "latency": "macs", "progress": False}
+    report = halp_fx.prune(model, 0.4, data[0][0], steps=steps, round_to=round_to, tolerance=1e-3, **settings).halp
+    (said,) = (note for note in report.notes if "undercut by" in note)
+    assert ("an earlier step took" in said) == (steps > 1)
+    assert ("round_to=1 makes them finer" in said) == (round_to > 1)
+
+
 def test_a_budget_that_another_leaves_unspent_says_which(monkeypatch):
     Machine(monkeypatch, overhead=0.0)
     report = pruned({"latency": 0.8, "params": 0.2}).halp
