@@ -3,7 +3,8 @@
 Labels of the data say what the network should do; how much its outputs change when channels go is a question about
 what it does. So labels are drawn from the network where its outputs say how: of a classifier, also of pixels, from its
 softmax. Otherwise the caller's loss of the caller's labels stands in for them (the empirical Fisher), and where there
-is no loss at all, a random direction of the outputs.
+is no loss at all, a random direction of the outputs. Where classes may be the last dimension as well (as many tokens as
+classes), the loss tells.
 """
 
 from __future__ import annotations
@@ -20,6 +21,10 @@ from ..internals import tree_flatten, tree_leaves, tree_unflatten
 from ..model.tensors import tensors_in
 from .losses import NO_BATCHES, Loss, LossFn, batch_loss, called, inputs_of, pair_of, total
 
+SHIFTED, MOSTLY = 1e-3, 0.9
+"""Derivatives by the scores of a sample cancel but for this share of their sizes, or those by the scores of own classes
+are negative in more than this share: then a loss takes dimension 1 for classes."""
+
 HELD_OUT = 4
 """One batch, or sample, of so many is held out for what compares networks, at most."""
 
@@ -32,12 +37,14 @@ class Sampled:
         loss_fn, loss: the caller's; neither for data without labels.
         generator: what labels are drawn with; on the CPU, so that every device draws the same.
         kind: what was differentiated, in words; known after the first batch.
+        scores: whether `loss_fn` takes dimension 1 for classes; None where nobody had to ask.
     """
 
     loss_fn: LossFn | None = None
     loss: Loss | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     kind: str = ""
+    scores: bool | None = None
 
     def __call__(
         self, model: nn.Module, tensors: Mapping[str, torch.Tensor], batch: Any, number: int, alone: bool = False
@@ -72,7 +79,9 @@ class Sampled:
         def drawn(model: nn.Module, batch: Any) -> torch.Tensor:
             inputs, target = pair_of(batch)
             output = called(model, inputs)
-            own = self._drawn(output, target)
+            if self.scores is None and _categories(output, target) and _last_may_be(output):
+                self.scores = takes_scores(given, output, target)
+            own = self._drawn(output, target) if self.scores is not False else None
             if own is not None:
                 # It is not differentiated, but one that does not fit, or is NaN, should be heard of.
                 if not alone and not bool(torch.isfinite(total(given(output, target)))):
@@ -85,14 +94,7 @@ class Sampled:
 
     def _drawn(self, output: Any, target: Any) -> torch.Tensor | None:
         """The loss of labels drawn from the outputs; None where the outputs and the targets do not say how."""
-        categories = (
-            isinstance(output, torch.Tensor)
-            and output.is_floating_point()
-            and output.ndim >= 2
-            and output.shape[1] > 1
-            and (target is None or _fits(target, output))
-        )
-        if categories and (target is not None or output.ndim == 2):
+        if _categories(output, target) and (target is not None or output.ndim == 2):
             self.kind = "labels drawn from the network's softmax"
             if not bool(torch.isfinite(output).all()):
                 lost: torch.Tensor = output.detach().sum() * torch.nan
@@ -112,6 +114,46 @@ class Sampled:
             for t, d in zip(parts, directions, strict=True)
         ]
         return torch.stack(scaled).sum() if scaled else torch.zeros(())
+
+
+def _categories(output: Any, target: Any) -> bool:
+    """Whether an output has the shape of class scores, and a target that of classes."""
+    return (
+        isinstance(output, torch.Tensor)
+        and output.is_floating_point()
+        and output.ndim >= 2
+        and output.shape[1] > 1
+        and (target is None or _fits(target, output))
+    )
+
+
+def _last_may_be(output: torch.Tensor) -> bool:
+    """Whether classes may as well be the last dimension."""
+    return output.ndim > 2 and output.shape[1] == output.shape[-1]
+
+
+def takes_scores(loss_fn: LossFn, output: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether a loss takes an output for scores of classes (dimension 1): all of a sample's may rise alike without a
+    change (softmax), or the score of its class should rise (sigmoids, log-probabilities). Where it does not say, it
+    does."""
+    scores = output.detach()
+    scores = (scores if scores.dtype is torch.float64 else scores.float()).requires_grad_()
+    try:
+        with torch.enable_grad():
+            (grad,) = torch.autograd.grad(total(loss_fn(scores, target)), scores, allow_unused=True)
+    except Exception:  # It is called again, and then said.
+        return True
+    if grad is None or not bool(torch.isfinite(grad).all()):
+        return True
+    size = grad.abs().sum(1)
+    if bool((grad.sum(1).abs() <= SHIFTED * size).all()):
+        return True
+    classes = target.long().to(grad.device)
+    known = (classes >= 0) & (classes < grad.shape[1]) & (size > 0)
+    if not bool(known.any()):
+        return True
+    own = grad.gather(1, classes.clamp(0, grad.shape[1] - 1).unsqueeze(1)).squeeze(1)
+    return float((own[known] <= 0).float().mean()) > MOSTLY
 
 
 def _fits(target: Any, output: torch.Tensor) -> bool:
