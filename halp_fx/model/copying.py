@@ -123,9 +123,11 @@ def _complete(modules: Sequence[nn.Module], copies: Sequence[nn.Module], known: 
 
 
 def hollowed(model: nn.Module, members: Members | None = None, floating: bool = False) -> nn.Module:
-    """A copy with meta tensors for its parameters and buffers (or the floating ones): it takes no memory."""
+    """A copy with meta tensors for its parameters, buffers and constants among its attributes (or the floating ones of
+    its parameters and buffers): it takes no memory."""
     members = members or Members.of(model)
-    tensors = (t for t in members.tensors.values() if t.is_floating_point() or not floating)
+    registered = {**members.parameters, **members.buffers}
+    tensors = [t for t in registered.values() if t.is_floating_point()] if floating else members.tensors.values()
     return copied(model, {id(t): meta_twin(t) for t in tensors})
 
 

@@ -32,9 +32,10 @@ class Constants:
         # Whether the program took values out of tensors: what it makes from now on may hold them.
         self.values_read = False
 
-    def seen(self, node: fx.Node, original: torch.Tensor) -> None:
-        """An input, parameter or buffer: only whole numbers are taken for constants (index tables)."""
-        if not original.is_floating_point() and not original.is_complex() and not original.is_meta:
+    def seen(self, node: fx.Node, original: torch.Tensor, plain: bool = False) -> None:
+        """An input, parameter or buffer: only whole numbers are taken for constants (index tables). Or a `plain`
+        attribute: that is one."""
+        if not original.is_meta and (plain or not (original.is_floating_point() or original.is_complex())):
             _keep(node, original)
 
     def given(self, node: fx.Node, original: torch.Tensor) -> None:

@@ -122,9 +122,11 @@ def all_traces(model: nn.Module, example_inputs: Any = None) -> Traces:
 def _decides(*traces: Traced) -> str:
     """What a forward may decide by which its shapes do not tell: a value that it reads, or how many it found. Empty
     if there is nothing."""
-    read = next((read.where for t in traces for read in t.reads), "")
-    if read:
-        return read
+    for traced in traces:
+        nodes = {node.name: node for node in traced.graph.nodes} if traced.reads else {}
+        for read in traced.reads:
+            if not of(nodes[read.node]).fixed:  # A constant decides alike each time.
+                return read.where
     found = next(filter(None, (first_counted(t.graph) for t in traces)), None)
     return "" if found is None else f"by how much {where(found)} finds"
 

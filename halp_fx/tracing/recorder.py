@@ -22,7 +22,7 @@ from ..types import ModuleCall, Record, Run, TensorSpec, ValueRead
 from . import meta_shapes
 from .calls import GRAPH_NODE, CallLog, PythonNames, caller, checked_by_torch, has_hooks
 from .constants import Constants, says_finite
-from .graph import getitem, keep, of, operator, places_written, written_through_alias
+from .graph import ancestors, getitem, keep, of, operator, places_written, written_through_alias
 from .handing import OperatorMode
 from .leaks import MetaWatch, ValueWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
@@ -199,12 +199,15 @@ class Recorder(OperatorMode):
         return None
 
     def _read(self, function: str, node: fx.Node) -> None:
+        fixed = of(node).fixed
+        # Constants among the attributes have slots, and other values with fewer of them.
+        shrinks = fixed and any(str(n.target) in self._members.plain for n in ancestors([node]) if n.op == "get_attr")
         # PyTorch's own code tells right from wrong arguments so (an observer's range), and goes on alike.
-        if of(node).fixed or (of(node).one.dtype is torch.bool and checked_by_torch()):
+        if (fixed and not shrinks) or (of(node).one.dtype is torch.bool and checked_by_torch()):
             return
         line = caller()
         self.reads.append(ValueRead(node.name, self._where(function, line), line.startswith(GRAPH_NODE)))
-        self._constants.values_read = True
+        self._constants.values_read = self._constants.values_read or not fixed
 
     def sized(self, args: Any, result: Any, part: int | slice) -> Any:
         """The program reads sizes of a tensor, or a part of them: the record of its node says of which dimensions. A
@@ -298,7 +301,7 @@ class Recorder(OperatorMode):
         record = self._describe(node, tensor)
         record.sizes_read = self._sizes_read.pop(id(tensor), _NO_DIMS)
         record.trained = name in self._members.parameters
-        self._constants.seen(node, self._originals[name])
+        self._constants.seen(node, self._originals[name], name in self._members.plain)
         return node
 
     def _constant_node(self, tensor: torch.Tensor) -> fx.Node:

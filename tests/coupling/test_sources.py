@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import equals_twin_closely, half_plan, random_plan, randomized, relative_error
+from oracle import (
+    Net,
+    equals_twin_closely,
+    half_plan,
+    random_plan,
+    randomized,
+    relative_error,
+)
 from torch import nn
 from torch.nn import functional as F
 
@@ -126,3 +133,37 @@ def test_constants_that_are_attributes_shrink_as_buffers_do():
     assert (small.identity.shape, small.ones.shape) == ((4, 4, 1, 1), (3, 4, 3, 3))
     assert all(getattr(model, name) is value and torch.equal(value, values[name]) for name, value in before.items())
     assert small.state_dict().keys() == model.state_dict().keys()
+
+
+def test_values_of_a_constant_among_the_attributes_are_known():
+    """The strides of a detector: the forward reads them without values, and decides nothing by them."""
+
+    def forward(s, x):
+        y = s.a(x).relu()
+        rows = [y.new_full((4, 1), s.strides[i], dtype=y.dtype) for i in range(2)]
+        return s.head((y * s.gains[:, None, None]).mean((2, 3))) * torch.cat(rows).mean()
+
+    model = Net(forward, a=nn.Conv2d(3, 8, 1), head=nn.Linear(8, 4), unreached=nn.Linear(3, 3))
+    model.strides, model.gains = torch.tensor([8.0, 16.0]), torch.rand(8)
+    model, x = randomized(model).eval(), torch.randn(2, 3, 4, 4).double()
+    model.gains = model.gains.double()
+    coupling = halp_fx.channel_groups(model, x)
+    assert coupling.traced.on_meta
+    assert {g.name: g.size for g in coupling.prunable} == {"a": 8}
+    equals_twin_closely(model, half_plan(coupling), x, coupling)
+    small = halp_fx.rewrite(model, half_plan(coupling), x, coupling=coupling)
+    assert small.gains.shape == (4,)
+    assert small.strides.tolist() == [8.0, 16.0]
+
+
+def test_a_constant_that_the_forward_decides_by_keeps_its_channels():
+    def forward(s, x):
+        y = s.a(x).relu()
+        return s.head((y * s.gains[:, None, None]).mean((2, 3)) * (2 if s.gains.sum() > 3 else 1))
+
+    model = Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Conv2d(3, 3, 1), head=nn.Linear(8, 4))
+    model.gains = torch.rand(8).double() + 1
+    model = randomized(model).eval()
+    coupling = halp_fx.channel_groups(model, torch.randn(2, 3, 4, 4).double())
+    assert "a" not in {g.name for g in coupling.prunable}
+    assert any("read into Python" in reason for reason in coupling.frozen.values())
