@@ -5,11 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 
+import compare_kinds
 import compare_training
 import pytest
 import torch
-from comparing import data, networks, tables, tasks
+from comparing import data, kinds, kinds_data, networks, tables, tasks
 from comparing.methods import Task
+
+import halp_fx
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +104,55 @@ def test_a_way_inside_training_ends_at_its_budget():
         Task(model, data.Data("made", 4, some, some), 0.5, seed=0), 1
     )
     assert small.halp.met
+
+
+@pytest.mark.parametrize("name", kinds.KINDS)
+def test_a_kind_is_trained_and_pruned(name):
+    kind = kinds.KINDS[name]
+    data, network = kind.data(), kind.network()
+    inputs, targets = (part[:16] for part in data.train)
+    kind.loss(network(inputs), targets).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    coupling = halp_fx.channel_groups(network.eval(), inputs[:1])
+    assert len(coupling.prunable) > 2
+    assert all(isinstance(network.get_submodule(head), torch.nn.Linear) for head in kind.heads)
+    seen = kinds_data.SEEN + 16
+    with torch.no_grad():
+        output = network(data.test[0][:seen])
+    assert kind.metric(output, data.test[1][:seen]) <= 100
+
+
+def test_kinds_are_compared_once_and_what_fails_is_told_below(monkeypatch, tmp_path, capsys):
+    taken = []
+
+    def small(cell):
+        taken.append((cell.budget, cell.draw))
+        if cell.draw:
+            raise RuntimeError("no ratio reaches the budget\nat all")
+        return cell.model
+
+    monkeypatch.setitem(compare_kinds.METHODS, "even", small)
+    monkeypatch.setattr(compare_kinds, "train", lambda model, *_: model.eval())
+    given = ["compare_kinds.py", "--folder", str(tmp_path), "--kinds", "conv1d", "--methods", "even"]
+    for budgets in (["1.0"], ["1.0", "0.9"]):
+        monkeypatch.setattr(sys, "argv", [*given, "--draws", "2", "--budgets", *budgets])
+        compare_kinds.main()
+    assert taken == [(1.0, 0), (1.0, 1), (0.9, 0), (0.9, 1)]
+    *_, whole, part, _, note, _ = capsys.readouterr().out.splitlines()
+    assert [cells(line)[2] for line in (whole, part)] == ["100%", "90%"]
+    assert cells(whole)[3].endswith("** [1]")
+    assert cells(part)[3].endswith("** (100.0) [1]")
+    assert note == "1. no ratio reaches the budget, in 1 of 2 draws"
+
+
+def test_draws_of_a_kind_look_at_other_samples_and_have_standard_errors():
+    kind = kinds.KINDS["bn8"]
+    cell, other = (compare_kinds.Cell(kind, kind.data(), torch.nn.Identity(), 0.1, draw) for draw in (0, 1))
+    (first, *rest), (moved, *_) = cell.calibration, other.calibration
+    assert (len(first[0]), 1 + len(rest)) == (8, 64)
+    assert not torch.equal(first[0], moved[0])
+    own = {"kind": "bn8", "dense": 90.0, "budget": 0.1, "macs": 0.1}
+    tuned = (("halp_fx", 80.0), ("halp_fx", 84.0), ("even", 81.0))
+    rows = [own | {"method": method, "tuned": t, "draw": d} for d, (method, t) in enumerate(tuned)]
+    line = cells(compare_kinds.table(rows).splitlines()[2])
+    assert line == ["bn8", "90.0", "10%", "**82.0 ± 2.0**", "81.0"]

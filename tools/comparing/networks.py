@@ -31,7 +31,7 @@ def _basic(inner: int, outer: int, stride: int) -> Residual:
     return Residual(body, nn.Identity() if same else _conv(inner, outer, 1, stride, act=False), nn.ReLU())
 
 
-def _head(channels: int, classes: int) -> list[nn.Module]:
+def head(channels: int, classes: int) -> list[nn.Module]:
     return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
 
 
@@ -44,7 +44,7 @@ def residual(classes: int) -> nn.Module:
             outer = 16 * 2**stage
             layers.append(_basic(inner, outer, 2 if stage and not block else 1))
             inner = outer
-    return nn.Sequential(*layers, *_head(inner, classes))
+    return nn.Sequential(*layers, *head(inner, classes))
 
 
 class Split(nn.Module):
@@ -78,7 +78,7 @@ def concat(classes: int) -> nn.Module:
             layers.append(_conv(inner, inner, 3, 2))
         layers.append(Split(inner, outer, 2))
         inner = outer
-    return nn.Sequential(*layers, *_head(inner, classes))
+    return nn.Sequential(*layers, *head(inner, classes))
 
 
 class SqueezeExcite(nn.Module):
@@ -109,7 +109,7 @@ def inverted(classes: int) -> nn.Module:
         for block in range(depth):
             layers.append(_inverted(inner, outer, 1 if block else stride))
             inner = outer
-    return nn.Sequential(*layers, _conv(inner, 192), *_head(192, classes))
+    return nn.Sequential(*layers, _conv(inner, 192), *head(192, classes))
 
 
 class _Normed(nn.Module):
@@ -151,7 +151,7 @@ def dense(classes: int) -> nn.Module:
         if stage < 2:
             layers += [_conv(inner, inner // 2), nn.AvgPool2d(2)]
             inner //= 2
-    return nn.Sequential(*layers, nn.BatchNorm2d(inner), nn.ReLU(), *_head(inner, classes))
+    return nn.Sequential(*layers, nn.BatchNorm2d(inner), nn.ReLU(), *head(inner, classes))
 
 
 class _Grown(nn.Module):
@@ -187,7 +187,7 @@ def grouped(classes: int) -> nn.Module:
     for middle, outer, stride in ((24, 64, 1), (32, 96, 2), (48, 128, 2)):
         layers += [_Grouped(inner, middle, outer, stride), _Grouped(outer, middle, outer, 1)]
         inner = outer
-    return nn.Sequential(*layers, nn.GroupNorm(4, inner), nn.ReLU(), *_head(inner, classes))
+    return nn.Sequential(*layers, nn.GroupNorm(4, inner), nn.ReLU(), *head(inner, classes))
 
 
 def tokens(classes: int) -> nn.Module:
@@ -226,7 +226,7 @@ def cardinal(classes: int) -> nn.Module:
             same = step == 1 and inner == outer
             layers.append(Residual(body, nn.Identity() if same else _conv(inner, outer, 1, step, act=False), nn.ReLU()))
             inner = outer
-    return nn.Sequential(*layers, *_head(inner, classes))
+    return nn.Sequential(*layers, *head(inner, classes))
 
 
 class _Shuffled(nn.Module):
@@ -263,7 +263,7 @@ def shuffled(classes: int) -> nn.Module:
         for block in range(depth):
             layers.append(_Shuffled(inner, outer, 1 if block else stride))
             inner = outer
-    return nn.Sequential(*layers, _conv(inner, 256), *_head(256, classes))
+    return nn.Sequential(*layers, _conv(inner, 256), *head(256, classes))
 
 
 NETWORKS: dict[str, Callable[[int], nn.Module]] = {

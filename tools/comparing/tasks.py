@@ -173,7 +173,7 @@ def _decibels(output: Tensor, target: Tensor) -> float:
     return float(10 * torch.log10(9 * target.var() / (output - target).square().mean()))
 
 
-def _overlap(output: Tensor, target: Tensor) -> float:
+def overlap(output: Tensor, target: Tensor) -> float:
     """Mean over the classes of intersection over union, in percent."""
     found = output.argmax(1)
     each = [
@@ -188,7 +188,7 @@ def _f1(output: Tensor, target: Tensor) -> float:
     return 100 * float(2 * (found * target).sum() / (found.sum() + target.sum()))
 
 
-def _explained(output: Tensor, target: Tensor) -> float:
+def explained(output: Tensor, target: Tensor) -> float:
     """Share of the variance, in percent."""
     return 100 * float(1 - (output - target).square().mean() / target.var())
 
@@ -199,12 +199,12 @@ KINDS: Mapping[str, Kind] = {
         _denoising, lambda s: (s.clean + 4 * (s.images - s.clean), s.clean), F.mse_loss, _decibels, "dB", 12
     ),
     "segmentation": Kind(
-        lambda: UNet(2), lambda s: (s.images, s.shown), F.cross_entropy, _overlap, "% mean overlap", 24
+        lambda: UNet(2), lambda s: (s.images, s.shown), F.cross_entropy, overlap, "% mean overlap", 24
     ),
     "several labels": Kind(
         lambda: _residual(10), lambda s: (s.images, s.digits), F.binary_cross_entropy_with_logits, _f1, "% F1", 24
     ),
     "coordinates": Kind(
-        lambda: _residual(2), lambda s: (s.images, s.place), F.mse_loss, _explained, "% of the variance", 20
+        lambda: _residual(2), lambda s: (s.images, s.place), F.mse_loss, explained, "% of the variance", 20
     ),
 }
