@@ -63,7 +63,7 @@ class Cell:
     @property
     def calibration(self) -> list[tuple[Tensor, Tensor]]:
         """The samples that a method may look at, in batches."""
-        inputs, targets = (torch.roll(part, self.draw * FURTHER, 0) for part in self.data.train)
+        inputs, targets = (torch.roll(part, -self.draw * FURTHER, 0) for part in self.data.train)
         drawn = Data(self.data.name, 0, (inputs, targets), self.data.test)
         return drawn.calibration(self.kind.looked_at, self.kind.batch)
 
