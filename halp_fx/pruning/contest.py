@@ -4,8 +4,9 @@ Values say what a network loses as long as little is gone; at small budgets the 
 and there (docs/benchmarks_accuracy.md), and a solver cannot tell, for it is their optimum. So several ways are gone
 (`variants`), and what comes out is judged by something that none of them maximised: the distance of its outputs to
 those of the dense network, on a quarter of the data that nobody else sees. It is that of a copy which was trained for a
-little while (`rehearsing`), which foretells better what fine-tuning makes of a network; or, with `judge="untrained"`,
-that of the network as it stands, whose widths are then varied as well (`varying`).
+little while (`rehearsing`), which foretells better what fine-tuning makes of a network, by a measure that is bounded
+(`Reference.bounded`); or, with `judge="untrained"`, that of the network as it stands, whose widths are then varied as
+well (`varying`).
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def _judged(name: str, session: Session, reference: Reference, rehearsal: Rehear
             whole = Network(session.yardstick.model, Plan(), session.yardstick.coupling)
             compensated(small, whole, replace(request, recalibrate=True), session.yardstick)
         trained = None if rehearsal is None else rehearsal.rehearsed(small.model)
-        tuned = None if trained is None else reference.distance(trained)
+        tuned = None if trained is None else reference.bounded(trained)
         return _Entry(session, Judged(name, session.best.measured, reference.distance(small.model), tuned))
 
 
@@ -206,5 +207,5 @@ def _tuned(found: list[_Entry], request: Request, reference: Reference) -> list[
         with entry.session.clock("train_between"):
             trained = copied(entry.session.best.network.model)
             request.train_between(trained)
-        again.append(replace(entry, judged=replace(entry.judged, tuned=reference.distance(trained))))
+        again.append(replace(entry, judged=replace(entry.judged, tuned=reference.bounded(trained))))
     return [*again, *found[TUNED:]]

@@ -91,7 +91,8 @@ class Judged:
         name: of the way that led to it.
         measured: its cost, of dense.
         distance: of its outputs from the dense network's.
-        tuned: the same after another training; None if it was not trained.
+        tuned: the same after another training, of class scores the squared Hellinger distance; None if it was not
+            trained.
     """
 
     name: str

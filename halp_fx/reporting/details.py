@@ -89,7 +89,8 @@ class Contender:
         name: of the way that led to it.
         measured: its cost, in the unit of the report.
         distance: of its outputs from the dense network's, on data held out.
-        tuned: the same after one more training; None if it was not trained.
+        tuned: the same after one more training, of class scores the squared Hellinger distance; None if it was not
+            trained.
     """
 
     name: str

@@ -182,6 +182,7 @@ def _of_no_data(session: Session) -> list[str]:
 def _won(contest: Contest) -> str:
     """Which network won, and by how much."""
     first, tuned = contest.judged[0], contest.judged[0].tuned is not None
+    kind = "squared Hellinger distance" if tuned and contest.kind == "divergence" else contest.kind
     found = [(j.name, j.tuned if tuned else j.distance) for j in contest.judged]
     figures = ", ".join(f"{name} {distance:.4g}" for name, distance in found if distance is not None)
     stands = (
@@ -189,7 +190,7 @@ def _won(contest: Contest) -> str:
         "that is used as it is"
     )
     return (
-        f"of {len(found)} networks '{first.name}' was taken, by {contest.kind} from the dense network"
+        f"of {len(found)} networks '{first.name}' was taken, by {kind} from the dense network"
         f"{' of a trained copy' if tuned else ''} on "
         f"{contest.samples} samples that nobody else has seen: {figures}"
         f"{stands if contest.compensated else ''}"

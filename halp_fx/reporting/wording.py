@@ -113,7 +113,8 @@ def _further(report: Report) -> list[str | _Table]:
         columns = [Column.name("way, the one taken first"), Column.number("of dense"), Column.number(judge)]
         rows = [[c.name, f"{c.measured / report.dense:.1%}", f"{c.distance:.4g}"] for c in report.contenders]
         if tuned:
-            columns.append(Column.number("of a\ntrained copy"))
+            unit = ",\nsquared Hellinger" if report.judged_by.startswith("divergence") else ""
+            columns.append(Column.number(f"of a\ntrained copy{unit}"))
             rows = [
                 [*r, "-" if c.tuned is None else f"{c.tuned:.4g}"] for r, c in zip(rows, report.contenders, strict=True)
             ]

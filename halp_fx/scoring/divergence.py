@@ -102,6 +102,26 @@ class Reference:
         """
         return self.apart(other).mean
 
+    def bounded(self, other: nn.Module) -> float:
+        """As `distance`, of class scores the squared Hellinger distance, 1 - sum(sqrt(p q)) per sample: at most 1, so
+        that no few samples of which both are sure, and not of the same, decide between two networks. Of a few hundred
+        samples it says nearly as much as the divergence of some thousand (docs/benchmarks_accuracy.md).
+
+        Raises:
+            SaliencyError: outputs do not compare.
+        """
+        if self.kind != "divergence":
+            return self.distance(other)
+        found = []
+        with running(other, self.statistics):
+            for batch, outputs in zip(self.batches, self.outputs, strict=True):
+                parts = parts_of(called(other, inputs_of(batch)))
+                check_alike(outputs, parts)
+                log_p, log_q = (torch.log_softmax(p[0].double(), 1) for p in (outputs, parts))
+                found.append(1 - ((log_p + log_q) / 2).exp().sum(1))
+        mean = float(torch.cat(found).mean())
+        return mean if math.isfinite(mean) else math.inf
+
     def apart(self, other: nn.Module) -> Apart:
         """As `distance`, sample by sample."""
         rows = []
@@ -257,11 +277,7 @@ def terms(wanted: Parts, found: Parts) -> Terms:
     Raises:
         SaliencyError: they do not compare.
     """
-    if [t.shape for t in wanted] != [t.shape for t in found]:
-        raise SaliencyError(
-            f"networks cannot be compared by what they put out: {described(wanted)} and {described(found)} for one "
-            "batch. Pass loss=lambda model, batch: … instead"
-        )
+    check_alike(wanted, found)
     if _classes(wanted):
         log_p, log_q = (torch.log_softmax(parts[0].double(), 1) for parts in (wanted, found))
         p, moved_by = log_p.exp(), log_q - log_p
@@ -273,6 +289,15 @@ def terms(wanted: Parts, found: Parts) -> Terms:
     sums = [(a - b).square().reshape(max(count, 1), -1).sum(1) / (2 * _mean_square(a)) for a, b in pairs]
     squares = torch.stack(sums).sum(0)
     return squares, squares
+
+
+def check_alike(wanted: Parts, found: Parts) -> None:
+    """Refuse outputs of other shapes."""
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        raise SaliencyError(
+            f"networks cannot be compared by what they put out: {described(wanted)} and {described(found)} for one "
+            "batch. Pass loss=lambda model, batch: … instead"
+        )
 
 
 def _mean_square(values: torch.Tensor) -> torch.Tensor:

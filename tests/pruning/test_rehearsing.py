@@ -76,3 +76,24 @@ def test_mixtures_are_of_neighbours():
     tokens = torch.arange(4)
     for whole in (x[:1], (x, tokens), {"x": x, "other": y[:3]}):
         assert mixed(whole, 0.25) is whole
+
+
+def test_copies_are_compared_by_a_bounded_distance(dense):
+    """Class scores by the squared Hellinger distance; other outputs as networks as they stand are."""
+    other = copy.deepcopy(dense)
+    with torch.no_grad():
+        other.out.weight.mul_(-50)
+    reference = Reference.of(dense, DATA)
+    with torch.no_grad():
+        rows = [[net(x).double().softmax(1) for net in (dense, other)] for x, _ in DATA]
+        want = torch.cat([(p.sqrt() - q.sqrt()).square().sum(1) / 2 for p, q in rows])
+    assert reference.bounded(other) == pytest.approx(float(want.mean()), rel=1e-6)
+    assert reference.bounded(other) <= 1 < reference.distance(other)
+    assert reference.bounded(dense) == pytest.approx(0, abs=1e-6)
+
+    plain, further = (torch.nn.Sequential(net, torch.nn.Unflatten(1, (-1, 1))) for net in (dense, other))
+    reference = Reference.of(plain, DATA)
+    assert reference.bounded(further) == reference.distance(further)
+    with torch.no_grad():
+        other.out.weight.fill_(torch.nan)
+    assert Reference.of(dense, DATA).bounded(other) == float("inf")
