@@ -29,7 +29,7 @@ from comparing.data import Data
 from comparing.kinds import KINDS, Kind
 from comparing.methods import Task, uniform
 from comparing.tables import read
-from comparing.training import settled
+from comparing.training import cosine, descent, settled
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -142,28 +142,15 @@ def train(model: nn.Module, kind: Kind, data: Data, epochs: int, rate: float, se
     torch.manual_seed(seed)
     inputs, targets = data.train
     _laid_out(model.train(), inputs)
-    parameters = list(model.parameters())
-    optimizer: torch.optim.Optimizer
-    if kind.adam:
-        optimizer = torch.optim.AdamW(parameters, lr=0.03 * rate, weight_decay=0.05)
-    else:
-        matrices, others = ([p for p in parameters if (p.ndim > 1) == many] for many in (True, False))
-        decayed = {"params": matrices, "weight_decay": 5e-4}
-        optimizer = torch.optim.SGD([decayed, {"params": others}], lr=rate, momentum=0.9, nesterov=True)
-    total = epochs * (len(inputs) // kind.batch)
-    warm = max(1, total // 20)
-
-    def share(step: int) -> float:
-        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    optimizer = descent(model, rate, kind.adam)
+    schedule = cosine(optimizer, epochs * (len(inputs) // kind.batch))
     for _ in range(epochs):
         order = torch.randperm(len(inputs), generator=generator)
         for start in range(0, len(inputs) - kind.batch + 1, kind.batch):
             rows = order[start : start + kind.batch]
             optimizer.zero_grad(set_to_none=True)
             kind.loss(model(inputs[rows]), targets[rows]).backward()
-            nn.utils.clip_grad_norm_(parameters, 5.0)
+            nn.utils.clip_grad_norm_(model.parameters(), 5.0)
             optimizer.step()
             schedule.step()
     return model.eval()

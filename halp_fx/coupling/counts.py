@@ -245,8 +245,7 @@ def _statistics(value: object) -> list[tuple[fx.Node, tuple[int, ...], float]]:
         elif name in _ROOTS:
             left.append((node.args[0], power * _ROOTS[name]))
         else:
-            for statistic, own in _MEANS.items():
-                found += [(s, dims, power * own) for s, dims in _over(node, statistic)]
+            found += [(s, dims, power * own) for s, dims, own in _over(node)]
     return found
 
 
@@ -266,8 +265,8 @@ def _beside(gain: fx.Node) -> list[object]:
     return factors
 
 
-def _over(value: object, statistic: str) -> list[tuple[fx.Node, tuple[int, ...]]]:
-    """Of a statistic, held away from zero: what it is of, and along which dimensions."""
+def _over(value: object) -> list[tuple[fx.Node, tuple[int, ...], float]]:
+    """Of a statistic, held away from zero: what it is of, along which dimensions, and its power (`_MEANS`)."""
     node = value
     while isinstance(node, fx.Node) and (is_view(node) or op(node) in _SHIFTED | _HELD_UP):
         if op(node) in ("add", "add_") and isinstance(node.args[1], fx.Node):
@@ -275,13 +274,13 @@ def _over(value: object, statistic: str) -> list[tuple[fx.Node, tuple[int, ...]]
         node = node.args[0]
     if isinstance(node, fx.Node) and node.target is getitem and node.args[1] == 0:
         node = node.args[0]  # Variance and mean come together.
-    if not isinstance(node, fx.Node) or op(node) != statistic:
+    if not isinstance(node, fx.Node) or op(node) not in _MEANS:
         return []
     source = node.args[0]
     assert isinstance(source, fx.Node)
-    order, at = (node.args[1] if len(node.args) > 1 else 2, 2) if statistic == "linalg_vector_norm" else (2, 1)
+    order, at = (node.args[1] if len(node.args) > 1 else 2, 2) if op(node) == "linalg_vector_norm" else (2, 1)
     dims = node.args[at] if len(node.args) > at else node.kwargs.get("dim")
     length = len(of(source).one.shape)
     if order != 2 or not isinstance(dims, list | tuple | None) or not length:
         return []
-    return [(source, tuple(sorted(int(d) % length for d in dims or range(length))))]
+    return [(source, tuple(sorted(int(d) % length for d in dims or range(length))), _MEANS[op(node)])]

@@ -49,7 +49,9 @@ class Propagated:
 
     def with_channels(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """Those that are given a tensor with slots of parameters or buffers, or with some coupled with these."""
-        classes, lasting = self.algebra.classes(), self.algebra.lasting_classes() if nodes else ()
+        if not nodes:
+            return []
+        classes, lasting = self.algebra.classes(), self.algebra.lasting_classes()
         given = {n: [compact(p).numpy() for p in self.planes.get(n.all_input_nodes[0], ())] for n in nodes}
         return [n for n in nodes if any(lasting[classes[labels]].any() for labels in given[n])]
 
@@ -206,7 +208,7 @@ def _pin_left_out(
     Args:
         known: how many links and pins there were before the rule.
     """
-    further = [p for v in tensors[1:] if all(v is not u for u in tensors[:1]) for p in v.planes]
+    further = [p for v in tensors[1:] if v is not tensors[0] for p in v.planes]
     if not further:
         return
     results = [q for row in (planes if isinstance(planes, list) else [planes]) for q in row]

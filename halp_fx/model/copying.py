@@ -126,9 +126,8 @@ def hollowed(model: nn.Module, members: Members | None = None, floating: bool = 
     """A copy with meta tensors for its parameters, buffers and constants among its attributes (or the floating ones of
     its parameters and buffers): it takes no memory."""
     members = members or Members.of(model)
-    registered = {**members.parameters, **members.buffers}
-    tensors = [t for t in registered.values() if t.is_floating_point()] if floating else members.tensors.values()
-    return copied(model, {id(t): meta_twin(t) for t in tensors})
+    tensors = members.registered if floating else members.tensors
+    return copied(model, {id(t): meta_twin(t) for t in tensors.values() if t.is_floating_point() or not floating})
 
 
 def aliased(model: nn.Module, members: Members, own: bool) -> nn.Module:

@@ -37,7 +37,12 @@ class Members:
     @property
     def tensors(self) -> dict[str, torch.Tensor]:
         """Parameters, then buffers, then constants."""
-        return {**self.parameters, **self.buffers, **self.plain}
+        return {**self.registered, **self.plain}
+
+    @property
+    def registered(self) -> dict[str, torch.Tensor]:
+        """Parameters, then buffers."""
+        return {**self.parameters, **self.buffers}
 
 
 def in_table(modules: dict[str, nn.Module], table: str) -> dict[str, torch.Tensor]:
@@ -77,5 +82,4 @@ def named_tensors(model: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 
 def registered(model: nn.Module) -> dict[str, torch.Tensor]:
     """The parameters and buffers of these."""
-    members = Members.of(model)
-    return {**members.parameters, **members.buffers}
+    return Members.of(model).registered

@@ -25,14 +25,8 @@ def train(
     torch.manual_seed(seed)
     model.train().to(memory_format=torch.channels_last)
     images, labels = data.train
-    optimizer = _optimizer(model, rate)
-    total = epochs * (len(images) // BATCH)
-    warm = max(1, total // 20)
-
-    def share(step: int) -> float:
-        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
-
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+    optimizer = descent(model, rate, not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()))
+    schedule = cosine(optimizer, epochs * (len(images) // BATCH))
     within = prepare(model, optimizer) if prepare is not None else lambda: None
     for _ in range(epochs):
         for x, y in batches(images, labels, BATCH, generator):
@@ -45,9 +39,19 @@ def train(
     return model.eval()
 
 
-def _optimizer(model: nn.Module, rate: float) -> torch.optim.Optimizer:
-    """SGD with Nesterov momentum; without batch norms AdamW, at 0.03 of the rate: SGD hardly trains such networks."""
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+def cosine(optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """From the rate to 0 in so many steps, after a short warm-up."""
+    warm = max(1, total // 20)
+
+    def share(step: int) -> float:
+        return min((step + 1) / warm, 0.5 + 0.5 * math.cos(math.pi * min(step / total, 1)))
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def descent(model: nn.Module, rate: float, adam: bool) -> torch.optim.Optimizer:
+    """SGD with Nesterov momentum, or AdamW at 0.03 of the rate: SGD hardly trains networks without batch norms."""
+    if adam:
         return torch.optim.AdamW(model.parameters(), lr=0.03 * rate, weight_decay=0.05)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]

@@ -202,15 +202,13 @@ def grid_sample(call: Call, algebra: Algebra) -> Planes:
     grid lies there in the result; coordinates stay."""
     x, grid = call.args[:2]
     space = range(2, x.ndim)
-    images = replace(x, planes=tuple(p[_corner(space, x.ndim)] for p in beside(x, {*space}, call, algebra)))
-    images = replace(images, spec=replace(x.spec, shape=(*x.shape[:2], *(1 for _ in space))), node=None)
-    places = tuple(p[..., 0].unsqueeze(1) for p in beside(grid, {grid.ndim - 1}, call, algebra))
+    corner = tuple(slice(0, 1) if d in space else slice(None) for d in range(x.ndim))
+    planes = tuple(p[corner] for p in beside(x, {*space}, call, algebra))
+    spec = replace(x.spec, shape=(*x.shape[:2], *(1 for _ in space)))
+    images = replace(x, spec=spec, planes=planes, node=None)
+    planes = tuple(p[..., 0].unsqueeze(1) for p in beside(grid, {grid.ndim - 1}, call, algebra))
     spec = replace(grid.spec, shape=(grid.shape[0], 1, *grid.shape[1:-1]))
-    return join([images, replace(grid, spec=spec, planes=places, node=None)], call.shape, call, algebra)
-
-
-def _corner(dims: Collection[int], ndim: int) -> tuple[slice, ...]:
-    return tuple(slice(0, 1) if d in dims else slice(None) for d in range(ndim))
+    return join([images, replace(grid, spec=spec, planes=planes, node=None)], call.shape, call, algebra)
 
 
 def affine_grid(call: Call, algebra: Algebra) -> Planes:
