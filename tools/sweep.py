@@ -9,6 +9,7 @@ Markdown. A run that was stopped goes on where it was (`--resume`).
     python tools/sweep.py timm --min-params 30 --limit 900 --csv timm_large.csv --resume
     python tools/sweep.py transformers --csv docs/coverage_transformers.csv
     python tools/sweep.py ultralytics --csv docs/coverage_ultralytics.csv
+    python tools/sweep.py spandrel --csv docs/coverage_others/spandrel.csv
 """
 
 from __future__ import annotations

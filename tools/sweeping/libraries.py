@@ -114,14 +114,17 @@ def _later(module: str, name: str) -> Callable[..., Any]:
 
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
 
+_OTHERS: tuple[str, ...] = ("spandrel",)  # By the name they are imported by; each has a module in `others`.
+
+
+def _described(module: str) -> Library:
+    return Library(*(_later(module, f) for f in ("names", "create", "inputs")))
+
+
 LIBRARIES = {
-    "torchvision": Library(
-        _torchvision_names,
-        _torchvision_model,
-        _torchvision_inputs,
-        _HEADS,
-    ),
+    "torchvision": Library(_torchvision_names, _torchvision_model, _torchvision_inputs, _HEADS),
     "timm": Library(_timm_names, _timm_model, _timm_inputs),
-    "transformers": Library(*(_later("huggingface", f) for f in ("names", "create", "inputs"))),
-    "ultralytics": Library(*(_later("yolo", f) for f in ("names", "create", "inputs"))),
+    "transformers": _described("huggingface"),
+    "ultralytics": _described("yolo"),
+    **{name: _described(f"others.{name}") for name in _OTHERS},
 }
