@@ -114,7 +114,14 @@ def _later(module: str, name: str) -> Callable[..., Any]:
 
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
 
-_OTHERS: tuple[str, ...] = ("spandrel",)  # By the name they are imported by; each has a module in `others`.
+_OTHERS: tuple[str, ...] = (
+    "efficientnet_pytorch",
+    "facenet_pytorch",
+    "pretrainedmodels",
+    "pytorchvideo",
+    "spandrel",
+    "torchaudio",
+)  # By the name they are imported by; each has a module in `others`.
 
 
 def _described(module: str) -> Library:

@@ -1,1 +1,1 @@
-"""Further libraries of networks, a module for each by the library's name: `names()`, `create(name)`, `inputs(name, model)`."""
+"""Further libraries, a module for each by its name: `names()`, `create(name)`, `inputs(name, model)`."""
