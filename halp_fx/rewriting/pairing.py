@@ -34,12 +34,21 @@ class Loose:
 
     def __init__(self, before: fx.Graph, after: fx.Graph | None, making: bool) -> None:
         self._making, self.remade = making, False
+        self._graphs = (before.nodes, after.nodes if after is not None else ())
         self._nodes = sized_by_values(before) | (sized_by_values(after) if after is not None else set())
+        self._counted = frozenset(self._nodes)
         self._first = next((n for n in before.nodes if n in self._nodes and of(n).sizes_read), None)
 
     def firm(self, nodes: Sequence[fx.Node]) -> list[fx.Node]:
         """The nodes without these."""
         return [n for n in nodes if n not in self._nodes]
+
+    def counted(self) -> Iterator[tuple[fx.Node, fx.Node]]:
+        """Those of them that both networks ran, one beside the other."""
+        before, after = ([n for n in nodes if n in self._counted and n.op == "call_function"] for nodes in self._graphs)
+        if len(before) == len(after) and list(map(_spot, before)) == list(map(_spot, after)):
+            return zip(before, after, strict=True)
+        return _ran_in_both(before, after)
 
     def made_from(self, node: fx.Node) -> bool:
         """Whether a value is computed from a tensor of such a size: how many rows a mask over them has."""

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from ..coupling.counts import cancels, followed_at
@@ -25,26 +24,10 @@ from ..tracing.forward import run_again
 from ..tracing.graph import getitem, given_to, is_view, of, op, place_of, spot_of, unread, where
 from ..types import Coupling, Inputs, Mismatch, Plan, Traced
 from .comparing import REMEDY, miscoupled
+from .counted import Counts
 from .deviations import freedom
+from .numbers import numbers_of, other_values
 from .pairing import Loose, does, silent_modules, working
-
-# Their whole numbers take part in what they compute.
-_COMPUTES = {
-    "full",
-    "new_full",
-    "full_like",
-    "fill",
-    "fill_",
-    "addmm",
-    "baddbmm",
-    "addbmm",
-    "addmv",
-    "addcmul",
-    "addcdiv",
-}
-# What is taken out of a constant tensor as it is.
-_PARTS = {"lift_fresh", "detach", "alias", "select", "slice", "unbind", "split", "unsqueeze", "squeeze", "_to_copy"}
-_COMPUTES |= {"addcmul_", "addcdiv_", "channel_shuffle", "native_channel_shuffle", "avg_pool2d", "avg_pool3d"}
 
 
 def verify(
@@ -148,6 +131,25 @@ class _Forward:
         return self._other_path or self._loose.remade
 
     def first_difference(self) -> Mismatch | None:
+        found = [m for m in (self._firm_difference(), self._counted_difference()) if m is not None]
+        places = {node.name: i for i, node in enumerate(self._before.graph.nodes)}
+        return min(found, key=lambda m: places.get(m.node, len(places)), default=None)
+
+    def _counted_difference(self) -> Mismatch | None:
+        """The first difference in what is made of elements that values picked. There may be more or fewer of these than
+        before; all that follows widths must be right."""
+        counts = Counts()
+        for old, new in self._loose.counted():
+            spec = of(new).spec
+            if spec is None or (_made_for_nothing(old) and _made_for_nothing(new)):
+                continue
+            if not counts.allow(self._view.shapes[old.name], self._expected(old), spec.shape):
+                return self._other_shape(old, new)
+            if (other := self._numbers(old, new, counts)) is not None:
+                return other
+        return None
+
+    def _firm_difference(self) -> Mismatch | None:
         failure = self._rerun.failure
         for old, new in self._pairs():
             if new is None and failure is not None:
@@ -191,22 +193,24 @@ class _Forward:
         view = self._first_wrong_view(old)
         return self._other_shape(*(view or (old, new)))
 
-    def _numbers(self, old: fx.Node, new: fx.Node) -> Mismatch | None:
+    def _numbers(self, old: fx.Node, new: fx.Node, counts: Counts | None = None) -> Mismatch | None:
         """The pruned network computes with the same numbers, e.g. no division by the square root of the number of
-        channels."""
+        channels; or with those that other `counts` of elements explain."""
         choices = self._view.decisions.choices
         if cancels(old) and cancels(new):
             return None
         whole, count = choices.get(spot_of(old)) == "whole", followed_at(old, choices)
-        expected = _numbers(old, whole)
+        expected, given = numbers_of(old, whole), numbers_of(new, whole)
         if count is not None:
             expected = [count.at(self._view.shapes, self._widths)]
-            same = math.isnan(expected[0]) or math.isclose(_numbers(new, whole)[0], expected[0], rel_tol=1e-9)
+            same = math.isnan(expected[0]) or math.isclose(given[0], expected[0], rel_tol=1e-9)
         else:
-            same = expected == _numbers(new, whole)
-        if same and all(map(self._loose.made_from, _other_values(old, new))):
+            same = expected == given
+        if counts is not None and (same or counts.explain(expected, given)):
             return None
-        now, then = _numbers(new, whole) or "other constants", expected or "the same"
+        if same and all(map(self._loose.made_from, other_values(old, new))):
+            return None
+        now, then = given or "other constants", expected or "the same"
         return Mismatch(
             f"after pruning, {where(old)} computes with {now}, not {then}: a value follows a width. {REMEDY}",
             groups_around(old, self._view),
@@ -330,24 +334,6 @@ def _named(node: fx.Node | None) -> str:
     return "nothing" if node is None else op(node) or str(node.target)
 
 
-def _numbers(node: fx.Node, whole: bool) -> list[float]:
-    """Numbers that take part in a computation: of elementwise arithmetic all, else those that are no sizes, and the
-    dimension that it runs along (`torch.cross` without one takes the first of length 3). Of a group norm how many
-    groups there are, or, where `whole` groups go, how wide each is."""
-    name = op(node)
-    if name == "native_group_norm":
-        width, groups = (int(node.args[i]) for i in (4, 6))  # type: ignore[arg-type]
-        return [width / groups if whole else groups]
-    given = (*node.args, *(node.kwargs[key] for key in sorted(node.kwargs)))
-    values = [a for a in given if isinstance(a, int | float) and not isinstance(a, bool)]
-    if torch.Tag.pointwise in getattr(node.target, "tags", ()) or name in _COMPUTES:
-        return values
-    schema = getattr(node.target, "_schema", None)
-    along = [i for i, a in enumerate(schema.arguments) if a.name == "dim"] if schema is not None else []
-    dims = [node.args[i] if i < len(node.args) else node.kwargs.get("dim") for i in along]
-    return [a for a in values if isinstance(a, float)] + [d for d in dims if isinstance(d, int)]
-
-
 def _made_for_nothing(node: fx.Node) -> bool:
     """Whether a tensor of equal elements, or one that is made of it alone, is read by nothing: where derivatives run
     forward, that of a bias that does not move."""
@@ -355,40 +341,3 @@ def _made_for_nothing(node: fx.Node) -> bool:
     while len(origin.all_input_nodes) == 1:
         (origin,) = origin.all_input_nodes
     return op(origin) in FACTORIES and node in unread(node.graph)
-
-
-def _other_values(old: fx.Node, new: fx.Node) -> list[fx.Node]:
-    """The constant tensors that an operator reads, and that hold other numbers now; one whose shape follows a width is
-    another matter, and so is one that only the program reads (`torch.IntTensor([width])[0]` as a place to cut at)."""
-    found = []
-    pairs = zip(old.all_input_nodes, new.all_input_nodes, strict=False)
-    for a, b in pairs if not _counts(old) and not _ends(old) else ():
-        if of(a).fixed and of(b).fixed:
-            first, second = of(a).known, of(b).known
-            if first.shape == second.shape and not torch.allclose(first, second.to(first), 0, 0, equal_nan=True):
-                found.append(a)
-    return found
-
-
-def _ends(node: fx.Node) -> bool:
-    """Whether no operator makes anything of a constant but parts of it and other such constants (sizes computed as
-    tensors), and nothing is written: what the program takes out of them is among the numbers of other operators."""
-    level, seen = [node], {node}
-    while level:
-        found = level.pop()
-        part = op(found) in _PARTS or is_view(found) or found.target is getitem
-        if found.op != "call_function" or not (part or (of(found).fixed and not op(found).endswith("_"))):
-            return False
-        level += [user for user in found.users if user not in seen]
-        seen.update(found.users)
-    return True
-
-
-def _counts(node: fx.Node) -> bool:
-    """Whether an operator writes to a buffer that every forward in train mode counts on, such as the number of batches
-    that a norm has seen: training has gone on since the network was recorded."""
-    while op(node).endswith("_") and isinstance(node.args[0], fx.Node):
-        node = node.args[0]
-        if node.op == "get_attr":
-            return not of(node).constant
-    return False

@@ -289,3 +289,29 @@ def test_parts_of_a_weight_whose_number_of_elements_alone_is_read():
         return F.conv2d(x, s.conv.weight * s.conv.weight[0][0].numel() ** -0.5)
 
     assert pruned(image(scaled, 12, conv=nn.Conv2d(16, 12, 3))) == {"stem": 16, "conv": 12}
+
+
+class HalvesOfHeads(nn.Module):
+    """Queries, keys and values beside each other, each cut into halves for two kinds of windows (CAT, DAT)."""
+
+    def __init__(self, free, width=24, heads=3):
+        super().__init__()
+        self.free, self.heads = free, heads
+        self.patch, self.qkv, self.out = nn.Conv2d(3, width, 2, 2), nn.Linear(width, 3 * width), nn.Linear(width, 4)
+
+    def attended(self, qkv):
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in qkv)
+        return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).flatten(2)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        b, n, c = x.shape
+        qkv = self.qkv(x).reshape(*((b, n, 3, -1) if self.free else (b, -1, 3, c))).permute(2, 0, 1, 3)
+        half = qkv.shape[-1] // 2
+        return self.out(torch.cat([self.attended(qkv[..., :half]), self.attended(qkv[..., half:])], 2)).mean(1)
+
+
+@pytest.mark.parametrize(("free", "shrinks"), [(True, {"patch": 24, "qkv": 3}), (False, {"patch": 3})])
+def test_halves_of_a_grid_are_cut_where_each_is_half_as_wide(free, shrinks):
+    """Every row of it keeps its channels in proportion; that each index must keep the same froze all three heads."""
+    assert pruned(HalvesOfHeads(free)) == shrinks

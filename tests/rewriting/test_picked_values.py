@@ -1,5 +1,7 @@
 """Values that are picked by a condition, and what is made with their number."""
 
+import math
+
 import pytest
 import torch
 from oracle import Net, half_plan, randomized
@@ -65,4 +67,65 @@ def test_a_wrong_view_behind_values_is_named():
     assert {g.name for g in free.prunable} == {"a"}
     with pytest.raises(halp_fx.RewriteError, match=r"view .* should give shape \(2, 4, 64\), but gave \(2, 8, 32\)"):
         halp_fx.rewrite(model, half_plan(free), inputs, coupling=free)
+    assert len(set(counts)) > 1
+
+
+def heads_of(tokens, s):
+    """Attention of two heads, as an attribute has it that no size leads to."""
+    b, n, c = tokens.shape
+    q, k, v = s.qkv(tokens).reshape(b, n, 3, s.heads, c // s.heads).permute(2, 0, 3, 1, 4)
+    return ((q @ k.mT).softmax(-1) @ v).transpose(1, 2).reshape(b, n, -1)
+
+
+def scaled(tokens, s):
+    return s.qkv(tokens) / math.sqrt(tokens.shape[-1])
+
+
+def in_two_parts(tokens, s):
+    tokens = s.qkv(tokens)
+    return tokens.view(*tokens.shape[:2], 2, -1).sum(2)
+
+
+BEHIND = {"heads": heads_of, "scaled": scaled, "in two parts": in_two_parts}
+PICKED = {
+    "input": lambda s, x, y: y[:, (x.mean((0, 1)).flatten() > 0).nonzero()[:, 0]],
+    "features": lambda s, x, y: y[:, (s.score(y)[0, :, 0] > 0).nonzero()[:, 0]],
+    "mask": lambda s, x, y: y[:, s.score(y)[0, :, 0] > 0],
+    "written": lambda s, x, y: torch.zeros_like(y).index_put((x.mean(1).flatten(1) > 0,), y[x.mean(1).flatten(1) > 0]),
+}
+
+
+@pytest.mark.parametrize("how", BEHIND)
+@pytest.mark.parametrize("picked", PICKED)
+def test_what_is_behind_values_that_were_picked_is_compared(picked, how):
+    """Only how many there are may differ: two heads that were pruned to one were cut into two, and nobody saw it."""
+
+    def forward(s, x):
+        y = s.a(x).flatten(2).transpose(1, 2)
+        return s.b(BEHIND[how](PICKED[picked](s, x, y), s)).mean(1)
+
+    layers = {"qkv": nn.Linear(8, 24 if how == "heads" else 8), "b": nn.Linear(4 if how == "in two parts" else 8, 4)}
+    if picked in ("features", "mask"):
+        layers["score"] = nn.Linear(8, 1)
+    model = randomized(Net(forward, a=nn.Conv2d(3, 8, 1), **layers))
+    model.heads, inputs = 2, image()[:1]
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert coupling.prunable
+    assert_equal_values(model, inputs, coupling)
+
+
+def test_a_mean_over_what_was_picked_divides_by_how_much_it_is():
+    def forward(s, x):
+        y = s.a(x).flatten(2).transpose(1, 2)[0]
+        y = y[s.score(y)[:, 0] > level]
+        counts.append(len(y))
+        return s.b(y.sum(0) / max(len(y), 1)) + s.b(y / math.sqrt(len(y) + 0.0)).flatten().sum()
+
+    model = randomized(Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 4), score=nn.Linear(8, 1)))
+    inputs, level, counts = image()[:1], 0.0, []
+    with torch.no_grad():
+        level = float(model.score(model.a(inputs).flatten(2).transpose(1, 2)).mean()) * 0.6
+    coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name for g in coupling.prunable} == {"a"}
+    assert_equal_values(model, inputs, coupling)
     assert len(set(counts)) > 1

@@ -37,8 +37,8 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
     for plane in x.planes:
         if dim not in varying(plane) or (len(sizes) == 1 and step == 1):
             continue
-        split = "split" in call.op
-        if len(varying(plane)) > 1 and not (split and len(set(sizes)) == 1):
+        alike = len(set(sizes)) == 1 and step == 1 and call.op not in ("select", "unbind")
+        if len(varying(plane)) > 1 and not alike:
             # An index along one side of a grid: every index must keep the same channels.
             algebra.tie(plane, [dim], call, "index")
             continue
