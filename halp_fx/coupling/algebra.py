@@ -30,7 +30,7 @@ from .planes import Planes as Planes
 from .planes import along as along
 from .planes import broadcast as broadcast
 from .planes import compact as compact
-from .planes import distinct, shrunk
+from .planes import distinct, once, shrunk
 from .planes import independent as independent
 from .planes import simplify as simplify
 from .planes import varying as varying
@@ -164,6 +164,7 @@ class Algebra:
             left, right = left[both], right[both]
         if len(left) > _MANY:
             # The same pair meets at every position of an image: once is enough.
+            left, right = once(left, right)
             pairs = distinct(left.astype(np.int64) << 32 | right)
             left, right = pairs >> 32, pairs & 0xFFFFFFFF
         if len(left):
