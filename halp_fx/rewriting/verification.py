@@ -265,9 +265,10 @@ class _Forward:
         )
 
     def _other_shape(self, old: fx.Node, new: fx.Node, failure: TraceError | None = None) -> Mismatch:
+        pieces = [f"{len(of(node).results)} pieces" for node in (old, new)]
+        then, now = pieces if of(new).spec is None else (f"shape {self._expected(old)}", of(new).one.shape)
         return Mismatch(
-            f"after pruning, {where(old)} "
-            f"should give shape {self._expected(old)}, but gave {of(new).one.shape}. {REMEDY}",
+            f"after pruning, {where(old)} should give {then}, but gave {now}. {REMEDY}",
             groups_around(old, self._view),
             place_of(old),
             old.name,
@@ -287,7 +288,7 @@ class _Forward:
 
     def _stopped(self, failure: TraceError) -> Mismatch:
         """Why the forward failed. A view that was given -1 may have gone through with another shape than it should
-        have: then that is the reason."""
+        have, and a cut with more pieces: then that is the reason."""
         node = self._next_after(failure)
         view = self._first_wrong_view(node)
         if view is not None:
@@ -295,14 +296,15 @@ class _Forward:
         return self._not_running(node, groups_around(node, self._view), failure)
 
     def _first_wrong_view(self, until: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """The first view before a node that has another shape than it should, and what became of it."""
+        """The first view before a node that has another shape than it should, and what became of it; or cut that gave
+        another number of pieces (`a, b = x.split(c // 2)`)."""
         after = self._rerun.graph.nodes if self._rerun.graph is not None else ()
         for old, new in zip(self._before.graph.nodes, after, strict=False):
             if old is until or old.target != new.target:
                 return None
             spec = of(new).spec
             wrong = is_view(old) and old.users and spec is not None and spec.shape != self._expected(old)
-            if wrong and self._loose.firm([old]):
+            if (wrong or len(of(old).results) != len(of(new).results)) and self._loose.firm([old]):
                 return old, new
         return None
 

@@ -315,3 +315,16 @@ class HalvesOfHeads(nn.Module):
 def test_halves_of_a_grid_are_cut_where_each_is_half_as_wide(free, shrinks):
     """Every row of it keeps its channels in proportion; that each index must keep the same froze all three heads."""
     assert pruned(HalvesOfHeads(free)) == shrinks
+
+
+def test_a_cut_into_more_pieces_than_are_unpacked_is_the_reason():
+    """By the width of the input: the two layers go together. It was laid on what runs after the line that fails."""
+
+    def gated(s, x):
+        a, b = s.both(x).split(x.shape[1], 1)
+        y = s.norm(s.beside(x)).relu()
+        return a * b.sigmoid() + s.behind(y)
+
+    layers = {"both": nn.Conv2d(16, 32, 1), "beside": nn.Conv2d(16, 8, 1), "norm": nn.BatchNorm2d(8)}
+    shrinks = pruned(image(gated, 16, **layers, behind=nn.Conv2d(8, 16, 1)))
+    assert shrinks == {"stem": 16, "beside": 8}
