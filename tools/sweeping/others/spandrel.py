@@ -34,7 +34,11 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "DAT": ("DAT.__arch.DAT", "DAT", {"num_heads": (6, 6, 6, 6)}),
     "DCTLSA": ("DCTLSA.__arch.dctlsa", "DCTLSA", {}),
     "DITN": ("DITN.__arch.DITN_Real", "DITN_Real", {}),
-    "DRCT": ("DRCT.__arch.drct_arch", "DRCT", {"depths": (2, 2), "num_heads": (6, 6), "embed_dim": 96, "window_size": 8, **_PIXELS}),
+    "DRCT": (
+        "DRCT.__arch.drct_arch",
+        "DRCT",
+        {"depths": (2, 2), "num_heads": (6, 6), "embed_dim": 96, "window_size": 8, **_PIXELS},
+    ),
     "DRUNet": ("DRUNet.__arch.network_unet", "DRUNet", {"in_nc": 3, "out_nc": 3}),
     "DnCNN": ("DnCNN.__arch.network_dncnn", "DnCNN", {"in_nc": 3, "out_nc": 3}),
     "ESRGAN": ("ESRGAN.__arch.RRDB", "RRDBNet", {"num_blocks": 4}),
