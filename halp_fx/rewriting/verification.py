@@ -208,6 +208,8 @@ class _Forward:
             same = expected == given
         if counts is not None and (same or counts.explain(expected, given)):
             return None
+        if self._before.reads and not same and self._loose.made_from(old):
+            return None  # A value of what was picked, which the program read.
         if same and all(map(self._loose.made_from, other_values(old, new))):
             return None
         now, then = given or "other constants", expected or "the same"
