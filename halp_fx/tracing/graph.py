@@ -19,10 +19,6 @@ from .tags import FromSize, Source
 # How many boxes it keeps depends on them, though it has no tag that says so.
 _UNTAGGED = {"nms"}
 
-# Their results have the shape of their first argument, as those of operators in place do.
-_WRITING = {"index_put", "index_add", "index_copy", "index_fill", "scatter", "scatter_add", "scatter_reduce"}
-_WRITING |= {"slice_scatter", "select_scatter"}
-
 # What is made like its first argument, whatever that holds.
 _LIKE = re.compile(r"(empty|zeros|ones|full|rand|randn|randint)_like|new_(empty|zeros|ones|full)")
 
@@ -186,21 +182,11 @@ def sized_by_values(graph: fx.Graph) -> set[fx.Node]:
         sizes = {s.node for s in of(node).sources if isinstance(s, FromSize)}
         if (
             makes_a_size_of_values(node)
-            or not found.isdisjoint(_shaping(node))
+            or not found.isdisjoint(node.all_input_nodes)
             or (sizes and any(n.name in sizes for n in found))
         ):
             found.add(node)
     return found
-
-
-def _shaping(node: fx.Node) -> list[fx.Node]:
-    """What an operator reads whose shapes make up that of its result: what is written into a tensor does not
-    (`x[mask] = y`), nor does what is reduced to a single number."""
-    spec = of(node).spec
-    if spec is not None and not spec.shape:
-        return []
-    written_to = op(node).endswith("_") or op(node) in _WRITING
-    return node.all_input_nodes[:1] if written_to and isinstance(node.args[0], fx.Node) else node.all_input_nodes
 
 
 def first_counted(graph: fx.Graph) -> fx.Node | None:

@@ -8,6 +8,7 @@ from oracle import Net, half_plan, randomized
 from test_bad_models import image
 from test_values import assert_equal_values
 from torch import nn
+from torch.nn import functional as F
 
 import halp_fx
 
@@ -129,3 +130,33 @@ def test_a_mean_over_what_was_picked_divides_by_how_much_it_is():
     assert {g.name for g in coupling.prunable} == {"a"}
     assert_equal_values(model, inputs, coupling)
     assert len(set(counts)) > 1
+
+
+def test_sizes_and_numbers_that_are_values_of_what_was_picked():
+    """Maps of boxes, written into a table of as many and resized to each box (Keypoint R-CNN)."""
+
+    def forward(s, x):
+        x = s.a(x).relu()
+        scores = s.c(x)[0, 0].flatten()
+        found = (scores > level).nonzero()[:, 0]
+        rows = x.flatten(2)[0].T[found]
+        maps = torch.zeros(len(found), 8, 1, 1, dtype=x.dtype)
+        maps[scores[found] > 0] = rows[scores[found] > 0][..., None, None]
+        total = 0.0
+        runs.append([])
+        for i in range(len(found)):
+            size = int((4 * scores[found][i].abs()).ceil()) + 1
+            runs[-1].append(size)
+            total = total + F.interpolate(maps[i : i + 1], size=(size, size))[..., 0, 0] / size
+        return s.b(total)
+
+    model = randomized(Net(forward, a=nn.Conv2d(3, 8, 1), b=nn.Linear(8, 4), c=nn.Conv2d(8, 1, 1)))
+    inputs, level, runs = image()[:1], 0.0, []
+    with torch.no_grad():
+        level = float(model.c(model.a(inputs).relu()).mean())
+    coupling = halp_fx.channel_groups(model, inputs)
+    plan = half_plan(coupling)
+    small, twin = (make(model, plan, inputs, coupling=coupling).eval() for make in (halp_fx.rewrite, halp_fx.zero))
+    with torch.no_grad():
+        torch.testing.assert_close(small(inputs), twin(inputs))
+    assert runs[-1] != runs[0]
