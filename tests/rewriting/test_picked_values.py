@@ -140,9 +140,9 @@ def test_sizes_and_numbers_that_are_values_of_what_was_picked():
         scores = s.c(x)[0, 0].flatten()
         found = (scores > level).nonzero()[:, 0]
         rows = x.flatten(2)[0].T[found]
-        maps = torch.zeros(len(found), 8, 1, 1, dtype=x.dtype)
+        maps = rows.new_zeros(len(found), rows.shape[1], 1, 1)
         maps[scores[found] > 0] = rows[scores[found] > 0][..., None, None]
-        total = 0.0
+        total = rows.new_zeros(1, rows.shape[1])
         runs.append([])
         for i in range(len(found)):
             size = int((4 * scores[found][i].abs()).ceil()) + 1
@@ -155,6 +155,7 @@ def test_sizes_and_numbers_that_are_values_of_what_was_picked():
     with torch.no_grad():
         level = float(model.c(model.a(inputs).relu()).mean())
     coupling = halp_fx.channel_groups(model, inputs)
+    assert {g.name for g in coupling.prunable} == {"a"}, coupling.frozen
     plan = half_plan(coupling)
     small, twin = (make(model, plan, inputs, coupling=coupling).eval() for make in (halp_fx.rewrite, halp_fx.zero))
     with torch.no_grad():
