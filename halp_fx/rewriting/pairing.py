@@ -151,9 +151,10 @@ def silent_modules(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, Silent)}
 
 
-def working(graph: fx.Graph, silent: set[str], narrow: bool = False) -> list[fx.Node]:
-    """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before."""
-    shown = [n for n in graph.nodes if not (is_view(n) or _idle(n) or _restates(n))]
+def working(graph: fx.Graph, silent: set[str], narrow: bool = False, ended: bool = True) -> list[fx.Node]:
+    """The nodes that compute. With a width of 1, `einsum` is made up of other operators than before. Where a forward
+    has not `ended`, what is idle so far may have been made for later."""
+    shown = [n for n in graph.nodes if not (is_view(n) or (ended and idle(n)) or _restates(n))]
     own = [n for n in shown if of(n).module not in silent]
     return [n for n in own if of(n).function != "einsum"] if narrow else own
 
@@ -164,7 +165,7 @@ def _restates(node: fx.Node) -> bool:
     return op(node) in ("as_strided", "as_strided_") and of(node).one.shape == of(node.all_input_nodes[0]).one.shape
 
 
-def _idle(node: fx.Node) -> bool:
+def idle(node: fx.Node) -> bool:
     """Whether an operator makes a tensor of equal elements, or numbers, that nothing reads (those of heads, of an
     attention whose scores do not depend on them): no width is known for it."""
     return (op(node) in FACTORIES or op(node) == "arange") and all(is_view(n) and not n.users for n in node.users)

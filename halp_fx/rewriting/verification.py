@@ -27,7 +27,7 @@ from .comparing import REMEDY, miscoupled
 from .counted import Counts
 from .deviations import freedom
 from .numbers import numbers_of, other_values
-from .pairing import Loose, does, silent_modules, working
+from .pairing import Loose, does, idle, silent_modules, working
 
 
 def verify(
@@ -159,18 +159,20 @@ class _Forward:
                     self._other_path = True
                     return self._outputs()
                 return self._other_operator(old, new, failure)
-            found = self._result(old, new)
+            # What is idle in the whole network has no width that is known, and is beside itself where one failed.
+            found = self._result(old, new) if failure is None or not idle(old) else None
             if found is not None:
                 return found
         return self._stopped(failure) if failure is not None else None
 
     def _pairs(self) -> Iterator[tuple[fx.Node | None, fx.Node | None]]:
+        failed = self._rerun.failure is not None
         graphs = (self._before.graph, self._rerun.graph)
         before, after = (
-            self._loose.firm(working(graph, self._silent, self._narrow)) if graph is not None else []
+            self._loose.firm(working(graph, self._silent, self._narrow, not failed)) if graph is not None else []
             for graph in graphs
         )
-        return self._loose.pairs(before, after, self._rerun.failure is not None)
+        return self._loose.pairs(before, after, failed)
 
     def _may_go_elsewhere(self) -> bool:
         """In train mode a coin may decide which operators run: from where they differ, results alone are compared."""
@@ -319,7 +321,9 @@ class _Forward:
         )
         before = before or [n for n in self._before.graph.nodes if n.op != "output"]
         if any(old.target != new.target for old, new in zip(before, after, strict=False)):
-            before, after = (self._loose.firm(working(g, self._silent)) if g is not None else [] for g in graphs)
+            before, after = (
+                self._loose.firm(working(g, self._silent, ended=False)) if g is not None else [] for g in graphs
+            )
         rest = before[min(len(after), len(before) - 1) :]
         call = failure.call
         if call is None:
