@@ -115,12 +115,18 @@ def _later(module: str, name: str) -> Callable[..., Any]:
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
 
 _OTHERS: tuple[str, ...] = (
+    "doctr",
+    "dynamic_network_architectures",
     "efficientnet_pytorch",
     "facenet_pytorch",
+    "kornia",
+    "monai",
     "pretrainedmodels",
     "pytorchvideo",
+    "segmentation_models_pytorch",
     "spandrel",
     "torchaudio",
+    "torchxrayvision",
 )  # By the name they are imported by; each has a module in `others`.
 
 
