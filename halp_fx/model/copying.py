@@ -114,12 +114,17 @@ def _is_bare(tensor: torch.Tensor) -> bool:
 
 
 def _complete(modules: Sequence[nn.Module], copies: Sequence[nn.Module], known: dict[int, Any]) -> None:
-    """What the copy of an `fx.GraphModule` lacks: hooks, and attributes that its graph does not read."""
+    """What the copy of an `fx.GraphModule` lacks: hooks, and attributes that its graph does not read; and what a module
+    lacks that is made anew when it is copied (einops' layers): its mode and hooks."""
     for old, new in zip(modules, copies, strict=True):
+        new.training = old.training
         if isinstance(old, fx.GraphModule):
             for name, value in vars(old).items():
                 if name not in vars(new) or "_hooks" in name:
                     vars(new)[name] = copy.deepcopy(value, known)
+        elif not _is_plain(type(old)):
+            lost = {n: v for n, v in vars(old).items() if "_hooks" in n and v and not vars(new).get(n)}
+            vars(new).update(copy.deepcopy(lost, known))
 
 
 def hollowed(model: nn.Module, members: Members | None = None, floating: bool = False) -> nn.Module:

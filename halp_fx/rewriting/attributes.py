@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import nn
 
 from ..internals import ConvNd, ConvTransposeNd, NormBase
 from ..model.holding import has, held, put, with_row
-from ..model.preserving import modes_kept
+from ..model.preserving import INTERNAL, modes_kept
 from ..tracing.graph import of, op
 from ..types import Coupling, Plan
 
@@ -107,6 +108,9 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
                 row = held(originals[edit.module], edit.attribute)
                 size = _in_proportion(row, edit.extent.at(coupling.widths()) // edit.divisor, size)
             put(modules.values(), module, edit.attribute, size)
+    if coupling.edits or coupling.mended:
+        for module in modules.values():
+            _derive(module)
     _sync_norms(modules, coupling, widths)
     for new, old in zip(small.modules(), model.modules(), strict=True):
         sync = next((sync for kinds, sync in _SYNC if isinstance(new, kinds)), None)
@@ -114,6 +118,19 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
             with modes_kept(new):
                 new.eval()  # To read a weight with a spectral norm in train mode moves its buffers.
                 sync(new)
+
+
+def _derive(module: nn.Module) -> None:
+    """Make the attributes anew that a class makes of others when it is copied: einops' layers keep the lengths of axes
+    twice, are copied with one and run with the other. Trials run on copies, so it is the one that follows a width."""
+    kind = type(module)
+    own = any(getattr(kind, name, None) is not getattr(nn.Module, name, None) for name in _STATE)
+    if own and not kind.__module__.startswith("torch."):
+        made = vars(copy.copy(module))
+        vars(module).update({name: value for name, value in made.items() if name not in INTERNAL})
+
+
+_STATE = ("__getstate__", "__setstate__")
 
 
 def _in_proportion(value: int, then: int, now: int) -> int:
