@@ -1,6 +1,7 @@
-"""Numbers that a module holds in lists, named tuples, plain objects and dictionaries, in each other up to a depth:
-`self.config.heads`, `self.sizes["heads"]`, `self.stages[2].width`. They are named by a path, "config.heads",
-"sizes['heads']" or "stages[2].width", wherever the name of an attribute may stand.
+"""Numbers that a module holds in lists, named tuples, plain objects, dictionaries and partial functions, in each other
+up to a depth: `self.config.heads`, `self.sizes["heads"]`, `self.stages[2].width`, `self.shortcut = partial(pad,
+planes=64)`. They are named by a path, "config.heads", "sizes['heads']", "stages[2].width" or "shortcut['planes']",
+wherever the name of an attribute may stand.
 
 Such an object may be shared, by other modules or with the caller: it is never changed. Modules that hold it get a copy.
 """
@@ -12,6 +13,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -68,6 +70,8 @@ def parts_of(value: Any) -> dict[str, Any]:
     row = row_of(value)
     if row is not None:
         return {f"[{i}]": element for i, element in enumerate(row)}
+    if type(value) is partial:
+        return parts_of(value.args) | parts_of(value.keywords)
     form = "['{}']" if isinstance(value, dict) else ".{}"
     return {form.format(k): v for k, v in (table_of(value) or {}).items() if not set("'[.") & set(k)}
 
@@ -77,6 +81,11 @@ def with_parts(value: Any, parts: Mapping[str, Any]) -> Any:
     row = row_of(value)
     if row is not None:
         return with_row(value, [parts.get(f"[{i}]", element) for i, element in enumerate(row)])
+    if type(value) is partial:
+        args = [parts.get(f"[{i}]", element) for i, element in enumerate(value.args)]
+        made = partial(value.func, *args, **with_parts(value.keywords, parts))
+        vars(made).update(vars(value))
+        return made
     form = "['{}']" if isinstance(value, dict) else ".{}"
     return with_table(value, {k: parts.get(form.format(k), v) for k, v in (table_of(value) or {}).items()})
 
