@@ -1,7 +1,6 @@
-"""doctr: detection, recognition and classification of text, by their names.
+"""doctr: classification, detection and recognition of text, by their names, as they are exported: logits, no words.
 
-Recognisers return logits in eval mode. Networks that draw or read their own words step by step take long, so words are
-short.
+Networks that write their words step by step take long, so words are short.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_WORDS = ("crnn", "sar", "master", "vitstr", "parseq", "viptr")
+_STEPWISE = ("sar", "master", "vitstr", "parseq")
 
 
 def names() -> list[str]:
@@ -24,19 +23,21 @@ def _architectures(kind: str) -> list[str]:
 def create(name: str) -> Any:
     from doctr.models import classification, detection, recognition
 
-    for kind, options in ((classification, {}), (detection, {}), (recognition, {"max_length": 6})):
-        make = getattr(kind, name, None)
-        if callable(make):
-            takes_length = name.startswith(("sar", "master", "vitstr", "parseq"))
-            return make(pretrained=False, **(options if takes_length else {}))
-    raise ValueError(name)
+    if name in _architectures("classification"):
+        return getattr(classification, name)(pretrained=False)
+    kind = detection if name in _architectures("detection") else recognition
+    # Else the weights of the backbone are fetched.
+    options = {"pretrained": False, "pretrained_backbone": False, "exportable": True}
+    if name.startswith(_STEPWISE):
+        options["max_length"] = 6
+    return getattr(kind, name)(**options)
 
 
 def inputs(name: str, model: Any) -> Any:
     import torch
 
-    if name.startswith(_WORDS):
-        return {"x": torch.rand(1, 3, 32, 128), "return_model_output": True}
+    if name in _architectures("recognition"):
+        return torch.rand(1, 3, 32, 128)
     if name.startswith(("vip", "vit_s", "vit_b", "magc", "resnet31")):
         return torch.rand(1, 3, *model.cfg["input_shape"][-2:])
     side = model.cfg["input_shape"][-1] if name.startswith("vit_det") else 128
