@@ -24,6 +24,8 @@ _TABLES = (OrderedDict, dict)
 _EMPTY = (*_TABLES, set)
 _ATOMIC = (int, float, complex, bool, str, bytes, type(None), type, FunctionType, torch.dtype, torch.device, torch.Size)
 _SHARED = frozenset(_ATOMIC)
+_KEYS: tuple[type, ...] = (type({}.keys()), type(OrderedDict().keys()))
+"""Views of keys, which `copy.deepcopy` refuses."""
 _COMPILED = "_compiled_call_impl"
 """What `module.compile()` leaves: it runs the original."""
 
@@ -40,6 +42,8 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
     known, modules = dict(memo or {}), list(model.modules())
     for module in modules:
         for name, value in vars(module).items():
+            if type(value) in _KEYS:
+                known[id(value)] = dict.fromkeys(value).keys()
             # What a hook computed (the old `weight_norm`) is computed again by the next forward.
             if type(value) not in _SHARED and name not in INTERNAL:
                 known.update((id(t), t.detach().clone()) for t in _with_history((value,)) if id(t) not in known)

@@ -289,3 +289,23 @@ def test_a_copy_is_that_of_deepcopy():
         assert made.counted.restored == (3, 2)
         assert not hasattr(made.bare, "cache")
         assert torch.equal(model.whole, torch.arange(8.0))
+
+
+def test_a_view_of_keys_is_copied():
+    """As DeDoDe's decoder has it: `self.scales = self.layers.keys()`."""
+
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = nn.ModuleDict({"8": nn.Conv2d(3, 8, 1), "4": nn.Conv2d(8, 2, 1)})
+            self.scales = self.layers.keys()
+
+        def forward(self, x):
+            for scale in self.scales:
+                x = self.layers[scale](x)
+            return x
+
+    model = Decoder()
+    small = halp_fx.prune(model, {"macs": "50%"}, torch.rand(1, 3, 8, 8))
+    assert small.layers["8"].out_channels == 4
+    assert list(small.scales) == list(model.scales) == ["8", "4"]
