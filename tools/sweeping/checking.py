@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import random
 import resource
 import time
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 import halp_fx
 from halp_fx.coupling.checking import check_coupling
+from halp_fx.model.copying import copied
 from halp_fx.model.inputs import normalize_inputs
 from halp_fx.tracing.graph import of, op
 
@@ -140,7 +140,7 @@ def enliven(model: nn.Module, inputs: Any) -> None:
     names = [n for n, m in model.named_modules() if _is_norm(m)]
     if not names:
         return
-    runner = copy.deepcopy(model)
+    runner = copied(model)
     for name in names:
         runner.get_submodule(name).register_forward_pre_hook(follow)
     args, kwargs = normalize_inputs(runner, inputs)
@@ -171,7 +171,7 @@ def compare(
     """
     got, want = (outputs(m.to(torch.float64), inputs, heads) for m in (small, twin))
     twin.to(torch.float32)
-    full = outputs(copy.deepcopy(dense).to(torch.float64), inputs, heads)
+    full = outputs(copied(dense).to(torch.float64), inputs, heads)
     other = outputs(small, disturbed(inputs), heads)
     error = max((difference(a, b) for a, b in zip(got, want, strict=True)), default=float("inf"))
     heard = max((difference(a, b) for a, b in zip(other, got, strict=False)), default=0.0)
