@@ -15,6 +15,7 @@ from torch import nn
 
 import halp_fx
 from halp_fx.model.holding import MAX_ELEMENTS, held, put
+from halp_fx.rewriting.inplace import narrow
 
 
 class Widths(NamedTuple):
@@ -124,3 +125,71 @@ def test_what_a_path_leads_to_is_set_in_copies():
     put((one, other), one, "table['rows'][1][1].width", 8)
     assert held(one, "table['rows'][1][1].width") == 8 == held(other, "table[0]['rows'][1][1].width")
     assert table == {"rows": ((1, 2), (3, Stage(4)))}
+
+
+class Heads(nn.Module):
+    """As the layers of einops: the forward reads what is made of the sizes, which a copy makes again."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.made = tuple(sizes.items())
+
+    def forward(self, x):
+        return x.unflatten(-1, (dict(self.made)["heads"], -1)).transpose(1, 2)
+
+    def __getstate__(self):
+        return {"sizes": self.sizes}
+
+    def __setstate__(self, state):
+        self.__init__(**state["sizes"])
+
+
+class Restored(nn.Module):
+    """A copy keeps what it is given, and computes the number that the forward reads."""
+
+    def __init__(self, **sizes):
+        super().__init__()
+        self.sizes = sizes
+        self.__setstate__({})
+
+    def forward(self, x):
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self.heads = self.sizes["heads"]
+
+
+class Attending(nn.Module):
+    """Heads with a gate each: their number has to follow."""
+
+    def __init__(self, split):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(12, 24) for _ in range(3))
+        self.gate, self.head = nn.Linear(12, 4), nn.Linear(24, 5)
+        self.split = split(heads=4)
+        self.split.register_forward_hook(lambda module, args, result: None)
+
+    def forward(self, x):
+        q, k, v = (self.split(layer(x)) for layer in (self.q, self.k, self.v))
+        mixed = (q @ k.transpose(2, 3)).softmax(-1) @ v
+        mixed = mixed * self.gate(x).sigmoid().transpose(1, 2)[..., None]
+        return self.head(mixed.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("split", [Heads, Restored])
+def test_what_a_copy_makes_of_its_attributes_follows_them(split):
+    torch.manual_seed(0)
+    model, x = randomized(Attending(split)).eval(), torch.randn(2, 7, 12, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.size for g in coupling.prunable} == {4}
+    plan = half_plan(coupling)
+    small, _ = equals_twin_closely(model, plan, x, coupling)
+    want = small(x)
+    torch.testing.assert_close(copy.deepcopy(small)(x), want)
+    hooks = len(model.split._forward_hooks)
+    narrow(model, plan, coupling=coupling)
+    torch.testing.assert_close(model(x), want)
+    assert model.split.sizes == {"heads": 2}
+    assert len(model.split._forward_hooks) == hooks
