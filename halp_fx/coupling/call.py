@@ -25,6 +25,8 @@ class Value:
     data: torch.Tensor | None = None
     # Where it comes from in the trace.
     node: fx.Node | None = None
+    # Dimensions of length 0, which count as 1 in its shape and its planes.
+    missing: frozenset[int] = frozenset()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -259,7 +259,10 @@ class Partition:
             if dim is None:  # Pinned everywhere, or an empty tensor.
                 self._terms[line.key] = None
                 return None
-            terms = self._terms_of(_row(line, dim))
+            row = _row(line, dim)
+            # The same position of every head, of a piece without positions: as long as it is while heads stay.
+            alone = not several and len(row) > 1 and bool((self.class_of[row] == self.class_of[row[0]]).all())
+            terms = () if alone and self.groups[self.group_of[row[0]]].size > 1 else self._terms_of(row)
             self._terms[line.key] = (dim, terms) if terms else None
         return self._terms[line.key]
 

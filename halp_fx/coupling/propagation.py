@@ -92,6 +92,9 @@ def _propagate(traced: Traced, algebra: Algebra, parameters: dict[str, Value]) -
                 _pin_open_ends(traced.graph, values, algebra, "may reach an output through code that is no operator")
         else:
             values[node] = _call(node, values, algebra)
+        made, spec = values.get(node), of(node).spec
+        if spec is not None and 0 in spec.shape and isinstance(made, Value):
+            values[node] = replace(made, missing=frozenset(d for d, n in enumerate(spec.shape) if n == 0))
     if not any(node.op == "output" for node in reversed(traced.graph.nodes)):
         reason = "the forward in train mode fails on the example inputs behind this"
         _pin_open_ends(traced.graph, values, algebra, reason)
@@ -208,7 +211,7 @@ def _pin_left_out(
     Args:
         known: how many links and pins there were before the rule.
     """
-    further = [p for v in tensors[1:] if v is not tensors[0] for p in v.planes]
+    further = [p for v in tensors[1:] if v is not tensors[0] and not v.missing for p in v.planes]
     if not further:
         return
     results = [q for row in (planes if isinstance(planes, list) else [planes]) for q in row]

@@ -39,6 +39,9 @@ _RESERVING = ("batch_norm", "instance_norm")
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
+_NESTED = ": its rows have lengths of their own, and a trace has one shape for each tensor. Compute with a padded one"
+
+
 class Lacking(BaseException):
     """An operator needs values that a forward on meta tensors does not have. No error, which the forward may catch."""
 
@@ -123,6 +126,8 @@ class Recorder(OperatorMode):
     def placeholder(self, value: Any) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
+        if value.is_nested and value.layout == torch.strided:
+            raise ModelError(f"there is a nested tensor among the example inputs{_NESTED}")
         # A fresh tensor per input: the same one may be passed twice, and the forward may write to it.
         seen = meta_twin(value) if self._constants.on_meta else value.detach().clone()
         node = self.graph.placeholder(f"input_{len(self._memory)}")
@@ -360,6 +365,8 @@ class Recorder(OperatorMode):
     def _spec(self, value: Any) -> TensorSpec | None:
         if not isinstance(value, torch.Tensor):
             return None
+        if value.is_nested and value.layout == torch.strided:
+            raise ModelError(f"the forward makes a nested tensor ({caller()}){_NESTED}")
         device = self._device if value.is_meta else value.device
         key = (value.shape, _strides(value), value.dtype, device)
         spec = self._specs.get(key)

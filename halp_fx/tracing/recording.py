@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..errors import ModelError, TraceError, words_of
+from ..errors import HalpError, ModelError, TraceError, words_of
 from ..internals import tree_leaves, tree_map
 from ..model.copying import aliased, hollowed
 from ..model.members import Members
@@ -161,6 +161,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             error, call = (ended.error, ended.call) if isinstance(ended, Failing) else (ended, recorder.names.failed)
             if isinstance(error, torch.OutOfMemoryError):
                 raise error from ended.__cause__
+            if isinstance(error, HalpError):  # It would run.
+                raise TraceError(f"{error}{recorder.where(error)}", recorder.graph, call) from error
             raise TraceError(
                 f"the model's forward failed on the example inputs {_shapes((args, kwargs))}{recorder.where(error)}: "
                 f"{words_of(error)}\n"

@@ -200,6 +200,25 @@ def test_a_forward_that_changes_its_parameters_is_refused(kind):
         halp_fx.channel_groups(model, image())
 
 
+class Nested(Chain):
+    def between(self, x):
+        rows = torch.nested.as_nested_tensor([x[0].flatten(1), x[1].flatten(1)[:, :9]])
+        return self.b(rows.to_padded_tensor(0.0).unflatten(2, x.shape[2:]))
+
+
+def test_nested_tensors_are_refused():
+    model = Nested().double()
+    with (
+        unchanged(model),
+        pytest.raises(TraceError, match=r"makes a nested tensor \(rewriting/test_bad_models.py.*padded") as told,
+    ):
+        halp_fx.channel_groups(model, image())
+    assert "example_inputs" not in str(told.value)
+    rows = torch.nested.as_nested_tensor([image()[0], image()[1]])
+    with pytest.raises(ModelError, match="nested tensor among the example inputs"):
+        halp_fx.channel_groups(Chain().double(), rows)
+
+
 class Replacing(Chain):
     def between(self, x):
         self.b.weight = nn.Parameter(self.b.weight.detach() * 0.9)

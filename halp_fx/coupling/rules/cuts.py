@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from ...tracing.graph import of, op, values_unused, written_through_alias
-from ..algebra import Algebra, Call, Plane, Planes, Value, varying
+from ..algebra import Algebra, Call, Plane, Planes, Value, simplify, varying
 from .registry import register_rule
 from .shapes import shape_only
 
@@ -53,7 +53,19 @@ def cut(call: Call, algebra: Algebra) -> Planes | list[Planes]:
             _couple_pieces(plane, dim, leaders, call, algebra)
         else:
             algebra.keep_proportions(plane, dim, leaders, sizes, call)
-    return shape_only(call, algebra)
+    pieces = shape_only(call, algebra)
+    if isinstance(pieces, list):
+        return [_with_one(x.planes, piece, dim) for piece in pieces]
+    return _with_one(x.planes, pieces, dim) if call.op == "slice" else pieces
+
+
+def _with_one(planes: Planes, piece: Planes, dim: int) -> Planes:
+    """The planes of a piece: of one without elements, those that it would have with one, but for labels that lie along
+    `dim` alone."""
+    pairs = [(p, q) for p, q in zip(planes, piece, strict=True) if p.dim() == q.dim()]
+    if all(q.shape[dim] for _, q in pairs):
+        return piece
+    return tuple(simplify(p.narrow(dim, 0, 1)) for p, _ in pairs if varying(p) != (dim,))
 
 
 def _couple_pieces(plane: Plane, dim: int, leaders: torch.Tensor, call: Call, algebra: Algebra) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from ...tracing.graph import of
 from ..algebra import Algebra, Call, Plane, Planes, Value, compact, simplify, varying, vector
 from .channels import beside
 from .elementwise import join
@@ -137,28 +136,30 @@ def stack(call: Call, algebra: Algebra) -> Planes:
 def concatenate(call: Call, algebra: Algebra) -> Planes:
     """`cat`: labels along the dimension follow one another; labels along others are coupled between the parts."""
     dim = int(call.arg(1, "dim", 0)) % len(call.shape)
-    values, empty = _parts(call, dim)
+    values, nothing = _parts(call.args[0], dim, len(call.shape))
     lying = _lying_along(values, dim)
     values, lying = _whole_heads(values, lying, dim, call, algebra)
     apart = [tuple(p for p in v.planes if not any(p is q for q in own)) for v, own in zip(values, lying, strict=True)]
     across = [Value(v.spec, rest, v.parameter) for v, rest in zip(values, apart, strict=True)]
-    planes = list(_couple_across([*across, *empty], dim, call, algebra))
+    lines = set.intersection(*({d for p in rest for d in varying(p)} for rest in apart)) if nothing else set()
+    across += [Value(v.spec, rest, v.parameter) for v in nothing if (rest := _within(v, lines))]
+    planes = list(_couple_across(across, dim, call, algebra))
     for rank in range(max(map(len, lying), default=0)):
         planes.append(_joined(values, [own[rank : rank + 1] for own in lying], dim).expand(call.shape))
     return tuple(algebra.rectangle(p) for p in planes)
 
 
-def _parts(call: Call, dim: int) -> tuple[list[Value], list[Value]]:
-    """Those that make the result longer, and those of length 0 (a skip connection without channels, boxes that were
-    not found), which are given with length 1: the first of them if there are no others.
+def _parts(values: Sequence[Value], dim: int, ndim: int) -> tuple[list[Value], list[Value]]:
+    """The parts that have elements along the dimension, and those that have none there: boxes of a detector that found
+    none. Where all are empty, the first counts as one. PyTorch leaves out those of shape (0,)."""
+    values = [v for v in values if v.ndim == ndim]
+    there = [v for v in values if dim not in v.missing] or [*values[:1]]
+    return there, [v for v in values if all(v is not u for u in there)]
 
-    A tensor of shape (0,) may stand beside tensors of any shape, and is not there.
-    """
-    nodes: Any = call.node.args[0]
-    shapes = [of(node).one.shape for node in nodes]
-    parts = [(v, shape[dim]) for v, shape in zip(call.args[0], shapes, strict=True) if len(shape) == len(call.shape)]
-    longer, empty = [v for v, length in parts if length], [v for v, length in parts if not length]
-    return (longer, empty) if longer else (empty[:1], empty[1:])
+
+def _within(value: Value, dims: set[int]) -> Planes:
+    """The planes of a part that vary along these dimensions alone."""
+    return tuple(p for p in value.planes if dims.issuperset(varying(p)))
 
 
 def _lying_along(values: Sequence[Value], dim: int) -> list[Planes]:

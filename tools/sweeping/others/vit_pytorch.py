@@ -228,8 +228,8 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
     "vaat_ast": (
         "vaat",
         "AST",
-        {"dim": 96, "depth": 2, "mlp_dim": 192, "num_classes": 10, "dim_head": 24, "heads": 4},
-        (1, 1600),
+        {"dim": 96, "depth": 2, "mlp_dim": 192, "num_classes": 10, "dim_head": 24, "heads": 4, "accept_spec": True},
+        (1, 64, 48),
     ),
     "vat": ("vat", "VAT", {**_NARROW, "vit_layer_indices": (0, 1), "num_views": 2}, _VIEWS),
     "vat_siglip": (
@@ -283,7 +283,7 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
     "vivit_with_moss": (
         "vivit_with_moss",
         "ViViT",
-        {**{k: v for k, v in _VIDEO.items() if k != "depth"}, "spatial_depth": 2, "temporal_depth": 2},
+        {**{k: v for k, v in _VIDEO.items() if k != "depth"}, "spatial_depth": 2, "temporal_depth": 2, "pool": "mean"},
         _FRAMES,
     ),
     "wwt": ("wwt", "WWT", {**_VIT, "num_slots": (8, 4)}, _PIXELS),
@@ -297,6 +297,9 @@ def names() -> list[str]:
 
 def create(name: str) -> Any:
     module, kind, options, _ = _MODELS[name]
+    if module.startswith("vit_nd"):
+        # PyTorch's flex attention has no backward on a CPU.
+        importlib.import_module("vit_pytorch.vit_nd_masking").flex_attention_supported = lambda device: False
     return _class(module, kind)(**options, **_parts(name))
 
 
