@@ -206,3 +206,29 @@ def _rest(group: ChannelGroup, on_axis: Mapping[Axis, Mapping[str, int]], known:
                     terms[other] = terms.get(other, Fraction(0)) - factor * beside
         return fixed / each, {other: factor / each for other, factor in terms.items() if factor}
     return None
+
+
+def axes_by_groups(coupling: Coupling) -> dict[tuple[tuple[str, Fraction], ...], Width]:
+    """Lengths of axes by the groups on them, in shares of all slots that may go: where several groups lie on every
+    axis (a norm ties some channels of one layer with some of another), none tells the width of one of them."""
+    rows: dict[Axis, dict[str, int]] = {}
+    moving: dict[Axis, int] = {}
+    for group in coupling.groups:
+        for member in group.members if group.frozen is None else ():
+            row = rows.setdefault(member.axis, {})
+            row[group.name] = row.get(group.name, 0) + member.slots.shape[1]
+            moving[member.axis] = moving.get(member.axis, 0) + member.slots.size
+    found: dict[tuple[tuple[str, Fraction], ...], Width] = {}
+    for axis, row in rows.items():
+        if len(row) > 1:
+            whole = sum(row.values())
+            fixed = coupling.traced.tensors[axis.tensor].shape[axis.dim] - moving[axis]
+            found.setdefault(shares_of(row.items()), (Fraction(-fixed, whole), {axis: Fraction(1, whole)}))
+    return found
+
+
+def shares_of(terms: Iterable[tuple[str, int]]) -> tuple[tuple[str, Fraction], ...]:
+    """How often each group counts, of all counts."""
+    counts = sorted(terms)
+    whole = sum(count for _, count in counts)
+    return tuple((name, Fraction(count, whole)) for name, count in counts)

@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx
 
-from ..coupling.sizes import FACTORIES, Width, groups_of, widths_by_axes
+from ..coupling.sizes import Width, axes_by_groups, groups_of, shares_of, widths_by_axes
 from ..model.holding import row_of
-from ..tracing.graph import is_view, of, op, views_of
+from ..tracing.graph import is_view, of, views_of
 from ..types import Axis, Coupling, Extent, Mend
 
 EXACT = (Fraction(1),)
@@ -61,6 +61,11 @@ class Widths:
         """By the lengths of axes."""
         return widths_by_axes(self.coupling)
 
+    @cached_property
+    def together(self) -> Mapping[Any, Width]:
+        """Of groups that lie on axes together: the shares of each in the axis, and its length by what counts once."""
+        return axes_by_groups(self.coupling)
+
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -86,10 +91,6 @@ class Sizes:
         while above:
             found += [e for n in above for e in coupling.shapes[n.name]]
             above = [source for n in above if is_view(n) for source in n.all_input_nodes]
-        if op(node) in FACTORIES:
-            # What a tensor is made for: zeros fill something up to a width (`planes - x.shape[1]` of them).
-            readers = [user for n in (node, *views_of(node)) for user in n.users]
-            found += [e for user in readers for e in coupling.shapes.get(user.name, ())]
         # Heads, for one, where batch and heads are one dimension.
         found += [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
         return cls(widths, found)
@@ -130,7 +131,7 @@ class Sizes:
             extent = self.extents[position]
             may_shrink = any(self.widths.now[group] > 1 for group, _ in extent.terms)
             if may_shrink and extent.at(self.widths.now) * ratio == number:
-                mend = _mend(owner, name, index, extent, ratio, self.widths.by_axes)
+                mend = _mend(owner, name, index, extent, ratio, self.widths)
                 if mend is not None and mend not in self.widths.coupling.decisions.mends:
                     found.setdefault(mend, position)
         return found
@@ -159,13 +160,13 @@ def owners(module: str) -> Iterator[str]:
     yield ""
 
 
-def _mend(
-    owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, widths: Mapping[str, Width]
-) -> Mend | None:
-    """The attribute as `extent * ratio`, in slots of axes; None if a group's width is not told by any."""
+def _mend(owner: str, name: str, index: int | None, extent: Extent, ratio: Fraction, widths: Widths) -> Mend | None:
+    """The attribute as `extent * ratio`, in slots of axes; None if no axes tell how long that is."""
     fixed, terms = extent.fixed * ratio, dict[Axis, Fraction]()
-    for group, scale in extent.terms:
-        width = widths.get(group)
+    parts = [(widths.by_axes.get(group), Fraction(scale)) for group, scale in extent.terms]
+    if any(width is None for width, _ in parts):
+        parts = [(widths.together.get(shares_of(extent.terms)), Fraction(sum(n for _, n in extent.terms)))]
+    for width, scale in parts:
         if width is None:
             return None
         fixed += width[0] * scale * ratio

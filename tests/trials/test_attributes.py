@@ -212,3 +212,34 @@ def test_objects_that_a_network_in_training_shares():
     assert model.given is config is model.blocks[1].config
     assert model.sizes is sizes
     assert model(x).shape == other(x).shape
+
+
+class Resampled(nn.Module):
+    """As the samplers of diffusers: they compare the channels that they get with the number that they were made for."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        assert x.shape[1] == self.channels
+        return self.conv(x)
+
+
+def test_an_attribute_follows_an_axis_of_several_groups():
+    """Groups of a norm of two layers side by side tie some channels of the one with some of the other, so no axis has
+    one group alone. The program fails before an operator whose weight it has not read."""
+
+    def forward(m, x):
+        y = m.first(x)
+        z = m.second(m.sampler(y).relu())
+        return m.last(m.norm(torch.cat((y, z), 1)).relu())
+
+    torch.manual_seed(0)
+    layers = {"first": nn.Conv2d(3, 8, 1), "sampler": Resampled(8), "second": nn.Conv2d(8, 16, 1)}
+    model = Net(forward, **layers, norm=nn.GroupNorm(4, 24), last=nn.Conv2d(24, 5, 1))
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = checked(randomized(model).eval(), x, {"first": 2, "first:1": 4, "sampler.conv": 8})
+    small = halp_fx.rewrite(model, half_plan(coupling), x, coupling=coupling)
+    assert small.sampler.channels == small.sampler.conv.in_channels == 4
