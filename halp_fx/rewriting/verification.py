@@ -325,13 +325,12 @@ class _Forward:
                 self._loose.firm(working(g, self._silent, ended=False)) if g is not None else [] for g in graphs
             )
         rest = before[min(len(after), len(before) - 1) :]
-        # What an operator reads is written down when it is read: its arguments may come before it.
-        counted = next((n for n in rest if n.op == "call_function" and n.target is not getitem), rest[0])
         call = failure.call
         if call is None:
-            return counted
-        # An operator failed. Other widths can make a call before it up of more operators, or of fewer: it is the
-        # nearest of its line.
+            return rest[0]
+        # An operator failed. What it reads is written down when it is read: its arguments may come before it. And other
+        # widths can make a call before it up of more operators, or of fewer: it is the nearest of its line.
+        counted = next((n for n in rest if n.op == "call_function" and n.target is not getitem), rest[0])
         nodes: list[fx.Node] = list(self._before.graph.nodes)
         at = nodes.index(counted)
         same = [i for i, n in enumerate(nodes) if (of(n).function, of(n).source) == (call.function, call.source)]

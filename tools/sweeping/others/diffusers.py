@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import nn
+
 _WORDS = 6
 _BLOCKS_2D = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -384,8 +387,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "encoder_hidden_states": (1, _WORDS, 32),
             "pooled_projections": (1, 24),
             "timestep": [1.0],
-            "img_ids": (16, 3),
-            "txt_ids": (_WORDS, 3),
         },
     ),
     "chroma": (
@@ -401,8 +402,6 @@ _MODELS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "hidden_states": (1, 16, 8),
             "encoder_hidden_states": (1, _WORDS, 32),
             "timestep": [1.0],
-            "img_ids": (16, 3),
-            "txt_ids": (_WORDS, 3),
         },
     ),
     "auraflow": (
@@ -858,19 +857,34 @@ def names() -> list[str]:
     return list(_MODELS)
 
 
+class _Placed(nn.Module):
+    """A network that is told where its tokens lie, whatever the batch."""
+
+    def __init__(self, network: nn.Module, **places: Any) -> None:
+        super().__init__()
+        self.network = network
+        for name, place in places.items():
+            self.register_buffer(name, place)
+        self.places = tuple(places)
+
+    def forward(self, **given: Any) -> Any:
+        return self.network(**given, **{name: getattr(self, name) for name in self.places})
+
+
 def create(name: str) -> Any:
     import diffusers
 
     kind, options, _ = _MODELS[name]
     if kind == "T2IAdapter":
         return diffusers.T2IAdapter(**options).adapter
-    return getattr(diffusers, kind)(**options)
+    made = getattr(diffusers, kind)(**options)
+    if name in ("flux", "chroma"):
+        return _Placed(made, img_ids=torch.rand(16, 3), txt_ids=torch.rand(_WORDS, 3))
+    return made
 
 
 def inputs(name: str, model: Any) -> Any:
     given = {key: _made(value) for key, value in _MODELS[name][2].items()}
-    if name == "hunyuan_dit":
-        given["image_rotary_emb"] = [_made((64, 16)), _made((64, 16))]
     if name == "qwen_image":
         given["img_shapes"] = [(1, 4, 4)]
     return given
@@ -878,8 +892,6 @@ def inputs(name: str, model: Any) -> Any:
 
 def _made(value: Any) -> Any:
     """A tensor of a shape, or of numbers; dictionaries of them; what is neither as it is."""
-    import torch
-
     if isinstance(value, tuple):
         return torch.rand(value)
     if isinstance(value, list):
