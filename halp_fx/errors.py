@@ -5,7 +5,9 @@ node, parameter or file it is about, the shape or value found, and what the read
 """
 
 import os
+import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -15,7 +17,12 @@ def few(names: Sequence[str], most: int = 3) -> str:
 
 
 def words_of(error: BaseException) -> str:
-    """What an exception says, without PyTorch's lists of all that a function takes instead."""
+    """What an exception says, without PyTorch's lists of all that a function takes instead; of one that says nothing
+    (`assert x.shape[1] == 8`) its kind and the line that raised it."""
+    frames = traceback.extract_tb(error.__traceback__) if not str(error) else []
+    if frames:
+        at = frames[-1]
+        return f"{type(error).__name__} at {Path(at.filename).name}:{at.lineno}: {at.line}".rstrip(": ")
     return str(error).partition(", but expected one of:")[0]
 
 

@@ -219,6 +219,19 @@ def test_nested_tensors_are_refused():
         halp_fx.channel_groups(Chain().double(), rows)
 
 
+class Asserting(Chain):
+    def between(self, x):
+        if x.shape[1] != 5:
+            raise AssertionError
+        return self.b(x)
+
+
+def test_an_assertion_without_words_is_told_by_its_line():
+    match = r"AssertionError at test_bad_models.py:\d+: raise AssertionError\nPass example_inputs"
+    with pytest.raises(TraceError, match=match):
+        halp_fx.channel_groups(Asserting().double(), image())
+
+
 class Replacing(Chain):
     def between(self, x):
         self.b.weight = nn.Parameter(self.b.weight.detach() * 0.9)
