@@ -142,9 +142,9 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
     live = Members.of(model)
     on_meta = watch is not None
     used = hollowed(model, live) if on_meta else aliased(model, live, own=run.training)
-    recorder = Recorder(used, live, watch, run)
     with uncollected(), hooks_kept(live), random_kept(gpus(live.tensors.values()), SEED):
-        set_mode(used, run.training)
+        set_mode(used, run.training)  # A module's own `train` may put other tensors in place of its buffers.
+        recorder = Recorder(used, live, watch, run)
         lost = _without_devices(used) if on_meta else set()
         closed(used, recorder.whole)
         inputs = tree_map(recorder.placeholder, (args, kwargs))

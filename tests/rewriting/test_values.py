@@ -10,7 +10,7 @@ import torch
 from oracle import Net, assert_equals_twin, half_plan, randomized
 from test_bad_models import Chain, image, unchanged
 from torch import nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import batch_norm, cosine_similarity
 
 import halp_fx
 from halp_fx.rewriting.verification import verify
@@ -377,3 +377,40 @@ def test_what_runs_for_each_box_is_not_taken_for_what_comes_after():
     for seed in range(4):
         halp_fx.rewrite(model, half_plan(coupling, seed), image(), coupling=coupling)
     assert len(set(counts)) > 2
+
+
+class Split(nn.BatchNorm2d):
+    """As in lightly: statistics for each half of a batch. `eval` puts their mean in place of the buffers."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.running_mean, self.running_var = torch.zeros(2 * channels), torch.ones(2 * channels)
+
+    def train(self, mode=True):
+        if self.training and not mode:
+            for name in ("running_mean", "running_var"):
+                setattr(self, name, getattr(self, name).view(2, self.num_features).mean(0).repeat(2))
+        return super().train(mode)
+
+    def forward(self, x):
+        n, c, h, w = x.shape
+        if self.training:
+            tables = self.running_mean, self.running_var, self.weight.repeat(2), self.bias.repeat(2)
+            return batch_norm(x.reshape(-1, 2 * c, h, w), *tables, training=True).view(n, c, h, w)
+        tables = self.running_mean[: self.num_features], self.running_var[: self.num_features]
+        return batch_norm(x, *tables, self.weight, self.bias)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_a_mode_that_replaces_buffers(training):
+    torch.manual_seed(0)
+    layers = {"a": nn.Conv2d(3, 8, 3), "norm": Split(8), "b": nn.Conv2d(8, 4, 3)}
+    model = randomized(Net(lambda m, x: m.b(m.norm(m.a(x)).relu()), **layers)).train(training)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"a": 8}
+    kept = [0, 3, 5]
+    small = halp_fx.rewrite(model, {"a": kept}, x, coupling=coupling)
+    twin = halp_fx.zero(model, {"a": kept}, x, coupling=coupling)
+    torch.testing.assert_close(small.eval()(x), twin.eval()(x))
+    assert small.norm.running_mean.shape == (6,)
