@@ -254,6 +254,9 @@ class _Forward:
         """Another operator runs, or none where one ran, or one where none did."""
         node = old or new
         assert node is not None
+        view = self._first_wrong_view(old) if old is not None else None
+        if view is not None:
+            return self._other_shape(*view, failure)
         if failure is not None:
             return self._not_running(node, groups_around(old, self._view) if old is not None else (), failure)
         groups = groups_around(old, self._view) if old is not None else ()

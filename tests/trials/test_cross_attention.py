@@ -111,3 +111,24 @@ def test_a_transformer_of_encoder_and_decoder(batch_first):
     _, twin = equals_twin_closely(model, random_plan(coupling, 1), x, coupling)
     assert relative_error(twin(x), model(x)) > 1e-3
     assert halp_fx.prune(model, 0.4, x, latency="macs", progress=False).halp.met
+
+
+def test_words_that_are_viewed_by_the_width_of_the_image():
+    """As LTX has it: with other widths a view with -1 makes another number of words, for which the mask is padded, so
+    that another operator runs. The reason is the view, and a tie."""
+
+    def forward(m, x):
+        y, mask = m.image(x), m.mask.expand(len(x), -1)
+        words = m.words(x[:, :6]).view(len(x), -1, y.size(-1))
+        if mask.shape[1] != words.shape[1]:
+            mask = F.pad(mask, (0, words.shape[1]))
+        return m.head(y + (m.key(words) * mask[:, :, None]).mean(1, keepdim=True))
+
+    torch.manual_seed(0)
+    layers = {"image": nn.Linear(4, 16), "words": nn.Linear(4, 16), "key": nn.Linear(16, 16), "head": nn.Linear(16, 3)}
+    model, x = Net(forward, **layers), torch.randn(2, 9, 4, dtype=torch.float64)
+    model.register_buffer("mask", torch.rand(1, 6))
+    model = randomized(model).eval()
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {"image": 16}, coupling.frozen
+    equals_twin_closely(model, random_plan(coupling, 1), x, coupling)
