@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import fx
 
-from ..coupling.sizes import Width, axes_by_groups, groups_of, shares_of, widths_by_axes
+from ..coupling.sizes import FACTORIES, Width, axes_by_groups, groups_of, shares_of, widths_by_axes
 from ..model.holding import row_of
-from ..tracing.graph import is_view, of, views_of
+from ..tracing.graph import is_view, of, op, views_of
 from ..types import Axis, Coupling, Extent, Mend
 
 EXACT = (Fraction(1),)
@@ -91,6 +91,10 @@ class Sizes:
         while above:
             found += [e for n in above for e in coupling.shapes[n.name]]
             above = [source for n in above if is_view(n) for source in n.all_input_nodes]
+        if op(node) in FACTORIES:
+            # What a tensor is made for: zeros fill something up to a width (`planes - x.shape[1]` of them).
+            readers = [user for n in (node, *views_of(node)) for user in n.users]
+            found += [e for user in readers for e in coupling.shapes.get(user.name, ())]
         # Heads, for one, where batch and heads are one dimension.
         found += [Extent(0, ((name, 1),)) for name in groups_of(node, coupling)]
         return cls(widths, found)

@@ -63,8 +63,8 @@ def check(library: str, name: str, min_params: float = 0.0, max_params: float = 
     row["peak_gb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
     twin = halp_fx.zero(model, plan, inputs, coupling=coupling)
     error, still = compare(small, twin, model, inputs, LIBRARIES[library].heads, moving(coupling, plan))
-    del twin, model
-    trains = backward(small, inputs)
+    del twin
+    trains = backward(small, inputs, model)
     return {
         **row,
         "result": "pass" if error <= ERROR_LIMIT and not trains and not still else "fail",
@@ -171,8 +171,8 @@ def compare(
     """
     got, want = (outputs(m.to(torch.float64), inputs, heads) for m in (small, twin))
     twin.to(torch.float32)
-    full = outputs(copied(dense).to(torch.float64), inputs, heads)  # `deepcopy` refuses the old weight norm.
-    other = outputs(small, tree_map(_disturbed, inputs), heads)
+    full = outputs(copied(dense).to(torch.float64), inputs, heads)
+    other = outputs(small, disturbed(inputs), heads)
     error = max((difference(a, b) for a, b in zip(got, want, strict=True)), default=float("inf"))
     heard = max((difference(a, b) for a, b in zip(other, got, strict=False)), default=0.0)
     must = [*move] if len(move) == len(want) and not heads else [True] * len(want)
@@ -187,9 +187,17 @@ def compare(
     return error / min(1.0, max(heard, HEARD)), why
 
 
-def _disturbed(value: Any) -> Any:
-    images = torch.is_tensor(value) and value.is_floating_point() and value.dim() > 2
-    return value + torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) if images else value
+def disturbed(inputs: Any) -> Any:
+    """Other images; where there are none, other vectors."""
+    floats = [t for t in tree_leaves(inputs) if torch.is_tensor(t) and t.is_floating_point()]
+    least = min(3, max((t.dim() for t in floats), default=0))
+    noise = torch.Generator().manual_seed(1)
+
+    def other(value: Any) -> Any:
+        chosen = torch.is_tensor(value) and value.is_floating_point() and value.dim() >= least
+        return value + torch.randn(value.shape, generator=noise.manual_seed(1)) if chosen else value
+
+    return tree_map(other, inputs)
 
 
 def outputs(model: nn.Module, inputs: Any, heads: Sequence[str] = ()) -> list[torch.Tensor]:
@@ -278,14 +286,21 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm().clamp_min(1e-12)) if a.numel() else 0.0
 
 
-def backward(model: nn.Module, inputs: Any) -> str:
+def backward(model: nn.Module, inputs: Any, dense: nn.Module) -> str:
     """A training step of a model in float64, on the inputs twice; returns what went wrong. Detectors of torchvision
-    want targets in training: their gradients are taken in eval mode."""
+    want targets in training, and so does what else fails in train mode where the dense network does: their gradients
+    are taken in eval mode."""
+    listed = isinstance(next(iter(cast(model, inputs)[0]), None), list)
+    failure = _step(model, inputs, not listed, 1 if listed else 2)
+    if failure and not listed and _step(dense.to(torch.float64), inputs, True, 2).startswith(failure[:60]):
+        failure = _step(model, inputs, False, 2)
+    return failure
+
+
+def _step(model: nn.Module, inputs: Any, training: bool, times: int) -> str:
     args, kwargs = cast(model, inputs)
-    listed = bool(args) and isinstance(args[0], list)
-    model.train(not listed)
-    if not listed:
-        args, kwargs = tree_map(lambda t: torch.cat([t, t]) if torch.is_tensor(t) else t, (args, kwargs))
+    model.train(training)
+    args, kwargs = tree_map(lambda t: torch.cat([t] * times) if torch.is_tensor(t) else t, (args, kwargs))
     try:
         try:
             result = run_wide(model, args, kwargs)

@@ -115,18 +115,24 @@ def _later(module: str, name: str) -> Callable[..., Any]:
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
 
 _OTHERS: tuple[str, ...] = (
+    "diffusers",
     "doctr",
     "dynamic_network_architectures",
     "efficientnet_pytorch",
     "facenet_pytorch",
     "kornia",
+    "lightly",
     "monai",
+    "open_clip",
     "pretrainedmodels",
     "pytorchvideo",
+    "rfdetr",
     "segmentation_models_pytorch",
     "spandrel",
     "torchaudio",
     "torchxrayvision",
+    "vit_pytorch",
+    "x_transformers",
 )  # By the name they are imported by; each has a module in `others`.
 
 
