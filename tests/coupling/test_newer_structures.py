@@ -278,8 +278,10 @@ def test_channels_that_lie_where_pooling_keeps_as_many(pool, size):
 
 def test_pooling_to_as_many_channels_by_a_constant():
     model = image(columns, 16)
-    model.pool = functools.partial(F.adaptive_avg_pool2d, output_size=(16, 1))
+    model.pool = lambda x: F.adaptive_avg_pool2d(x, output_size=(16, 1))
     assert pruned(model) == {}
+    model.pool = functools.partial(F.adaptive_avg_pool2d, output_size=(16, 1))  # This one can follow.
+    assert pruned(model) == {"stem": 16}
 
 
 def test_parts_of_a_weight_whose_number_of_elements_alone_is_read():
