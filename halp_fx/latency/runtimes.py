@@ -9,7 +9,7 @@ like inductor's, and the calibration does the rest. onnxruntime has eager's unit
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from torch import nn
 
 from ..errors import LatencyError
 from ..internals import tree_flatten, tree_leaves, tree_unflatten
+from ..model.inputs import own
 from ..types import Coupling
 from .clocks import Thunk, captured
 from .compiling import Compiled, mode_options, nothing_compiled
@@ -95,15 +96,28 @@ def network_call(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, A
         TimingError: the network cannot be captured in a CUDA graph.
         LatencyError: the runtime is not known; torch.compile would run eager code, or does not work here.
     """
+    given, named = own((args, dict(kwargs)))
     if kind_of(runtime)[0].startswith("inductor"):
         compiled = compiled_network(model, runtime)
-        compiled.warm_up(model, *args, **kwargs)
-        return partial(compiled.function, model, *args, **kwargs)
+        compiled.warm_up(model, *own(given), **own(named))
+        return _applying(partial(compiled.function, model), given, named)
     if runtime in ("aoti", "onnxruntime"):
-        return deployed_call(model, args, kwargs, runtime)
-    if kind_of(runtime)[0] == "cudagraph":
-        return captured(partial(model, *args, **kwargs), device_of(args, kwargs))
-    return partial(model, *args, **kwargs)
+        return deployed_call(model, given, named, runtime)
+    call = _applying(model, given, named)
+    return captured(call, device_of(given, named)) if kind_of(runtime)[0] == "cudagraph" else call
+
+
+def _applying(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Thunk:
+    """The function of these arguments; where there are containers among them, every call gets its own."""
+    leaves, tree = tree_flatten((args, kwargs))
+    if len(leaves) == len(args) + len(kwargs) and all(isinstance(v, torch.Tensor) for v in (*args, *kwargs.values())):
+        return partial(function, *args, **kwargs)
+
+    def run() -> Any:
+        given, named = tree_unflatten(leaves, tree)
+        return function(*given, **named)
+
+    return run
 
 
 def compiled_network(model: nn.Module, runtime: str = "inductor", fullgraph: bool = False) -> Compiled:

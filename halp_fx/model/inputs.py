@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import ModelError
+from ..internals import tree_map
 from ..types import Inputs
 
 logger = logging.getLogger("halp_fx")
@@ -71,6 +72,12 @@ def _takes(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[Any
     except TypeError:
         return False
     return True
+
+
+def own(inputs: Any) -> Any:
+    """The same inputs in containers and memory of their own: a forward may write to both (the streams of SlowFast are
+    replaced in the list that it is given)."""
+    return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, inputs)
 
 
 def infer_image(model: nn.Module) -> torch.Tensor:

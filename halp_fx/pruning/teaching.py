@@ -19,6 +19,7 @@ from torch import nn
 from ..errors import SaliencyError
 from ..internals import tree_leaves, tree_map
 from ..model.copying import copied
+from ..model.inputs import own
 from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..scoring.batchwise import pieces
 from ..scoring.divergence import Parts, numbers_of, parts_of, running, terms, to_compare
@@ -102,7 +103,7 @@ class Teacher:
 
     def _loss(self, network: nn.Module, step: int, lesson: Any, draw: torch.Generator) -> torch.Tensor:
         if self.loss is not None:
-            return total(self.loss(network, lesson))
+            return total(self.loss(network, own(lesson)))
         inputs = mixed(inputs_of(lesson), float(torch.rand((), generator=draw)))
         if self.moving:
             inputs = moved_about(inputs, draw)

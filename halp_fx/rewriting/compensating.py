@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import HalpError, PlanError, SaliencyError, few, words_of
 from ..internals import NormBase, tree_leaves
+from ..model.inputs import own
 from ..model.naming import by_group
 from ..model.preserving import only_read, preserved, random_kept, set_mode
 from ..model.tensors import tensors_in
@@ -242,7 +243,7 @@ def _runner(
         outputs: list[Any] = []
         handle = network.register_forward_hook(lambda _module, _args, output: outputs.append(output))
         try:
-            called(network, inputs) if loss is None else loss(network, inputs)
+            called(network, inputs) if loss is None else loss(network, own(inputs))
         except (HalpError, torch.OutOfMemoryError):
             raise
         except Exception as error:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from ..errors import SaliencyError
+from ..model.inputs import own
 from ..model.preserving import preserved, set_mode
 from ..model.tensors import tensors_in
 from .losses import Loss, LossFn, called, described, inputs_of, moved, pair_of, total
@@ -128,7 +129,7 @@ class Reference:
         with running(other, self.statistics):
             for i, batch in enumerate(self.batches):
                 if self.loss is not None:
-                    found = total(self.loss(other, batch)).detach().double().reshape(1) * (samples_in(batch) or 1)
+                    found = total(self.loss(other, own(batch))).detach().double().reshape(1) * (samples_in(batch) or 1)
                     rows.append((found, found))
                 else:
                     rows.append(terms(self.outputs[i], parts_of(called(other, inputs_of(batch)))))
@@ -208,7 +209,7 @@ def finite_on(
 
 def _numbers(model: nn.Module, batch: Any, loss_fn: LossFn | None, loss: Loss | None) -> list[torch.Tensor]:
     if loss is not None:
-        return [total(loss(model, batch))]
+        return [total(loss(model, own(batch)))]
     output = called(model, inputs_of(batch))
     judged = [] if loss_fn is None else [total(loss_fn(output, pair_of(batch)[1]))]
     return [*judged, *(t for t in tensors_in(output) if t.is_floating_point())]

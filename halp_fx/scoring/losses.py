@@ -14,6 +14,7 @@ from torch.func import functional_call
 from ..arguments import a_kind
 from ..errors import HalpError, SaliencyError, words_of
 from ..internals import tree_leaves, tree_map
+from ..model.inputs import own
 from ..model.tensors import dtype_name
 
 LossFn = Callable[[Any, Any], torch.Tensor]
@@ -91,6 +92,7 @@ def loss_of(loss_fn: LossFn | None, loss: Loss | None) -> Loss:
 
 def called(model: nn.Module, inputs: Any) -> Any:
     """The model's output: a tuple or list is positional, a dict keyword arguments."""
+    inputs = own(inputs)
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*(inputs if isinstance(inputs, tuple | list) else (inputs,)))
@@ -125,7 +127,7 @@ class _Lossy(nn.Module):
         self.loss = loss
 
     def forward(self, batch: Any) -> Any:
-        return self.loss(self.network, batch)
+        return self.loss(self.network, own(batch))
 
 
 def pair_of(batch: Any) -> tuple[Any, Any]:

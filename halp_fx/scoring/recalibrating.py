@@ -18,6 +18,7 @@ from ..arguments import whole
 from ..errors import SaliencyError, words_of
 from ..internals import NormBase
 from ..model.checks import check_module
+from ..model.inputs import own
 from ..model.preserving import modes_kept, random_kept, set_mode
 from ..progress import counted
 from .losses import NO_BATCHES, Loss, called, check_data, inputs_of, moved
@@ -131,7 +132,7 @@ def by_batch(model: nn.Module) -> None:
 
 def _forward(model: nn.Module, batch: Any, loss: Loss | None) -> None:
     if loss is not None:
-        loss(model, batch)
+        loss(model, own(batch))
     else:
         called(model, inputs_of(batch))
 

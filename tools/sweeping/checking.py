@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 import halp_fx
 from halp_fx.coupling.checking import check_coupling
 from halp_fx.model.copying import copied
-from halp_fx.model.inputs import normalize_inputs
+from halp_fx.model.inputs import normalize_inputs, own
 from halp_fx.tracing.graph import of, op
 
 from .libraries import LIBRARIES
@@ -143,7 +143,7 @@ def enliven(model: nn.Module, inputs: Any) -> None:
     runner = copied(model)
     for name in names:
         runner.get_submodule(name).register_forward_pre_hook(follow)
-    args, kwargs = normalize_inputs(runner, inputs)
+    args, kwargs = normalize_inputs(runner, own(inputs))
     with torch.no_grad():
         runner(*args, **kwargs)
         for name in names:
@@ -245,7 +245,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 def cast(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and keyword arguments in float64."""
     double = tree_map(lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, inputs)
-    return normalize_inputs(model, double)
+    return normalize_inputs(model, own(double))
 
 
 def leaves(result: Any) -> list[torch.Tensor]:
@@ -264,8 +264,8 @@ def moving(coupling: Any, plan: Any) -> list[bool]:
     cut = {m.axis.tensor for g in coupling.groups if len(plan.get(g.name, range(g.size))) < g.size for m in g.members}
     reached: dict[Any, bool] = {}
     for node in coupling.traced.graph.nodes:
-        own = node.op == "get_attr" and str(node.target) in cut
-        reached[node] = own or any(reached[n] for n in node.all_input_nodes)
+        itself = node.op == "get_attr" and str(node.target) in cut
+        reached[node] = itself or any(reached[n] for n in node.all_input_nodes)
     (result,) = node.args
     specs = [(n, of(n).one) for n in result]
     return [reached[n] for n, spec in specs if spec.dtype.is_floating_point and 0 not in spec.shape]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 _CLIPS = {  # Frames, side.
-    **dict.fromkeys(("c2d_r50", "i3d_r50", "r2plus1d_r50", "slow_r50"), (8, 224)),
+    **dict.fromkeys(("c2d_r50", "i3d_r50", "slow_r50"), (8, 224)),
     **dict.fromkeys(("slowfast_r50", "slowfast_r101", "csn_r101"), (32, 224)),
     **dict.fromkeys(("x3d_xs", "efficient_x3d_xs"), (4, 160)),
     **dict.fromkeys(("x3d_s", "efficient_x3d_s"), (13, 160)),
-    **dict.fromkeys(("x3d_m", "mvit_base_16x4"), (16, 224)),
+    **dict.fromkeys(("x3d_m", "mvit_base_16x4", "r2plus1d_r50"), (16, 224)),
     "slowfast_16x8_r101_50_50": (64, 224),
     "mvit_base_16": (1, 224),
 }
