@@ -57,12 +57,17 @@ class TraceError(ModelError):
     Attributes:
         recorded: the `fx.Graph` of what ran before the failure.
         call: the call of PyTorch that failed (`types.FailedCall`); None if none did.
+        compared: if none did: of the numbers that the program compared before, in a trial, where they come from
+            (`tracing.tags`).
     """
 
-    def __init__(self, message: str, recorded: Any = None, call: Any = None) -> None:
+    def __init__(
+        self, message: str, recorded: Any = None, call: Any = None, compared: frozenset[Any] = frozenset()
+    ) -> None:
         super().__init__(message)
         self.recorded = recorded
         self.call = call
+        self.compared = compared
 
 
 class PlanError(HalpError):

@@ -44,11 +44,15 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
     """Groups that the failing operator handles, in all modules that run it where the same dimensions of its arguments
     and result can shrink: a stage with one head fails for another reason than one with several, if it fails. An
     operator that handles none is held up by those whose widths it was given, or by what leads to it; so is one that
-    runs with another number than before.
+    runs with another number than before. Where the program compared widths and ended itself, it is these.
 
     Args:
         given: where the numbers come from that operators are given, by node.
     """
+    able = {g.name for g in coupling.prunable}
+    read = (groups_given(found.sources, coupling) | groups_followed(found.sources, coupling)) & able
+    if found.compared and read:
+        return read
     nodes = [n for n in coupling.traced.graph.nodes if found.place[0] and place_of(n) == found.place]
     failed = next((n for n in nodes if n.name == found.node), None)
     if failed is not None:
@@ -60,7 +64,6 @@ def groups_at(found: Mismatch, coupling: Coupling, given: Mapping[str, frozenset
         followed = bool(groups_followed(found.sources, coupling))
         nodes = [n for n in nodes if n is failed or bool(groups_followed(given.get(n.name, ()), coupling)) == followed]
     names: set[str] = set()
-    able = {g.name for g in coupling.prunable}
     for node in nodes:
         sources = found.sources if node.name == found.node else given.get(node.name, frozenset())
         held = groups_given(sources, coupling) | groups_followed(sources, coupling)

@@ -6,7 +6,7 @@ import gc
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from operator import is_
 from threading import RLock
@@ -281,10 +281,12 @@ def _containers(values: Iterable[Any]) -> list[Any]:
 
 @contextmanager
 def decomposed() -> Iterator[None]:
-    """Attention as matrix products and softmax, for which there are rules, instead of fused operators; and what PyTorch
+    """Attention as matrix products and softmax, for which there are rules, instead of fused operators; what PyTorch
     writes out in other operators where algorithms are to be deterministic (bilinear resizing, on meta tensors also
-    that of a network on a CPU) as it is elsewhere."""
-    with _process:
+    that of a network on a CPU) as it is elsewhere; and sums over several tensors (`einsum`) from left to right, not in
+    the order that takes fewest operations at the widths of the moment, where opt_einsum is installed."""
+    einsum = torch.backends.opt_einsum
+    with _process, einsum.flags(enabled=False) if einsum.enabled else nullcontext():
         fast_path = torch.backends.mha.get_fastpath_enabled()
         deterministic = torch.get_deterministic_debug_mode()
         torch.backends.mha.set_fastpath_enabled(False)

@@ -289,7 +289,8 @@ class _Forward:
             groups,
             place_of(node),
             node.name,
-            sources=failure.call.sources if failure.call is not None else frozenset(),
+            sources=failure.call.sources if failure.call is not None else failure.compared,
+            compared=bool(failure.compared),
             cause=failure,
         )
 

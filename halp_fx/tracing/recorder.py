@@ -26,7 +26,7 @@ from .graph import ancestors, getitem, keep, of, operator, places_written, writt
 from .handing import OperatorMode
 from .leaks import MetaWatch, ValueWatch
 from .memory import Held, Memory, Result, Write, same_elements, storage_of
-from .tags import active, with_sizes
+from .tags import active, forget_compared, with_sizes
 
 # Arguments that are written down as they are; most are of these types.
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
@@ -231,6 +231,7 @@ class Recorder(OperatorMode):
         return with_sizes(result, node.name, dims) if active() else result
 
     def _add(self, func: Any, node_args: Any, node_kwargs: Any, result: Any) -> fx.Node:
+        forget_compared()
         node = self.graph.create_node("call_function", func, name=operator(func))
         # Given to `create_node`, they would all be searched for symbolic numbers, one by one.
         node.args = tuple(node_args)

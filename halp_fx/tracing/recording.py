@@ -36,6 +36,7 @@ from .calls import Failing
 from .leaks import Emptied, MetaWatch, ValueWatch, emptied
 from .opaque import closed
 from .recorder import Lacking, Recorder
+from .tags import compared
 
 SEED = 0
 """Random numbers are the same in every recording, so that a forward that draws them takes the same path again."""
@@ -159,6 +160,8 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             pass
         except (Exception, Failing) as ended:
             error, call = (ended.error, ended.call) if isinstance(ended, Failing) else (ended, recorder.names.failed)
+            if call is not None and call.function == torch._assert.__name__:  # What fails is the program.
+                call = None
             if isinstance(error, torch.OutOfMemoryError):
                 raise error from ended.__cause__
             if isinstance(error, HalpError):  # It would run.
@@ -169,6 +172,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
                 f"Pass example_inputs with which model(*example_inputs) runs{_remedy(used, (args, kwargs))}.",
                 recorder.graph,
                 call,
+                compared() if call is None else frozenset(),
             ) from error
         finally:
             recorder.release()

@@ -15,8 +15,6 @@ from typing import Any
 
 import torch
 
-_on: ContextVar[bool] = ContextVar("tags are handed out", default=False)
-
 
 @dataclass(frozen=True, slots=True)
 class FromAttribute:
@@ -37,6 +35,15 @@ class FromSize:
 
 
 Source = FromAttribute | FromSize
+
+
+class _Tags:
+    """While tags are handed out: the sources of the numbers that were compared last."""
+
+    compared: frozenset[Source] = frozenset()
+
+
+_on: ContextVar[_Tags | None] = ContextVar("tags are handed out", default=None)
 
 
 class _Tagged:
@@ -66,10 +73,26 @@ def _computing(name: str, kind: type) -> Callable[..., Any]:
     return compute
 
 
+def _comparing(name: str, kind: type) -> Callable[..., Any]:
+    plain = getattr(kind, name)
+
+    def compare(self: Any, other: Any) -> Any:
+        tags = _on.get()
+        if tags is not None:
+            tags.compared = self.sources | (other.sources if isinstance(other, _Tagged) else frozenset())
+        return plain(self, other)
+
+    return compare
+
+
 _OPERATORS = ("add", "sub", "mul", "floordiv", "mod", "truediv", "pow")
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 for _kind, _base in ((TaggedInt, int), (TaggedFloat, float)):
     for _name in ("__neg__", "__abs__", *(f"__{side}{o}__" for o in _OPERATORS for side in ("", "r"))):
         setattr(_kind, _name, _computing(_name, _base))
+    for _name in _COMPARISONS:
+        setattr(_kind, f"__{_name}__", _comparing(f"__{_name}__", _base))
+    _kind.__hash__ = _base.__hash__  # type: ignore[method-assign]
 
 
 def tagged(number: Any, sources: frozenset[Source]) -> Any:
@@ -84,7 +107,7 @@ def tagged(number: Any, sources: frozenset[Source]) -> Any:
 @contextmanager
 def sizes_tagged() -> Iterator[None]:
     """While it lasts, tensors hand out tagged sizes."""
-    token = _on.set(True)
+    token = _on.set(_Tags())
     try:
         yield
     finally:
@@ -92,7 +115,21 @@ def sizes_tagged() -> Iterator[None]:
 
 
 def active() -> bool:
-    return _on.get()
+    return _on.get() is not None
+
+
+def compared() -> frozenset[Source]:
+    """Where the numbers come from that the program compared last, after its last operator: most likely by these it
+    decided to raise an error."""
+    tags = _on.get()
+    return tags.compared if tags is not None else frozenset()
+
+
+def forget_compared() -> None:
+    """An operator ran, so the program went on."""
+    tags = _on.get()
+    if tags is not None:
+        tags.compared = frozenset()
 
 
 def with_sizes(result: Any, node: str, dims: Iterable[int]) -> Any:

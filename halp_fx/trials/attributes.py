@@ -17,7 +17,7 @@ from ..coupling.rules.cuts import is_cut
 from ..model.holding import has, held
 from ..rewriting.attributes import follows_tensors
 from ..tracing.graph import of, op
-from ..tracing.tags import FromAttribute
+from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
 from .following import EXACT, MULTIPLES, Following, Sizes, Widths, owners, source_of
 
@@ -112,6 +112,31 @@ def given_moves(
                 first.append(joined(exact))
             (later if k else first).append(joined([one.move for one in joint]))
     return list(_distinct(first)), list(_distinct(later))
+
+
+def compared_moves(
+    model: nn.Module, coupling: Coupling, nodes: Sequence[fx.Node], mismatch: Mismatch
+) -> Iterator[Decisions]:
+    """Attributes that the program compared with sizes before the first of these operators could run: each follows the
+    size that it equals. In the other modules as well, that at the same position among the sizes of their operator; and
+    in the failing one alone."""
+    modules, widths = dict(model.named_modules()), Widths(coupling)
+    read = [s for s in mismatch.sources if isinstance(s, FromSize) and s.dim < len(coupling.shapes.get(s.node, ()))]
+    extents = [coupling.shapes[s.node][s.dim] for s in sorted(read, key=lambda s: (s.node, s.dim))]
+    sizes = [Sizes.at(node, widths).extents for node in nodes]
+    places = [i for i, extent in enumerate(sizes[0]) if extent in extents]
+    compared = [extents, *([row[i] for i in places if i < len(row)] for row in sizes[1:])]
+    for attribute in attributes_given(nodes[:1], mismatch):
+        found: list[tuple[Mend, ...]] = []
+        for node, row in zip(nodes, compared, strict=True):
+            owner = attribute.owner(of(node).module)
+            if owner is not None and has(modules.get(owner), attribute.name):
+                value = held(modules[owner], attribute.name)
+                ways = Sizes(widths, row).followed_by(owner, attribute.name, value, EXACT)
+                found.append(ways[0].mends if ways else ())
+        if any(found[:1]):
+            yield _merged(Decisions(), tuple(mend for mends in found for mend in mends))
+            yield _merged(Decisions(), found[0])
 
 
 def equal_moves(

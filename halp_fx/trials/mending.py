@@ -23,11 +23,11 @@ from ..rewriting.literals import is_literal
 from ..tracing.graph import of, place_of, views_of
 from ..tracing.tags import FromSize
 from ..types import Coupling, Decisions, Mismatch, Tie
-from .attributes import attributes_given, equal_moves, given_moves, joined
+from .attributes import attributes_given, compared_moves, equal_moves, given_moves, joined
 from .choosing import OTHER_WAY
 from .following import EXACT, MULTIPLES
 from .tagging import Given
-from .tying import asked, in_turn, near
+from .tying import among, asked, in_turn, near
 
 MAX_MOVES = 16
 """Proposals that are tried at one place before its groups are frozen."""
@@ -68,6 +68,9 @@ def _moves_at(
         # What it handles keeps its widths, but an attribute does not, for other operators want it to follow one.
         yield from _constant_moves(coupling, mismatch)
         return
+    if mismatch.compared:
+        yield from compared_moves(model, coupling, nodes, mismatch)
+        yield from in_turn([among(mismatch.sources, coupling)])
     checked = mismatch.cause is not None and isinstance(mismatch.cause.__cause__, AssertionError)
     wanted = _wanted(coupling, nodes, mismatch, given, checked)
     needed = bool(wanted and wanted[0])

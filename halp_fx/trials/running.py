@@ -163,7 +163,7 @@ class Runner:
         if found is None:
             return None
         forget_frames(found.cause)
-        if not found.sources:
+        if not found.sources or found.compared:
             return found
         # The nodes of the network as it is may have other names than those of the trial's.
         given = self.given(coupling, found.view).get(found.node)

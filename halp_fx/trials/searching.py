@@ -264,7 +264,8 @@ class Search:
         attributes that follow one: they go, the first time that a place fails."""
         view, given = coupling.views()[mismatch.view], self.runner.given(coupling, mismatch.view)
         names = groups_at(mismatch, view, given) & {g.name for g in coupling.prunable}
-        what = "{} at {}".format(*mismatch.place) if mismatch.place[0] else mismatch.short
+        named = mismatch.place[0] and not mismatch.compared
+        what = "{} at {}".format(*mismatch.place) if named else mismatch.short
         reason = f"{CONSTANT}: {what}"
         if not names:
             names = {g.name for g in coupling.prunable}

@@ -43,6 +43,14 @@ def asked(node: fx.Node, coupling: Coupling, sources: frozenset[Source], checked
     return _ties([(a, b) for a, b in wanted if math.gcd(a.size, b.size) > 1], coupling)
 
 
+def among(sources: frozenset[Source], coupling: Coupling) -> list[Tie]:
+    """Ties of the groups whose widths were compared with each other."""
+    read = groups_given(sources, coupling)
+    groups = [g for g in coupling.groups if g.name in read]
+    pairs = [(a, b) for i, b in enumerate(groups) for a in groups[:i]]
+    return _ties([(a, b) for a, b in pairs if math.gcd(a.size, b.size) > 1], coupling)
+
+
 def near(node: fx.Node, coupling: Coupling) -> list[Tie]:
     """Ties of a group at an operator with one of the next groups further up."""
     pairs = _pairs(node, coupling)

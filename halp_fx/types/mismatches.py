@@ -17,6 +17,8 @@ class Mismatch:
         node: the operator in the trace of the original network, "" if there is none.
         by_value: whether it runs with another number than before, one that follows a width.
         sources: of the numbers that the operator was given, in a trial (see `tracing.tags`).
+        compared: they are those of the numbers that the program compared before it ended itself; that was after the
+            operators that ran, and before this one.
         view: which of the network's forwards it is (`Coupling.views`).
         cause: the error with which the pruned network's forward failed, None if it ran.
     """
@@ -27,6 +29,7 @@ class Mismatch:
     node: str = ""
     by_value: bool = False
     sources: frozenset[Any] = frozenset()
+    compared: bool = False
     view: int = 0
     cause: Exception | None = field(default=None, compare=False)
 

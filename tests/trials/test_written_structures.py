@@ -3,6 +3,8 @@ zeroed twin."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from oracle import assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
@@ -159,6 +161,39 @@ def test_groups_and_twin(name):
     for seed in range(3):
         equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
     assert_equals_twin(model, half_plan(coupling), x, coupling)
+
+
+class FewestOperations:
+    """What opt_einsum does, for up to three tensors: the order in which they are multiplied with fewest operations."""
+
+    @staticmethod
+    def contract_path(equation, *operands, optimize):
+        parts, _, result = equation.replace("...", "").partition("->")
+        letters = [set(part) for part in parts.split(",")]
+        shapes = [
+            dict(zip(reversed(part), reversed(x.shape), strict=False))
+            for part, x in zip(parts.split(","), operands, strict=True)
+        ]
+        sizes = {letter: size for shape in shapes for letter, size in shape.items()}
+
+        def operations(pair):
+            [last] = {0, 1, 2}.difference(pair)
+            product = letters[pair[0]] | letters[pair[1]]
+            left = product & (letters[last] | set(result)) | letters[last]
+            return math.prod(sizes[n] for n in product) + math.prod(sizes[n] for n in left)
+
+        return [min([(0, 1), (0, 2), (1, 2)], key=operations), (0, 1)], optimize
+
+
+def test_widths_do_not_decide_the_order_of_sums_where_opt_einsum_is_installed(monkeypatch):
+    einsum = torch.backends.opt_einsum.m
+    for name, value in {"is_available": lambda: True, "get_opt_einsum": lambda: FewestOperations}.items():
+        monkeypatch.setattr(einsum, name, value)
+    for name, value in {"enabled": True, "strategy": "optimal"}.items():
+        monkeypatch.setattr(einsum, name, value)
+    test_groups_and_twin("random features")
+    assert torch.backends.opt_einsum.enabled
+    assert torch.backends.opt_einsum.strategy == "optimal"
 
 
 def test_a_part_of_one_element_is_laid_beside_longer_ones():
