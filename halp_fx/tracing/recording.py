@@ -160,7 +160,7 @@ def _record(model: nn.Module, args: Any, kwargs: Any, run: Run, watch: MetaWatch
             pass
         except (Exception, Failing) as ended:
             error, call = (ended.error, ended.call) if isinstance(ended, Failing) else (ended, recorder.names.failed)
-            if call is not None and call.function == torch._assert.__name__:  # What fails is the program.
+            if call is not None and call.function == "_assert":  # What fails is the program.
                 call = None
             if isinstance(error, torch.OutOfMemoryError):
                 raise error from ended.__cause__
