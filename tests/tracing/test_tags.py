@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -31,6 +33,8 @@ COMPUTED = {
     "fraction": (lambda m: m.a / m.b, 1.5, {A, B}),
     "root": (lambda m: m.b**-0.5, 0.5, {B}),
     "scaled root": (lambda m: 3 * m.b**0.5, 6.0, {B}),
+    "rounded": (lambda m: round(m.a / m.b), 2, {A, B}),
+    "rounded up": (lambda m: math.ceil(m.a / m.b), 2, {A, B}),
     "negative": (lambda m: -m.a, -6, {A}),
     "element": (lambda m: m.row[2], 7, {FromAttribute("", "row", 2)}),
     "other element": (lambda m: m.row[1], 5.0, set()),
@@ -47,6 +51,30 @@ def test_sources(name):
     if value is not None:
         assert result == value
     assert sources_of(result) == sources
+
+
+def test_what_int_makes_is_known_again_in_the_code_that_called_it():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.width, self.parts = 12, 4
+
+        def forward(self, x):
+            return self.other(self.cut(x))
+
+        def cut(self, x):
+            return x.view(len(x), self.parts, int(self.width / self.parts), -1)
+
+        def other(self, x):
+            return x.reshape(3, -1)
+
+    model, x = Net(), torch.rand(2, 12, 5)
+    with tagging(model):
+        nodes = [n for n in trace(model, x).graph.nodes if n.op == "call_function"]
+    found = {
+        name: {s for s in of(n).sources if isinstance(s, FromAttribute)} for name, n in zip("ab", nodes, strict=True)
+    }
+    assert found == {"a": {FromAttribute("", "width"), FromAttribute("", "parts")}, "b": set()}
 
 
 def test_a_recording_knows_what_its_operators_were_given():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import assert_equals_twin, half_plan, randomized
+from oracle import assert_equals_twin, equals_twin_closely, half_plan, random_plan, randomized
 from torch import nn
 
 import halp_fx
@@ -106,3 +106,48 @@ def test_widths_that_are_compared_with_each_other_are_tied():
     assert [g.size for g in coupling.prunable] == [8], coupling.frozen
     assert {m.axis.tensor for m in coupling.prunable[0].members} >= {"q.weight", "k.weight"}
     assert_equals_twin(model, half_plan(coupling), x, coupling)
+
+
+class Reduced(nn.Module):
+    """Attention whose queries and keys have a width of their own, which the forward divides with `int` (RGT)."""
+
+    def __init__(self, width=24, reduced=12, heads=4):
+        super().__init__()
+        self.num_heads, self.cr = heads, reduced
+        self.q, self.k, self.v = nn.Linear(width, reduced), nn.Linear(width, reduced), nn.Linear(width, width)
+        self.conv = nn.Conv2d(reduced, reduced, 3, padding=1, groups=reduced)
+        self.down, self.proj = nn.Conv2d(width, reduced, 1), nn.Linear(width, width)
+        self.again = nn.Linear(reduced, width)
+
+    def forward(self, x, side):
+        b, n, c = x.shape
+        seen = self.down(x.transpose(1, 2).view(b, c, side, side))
+        seen = self.conv(seen).view(b, self.cr, -1).transpose(1, 2)
+        y = self.again(seen)
+        q = self.q(x).reshape(b, n, self.num_heads, int(self.cr / self.num_heads)).transpose(1, 2)
+        k = self.k(y).reshape(b, n, self.num_heads, int(self.cr / self.num_heads)).transpose(1, 2)
+        v = self.v(y).reshape(b, n, self.num_heads, int(c / self.num_heads)).transpose(1, 2)
+        return self.proj(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).reshape(b, n, c))
+
+
+class Recursive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 24, 1), nn.Linear(24, 2)
+        self.a, self.b = Reduced(), Reduced()
+
+    def forward(self, x):
+        x = self.stem(x).flatten(2).transpose(1, 2)
+        x = x + self.a(x, 4)
+        return self.head(x + self.b(x, 4))
+
+
+def test_widths_that_the_forward_divides_with_int():
+    model, x = randomized(Recursive()), torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert list(coupling.frozen) == ["head"]
+    plan = half_plan(coupling)
+    small = assert_equals_twin(model, plan, x, coupling)
+    assert (small.a.num_heads, small.a.cr) == (2, 6)
+    for seed in range(3):
+        equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
