@@ -29,7 +29,7 @@ _STEP = re.compile(r"\.([^.\[]+)|\['([^']*)'\]|\[(\d+)\]")
 DEPTH = 4
 """Containers in each other that are looked into."""
 
-MAX_ELEMENTS = 64
+MAX_ELEMENTS = 512
 """Elements of a list or tuple that are looked at."""
 
 
