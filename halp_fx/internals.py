@@ -142,7 +142,7 @@ def missing() -> list[str]:
     examples = {
         "OpOverload": (torch.ops.aten.relu.default, OPERATOR),
         "Module": (nn.Module(), MODULE),
-        "UntypedStorage": (torch.empty(0, device="cpu").untyped_storage(), STORAGE),
+        "UntypedStorage": (torch.empty(0, dtype=torch.uint8, device="cpu").untyped_storage(), STORAGE),
         "TorchDispatchMode": (modules["torch.utils._python_dispatch"].get("TorchDispatchMode"), MODE),
     }
     for kind, (example, names) in examples.items():

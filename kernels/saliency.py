@@ -60,7 +60,7 @@ class Launch:
             return
         on_gpu = self.pointers.is_cuda
         # Pinned memory from PyTorch's host allocator is not reused before the copy is done.
-        staged = torch.tensor(addresses, dtype=torch.int64, pin_memory=on_gpu)
+        staged = torch.tensor(addresses, dtype=torch.int64, device="cpu", pin_memory=on_gpu)
         self.pointers.copy_(staged, non_blocking=on_gpu)
         self.addresses = addresses
 
@@ -109,9 +109,9 @@ def channel_scores(
     if out is not None:
         layout.check_out(out, device)
     if layout.num_channels == 0:
-        return torch.zeros(0, device=device) if out is None else out
+        return torch.zeros(0, dtype=torch.float32, device=device) if out is None else out
     with torch.cuda.device_of(weights[layout.scored[0]]):
         launch = prepare(layout, weights, grads, variant, tiling)
-        target = torch.empty(layout.num_channels, device=device) if out is None else out
+        target = torch.empty(layout.num_channels, dtype=torch.float32, device=device) if out is None else out
         launch.run(variant, target, accumulate=out is not None)
     return target

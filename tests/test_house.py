@@ -222,6 +222,22 @@ def test_private_attributes_of_torch_are_listed():
             assert node.attr in known, f"{place(path)} uses {whole}: list it in internals.py, so that it is checked"
 
 
+# Of what makes tensors by itself, these have a dtype that depends on `torch.set_default_dtype`.
+FLOATS = {"empty", "eye", "fft.fftfreq", "full", "linspace", "ones", "rand", "randn", "zeros"}
+MAKERS = FLOATS | {"arange", "as_tensor", "asarray", "randint", "randperm", "tensor"}
+
+
+@pytest.mark.parametrize("path", [*FILES, *KERNELS], ids=place)
+def test_tensors_are_made_of_a_dtype_and_on_a_device_of_their_own(path):
+    """What the caller sets for the whole process is for tensors of theirs: with it, ours would not meet the model's."""
+    for call in (n for n in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(n, ast.Call)):
+        name = ast.unparse(call.func).removeprefix("torch.")
+        if ast.unparse(call.func).startswith("torch.") and name in MAKERS:
+            given = {k.arg for k in call.keywords}
+            told = None in given or {"device", *(["dtype"] if name in FLOATS else [])} <= given
+            assert told, f"line {call.lineno}: {ast.unparse(call)}"
+
+
 def test_what_a_node_carries_has_one_door():
     """docs/record.md: `tracing.graph` reads `meta` and names of operators, and who pickles or has no operator does."""
     doors = {

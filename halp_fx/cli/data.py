@@ -126,7 +126,7 @@ class ImageFolder:
             raise HalpError(f"--data {folder}: no images there ({', '.join(_IMAGES)}), nor in folders in it")
         import torch
 
-        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+        order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0), device="cpu").tolist()
         kinds = f" of {len(classes)} classes" if found[0][1] >= 0 else ", no classes"
         logger.info("%s: %d images%s", folder, len(found), kinds)
         return cls(tuple(found[i] for i in order), (shape[1], shape[2], shape[3]), batch)
@@ -142,7 +142,7 @@ class ImageFolder:
         for start in range(0, len(self.paths), self.batch):
             part = self.paths[start : start + self.batch]
             images = torch.stack([self._read(path) for path, _ in part])
-            labels = torch.tensor([label for _, label in part])
+            labels = torch.tensor([label for _, label in part], device="cpu")
             yield images if part[0][1] < 0 else (images, labels)
 
     def __len__(self) -> int:

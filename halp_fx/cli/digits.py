@@ -85,10 +85,10 @@ def load_digits(seed: int = 0) -> Digits:
     except ImportError as error:
         raise HalpError(missing("the demo", "scikit-learn", error, "demo")) from error
     raw = load()
-    images = torch.tensor(raw.images, dtype=torch.float32)[:, None] / 16
+    images = torch.tensor(raw.images, dtype=torch.float32, device="cpu")[:, None] / 16
     images = F.interpolate(images, size=(16, 16), mode="bilinear")
-    labels = torch.tensor(raw.target)
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    labels = torch.tensor(raw.target, device="cpu")
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed), device="cpu")
     cut = len(order) * 4 // 5
     train = TensorDataset(images[order[:cut]], labels[order[:cut]])
     loader = DataLoader(train, BATCH, shuffle=True, generator=torch.Generator().manual_seed(seed))

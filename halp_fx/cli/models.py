@@ -79,7 +79,7 @@ class ModelSpec:
         if self.weights is not None and folder is None:
             load_weights(model, self.weights)
         model = model.eval().to(device, kind)
-        inputs = tuple(torch.rand(size, device=device).to(kind) for size in sizes)
+        inputs = tuple(torch.rand(size, device=device, dtype=torch.float32).to(kind) for size in sizes)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)
             inputs = tuple(x.to(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
@@ -328,7 +328,7 @@ def _device(name: str) -> torch.device:
 
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.empty(1, device=device, dtype=torch.float32)
     except Exception as error:  # AssertionError, RuntimeError or NotImplementedError, as the build has it.
         raise ModelError(f"device {name!r} is not there: {str(error).splitlines()[0]}") from error
     return device

@@ -132,7 +132,7 @@ class Algebra:
                 self.transient.add(len(self.axes))
             self.axes.append(Axis(name, dim))
             self.starts.append(start + size)
-            labels = torch.arange(start, start + size, dtype=torch.int32)
+            labels = torch.arange(start, start + size, dtype=torch.int32, device="cpu")
             planes.append(along(labels, dim, shape))
         return tuple(planes)
 

@@ -89,7 +89,7 @@ def broadcast(plane: Plane, shape: Sequence[int]) -> Plane:
 def vector(plane: Plane, dim: int) -> torch.Tensor:
     """The labels along `dim`, shape (size,), of a plane that varies along `dim` only (0 if the tensor is empty)."""
     if plane.numel() == 0:
-        return torch.zeros(plane.shape[dim], dtype=plane.dtype)
+        return torch.zeros(plane.shape[dim], dtype=plane.dtype, device="cpu")
     return plane.as_strided((plane.shape[dim],), (plane.stride(dim),))
 
 

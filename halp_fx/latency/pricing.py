@@ -78,11 +78,11 @@ class PriceList:
         inside = [[g in b.groups for g in groups] for b in problem.branches]
         return cls(
             groups, branches, resources,
-            torch.tensor([[int(problem.groups[g].widths[end]) for g in groups] for end in (0, -1)]).to(device),
+            torch.tensor([[int(problem.groups[g].widths[end]) for g in groups] for end in (0, -1)], device=device),
             stack_tables(costs, device=device),
             torch.from_numpy(scales).to(device),
             torch.from_numpy(offsets).to(device),
-            torch.tensor([[float(c.resource == r) for r in resources] for c in costs]).double().to(device),
+            torch.tensor([[c.resource == r for r in resources] for c in costs], dtype=torch.float64, device=device),
             torch.from_numpy(homes).to(device),
             torch.tensor(inside, dtype=torch.bool, device=device).reshape(len(branches), len(groups)),
         )  # fmt: skip

@@ -242,5 +242,5 @@ def _template(data: dict[str, Any]) -> TensorTemplate:
     if sorted(data["order"]) != list(range(len(sizes))) or not set(data["expanded"]) <= set(data["order"]):
         raise ValueError(f"a tensor of {len(sizes)} dimensions with order {data['order']}")
     shape, numbers = data["value"] if data["value"] is not None else (None, [])
-    value = None if shape is None else torch.tensor(numbers, dtype=dtype).reshape(shape)
+    value = None if shape is None else torch.tensor(numbers, dtype=dtype, device="cpu").reshape(shape)
     return TensorTemplate(sizes, tuple(data["order"]), tuple(data["expanded"]), dtype, bool(data["zero"]), value)

@@ -39,7 +39,7 @@ def drawn_images(inputs: Inputs, most: int = MOST, seed: int = 0) -> Inputs:
     def more(leaf: Any) -> Any:
         if _is_image(leaf):
             return _spectral((count, *leaf.shape[1:]), generator).to(leaf.device, leaf.dtype)
-        return leaf[torch.arange(count) % len(leaf)] if isinstance(leaf, torch.Tensor) else leaf
+        return leaf[torch.arange(count, device="cpu") % len(leaf)] if isinstance(leaf, torch.Tensor) else leaf
 
     drawn: Inputs = tree_unflatten([more(leaf) for leaf in leaves], tree)
     return drawn
@@ -52,11 +52,12 @@ def _is_image(leaf: Any) -> bool:
 def _spectral(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """Noise whose amplitudes fall as 1 / frequency over the places, with channels that go together."""
     (channels, *places), dims = shape[1:], tuple(range(2, len(shape)))
-    frequencies = torch.meshgrid(*[torch.fft.fftfreq(n) for n in places], indexing="ij")
+    usual: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    frequencies = torch.meshgrid(*[torch.fft.fftfreq(n, **usual) for n in places], indexing="ij")
     frequency = torch.stack(frequencies).square().sum(0).sqrt()
     frequency[(0,) * len(places)] = 1 / max(places)
-    waves = torch.fft.fftn(torch.randn(shape, generator=generator), dim=dims) / frequency
-    mixed = torch.eye(channels) + 0.4 * torch.randn(channels, channels, generator=generator)
+    waves = torch.fft.fftn(torch.randn(shape, generator=generator, **usual), dim=dims) / frequency
+    mixed = torch.eye(channels, **usual) + 0.4 * torch.randn(channels, channels, generator=generator, **usual)
     images = torch.einsum("nc...,dc->nd...", torch.fft.ifftn(waves, dim=dims).real, mixed)
     own = (0, *dims)
     images = images - images.mean(own, keepdim=True)

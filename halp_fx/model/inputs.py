@@ -93,7 +93,9 @@ def infer_image(model: nn.Module) -> torch.Tensor:
             weight = module.weight
             # A generator of its own: the global random state stays as it was.
             generator = torch.Generator().manual_seed(0)
-            return torch.randn(shape, generator=generator).to(weight.device, weight.dtype)
+            return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu").to(
+                weight.device, weight.dtype
+            )
     raise ModelError(
         f"{type(model).__name__} has no nn.Conv2d to infer an input shape from: pass example_inputs, "
         "a tensor, tuple or dict with which the model's forward runs"
@@ -137,7 +139,7 @@ def imagined(description: Any, device: torch.device) -> Any:
         case {"tensor": [*shape], "dtype": str(name)} if isinstance(dtype := getattr(torch, name, None), torch.dtype):
             if dtype.is_floating_point or dtype.is_complex:
                 generator = torch.Generator().manual_seed(0)
-                return torch.rand(shape, generator=generator).to(device, dtype)
+                return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu").to(device, dtype)
             return torch.full(shape, int(dtype == torch.bool), dtype=dtype, device=device)
         case {"examples": [*values]}:
             return Examples(imagined(v, device) for v in values)

@@ -104,7 +104,7 @@ class Teacher:
     def _loss(self, network: nn.Module, step: int, lesson: Any, draw: torch.Generator) -> torch.Tensor:
         if self.loss is not None:
             return total(self.loss(network, own(lesson)))
-        inputs = mixed(inputs_of(lesson), float(torch.rand((), generator=draw)))
+        inputs = mixed(inputs_of(lesson), float(torch.rand((), generator=draw, dtype=torch.float32, device="cpu")))
         if self.moving:
             inputs = moved_about(inputs, draw)
         answer = self.answers.get(step) or self._asked(step, inputs)
@@ -130,7 +130,7 @@ def in_random_order(lessons: Sequence[Any]) -> Iterator[Any]:
     """All lessons, in another order each time, again and again."""
     draw = torch.Generator().manual_seed(0)
     while lessons:
-        for place in torch.randperm(len(lessons), generator=draw).tolist():
+        for place in torch.randperm(len(lessons), generator=draw, device="cpu").tolist():
             yield lessons[place]
 
 
@@ -152,7 +152,9 @@ def moved_about(inputs: Any, draw: torch.Generator) -> Any:
         if not value.is_floating_point():
             return value
         if not shares:
-            shares.extend(((torch.rand(samples, 2, generator=draw) - 0.5) / 4).tolist())
+            shares.extend(
+                ((torch.rand(samples, 2, generator=draw, dtype=torch.float32, device="cpu") - 0.5) / 4).tolist()
+            )
         sides = value.shape[-2:]
         by = [tuple(round(part * side) for part, side in zip(share, sides, strict=True)) for share in shares]
         return torch.stack([image.roll(own, (-2, -1)) for image, own in zip(value, by, strict=True)])

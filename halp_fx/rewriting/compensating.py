@@ -343,9 +343,9 @@ class _Dense(_Layers):
             self.left[layer[0]] = "it runs several times" if layer in self.rows else "it computes with complex numbers"
             return
         total, most = call.rows(), _enough(call)
-        rows = torch.arange(total)
+        rows = torch.arange(total, device="cpu")
         if total > most:
-            rows = torch.randperm(total, generator=self._draw)[:most].sort().values
+            rows = torch.randperm(total, generator=self._draw, device="cpu")[:most].sort().values
         rows = rows.to(result.device)
         self.rows[layer] = rows, total
         self.widths[layer] = call.weight.shape[1]
@@ -379,7 +379,7 @@ class _Narrow(_Layers):
             return
         most = _enough(call)
         if len(rows) > most:  # As many as the dense layer, which has more inputs, would need.
-            places = torch.linspace(0, len(rows) - 1, most, device=rows.device).long()
+            places = torch.linspace(0, len(rows) - 1, most, dtype=torch.float32, device=rows.device).long()
             rows, wanted = rows[places], wanted[places]
         inputs = call.inputs(rows).double()
         missing = wanted.double() - call.applied(inputs)

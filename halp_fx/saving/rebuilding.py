@@ -200,7 +200,11 @@ def _value(name: str, tensor: torch.Tensor, saved: Checkpoint, device: torch.dev
     if tensor.dim() < 2:  # Of norms and biases: ones are fine for either.
         return torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
     generator = torch.Generator().manual_seed(0)
-    return torch.rand(tensor.shape, generator=generator).mul_(0.1).to(device, tensor.dtype)
+    return (
+        torch.rand(tensor.shape, generator=generator, dtype=torch.float32, device="cpu")
+        .mul_(0.1)
+        .to(device, tensor.dtype)
+    )
 
 
 def _like(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -138,7 +138,7 @@ class Reference:
     def joined(self, rows: Sequence[Terms]) -> Apart:
         """How far another network is, of the terms for each batch."""
         counts = [
-            torch.full((len(found),), (samples_in(batch) or 1) / len(found), dtype=torch.float64)
+            torch.full((len(found),), (samples_in(batch) or 1) / len(found), dtype=torch.float64, device="cpu")
             for batch, (found, _) in zip(self.batches, rows, strict=True)
         ]
         sums, bent = (torch.cat([term.cpu() for term in own]) for own in zip(*rows, strict=True))

@@ -153,7 +153,7 @@ class Gates:
             return self.by_weights(batch, number)[None]
         assert isinstance(self.loss, Sampled)
         if not self.loss.sound(self.model, self.parameters | self.buffers, batch, number):
-            return torch.full((1, self.channels), torch.nan, device=self.device)
+            return torch.full((1, self.channels), torch.nan, dtype=torch.float32, device=self.device)
         return torch.stack(
             [self.by_weights(samples_of(batch, i), number, alone=True) for i in range(min(count, ALONE))]
         )
@@ -191,7 +191,7 @@ class Gates:
         of `kernels.VARIANTS`; `alone` as for `Sampled`."""
         aliases, watch, loss = self._run(batch, number, WeightWatch, alone)
         if not bool(torch.isfinite(loss)):
-            return torch.full((self.channels,), torch.nan, device=self.device)
+            return torch.full((self.channels,), torch.nan, dtype=torch.float32, device=self.device)
         met = watch.matched(self.weights, self.parameters)
         keys, layout = self.layout(frozenset(met))
         tensors = [met[name] if kind == "computed" else aliases.get(name) for kind, name in keys]
@@ -223,7 +223,7 @@ class Gates:
         if taps.missed:
             logger.debug("run one by one: %s", ", ".join(sorted(taps.missed)))
             return None
-        rows = torch.zeros(count, self.channels, device=self.device)
+        rows = torch.zeros(count, self.channels, dtype=torch.float32, device=self.device)
         if not bool(torch.isfinite(loss)):
             return rows.fill_(torch.nan)
         if not taps.found or not loss.requires_grad:

@@ -108,12 +108,15 @@ class Sampled:
             return None
         self.kind = "random directions of the network's outputs"
         parts = [t for t in tensors_in(output) if t.is_floating_point()]
-        directions = [torch.randn(t.shape, generator=self.generator).to(t.device) for t in parts]
+        directions = [
+            torch.randn(t.shape, generator=self.generator, dtype=torch.float32, device="cpu").to(t.device)
+            for t in parts
+        ]
         scaled = [
             (t.float() * d).sum() / t.detach().float().square().mean().sqrt().clamp_min(1e-12)
             for t, d in zip(parts, directions, strict=True)
         ]
-        return torch.stack(scaled).sum() if scaled else torch.zeros(())
+        return torch.stack(scaled).sum() if scaled else torch.zeros((), dtype=torch.float32, device="cpu")
 
 
 def _categories(output: Any, target: Any) -> bool:

@@ -179,7 +179,7 @@ _TYPE = torch.Tensor.type
 
 def type_on(device: torch.device, dtype: torch.dtype) -> str:
     """What `Tensor.type()` calls a tensor there: "torch.cuda.FloatTensor"."""
-    on_cpu = torch.empty(0, dtype=dtype).type()
+    on_cpu = torch.empty(0, dtype=dtype, device="cpu").type()
     return on_cpu if device.type == "cpu" else on_cpu.replace("torch.", f"torch.{device.type}.", 1)
 
 

@@ -86,7 +86,7 @@ def _computed(node: fx.Node, result: torch.Tensor) -> torch.Tensor | None:
     """The operator's value, from those of its arguments."""
     name = op(node)
     if name in _FILLS:
-        return torch.full(result.shape, _FILLS[name], dtype=result.dtype)
+        return torch.full(result.shape, _FILLS[name], dtype=result.dtype, device="cpu")
     args, kwargs = fx.node.map_aggregate((node.args, dict(node.kwargs)), _value)
     if "device" in kwargs:
         kwargs = {**kwargs, "device": torch.device("cpu")}

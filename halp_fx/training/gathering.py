@@ -162,7 +162,10 @@ class Gathered:
     def add(self, scale: float) -> None:
         """Take in the gradients that are there, `scale` times too large."""
         tensors = [self.parameters.get(name) for _, name in self.keys]
-        weights = [torch.empty(s) if t is None else t for t, s in zip(tensors, self.layout.shapes, strict=True)]
+        weights = [
+            torch.empty(s, dtype=torch.float32, device="cpu") if t is None else t
+            for t, s in zip(tensors, self.layout.shapes, strict=True)
+        ]
         grads = [None if t is None else t.grad for t in tensors]
         row = channel_scores(self.layout, weights, grads, "taylor_signed").float()
         self.rows = [*self.rows[1 - self.most :], row / scale if scale != 1.0 else row]
@@ -183,7 +186,8 @@ class Gathered:
     def stacked(self) -> torch.Tensor:
         """All rows, on the CPU: (rows, channels)."""
         rows = [row.cpu() for row in self.rows]
-        return torch.stack(rows) if rows else torch.zeros(0, self.layout.num_channels)
+        none = torch.zeros(0, self.layout.num_channels, dtype=torch.float32, device="cpu")
+        return torch.stack(rows) if rows else none
 
     def by_group(self, rows: torch.Tensor, plan: Plan) -> dict[str, torch.Tensor]:
         """Columns of rows by group, of the channels that a plan keeps."""

@@ -22,7 +22,7 @@ def channel_labels(
     Of parts that are laid into the batch (heads, with a layer for all of them) the same positions go, or, as the other
     choice, whole parts.
     """
-    labels = torch.zeros(x.shape[dim], dtype=torch.int32)
+    labels = torch.zeros(x.shape[dim], dtype=torch.int32, device="cpu")
     carried = []
     found = False
     for plane in x.planes:

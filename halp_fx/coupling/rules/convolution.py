@@ -83,7 +83,7 @@ def _weight_labels(weight: Value, call: Call, algebra: Algebra) -> tuple[torch.T
     """Labels along dimensions 0 and 1 of a weight; the kernel's own dimensions are fixed. Of kernels that a layer
     computes (rows for every place of every channel) all places of a channel go together; where it has a row for every
     place of every pair of channels (CondConv), the larger side is free, and the other one stays."""
-    rows: list[torch.Tensor] = [torch.zeros(weight.shape[d], dtype=torch.int32) for d in (0, 1)]
+    rows: list[torch.Tensor] = [torch.zeros(weight.shape[d], dtype=torch.int32, device="cpu") for d in (0, 1)]
     for plane in _finer_first(weight, call, algebra):
         dims = varying(plane)
         if len(dims) > 1 and dims[0] < 2 and not weight.parameter:

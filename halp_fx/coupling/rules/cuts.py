@@ -109,7 +109,9 @@ def _own(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
     if way == ONE:
         return None
     starts = [0, *accumulate(sizes)]
-    return torch.cat([torch.arange(n) + starts[int(first)] for n, first in zip(sizes, firsts.split(","), strict=True)])
+    return torch.cat(
+        [torch.arange(n, device="cpu") + starts[int(first)] for n, first in zip(sizes, firsts.split(","), strict=True)]
+    )
 
 
 def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | None:
@@ -131,22 +133,21 @@ def _leaders(sizes: list[int], call: Call, algebra: Algebra) -> torch.Tensor | N
         if len({n for i, n in enumerate(sizes) if i in moving}) > 1:
             return None
         first = sum(sizes[: min(moving)])
-        return torch.cat(
-            [torch.arange(n) + first if i in moving else torch.full((n,), -1) for i, n in enumerate(sizes)]
-        )
+        pieces = [torch.arange(first, first + n, device="cpu") for n in sizes]
+        return torch.cat([piece if i in moving else torch.full_like(piece, -1) for i, piece in enumerate(pieces)])
     if units == 1 and set(sizes) != {1}:
         return None
     # A trial would be left with one unit of two, which does not show where pieces begin that do not lie side by side.
     few = units == 2 and len(sizes) > 2 and len(set(sizes)) > 1 and "split" not in call.op
     if algebra.choose(f"{call.place}#{len(sizes)} units", "few" if few else "enough") == "few":
         return None
-    return torch.cat([torch.arange(n) // (n // units) * (sizes[0] // units) for n in sizes])
+    return torch.cat([torch.arange(n, device="cpu") // (n // units) * (sizes[0] // units) for n in sizes])
 
 
 def _strided(call: Call, size: int, step: int) -> torch.Tensor | None:
     """As `_leaders`, for every `step`-th slot: runs of `step` slots stay whole."""
     whole = (call.arg(2, "start") or 0) < step and size % step == 0
-    return torch.arange(size) // step * step if whole else None
+    return torch.arange(size, device="cpu") // step * step if whole else None
 
 
 def _cuts(call: Call, size: int, dim: int) -> list[int]:

@@ -143,7 +143,7 @@ def block_diagonal(call: Call, algebra: Algebra) -> Planes:
             dim = side + block.ndim - 2
             own = [p for p in block.planes if dim >= 0 and varying(p) == (dim,)]
             size = block.shape[dim] if dim >= 0 else 1
-            rows.append(vector(own[0], dim) if own else torch.zeros(size, dtype=torch.int32))
+            rows.append(vector(own[0], dim) if own else torch.zeros(size, dtype=torch.int32, device="cpu"))
         kept.append(along(torch.cat(rows), side, call.shape))
     for block in blocks:
         for plane in block.planes:

@@ -101,7 +101,7 @@ def _cell_labels(
 def _axis(weight: Value, dim: int) -> torch.Tensor:
     """Labels along one dimension of a parameter."""
     found = next((p for p in weight.planes if varying(p) == (dim,)), None)
-    return vector(found, dim) if found is not None else torch.zeros(weight.shape[dim], dtype=torch.int32)
+    return vector(found, dim) if found is not None else torch.zeros(weight.shape[dim], dtype=torch.int32, device="cpu")
 
 
 register_rule(aten.lstm, aten.gru, aten.rnn_tanh, aten.rnn_relu)(recurrent)

@@ -214,7 +214,7 @@ def _zeros(args: Any) -> list[Any]:
     return [
         _zeros(a)
         if isinstance(a, list | tuple)
-        else torch.zeros(a.shape, dtype=torch.int64)
+        else torch.zeros(a.shape, dtype=torch.int64, device="cpu")
         if isinstance(a, Value)
         else a
         for a in args

@@ -202,7 +202,9 @@ def _joined(values: Sequence[Value], own: Sequence[Planes], dim: int) -> Plane:
     parts = []
     for value, planes in zip(values, own, strict=True):
         size = [n if d in dims else 1 for d, n in enumerate(value.shape)]
-        parts += [p.as_strided(size, p.stride()) for p in planes] or [torch.zeros(size, dtype=torch.int32)]
+        parts += [p.as_strided(size, p.stride()) for p in planes] or [
+            torch.zeros(size, dtype=torch.int32, device="cpu")
+        ]
     return torch.cat(parts, dim)
 
 

@@ -90,7 +90,7 @@ def constant_pad(call: Call, algebra: Algebra) -> Planes:
     planes = (_whole_heads(plane, padded.keys(), call, algebra) for plane in x.planes)
     rows = [(plane, varying(plane)) for plane in planes]
     # A single channel has no label, but what it is padded with has.
-    rows += [(torch.zeros([1] * x.ndim, dtype=torch.int32), (d,)) for d in padded if x.shape[d] == 1]
+    rows += [(torch.zeros([1] * x.ndim, dtype=torch.int32, device="cpu"), (d,)) for d in padded if x.shape[d] == 1]
     kept = []
     for plane, dims in rows:
         plane = compact(plane)
