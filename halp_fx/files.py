@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import PathError
 
@@ -117,3 +117,12 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: dic
             save_file(dict(tensors), temporary, metadata)
         except SafetensorError as error:  # What a full disk is to it.
             raise OSError(errno.EIO, str(error)) from error
+
+
+def tensors_in(file: Any) -> dict[str, torch.Tensor]:
+    """Copies of the tensors of an open file of safetensors: what is mapped from it would change with it. Whatever
+    device the caller makes tensors on: safetensors before 0.6 reads to that one."""
+    import torch
+
+    with torch.device("cpu"):
+        return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from ..errors import HalpError, InfeasibleError, StateError
-from ..files import write_tensors
+from ..files import tensors_in, write_tensors
 from ..rewriting.compensating import Compensation
 from ..scoring.saliency import Saliency
 from ..scoring.values import WidthValues
@@ -146,7 +146,7 @@ def _opened(path: Path, tensors: bool = False) -> tuple[Record, Tensors]:
             metadata = file.metadata() or {}
             check_format(metadata.get("format"), path)
             record: Record = from_plain(Record, json.loads(metadata["record"]))
-            return record, {n: file.get_tensor(n).clone() for n in file.keys()} if tensors else {}  # noqa: SIM118
+            return record, tensors_in(file) if tensors else {}
     except StateError:
         raise
     except (SafetensorError, OSError, ValueError, KeyError, HalpError) as error:

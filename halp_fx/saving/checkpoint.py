@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from ..errors import CheckpointError, HalpError
-from ..files import write_tensors
+from ..files import tensors_in, write_tensors
 from ..model.tensors import dtype_name
 from ..reporting.report import Report
 from ..types import Plan, Signature
@@ -164,8 +164,7 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
                     f"{path} was not written by halp_fx.save: it has no format {_FAMILY!r}… in its metadata. For plain "
                     "weights, build the network and use load_state_dict"
                 )
-            # Copies: what is mapped from the file would change with it.
-            return metadata, {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return metadata, tensors_in(file)
     except (SafetensorError, OSError, ValueError) as error:
         raise CorruptCheckpointError(f"{path} cannot be read as a safetensors file: {error}. {_ADVICE}") from error
 
