@@ -169,6 +169,14 @@ def follows_tensors(module: nn.Module) -> bool:
     return any(isinstance(module, kinds) for kinds, _ in (*_SYNC, *_NORMS))
 
 
+def implied(module: nn.Module) -> frozenset[str]:
+    """Names of the attributes of PyTorch's own class that are brought in step so. What a subclass adds (where it cuts
+    its weight) repeats a width as any other attribute may."""
+    own = [vars(kind) for kind in type(module).__mro__ if kind.__module__.startswith("torch.")]
+    names = (name for kind in own for key in ("__constants__", "__annotations__") for name in kind.get(key, ()))
+    return frozenset(names) if follows_tensors(module) else frozenset()
+
+
 def _shapes(module: nn.Module) -> list[tuple[int, ...]]:
     own: list[Any] = [*module._parameters.values(), *module._buffers.values()]
     parametrizations = dict(module._modules.items()).get("parametrizations")

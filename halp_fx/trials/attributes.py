@@ -15,7 +15,7 @@ from torch import fx, nn
 
 from ..coupling.rules.cuts import is_cut
 from ..model.holding import has, held
-from ..rewriting.attributes import follows_tensors
+from ..rewriting.attributes import implied
 from ..tracing.graph import of, op
 from ..tracing.tags import FromAttribute, FromSize
 from ..types import Coupling, Decisions, Mend, Mismatch, Tie
@@ -149,9 +149,12 @@ def equal_moves(
     for node in nodes:
         sizes = Sizes.at(node, widths)
         for distance, owner in enumerate(owners(of(node).module)):
-            if owner not in modules or follows_tensors(modules[owner]):
+            if owner not in modules:
                 continue
+            known = implied(modules[owner])
             for name, value in vars(modules[owner]).items():
+                if name in known:
+                    continue
                 for variant, way in enumerate(sizes.followed_by(owner, name, value, ratios)):
                     key = (distance, way.rank, variant, type(modules[owner]), name)
                     found[key] = _merged(found.get(key, Decisions()), way.mends)

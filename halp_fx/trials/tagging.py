@@ -14,7 +14,7 @@ from ..model.copying import copied, hollowed
 from ..model.holding import DEPTH, parts_of, row_of, with_parts
 from ..model.inputs import Examples
 from ..model.preserving import INTERNAL
-from ..rewriting.attributes import follows_tensors
+from ..rewriting.attributes import implied
 from ..tracing.forward import run_again
 from ..tracing.graph import given_to
 from ..tracing.tags import FromAttribute, Source, sizes_tagged, tagged
@@ -47,10 +47,10 @@ def tagging(model: nn.Module) -> Iterator[None]:
     sizes."""
     shared: dict[int, tuple[Any, Any]] = {}
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) or follows_tensors(module):
+        if isinstance(module, torch.jit.ScriptModule):
             continue
-        own = vars(module)
-        own.update({k: _tagged(name, k, v, shared, DEPTH) for k, v in own.items() if k not in INTERNAL})
+        own, known = vars(module), INTERNAL | implied(module)
+        own.update({k: _tagged(name, k, v, shared, DEPTH) for k, v in own.items() if k not in known})
     with sizes_tagged():
         yield
 
