@@ -115,24 +115,32 @@ def _later(module: str, name: str) -> Callable[..., Any]:
 _HEADS = ("head", "rpn.head", "roi_heads.box_predictor", "roi_heads.mask_predictor", "roi_heads.keypoint_predictor")
 
 _OTHERS: tuple[str, ...] = (
+    "basicsr",
     "diffusers",
     "doctr",
     "dynamic_network_architectures",
+    "effdet",
     "efficientnet_pytorch",
     "facenet_pytorch",
+    "geffnet",
     "kornia",
     "lightly",
     "monai",
     "open_clip",
     "pretrainedmodels",
+    "pytorchcv",
     "pytorchvideo",
+    "resnest",
     "rfdetr",
+    "segment_anything",
     "segmentation_models_pytorch",
     "spandrel",
     "torchaudio",
+    "torchreid",
     "torchxrayvision",
     "vit_pytorch",
     "x_transformers",
+    "yolox",
 )  # By the name they are imported by; each has a module in `others`.
 
 
