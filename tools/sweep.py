@@ -71,11 +71,12 @@ def main() -> None:
         rows = [r for r in rows if r["result"] != "fail"]
     left = []
     if not given.table_only:
+        names = library.names()  # Whatever a library needs beforehand, its description sees to.
         # PyTorch's shapes of some operators import its compiler: once, and not in the time of every model.
         for module in ("torch._dynamo", "sweeping.checking", given.library):
             importlib.import_module(module)
         done = {r["model"] for r in rows}
-        chosen = given.only or (sample(library.names(), given.sample) if given.sample else library.names())
+        chosen = given.only or (sample(names, given.sample) if given.sample else names)
         left = [n for n in chosen if n not in done]
         tables.write(given.csv, rows)
     if given.shuffle:

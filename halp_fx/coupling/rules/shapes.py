@@ -232,6 +232,18 @@ def resized(call: Call, algebra: Algebra) -> Planes:
     return ()
 
 
+def replaced(call: Call, algebra: Algebra) -> Planes:
+    """`x.set_()`: x is empty from here on (reversible networks give memory back so). `x.set_(y)`: x is y. Where it is a
+    part of a memory, nothing is known."""
+    source = call.arg(1, "source", None)
+    if source is None:
+        return ()
+    if isinstance(source, Value) and source.shape == call.shape:
+        return source.planes
+    algebra.pin_all(call.tensors(), f"{call.where} reads memory in an order of its own")
+    return ()
+
+
 def as_strided(call: Call, algebra: Algebra) -> Planes:
     """Pooling to 1 x 1 restates the strides of what it has; any other use is not understood."""
     x: Value = call.args[0]
@@ -289,6 +301,7 @@ def complex_as_pair(call: Call, algebra: Algebra) -> Planes:
 
 register_rule(aten.as_strided, aten.as_strided_)(as_strided)
 register_rule(aten.resize_, aten.resize_as_)(resized)
+register_rule(aten.set_)(replaced)
 register_rule(aten.view, aten._unsafe_view, aten.reshape, aten._reshape_alias, aten.view_copy)(reshape)
 register_rule(
     aten.permute,

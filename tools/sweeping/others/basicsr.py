@@ -9,6 +9,10 @@ import importlib
 import sys
 from typing import Any
 
+import torchvision.transforms.functional
+
+sys.modules.setdefault("torchvision.transforms.functional_tensor", torchvision.transforms.functional)
+
 # Name -> module, class, arguments, shape of the input.
 _MODELS: dict[str, tuple[str, str, dict[str, Any], tuple[int, ...]]] = {
     "BasicVSR": ("basicvsr", "BasicVSR", {"num_feat": 16, "num_block": 2}, (1, 3, 3, 64, 64)),
@@ -71,9 +75,6 @@ def names() -> list[str]:
 
 
 def create(name: str) -> Any:
-    import torchvision.transforms.functional
-
-    sys.modules.setdefault("torchvision.transforms.functional_tensor", torchvision.transforms.functional)
     module, kind, options, _ = _MODELS[name]
     return getattr(importlib.import_module(f"basicsr.archs.{module}_arch"), kind)(**options)
 

@@ -89,7 +89,7 @@ def inputs(name: str, model: Any) -> Any:
     if name == "nvpattexp116bazel76":
         return torch.randn(2, 8, 16, 29), torch.full((2,), 3)
     if name == "visemenet20":
-        return torch.randn(2, 8, 195), torch.full((2, 76), 3)
+        return torch.randn(34, 8, 195), torch.full((34, 76), 3)
     if name == "pfpcnet":
         return torch.rand(1, 1, 320, 240)
     size = tuple(model.in_size) if hasattr(model, "in_size") else (224, 224)
