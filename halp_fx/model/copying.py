@@ -33,8 +33,8 @@ _COMPILED = "_compiled_call_impl"
 def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
     """A deep copy; `memo` maps ids of tensors to what stands in for their copies.
 
-    Tensors with a history come detached. Hooks and other functions that close over a module of the model get that
-    module's copy.
+    Tensors with a history come detached. Hooks and other functions that close over a module of the model, or over what
+    it holds (the dictionary that features are kept in), or have it for a default, get the copy of that.
 
     Raises:
         ModelError: the model cannot be copied; names the attribute.
@@ -57,7 +57,7 @@ def copied(model: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module
         raise
     except Exception as error:
         raise ModelError(f"the model cannot be copied (copy.deepcopy): {_culprit(model, memo or {})}{error}") from error
-    _rebind(modules, copies)
+    _rebind(modules, copies, known)
     return made
 
 
@@ -204,10 +204,14 @@ def _culprit(model: nn.Module, memo: Mapping[int, Any]) -> str:
     return ""
 
 
-def _rebind(modules: Sequence[nn.Module], copies: Sequence[nn.Module]) -> None:
-    """Give the functions that a copy holds its own modules, where they close over those of the original."""
+def _rebind(modules: Sequence[nn.Module], copies: Sequence[nn.Module], known: Mapping[int, Any]) -> None:
+    """Give the functions that a copy holds what it has itself, where they close over that of the original.
+
+    Args:
+        known: what was copied, by identity.
+    """
     pairs = list(zip(modules, copies, strict=True))
-    twins = {id(old): new for old, new in pairs}
+    twins = {**known, **{id(old): new for old, new in pairs}}
     for old, new in pairs:
         own = vars(new)
         own.pop(_COMPILED, None)
@@ -221,8 +225,8 @@ def _rebind(modules: Sequence[nn.Module], copies: Sequence[nn.Module]) -> None:
                         own[name][key] = _rebound(entry, twins)
 
 
-def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> FunctionType:
-    """The function with cells of its own for the modules that it closes over, also through other functions, which may
+def _rebound(function: FunctionType, twins: Mapping[int, Any]) -> FunctionType:
+    """The function with cells and defaults of its own for what has a twin, also through other functions, which may
     close over each other. Other cells are shared: a count goes on."""
     cells: dict[int, CellType] = {}
 
@@ -230,7 +234,7 @@ def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> Function
         if id(cell) not in cells:
             content = _content(cell)
             cells[id(cell)] = cell
-            if isinstance(content, nn.Module) and id(content) in twins:
+            if id(content) in twins:
                 cells[id(cell)] = CellType(twins[id(content)])
             elif isinstance(content, FunctionType) and _reaches(content, twins):
                 cells[id(cell)] = new = CellType()  # Before what goes in: that may close over it.
@@ -239,25 +243,29 @@ def _rebound(function: FunctionType, twins: Mapping[int, nn.Module]) -> Function
 
     def remade(old: FunctionType) -> FunctionType:
         closure = tuple(map(own, old.__closure__ or ()))
-        made = FunctionType(old.__code__, old.__globals__, old.__name__, old.__defaults__, closure)
-        made.__kwdefaults__ = old.__kwdefaults__
+        defaults = old.__defaults__ and tuple(twins.get(id(value), value) for value in old.__defaults__)
+        made = FunctionType(old.__code__, old.__globals__, old.__name__, defaults, closure)
+        made.__kwdefaults__ = {k: twins.get(id(v), v) for k, v in (old.__kwdefaults__ or {}).items()}
         made.__dict__.update(old.__dict__)
         return made
 
     return remade(function) if _reaches(function, twins) else function
 
 
-def _reaches(function: FunctionType, twins: Mapping[int, nn.Module]) -> bool:
-    """Whether a function closes over one of these modules, or over functions that do."""
+def _reaches(function: FunctionType, twins: Mapping[int, Any]) -> bool:
+    """Whether a function closes over something that has a twin or has it for a default, or closes over functions that
+    do."""
     left, seen = [function], set[int]()
     while left:
         inner = left.pop()
-        for content in map(_content, inner.__closure__ or () if id(inner) not in seen else ()):
-            if isinstance(content, nn.Module) and id(content) in twins:
-                return True
-            if isinstance(content, FunctionType):
-                left.append(content)
+        if id(inner) in seen:
+            continue
         seen.add(id(inner))
+        held = list(map(_content, inner.__closure__ or ()))
+        given = (*(inner.__defaults__ or ()), *(inner.__kwdefaults__ or {}).values())
+        if any(id(value) in twins for value in (*held, *given)):
+            return True
+        left += (value for value in held if isinstance(value, FunctionType))
     return False
 
 

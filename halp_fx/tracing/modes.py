@@ -82,9 +82,8 @@ _WIDTHS = _Names(
 def _own_functions(module: nn.Module) -> Iterator[Any]:
     """Functions that a module holds: hooks, and methods that were put in place of its class's."""
     for name, value in vars(module).items():
-        if name.endswith("_hooks"):
-            if value:
-                yield from value.values()
+        if name.endswith("_hooks") and isinstance(value, dict):  # What a module calls so itself may be anything else.
+            yield from value.values()
         elif callable(value) and not isinstance(value, nn.Module | type):
             yield value
 
