@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import fx
 
+from ..coupling.propagation import PADDING
 from ..coupling.sizes import FACTORIES, Width, axes_by_groups, groups_of, shares_of, widths_by_axes
 from ..model.holding import row_of
 from ..tracing.graph import is_view, of, op, views_of
@@ -86,6 +87,8 @@ class Sizes:
             found = [piece[d] if piece else Extent(0) for d in dims[:1] for piece in pieces]
         else:
             found = list(coupling.shapes[node.name])
+        if op(node) in PADDING:
+            found = [*_padded(node, coupling), *found]
         found += [e for n in (views_of(node) if is_view(node) else ()) for e in coupling.shapes[n.name]]
         above = node.all_input_nodes
         while above:
@@ -149,6 +152,22 @@ def _pieces(node: fx.Node, coupling: Coupling) -> list[tuple[Extent, ...]]:
     pieces = node.users if of(node).spec is None else ()
     read = {int(piece.args[1]): coupling.shapes[piece.name] for piece in pieces}  # type: ignore[arg-type]
     return [read.get(i, ()) for i in range(max(read, default=-1) + 1)]
+
+
+def _padded(node: fx.Node, coupling: Coupling) -> list[Extent]:
+    """How much each number of a padding adds: as many at both ends where both have some (`planes // 4` of them)."""
+    before, after = coupling.shapes[source_of(node).name], coupling.shapes[node.name]
+    pad: Any = node.args[1]
+    rows = []
+    for i, sides in enumerate(zip(pad[::2], pad[1::2], strict=True)):
+        old, new = before[-1 - i], after[-1 - i]
+        scales = dict(new.terms)
+        for name, scale in old.terms:
+            scales[name] = scales.get(name, 0) - scale
+        ends = sum(side != 0 for side in sides) or 1
+        terms = tuple((name, scale // ends) for name, scale in scales.items() if scale)
+        rows += [Extent((new.fixed - old.fixed) // ends, terms) if side else Extent(0) for side in sides]
+    return rows
 
 
 def source_of(node: fx.Node) -> fx.Node:

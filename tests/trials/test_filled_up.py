@@ -50,3 +50,29 @@ def test_both_sides_of_a_filled_shortcut_shrink(down):
         if isinstance(down, partial):
             assert small.down.keywords["planes"] == small.b.out_channels
     assert down.planes == 16 if isinstance(down, Shortcut) else down.keywords["planes"] == 16
+
+
+class Padded(nn.Module):
+    """As PyramidNet, whose stages grow by the same number of channels block by block: at one end or at both."""
+
+    def __init__(self, width, more, both):
+        super().__init__()
+        self.pad = (0, 0, 0, 0, *((more // 2, more // 2) if both else (0, more)))
+        self.conv = nn.Conv2d(width, width + more, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x).relu() + F.pad(x, self.pad)
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_blocks_that_are_padded_by_equal_numbers(both):
+    torch.manual_seed(0)
+    blocks = [Padded(8 + 4 * i, 4, both) for i in range(4)]
+    model = randomized(nn.Sequential(nn.Conv2d(3, 8, 1), *blocks, nn.Conv2d(24, 4, 1)))
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    each = 2 if both else 4
+    assert {g.name: g.size for g in coupling.prunable} == {"0": 8, **{f"{i}.conv": each for i in range(1, 5)}}
+    for plan in (half_plan(coupling), *(random_plan(coupling, seed) for seed in range(3))):
+        small = assert_equals_twin(model, plan, x, coupling)
+        assert small[1].pad[5] == small[1].conv.out_channels - small[0].out_channels if not both else True
