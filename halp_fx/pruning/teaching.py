@@ -23,7 +23,7 @@ from ..model.inputs import own
 from ..model.preserving import random_kept, set_mode, unsynchronised
 from ..scoring.batchwise import pieces
 from ..scoring.divergence import Parts, numbers_of, parts_of, running, terms, to_compare
-from ..scoring.losses import Loss, called, inputs_of, moved, total
+from ..scoring.losses import Loss, called, differentiating, inputs_of, moved, total
 from ..scoring.recalibrating import norms_of, renew
 from ..scoring.sampled import samples_in
 
@@ -96,7 +96,8 @@ class Teacher:
             loss = self._loss(network, step, moved(lesson, self.device), draw)
             if not bool(torch.isfinite(loss)):
                 raise SaliencyError(f"what is to be minimised is {loss.item()} in step {step} of {steps}")
-            loss.backward()
+            with differentiating(f"step {step} of {steps}"):
+                loss.backward()
             nn.utils.clip_grad_norm_(parameters, NORM)
             optimizer.step()
         return step + 1

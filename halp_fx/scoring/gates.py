@@ -26,7 +26,7 @@ from ..kernels import SegmentLayout, channel_scores
 from ..model.preserving import set_mode, uncached_autocast
 from ..progress import counted
 from ..types import ChannelGroup, Coupling
-from .losses import moved
+from .losses import differentiating, moved
 from .magnitude import masked
 from .recalibrating import by_batch
 from .sampled import Sampled, none_counted, samples_in, samples_of
@@ -195,7 +195,8 @@ class Gates:
         met = watch.matched(self.weights, self.parameters)
         keys, layout = self.layout(frozenset(met))
         tensors = [met[name] if kind == "computed" else aliases.get(name) for kind, name in keys]
-        grads = gradients(loss, [t if isinstance(t, list) else [t] for t in tensors])
+        with differentiating(f"batch {number} of data"):
+            grads = gradients(loss, [t if isinstance(t, list) else [t] for t in tensors])
         return channel_scores(layout, [self.weights.value(k) for k in keys], grads, variant).float()
 
     def _run(
@@ -229,7 +230,8 @@ class Gates:
         if not taps.found or not loss.requires_grad:
             return rows
         outputs = [t.output for t in taps.found]
-        grads: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, outputs, allow_unused=True)
+        with differentiating(f"batch {number} of data"):
+            grads: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, outputs, allow_unused=True)
         for tap, grad in zip(taps.found, grads, strict=True):
             if grad is None:
                 continue

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,28 @@ def batch_loss(
             f"The batch is {described(batch)}{_hint(batch, model) or _CALLED}"
         ) from error
     return total(value)
+
+
+@contextmanager
+def differentiating(what: str) -> Iterator[None]:
+    """While gradients are computed.
+
+    Args:
+        what: of what, in words.
+
+    Raises:
+        SaliencyError: that fails, though the forward ran.
+    """
+    try:
+        yield
+    except (HalpError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise SaliencyError(
+            f"the gradients of {what} cannot be computed: {type(error).__name__}: {words_of(error)}\n"
+            "The network must run backward as in training: a layer that writes over what its backward needs (an "
+            "activation with inplace=True) must not. Without data no gradients are asked for"
+        ) from error
 
 
 class _Lossy(nn.Module):

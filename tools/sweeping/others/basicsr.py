@@ -1,7 +1,7 @@
 """basicsr: networks that enlarge and repair images and videos, generators, discriminators.
 
-It asks torchvision for a module that went in 0.17; its networks do not need it. Those that ask for operators that are to
-be compiled are left out (StyleGAN2, deformable convolutions).
+It asks torchvision for a module that went in 0.17; its networks do not need it. Those that ask for operators that are
+to be compiled are left out (StyleGAN2, deformable convolutions).
 """
 
 from __future__ import annotations
