@@ -16,7 +16,7 @@ from .errors import PlanError, SaliencyError, StateError
 from .files import path_of
 from .model.checks import check_finite, check_model, check_module, check_whole
 from .model.naming import Ignored
-from .model.preserving import as_modes_of, preserved
+from .model.preserving import as_modes_of, making, preserved
 from .model.randomness import Stream
 from .progress import shown, work
 from .pruning.budgets import BudgetLike
@@ -167,8 +167,7 @@ def prune(
         check_bound(optimizer, model)
     check_finite(model)
     stream = Stream()
-    # What is made here can be trained, also where the caller is in inference mode.
-    with torch.inference_mode(False), stream.aside():
+    with making(), stream.aside():
         asked = Request.of(
             model, make_goals(budget, latency), example_inputs, stream,
             data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
@@ -253,7 +252,7 @@ def pareto(
     check_alone("pareto")
     goals, wanted = make_budgets(budgets, latency)
     stream = Stream()
-    with torch.inference_mode(False), stream.aside():
+    with making(), stream.aside():
         asked = Request.of(
             model, goals, example_inputs, stream,
             data=data, loss_fn=loss_fn, loss=loss, importance=importance, ignore=ignore,
@@ -298,7 +297,7 @@ def rewrite(
     check_switches(PlanError, check=check)
     if optimizer is not None:
         check_bound(optimizer, model)
-    with torch.inference_mode(False):  # As in `prune`.
+    with making():
         coupling = coupling_of(model, example_inputs, coupling)
         small = applying.rewrite(model, plan, example_inputs, coupling=coupling, check=check)
     if optimizer is not None:
@@ -348,7 +347,7 @@ def compensate(
     samples = whole("samples", samples, SaliencyError)
     check_switches(SaliencyError, recalibrate=recalibrate)
     plan = report_of(small).plan if plan is None else plan
-    with torch.inference_mode(False):
+    with making():
         coupling = coupling_of(model, example_inputs, coupling)
         return compensating.compensate(
             small, model, plan, data, coupling=coupling, loss=loss, samples=samples, recalibrate=recalibrate

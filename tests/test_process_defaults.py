@@ -114,3 +114,22 @@ def test_what_comes_out_is_the_same(made, call):
         for name, tensor in expected.items():
             assert found[name].device == tensor.device
             assert torch.equal(found[name], tensor), (name, setting)
+
+
+def test_under_autocast_weights_that_were_written_to_are_read(made):
+    """Its cache has weights as they were when the context first met them."""
+    model, x, batches = made
+    with torch.autocast("cpu", torch.bfloat16):
+        small = halp_fx.prune(model, 0.5, x, data=batches, latency="macs", heal=4, progress=False)
+        with torch.no_grad():
+            assert torch.equal(small(x), deepcopy(small)(x))
+        model.requires_grad_(True)(x)  # The cache keeps weights that are trained.
+        pruner = halp_fx.Pruner(
+            model, 0.5, x, optimizer=torch.optim.SGD(model.parameters(), 0.01), latency="macs", steps=1
+        )
+        for images, labels in batches:
+            nn.functional.cross_entropy(model(images), labels).backward()
+            pruner.step()
+        pruner.finish()
+        with torch.no_grad():
+            assert torch.equal(model(x), deepcopy(model)(x))

@@ -325,6 +325,15 @@ def uncached_autocast() -> Iterator[None]:
         torch.set_autocast_cache_enabled(enabled)
 
 
+@contextmanager
+def making() -> Iterator[None]:
+    """What is made meanwhile can be trained, also where the caller is in inference mode. And where the caller is under
+    autocast, its cache keeps no weights of networks that are written to: they would go on computing with the old
+    ones."""
+    with torch.inference_mode(False), uncached_autocast():
+        yield
+
+
 @dataclass(frozen=True, slots=True)
 class Casting:
     """How autocast stands on each kind of device, to stand so again where something goes on that was begun under it: a

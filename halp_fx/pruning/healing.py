@@ -16,7 +16,7 @@ from ..errors import SaliencyError
 from ..model.checks import check_module, check_whole
 from ..model.copying import copied
 from ..model.members import registered
-from ..model.preserving import random_kept, set_mode, unsynchronised
+from ..model.preserving import making, random_kept, set_mode, unsynchronised
 from ..model.tensors import overwrite
 from ..progress import counted, shown
 from ..scoring.divergence import Reference
@@ -118,7 +118,7 @@ def heal(
         raise SaliencyError("a network cannot be healed without data: pass batches, such as a DataLoader")
     check_loss(batches, None, loss)
     steps = whole("steps", steps, SaliencyError)
-    with torch.inference_mode(False), shown(progress):
+    with making(), shown(progress):
         return healed(small, model, batches, steps, loss)
 
 

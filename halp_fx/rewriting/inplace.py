@@ -42,6 +42,7 @@ def narrow(model: nn.Module, plan: Plan, *, coupling: Coupling) -> tuple[Cuts, U
     before = _Before.of(model)
     try:
         original = hollowed(model)
+        torch.clear_autocast_cache()  # It has the wide weights, under the same tensors.
         for name, tensor in named_tensors(model):
             if name in cuts.kept:
                 cut_in_place(tensor, cuts.of(name))
