@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
+from numbers import Integral
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +32,11 @@ DEPTH = 4
 
 MAX_ELEMENTS = 512
 """Elements of a list or tuple that are looked at."""
+
+
+def is_plain(value: Any) -> bool:
+    """Whether it is a whole number, numpy's, too; not a switch, nor of a class that means more by it."""
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, int))
 
 
 def row_of(value: Any) -> Sequence[Any] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from numbers import Integral
 from typing import Any
 
 from torch import nn
@@ -102,7 +103,7 @@ def sync_attributes(small: nn.Module, model: nn.Module, coupling: Coupling, plan
             row = held(module, edit.attribute)
             if edit.index is not None:
                 size = with_row(row, [*row[: edit.index], size, *row[edit.index + 1 :]])
-            elif isinstance(row, int):
+            elif isinstance(row, Integral):
                 # A module may run its operator on the channels of a whole batch at once. It may run several times, too,
                 # with an edit for each: so the original's number counts, and not what the last one left.
                 row = held(originals[edit.module], edit.attribute)
@@ -133,7 +134,7 @@ def _derive(module: nn.Module) -> None:
 _STATE = ("__getstate__", "__setstate__")
 
 
-def _in_proportion(value: int, then: int, now: int) -> int:
+def _in_proportion(value: Any, then: int, now: int) -> Any:
     """What becomes of an attribute that is a whole fraction of a size; one that is none has another meaning."""
     fits = value > 0 and then % value == 0 and (value * now) % then == 0
     return value * now // then if fits else value
@@ -158,7 +159,7 @@ def _sync_norms(modules: Mapping[str, nn.Module], coupling: Coupling, widths: Ma
         now = [e.at(widths) for e in extents]
         value = getattr(module, attribute)
         done.add(name)
-        if isinstance(value, int):
+        if isinstance(value, Integral):
             setattr(module, attribute, _in_proportion(value, shape[1], now[1]))
         elif tuple(value) == shape[len(shape) - len(value) :]:
             setattr(module, attribute, type(value)(now[len(now) - len(value) :]))

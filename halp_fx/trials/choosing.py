@@ -15,7 +15,7 @@ from torch import fx
 from ..coupling.algebra import without_pieces
 from ..coupling.rules.channels import PARTS
 from ..coupling.sizes import groups_of
-from ..tracing.graph import of, op, spot_of
+from ..tracing.graph import of, op, place_of, spot_of
 from ..types import Coupling, Decisions
 
 OTHER_WAY = {"whole": "positions", "positions": "whole"}
@@ -66,6 +66,8 @@ def _turns(coupling: Coupling) -> Iterator[dict[str, str]]:
                 for name in groups_of(node, view):
                     if sizes[name] < _alone(node, choice):
                         by_group.setdefault(name, {})[spot_of(node)] = choice
+    for node in _fixed(coupling):
+        by_group.setdefault(str(place_of(node)), {})[spot_of(node)] = "whole"
     for place in _held(coupling):
         by_group.setdefault(place.partition("/")[2], {})[place] = choices[place]
     for place, choice in choices.items():
@@ -102,6 +104,20 @@ def _alone(node: fx.Node, choice: str) -> int:
     if count == 1 or each == 1:
         return 0
     return count if choice == "whole" else each
+
+
+def _fixed(coupling: Coupling) -> Iterator[fx.Node]:
+    """Convolutions that keep all outputs, several of each group: whole groups cannot go where the input stays. What
+    comes after such a one waits for what becomes of it."""
+    choices, after = coupling.decisions.choices, set[fx.Node]()
+    for node in coupling.traced.graph.nodes:
+        if not after.isdisjoint(node.all_input_nodes):
+            after.add(node)
+        elif op(node) in ("convolution", "_convolution") and choices.get(spot_of(node)) == "whole":
+            outputs = coupling.shapes[node.name][1]
+            if not outputs.terms and outputs.fixed > int(node.args[8]):
+                after.add(node)
+                yield node
 
 
 def _with(decisions: Decisions, turn: Mapping[str, str]) -> Decisions:

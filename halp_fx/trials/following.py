@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
 from itertools import product
+from numbers import Integral
 from typing import Any
 
 from torch import fx
@@ -106,7 +107,7 @@ class Sizes:
         """The ways in which an attribute of a module may follow these sizes times one of the ratios: for a number, one
         for every size; for a list, with each element at its own position where that fits, and wherever it fits."""
         exact, everywhere = ratios == EXACT, range(len(self.extents))
-        if isinstance(value, int):
+        if isinstance(value, Integral):
             alone = self._matching(owner, name, None, value, everywhere, ratios)
             return [Following((mend,), exact, position=position) for mend, position in alone.items()]
         row = row_of(value)
@@ -132,7 +133,7 @@ class Sizes:
     ) -> dict[Mend, int]:
         """New mends by which a number follows sizes at these positions; each with the first that it follows."""
         found: dict[Mend, int] = {}
-        if not isinstance(number, int) or isinstance(number, bool) or number <= 1:
+        if not isinstance(number, Integral) or number is True or number <= 1:
             return found
         for position, ratio in product(positions, ratios):
             extent = self.extents[position]

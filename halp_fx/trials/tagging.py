@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from ..errors import TraceError
 from ..model.copying import copied, hollowed
-from ..model.holding import DEPTH, parts_of, row_of, with_parts
+from ..model.holding import DEPTH, is_plain, parts_of, row_of, with_parts
 from ..model.inputs import Examples
 from ..model.preserving import INTERNAL
 from ..rewriting.attributes import implied
@@ -58,14 +58,14 @@ def tagging(model: nn.Module) -> Iterator[None]:
 def _tagged(module: str, path: str, value: Any, shared: dict[int, tuple[Any, Any]], depth: int) -> Any:
     """A whole number with the tag that it is what this path leads to; a container with those that it holds. Of objects
     and dictionaries that several modules hold, all get the one that was made for the first (`shared`)."""
-    if type(value) is int:
-        return tagged(value, frozenset((FromAttribute(module, path),)))
+    if is_plain(value):
+        return tagged(int(value), frozenset((FromAttribute(module, path),)))
     if id(value) in shared:
         return shared[id(value)][1]
     row, parts, found = row_of(value), parts_of(value) if depth else {}, dict[str, Any]()
     for i, (step, part) in enumerate(parts.items()):
-        if row is not None and type(part) is int:
-            found[step] = tagged(part, frozenset((FromAttribute(module, path, i),)))
+        if row is not None and is_plain(part):
+            found[step] = tagged(int(part), frozenset((FromAttribute(module, path, i),)))
         elif (new := _tagged(module, path + step, part, shared, depth - 1)) is not part:
             found[step] = new
     made = with_parts(value, found) if found else value

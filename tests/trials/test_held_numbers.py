@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from oracle import equals_twin_closely, half_plan, random_plan, randomized
@@ -65,6 +66,7 @@ HELD = {
     ),
     "an ordered dictionary": (OrderedDict(a=8, b=12), lambda w: w.values()),
     "a partial function": (partial(lambda first, second: (first, second), 8, second=12), lambda w: w()),
+    "numbers of numpy": (tuple(np.array([8, 12])), lambda w: w),
     "objects in objects": (Config(), lambda w: (s.width for s in w.encoder.stages)),
 }
 
@@ -81,6 +83,31 @@ def test_numbers_in_containers_follow_widths(name):
         assert type(small.widths) is type(widths)
         assert tuple(read(small.widths)) == tuple(len(plan[name]) for name in ("first", "second"))
     assert tuple(read(model.widths)) == (8, 12)
+
+
+class OfNumpy(nn.Module):
+    """Layers whose numbers numpy has computed, and a view by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.width = width = np.int64(12)
+        self.first, self.norm = nn.Conv2d(3, width, 1), nn.BatchNorm2d(width)
+        self.groups, self.plain = nn.GroupNorm(np.int64(3), width), nn.InstanceNorm2d(width)
+        self.last, self.head = nn.Conv2d(width, width, 1), nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = self.groups(self.last(self.norm(self.first(x)).relu()))
+        return self.head(self.plain(x).view(len(x), self.width, -1).relu().mean(2))
+
+
+def test_numbers_of_numpy_are_numbers():
+    torch.manual_seed(0)
+    model, x = randomized(OfNumpy()).eval(), torch.randn(2, 3, 5, 7, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert len(coupling.prunable) == 2
+    small, _ = equals_twin_closely(model, half_plan(coupling), x, coupling)
+    assert small.norm.num_features == small.first.out_channels == 6
+    assert small.width == small.plain.num_features == small.last.out_channels < model.width
 
 
 class Shared(nn.Module):

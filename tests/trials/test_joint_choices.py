@@ -104,3 +104,33 @@ def test_of_two_widths_along_one_dimension_the_one_goes_that_leaves_more():
     assert {g.name: g.size for g in coupling.prunable} == {"body.0": 16, "body.2.wide": 4}
     for seed in range(3):
         equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+
+
+class Banks(nn.Module):
+    """A bank of filters for each channel of the input, which stays, and a second one for each of the first's."""
+
+    def __init__(self, banks, deconvolution=False):
+        super().__init__()
+        kind = nn.ConvTranspose2d if deconvolution else nn.Conv2d
+        self.first, self.norm = kind(3, 3 * banks, 3, padding=1, groups=3), nn.BatchNorm2d(3 * banks)
+        self.second, self.head = nn.Conv2d(3 * banks, 6 * banks, 1, groups=3 * banks), nn.Linear(6 * banks, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.second(F.relu(self.norm(self.first(x))))).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("banks", "deconvolution", "free"), [(8, False, "first"), (8, True, "first"), (1, False, "second")]
+)
+def test_filters_of_each_channel_of_the_input_go_at_the_same_places(banks, deconvolution, free):
+    torch.manual_seed(0)
+    model = randomized(Banks(banks, deconvolution)).eval()
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    coupling = halp_fx.channel_groups(model, x)
+    assert {g.name: g.size for g in coupling.prunable} == {free: max(banks, 2)}
+    for seed in range(3):
+        small, _ = equals_twin_closely(model, random_plan(coupling, seed), x, coupling)
+        assert small.first.groups == 3
+    again = halp_fx.channel_groups(small, x)
+    if again.prunable:
+        equals_twin_closely(small, random_plan(again, 3), x, again)

@@ -169,9 +169,9 @@ def compare(
     `move` says of every output of the model whether it must differ from the dense network's. The models are converted
     in place, the dense network in a copy, and each is run and left before the next one is converted.
     """
-    got, want = (outputs(m.to(torch.float64), inputs, heads) for m in (small, twin))
-    twin.to(torch.float32)
-    full = outputs(copied(dense).to(torch.float64), inputs, heads)
+    got, want = (outputs(widened(m), inputs, heads) for m in (small, twin))
+    twin._apply(lambda t: converted(t, torch.float32))
+    full = outputs(widened(copied(dense)), inputs, heads)
     other = outputs(small, disturbed(inputs), heads)
     error = max((difference(a, b) for a, b in zip(got, want, strict=True)), default=float("inf"))
     heard = max((difference(a, b) for a, b in zip(other, got, strict=False)), default=0.0)
@@ -187,14 +187,28 @@ def compare(
     return error / min(1.0, max(heard, HEARD)), why
 
 
+def converted(value: Any, dtype: torch.dtype = torch.float64) -> Any:
+    """A tensor of floats in this dtype, one of complex numbers in what belongs to it; anything else as it is."""
+    if not torch.is_tensor(value) or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.to(dtype.to_complex() if value.is_complex() else dtype)
+
+
+def widened(model: nn.Module) -> nn.Module:
+    """The model itself in float64: `Module.to` would drop imaginary parts."""
+    return model._apply(converted)
+
+
 def disturbed(inputs: Any) -> Any:
-    """Other images; where there are none, other vectors."""
-    floats = [t for t in tree_leaves(inputs) if torch.is_tensor(t) and t.is_floating_point()]
+    """Other images; where there are none, other vectors; where there are none, the same tokens in another order."""
+    floats = [t for t in tree_leaves(inputs) if torch.is_tensor(t) and (t.is_floating_point() or t.is_complex())]
     least = min(3, max((t.dim() for t in floats), default=0))
     noise = torch.Generator().manual_seed(1)
 
     def other(value: Any) -> Any:
-        chosen = torch.is_tensor(value) and value.is_floating_point() and value.dim() >= least
+        if not floats and torch.is_tensor(value):
+            return value.flip(-1) if value.dim() else value
+        chosen = any(value is t for t in floats) and value.dim() >= least
         return value + torch.randn(value.shape, generator=noise.manual_seed(1)) if chosen else value
 
     return tree_map(other, inputs)
@@ -216,7 +230,8 @@ def outputs(model: nn.Module, inputs: Any, heads: Sequence[str] = ()) -> list[to
     finally:
         for hook in hooks:
             hook.remove()
-    return [t for t in leaves(found if hooks else result) if t.is_floating_point() and t.numel()]
+    results = [torch.view_as_real(t) if t.is_complex() else t for t in leaves(found if hooks else result)]
+    return [t for t in results if t.is_floating_point() and t.numel()]
 
 
 def run_wide(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], floats: bool = True) -> Any:
@@ -244,8 +259,7 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 def cast(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments and keyword arguments in float64."""
-    double = tree_map(lambda t: t.double() if torch.is_tensor(t) and t.is_floating_point() else t, inputs)
-    return normalize_inputs(model, own(double))
+    return normalize_inputs(model, own(tree_map(converted, inputs)))
 
 
 def leaves(result: Any) -> list[torch.Tensor]:
@@ -268,7 +282,8 @@ def moving(coupling: Any, plan: Any) -> list[bool]:
         reached[node] = itself or any(reached[n] for n in node.all_input_nodes)
     (result,) = node.args
     specs = [(n, of(n).one) for n in result]
-    return [reached[n] for n, spec in specs if spec.dtype.is_floating_point and 0 not in spec.shape]
+    numbers = [(n, spec) for n, spec in specs if spec.dtype.is_floating_point or spec.dtype.is_complex]
+    return [reached[n] for n, spec in numbers if 0 not in spec.shape]
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -292,7 +307,7 @@ def backward(model: nn.Module, inputs: Any, dense: nn.Module) -> str:
     are taken in eval mode. Where the dense network has none there, either, nothing is wrong."""
     listed = isinstance(next(iter(cast(model, inputs)[0]), None), list)
     failure = _step(model, inputs, not listed, 1 if listed else 2)
-    if failure and not listed and _step(dense.to(torch.float64), inputs, True, 2).startswith(failure[:60]):
+    if failure and not listed and _step(widened(dense), inputs, True, 2).startswith(failure[:60]):
         failure = _step(model, inputs, False, 2)
         if failure and _step(dense, inputs, False, 2).startswith(failure[:60]):
             return ""
@@ -309,7 +324,7 @@ def _step(model: nn.Module, inputs: Any, training: bool, times: int) -> str:
         except RuntimeError:
             result = run_wide(model, args, kwargs, floats=False)
         results = [t for t in leaves(result) if t.requires_grad]
-        sum(t.sum() for t in results).backward()
+        sum(t.abs().sum() if t.is_complex() else t.sum() for t in results).backward()
     except Exception as failure:
         return f"backward: {type(failure).__name__}: {failure}"[:300]
     return "" if results else "backward: no output requires a gradient"
