@@ -26,8 +26,7 @@ _MODELS: dict[str, tuple[str, str, dict[str, Any], int, int]] = {
         64,
     ),
     "MetaIQA": ("metaiqa_arch", "MetaIQA", {"pretrained": False}, 1, 64),
-    "STLPIPS": ("stlpips_arch", "alexnet", {}, 1, 64),
-    "STLPIPS-vgg": ("stlpips_arch", "vggnet", {}, 1, 64),
+    "STLPIPS-vgg": ("stlpips_arch", "vggnet", {"requires_grad": True}, 1, 64),
     "MANIQA-swin": (
         *("maniqa_swin", "SwinTransformer"),
         *({"patches_resolution": (8, 8), "depths": [2, 2], "num_heads": [4, 4], "embed_dim": 32, "window_size": 4}, 1),
