@@ -102,27 +102,37 @@ def infer_image(model: nn.Module) -> torch.Tensor:
     )
 
 
-def described(example_inputs: Any) -> Any:
+MAX_VALUES = 16
+"""Elements of a tensor of whole numbers or switches that are written down: lengths, counts, a step of a diffusion."""
+
+
+def described(example_inputs: Any, values: bool = False) -> Any:
     """What JSON can hold of example inputs, in any of their forms: of tensors the shape and dtype. None where they are
-    None, or hold something that has no such form."""
+    None, or hold something that has no such form.
+
+    Args:
+        values: whether also the numbers in short tensors of whole ones: a forward may decide by them.
+    """
     if example_inputs is None:
         return None
     try:
-        return _described(example_inputs)
+        return _described(example_inputs, values)
     except TypeError:
         return None
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, values: bool) -> Any:
     if isinstance(value, torch.Tensor):
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        form = {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        short = values and not (value.is_meta or value.dtype.is_floating_point or value.dtype.is_complex)
+        return {**form, "values": value.flatten().tolist()} if short and value.numel() <= MAX_VALUES else form
     if isinstance(value, tuple | list):
         kind = "examples" if isinstance(value, Examples) else "tuple" if isinstance(value, tuple) else "list"
-        return {kind: [_described(v) for v in value]}
+        return {kind: [_described(v, values) for v in value]}
     if isinstance(value, dict):
         if not all(isinstance(key, str) for key in value):
             raise TypeError("only names have a form in JSON")
-        return {"dict": {key: _described(v) for key, v in value.items()}}
+        return {"dict": {key: _described(v, values) for key, v in value.items()}}
     if value is None or isinstance(value, str | int | float):
         return {"plain": value}
     raise TypeError(f"a {type(value).__name__} has no form in JSON")
@@ -130,12 +140,15 @@ def _described(value: Any) -> Any:
 
 def imagined(description: Any, device: torch.device) -> Any:
     """Inputs of the form that `described` wrote down: random numbers in [0, 1), zeros for whole ones (which index
-    any table), and True.
+    any table), and True, where their values are not there.
 
     Raises:
         ValueError: it is no such description.
     """
     match description:
+        case {"tensor": [*shape], "dtype": str(name), "values": [*numbers]}:
+            empty = imagined({"tensor": shape, "dtype": name}, device)
+            return torch.tensor(numbers, dtype=empty.dtype, device=device).reshape(shape)
         case {"tensor": [*shape], "dtype": str(name)} if isinstance(dtype := getattr(torch, name, None), torch.dtype):
             if dtype.is_floating_point or dtype.is_complex:
                 generator = torch.Generator().manual_seed(0)

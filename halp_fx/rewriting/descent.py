@@ -22,7 +22,7 @@ def ancestry(model: nn.Module, example_inputs: Any = None) -> Origin:
         model: the dense network, or one that was pruned before.
         example_inputs: as for `trace`.
     """
-    before, now, inputs = origin_of(model), signature(model), described(example_inputs)
+    before, now, inputs = origin_of(model), signature(model), described(example_inputs, values=True)
     if before is None:
         return Origin(now, (), now, inputs)
     return replace(before, made=now, inputs=inputs or before.inputs)

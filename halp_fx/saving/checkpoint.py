@@ -2,7 +2,8 @@
 
     format     "halp_fx.checkpoint/1"
     network    the class, for the reader
-    origin     the dense network's tensors (names, shapes, dtypes, ties), the plans, the example inputs' shapes
+    origin     the dense network's tensors (names, shapes, dtypes, ties), the plans, the example inputs' shapes, and
+               few whole numbers among them
     report     `Report.to_json`, if there is one
     state      strides of tensors that are not laid out row by row, ties, parameters that are not trained, modes
     checksum   SHA-256 of all that and of every tensor

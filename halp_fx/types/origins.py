@@ -41,7 +41,8 @@ class Origin:
         dense: the network that was pruned first.
         plans: lead from it to this one, applied in turn. One, unless a pruned network was pruned again.
         made: what the last plan left.
-        inputs: shapes and dtypes of the example inputs (`model.inputs.described`); None where an image was inferred.
+        inputs: shapes and dtypes of the example inputs, and few whole numbers (`model.inputs.described`); None where an
+            image was inferred.
     """
 
     dense: Signature
