@@ -83,8 +83,10 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: the file is not there or not one of weights, or keys are missing, too many or of another shape.
     """
-    weights = _without_prefix(_read(path), set(model.state_dict()))
-    known = model.state_dict()
+    import torch
+
+    known = {name: t for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+    weights = _without_prefix(_read(path), set(known))
     missing = [k for k in known if k not in weights]
     extra = [k for k in weights if k not in known]
     shapes = [
@@ -98,7 +100,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} does not fit this {type(model).__name__} ({len(known)} tensors): " + "; ".join(wrong)
             + ". A model with another head: --set num_classes=…"
         )  # fmt: skip
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)  # What a module keeps beside tensors is no weight.
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:

@@ -66,6 +66,11 @@ def signature(model: nn.Module) -> Signature:
     )
 
 
+def state_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors in a network's state dict. What else it keeps there (`get_extra_state`) has none."""
+    return {name: tuple(t.shape) for name, t in model.state_dict().items() if isinstance(t, torch.Tensor)}
+
+
 def tensors_in(output: Any) -> list[torch.Tensor]:
     """The tensors in what a network puts out: in containers, in an object's attributes, in dataclasses in these."""
     return list(_inside(output, set(), outermost=True))

@@ -21,7 +21,7 @@ from ..errors import HalpError, ModelError, TrainingError
 from ..model.copying import copied
 from ..model.members import registered
 from ..model.preserving import preserved
-from ..model.tensors import overwrite
+from ..model.tensors import overwrite, state_shapes
 from ..rewriting.applying import rewrite
 from ..scoring.recalibrating import statistics
 from ..trials.trials import channel_groups
@@ -65,7 +65,7 @@ class Team:
             return
         if self.leads:
             logger.info("pruning in %d processes: the first decides, all must take part", self.size)
-        shapes = [(name, tuple(t.shape)) for name, t in model.state_dict().items()]
+        shapes = [*state_shapes(model).items()]
         self.meet("prune, or where a Pruner is made")
         with self.together():
             everyone = self.gather((type(model).__qualname__, shapes, asked))

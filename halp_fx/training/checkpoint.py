@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import TrainingError
+from ..model.tensors import state_shapes
 from ..pruning.networks import Network, Stop
 from ..pruning.records import Scoring, saliency_of, saliency_tensors, scoring_of
 from ..pruning.session import Session
@@ -37,7 +38,7 @@ class Identity:
 
     @classmethod
     def of(cls, model: nn.Module, asked: Mapping[str, Any], processes: int) -> Identity:
-        return cls({name: tuple(t.shape) for name, t in model.state_dict().items()}, dict(asked), processes)
+        return cls(state_shapes(model), dict(asked), processes)
 
     def to_state(self) -> dict[str, Any]:
         return {"format": FORMAT, "network": self.network, "asked": self.asked, "processes": self.processes}

@@ -22,7 +22,7 @@ from ..coupling.residual import find_branches
 from ..errors import TrainingError
 from ..kernels import SegmentLayout, channel_scores
 from ..scoring.gates import places_of
-from ..scoring.scored import Key, Weights, WeightSlots
+from ..scoring.scored import Key, Weights, WeightSlots, as_real
 from ..types import ChannelGroup, Coupling, Plan
 
 Look = tuple[torch.Size, torch.dtype, torch.device]
@@ -163,10 +163,10 @@ class Gathered:
         """Take in the gradients that are there, `scale` times too large."""
         tensors = [self.parameters.get(name) for _, name in self.keys]
         weights = [
-            torch.empty(s, dtype=torch.float32, device="cpu") if t is None else t
+            torch.empty(s, dtype=torch.float32, device="cpu") if t is None else as_real(t.detach())
             for t, s in zip(tensors, self.layout.shapes, strict=True)
         ]
-        grads = [None if t is None else t.grad for t in tensors]
+        grads = [None if t is None or t.grad is None else as_real(t.grad) for t in tensors]
         row = channel_scores(self.layout, weights, grads, "taylor_signed").float()
         self.rows = [*self.rows[1 - self.most :], row / scale if scale != 1.0 else row]
 

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import TrainingError
 from ..extras import missing
+from ..model.tensors import state_shapes
 from ..pruning.budgets import BudgetLike
 from .checkpoint import cut_in
 from .pruner import Pruner
@@ -89,5 +90,5 @@ class PrunerCallback(TrainerCallback):
 
 def _explain(model: nn.Module, state: Mapping[str, Any], *_: Any) -> None:
     """Raises TrainingError if a checkpoint's network was cut."""
-    if cut_in(state, {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}):
+    if cut_in(state, state_shapes(model)):
         raise TrainingError(_FROM_START)

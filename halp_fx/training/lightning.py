@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import TrainingError
 from ..extras import missing
 from ..model.copying import copied
+from ..model.tensors import state_shapes
 from ..pruning.budgets import BudgetLike
 from ..types import Plan
 from .checkpoint import apart_from
@@ -168,7 +169,7 @@ class PrunerCallback(Callback):
                 network.
         """
         state, held = checkpoint["state_dict"], checkpoint.get("callbacks", {}).get(self.state_key) or {}
-        here = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        here = state_shapes(module)
         apart = apart_from(state, here)
         if not apart:
             return

@@ -13,6 +13,7 @@ from ..errors import TrainingError
 from ..internals import tree_map
 from ..model.inputs import normalize_examples
 from ..model.naming import Ignored, ignored_names
+from ..model.tensors import state_shapes
 from ..rewriting.descent import ancestry, descend
 from ..rewriting.slicing import cuts_of, sliced
 from ..trials.trials import channel_groups
@@ -60,7 +61,7 @@ def fit_to(pruner: Pruner, state: dict[str, Any], prefix: str, held: Mapping[str
         TrainingError: they are of a network with other channels.
     """
     own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
-    here = {name: tuple(tensor.shape) for name, tensor in pruner.model.state_dict().items()}
+    here = state_shapes(pruner.model)
     apart = apart_from(own, here)
     if not apart:
         return

@@ -226,6 +226,20 @@ def test_weights_in_safetensors(tmp_path):
     assert torch.equal(model[0].weight, trained[0].weight)
 
 
+def test_what_a_module_keeps_beside_tensors_is_no_weight(tmp_path):
+    class Counting(nn.Linear):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            raise AssertionError("weights are read, and nothing else")
+
+    one, other = Counting(3, 4), Counting(3, 4)
+    torch.save(one.state_dict(), tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert torch.equal(one.weight, other.weight)
+
+
 def test_weights_of_another_network_are_named(tmp_path):
     model = make_model("nets.py:make")
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from test_pruner import CALL, adam, batches, masked_slots, sgd
+from test_pruner import CALL, adam, batches, masked_slots, sgd, train
 from test_rebind import X, network
 from torch import nn
 from torch.nn import functional as F
@@ -285,3 +285,63 @@ def test_frozen_layers_stay_frozen_and_norms_in_eval_mode(regrow):
     assert not any(p.requires_grad or p.grad is not None for p in frozen)
     assert not model[1].training
     assert model[3].bn2.training
+
+
+class Counting(nn.Sequential):
+    """Keeps something beside tensors in its state dict."""
+
+    calls = 3
+
+    def get_extra_state(self):
+        return {"calls": self.calls}
+
+    def set_extra_state(self, state):
+        self.calls = state["calls"]
+
+
+def test_what_is_no_tensor_in_a_state_dict_has_no_shape():
+    model = Counting(*network()).train()
+    optimizer, average = sgd(model), swa_utils.AveragedModel(model)
+    pruner = halp_fx.Pruner(model, 0.4, X[:1], optimizer=optimizer, averages=[average], **CALL)
+    state = pruner.state_dict()
+    for x, y in batches(14):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        pruner.step()
+        optimizer.step()
+    pruner.finish()
+    assert [p.shape for p in average.module.parameters()] == [p.shape for p in model.parameters()]
+    assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in network().parameters())
+    other = Counting(*network())
+    halp_fx.Pruner(other, 0.4, X[:1], optimizer=sgd(other), **CALL).load_state_dict(state)
+
+
+class Frequencies(nn.Module):
+    """A layer over frequencies, as in a Fourier neural operator, with complex weights or with pairs of numbers."""
+
+    def __init__(self, pairs):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 1)
+        weight = torch.randn(8, 12, 8, 5, dtype=torch.complex128) / 8
+        self.weight = nn.Parameter(torch.view_as_real(weight).clone() if pairs else weight)
+        self.more = nn.Conv2d(12, 8, 1)
+
+    def forward(self, x):
+        weight = self.weight if self.weight.is_complex() else torch.view_as_complex(self.weight)
+        modes = torch.einsum("bihw,iohw->bohw", torch.fft.rfft2(self.first(x)), weight)
+        return self.last(self.more(torch.fft.irfft2(modes, s=x.shape[2:])).relu()).mean((2, 3))
+
+
+@pytest.mark.parametrize("mode", ["shrink", "mask"])
+def test_complex_weights_are_valued_as_pairs_of_numbers(mode):
+    plans = []
+    for pairs in (False, True):
+        model = Frequencies(pairs).double().train()
+        optimizer = sgd(model)
+        pruner = halp_fx.Pruner(model, 0.6, X[:1], optimizer=optimizer, mode=mode, **CALL)
+        train(model, optimizer, pruner, batches(14))
+        pruner.finish()
+        plans.append(dict(pruner.plan))
+        assert sum(p.numel() for p in model.parameters()) < sum(p.numel() for p in Frequencies(pairs).parameters())
+    assert plans[0] == plans[1]
