@@ -36,11 +36,19 @@ def shrink(model: nn.Module, plan: Plan, coupling: Coupling) -> nn.Module:
 
 
 def empty_caches(small: nn.Module, coupling: Coupling) -> None:
-    """Take tensors out of the caches of a copy: they were made at the original's widths, and will be made again."""
+    """Take tensors out of the caches of a copy: they were made at the original's widths, or by a forward that ran since
+    it was recorded, and will be made again."""
     modules = dict(small.named_modules())
-    for module, attribute in coupling.traced.caches:
-        table = getattr(modules.get(module), attribute, None)
-        if isinstance(table, dict):
+    for module, attribute, before in coupling.traced.caches:
+        owner = modules.get(module)
+        table = getattr(owner, attribute, None)
+        if owner is None or table is None:
+            continue
+        if before == "None":
+            setattr(owner, attribute, None)
+        elif before == "missing":
+            delattr(owner, attribute)
+        elif isinstance(table, dict):
             for key in [k for k, v in table.items() if isinstance(v, torch.Tensor)]:
                 del table[key]
 

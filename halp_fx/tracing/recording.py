@@ -202,16 +202,30 @@ def _names_device(key: Any) -> bool:
     return isinstance(key, torch.device) or (isinstance(key, tuple) and any(map(_names_device, key)))
 
 
-def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
-    """Dictionaries in attributes that have new tensors after the forward of a copy, where the original may have
-    something of its own width, under the same key or another. `lost`: those of which the copy had lost some."""
-    found = []
+def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple[tuple[str, str, str], ...]:
+    """Attributes that have new tensors after the forward of a copy, and dictionaries in attributes, where the original
+    may have something of its own width later on, under the same key or another. `lost`: those of which the copy had
+    lost some."""
+    found = [
+        (name, attribute, "None" if attribute in before else "missing")
+        for name, module in Members.of(used).modules.items()
+        for before, after in _attributes(live.modules.get(name), module)
+        for attribute, value in after.items()
+        if value is not None and before.get(attribute) is None and not isinstance(value, dict)
+        if attribute not in INTERNAL and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+    ]
     for name, attribute, table in _tables(used):
         before = vars(live.modules[name]) if name in live.modules else {}
         known = () if (name, attribute) in lost else before.get(attribute, ())
         if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
-            found.append((name, attribute))
+            found.append((name, attribute, "table"))
     return tuple(found)
+
+
+def _attributes(before: nn.Module | None, after: nn.Module) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The attributes of a module and its buffers, before a forward and after it."""
+    yield {} if before is None else vars(before), vars(after)
+    yield {} if before is None else before._buffers, after._buffers
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, str, dict[Any, Any]]]:

@@ -43,7 +43,8 @@ class Traced:
         on_meta: recorded on meta tensors: the forward needs no values.
         run: what was run.
         reads: values that the program took out of tensors, other than constants.
-        caches: dictionaries in attributes, by module and name, that the forward put tensors into.
+        caches: attributes, by module and name, that the forward put tensors into: dictionaries ("table"), and what
+            was "None" or "missing" before.
     """
 
     graph: fx.Graph
@@ -53,7 +54,7 @@ class Traced:
     on_meta: bool = False
     run: Run = field(default_factory=Run)
     reads: tuple[ValueRead, ...] = ()
-    caches: tuple[tuple[str, str], ...] = ()
+    caches: tuple[tuple[str, str, str], ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Operators cannot be pickled, and classes that were made inside a function cannot be found again.
