@@ -39,15 +39,16 @@ def empty_caches(small: nn.Module, coupling: Coupling) -> None:
     """Take tensors out of the caches of a copy: they were made at the original's widths, or by a forward that ran since
     it was recorded, and will be made again."""
     modules = dict(small.named_modules())
-    for module, attribute, before in coupling.traced.caches:
-        owner = modules.get(module)
-        table = getattr(owner, attribute, None)
-        if owner is None or table is None:
+    for cache in coupling.traced.caches:
+        owner = modules.get(cache.module)
+        held: Any = {} if owner is None else owner._buffers if cache.attribute in owner._buffers else vars(owner)
+        if cache.attribute not in held:
             continue
-        if before == "None":
-            setattr(owner, attribute, None)
-        elif before == "missing":
-            delattr(owner, attribute)
+        table = held[cache.attribute]
+        if cache.before == "value":
+            held[cache.attribute] = cache.value
+        elif cache.before == "missing":
+            del held[cache.attribute]
         elif isinstance(table, dict):
             for key in [k for k, v in table.items() if isinstance(v, torch.Tensor)]:
                 del table[key]

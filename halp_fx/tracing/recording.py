@@ -31,7 +31,7 @@ from ..model.preserving import (
     uncollected,
     unsynchronised,
 )
-from ..types import Run, TensorSpec, Traced
+from ..types import Cache, Run, TensorSpec, Traced
 from .calls import Failing
 from .leaks import Emptied, MetaWatch, ValueWatch, emptied
 from .opaque import closed
@@ -202,30 +202,42 @@ def _names_device(key: Any) -> bool:
     return isinstance(key, torch.device) or (isinstance(key, tuple) and any(map(_names_device, key)))
 
 
-def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple[tuple[str, str, str], ...]:
-    """Attributes that have new tensors after the forward of a copy, and dictionaries in attributes, where the original
-    may have something of its own width later on, under the same key or another. `lost`: those of which the copy had
-    lost some."""
-    found = [
-        (name, attribute, "None" if attribute in before else "missing")
-        for name, module in Members.of(used).modules.items()
-        for before, after in _attributes(live.modules.get(name), module)
-        for attribute, value in after.items()
-        if value is not None and before.get(attribute) is None and not isinstance(value, dict)
-        if attribute not in INTERNAL and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
-    ]
+def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple[Cache, ...]:
+    """Attributes that have new tensors after the forward of a copy, with what tells beside these that they are there
+    (the size that a grid is for), and dictionaries in attributes. The original may have something of its own width
+    there later on, under the same key or another. `lost`: dictionaries of which the copy had lost some."""
+    found = []
+    for name, module in Members.of(used).modules.items():
+        made = [*_made(live.modules.get(name), module)]
+        if any(map(_has_tensors, (value for _, value in made))):
+            found += [Cache(name, *cache) for cache, _ in made]
     for name, attribute, table in _tables(used):
         before = vars(live.modules[name]) if name in live.modules else {}
         known = () if (name, attribute) in lost else before.get(attribute, ())
         if any(isinstance(v, torch.Tensor) for k, v in table.items() if k not in known):
-            found.append((name, attribute, "table"))
+            found.append(Cache(name, attribute, "table"))
     return tuple(found)
 
 
-def _attributes(before: nn.Module | None, after: nn.Module) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """The attributes of a module and its buffers, before a forward and after it."""
-    yield {} if before is None else vars(before), vars(after)
-    yield {} if before is None else before._buffers, after._buffers
+def _made(before: nn.Module | None, after: nn.Module) -> Iterator[tuple[tuple[str, str, Any], Any]]:
+    """Tensors and plain values in attributes and buffers that were missing, None or plain before a forward."""
+    for name in ("", "_buffers"):
+        then, now = ({} if m is None else vars(m)[name] if name else vars(m) for m in (before, after))
+        for attribute, value in now.items():
+            old = then.get(attribute)
+            if attribute in INTERNAL or value is None or isinstance(value, dict) or not _is_plain(old):
+                continue
+            if _has_tensors(value) or (_is_plain(value) and value != old):
+                yield (attribute, "value" if attribute in then else "missing", old), value
+
+
+def _has_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether something may tell what a cache is for, or that there is none. Not whole numbers, which count."""
+    return value is None or (isinstance(value, tuple) and all(isinstance(n, int | float) for n in value))
 
 
 def _tables(model: nn.Module) -> Iterator[tuple[str, str, dict[Any, Any]]]:

@@ -6,7 +6,7 @@ from .mismatches import Mismatch
 from .origins import Origin, Signature
 from .plans import Channels, Plan
 from .records import RECORD, Record, TensorSpec
-from .runs import FailedCall, ModuleCall, Run, ValueRead
+from .runs import Cache, FailedCall, ModuleCall, Run, ValueRead
 from .values import (
     CONSTANT,
     SCORED,
@@ -39,6 +39,7 @@ __all__ = [
     "SCORED",
     "AttributeEdit",
     "Axis",
+    "Cache",
     "ChannelGroup",
     "ChannelMap",
     "Channels",

@@ -35,6 +35,21 @@ class ModuleCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Cache:
+    """An attribute of a module that the forward put something into.
+
+    Attributes:
+        before: a "table" (a dictionary), "missing", or the "value" that it had.
+        value: that one: None, or a tuple of numbers.
+    """
+
+    module: str
+    attribute: str
+    before: str
+    value: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """How a forward was run to be recorded.
 

@@ -20,7 +20,7 @@ from .dependencies import DependencyGraph
 from .pickling import importable, packed, unpacked
 from .plans import Channels, Making, Plan
 from .records import TensorSpec
-from .runs import ModuleCall, Run, ValueRead
+from .runs import Cache, ModuleCall, Run, ValueRead
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -43,8 +43,7 @@ class Traced:
         on_meta: recorded on meta tensors: the forward needs no values.
         run: what was run.
         reads: values that the program took out of tensors, other than constants.
-        caches: attributes, by module and name, that the forward put tensors into: dictionaries ("table"), and what
-            was "None" or "missing" before.
+        caches: attributes that the forward put tensors into, and what it keeps beside these.
     """
 
     graph: fx.Graph
@@ -54,7 +53,7 @@ class Traced:
     on_meta: bool = False
     run: Run = field(default_factory=Run)
     reads: tuple[ValueRead, ...] = ()
-    caches: tuple[tuple[str, str, str], ...] = ()
+    caches: tuple[Cache, ...] = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Operators cannot be pickled, and classes that were made inside a function cannot be found again.
