@@ -220,14 +220,14 @@ def _caches(used: nn.Module, live: Members, lost: set[tuple[str, str]]) -> tuple
 
 
 def _made(before: nn.Module | None, after: nn.Module) -> Iterator[tuple[tuple[str, str, Any], Any]]:
-    """Tensors and plain values in attributes and buffers that were missing, None or plain before a forward."""
+    """Tensors, and what tells what they are for, in attributes and buffers that had no tensors before a forward."""
     for name in ("", "_buffers"):
         then, now = ({} if m is None else vars(m)[name] if name else vars(m) for m in (before, after))
         for attribute, value in now.items():
             old = then.get(attribute)
-            if attribute in INTERNAL or value is None or isinstance(value, dict) or not _is_plain(old):
+            if attribute in INTERNAL or value is None or isinstance(value, dict) or not _is_key(old):
                 continue
-            if _has_tensors(value) or (_is_plain(value) and value != old):
+            if _has_tensors(value) or (_is_key(value) and value != old):
                 yield (attribute, "value" if attribute in then else "missing", old), value
 
 
@@ -235,7 +235,7 @@ def _has_tensors(value: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(value))
 
 
-def _is_plain(value: Any) -> bool:
+def _is_key(value: Any) -> bool:
     """Whether something may tell what a cache is for, or that there is none. Not whole numbers, which count."""
     return value is None or (isinstance(value, tuple) and all(isinstance(n, int | float) for n in value))
 

@@ -38,7 +38,7 @@ def test_a_list_of_commands_fits_a_narrow_terminal(group, commands):
         (("prune", *COUNTED, "--budget", "50%", "--weights", "none.pt"), 1, "there is no file none.pt"),
         (("prune", *COUNTED, "--budget", "50%", "--out", "nets.py"), 1, "nothing can be written to nets.py"),
         (("prune", *COUNTED, "--budget", "1%"), 3, "a budget of 1.11 k MACs (1% of dense) cannot"),
-        (("prune", *COUNTED, "--budget", "50%", "--min-keep", "7"), 2, "--min-keep"),
+        (("prune", *COUNTED, "--budget", "50%", "--min-keep", "7"), 2, "less than or equal to 1"),
         (("prune", *COUNTED, "--budget", "latency=4ms"), 1, "as the cost (--cost) is macs"),
         (("prune", *COUNTED, "--budget", "50%", "--effort", "thorough"), 1, "--effort thorough judges networks by"),
         (("sweep", *COUNTED, "--budgets", ","), 1, "names none: write them with commas between"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from oracle import Net
 from test_saving import X, assert_same, image, pruned
 from torch import nn
 
@@ -97,3 +98,15 @@ def test_what_was_folded_for_deployment_is_told(tmp_path):
     small[0], small[1] = nn.utils.fuse_conv_bn_eval(small[0], small[1]), nn.Identity()
     with pytest.raises(CheckpointError, match=r"fold and quantise it after halp_fx\.load"):
         halp_fx.save(small, tmp_path / "a")
+
+
+def test_whole_numbers_that_a_forward_decides_by_are_remembered(tmp_path):
+    def forward(m, given):
+        x, count, off = given
+        return x if off.any() else m.b(m.a(x[:, : int(count)]).relu())
+
+    net = Net(forward, a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(8, 4, 1)).eval()
+    given = (image(8), torch.tensor([2]), torch.tensor([[False]]))
+    small = pruned(net, (given, {}))
+    halp_fx.save(small, tmp_path / "a")
+    assert_same(small, halp_fx.load(tmp_path / "a", net), given)

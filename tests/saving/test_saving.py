@@ -380,18 +380,6 @@ def test_a_plan_takes_newer_weights(tmp_path):
     assert not hasattr(back, "halp")
 
 
-def test_whole_numbers_that_a_forward_decides_by_are_remembered(tmp_path):
-    def forward(m, given):
-        x, count, off = given
-        return x if off.any() else m.b(m.a(x[:, : int(count)]).relu())
-
-    net = Net(forward, a=nn.Conv2d(2, 8, 3), b=nn.Conv2d(8, 4, 1)).eval()
-    given = (image(8), torch.tensor([2]), torch.tensor([[False]]))
-    small = pruned(net, (given, {}))
-    halp_fx.save(small, tmp_path / "a")
-    assert_same(small, halp_fx.load(tmp_path / "a", net), given)
-
-
 def test_inputs_of_every_form_are_remembered(tmp_path):
     def forward(m, given):
         return m.b(m.a(given["x"]).relu() * given["scale"][0]) + given["rows"][1].sum()
